@@ -1,0 +1,7 @@
+"""Vision transformers whose attention is an image filter. Importing this package registers its models with timm."""
+
+from .models import FilterVisionTransformer, LayerSpec
+
+__version__ = "0.1.0"
+
+__all__ = ["FilterVisionTransformer", "LayerSpec", "__version__"]

@@ -1,0 +1,124 @@
+"""Filters: from log-weights to the linear operator A that smooths values.
+
+``A_ij = K_ij / sum_j K_ij``, Milanfar's ``W = D^-1 K``: a softmax over log K, row-stochastic.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .terms import Terms, lift
+
+
+class Operator(NamedTuple):
+    """A filter with its weights frozen: what boosting applies several times.
+
+    Attributes:
+        q: Lifted query columns ``[B, H, N, C]``.
+        k: Lifted key columns ``[B, H, N, C]``.
+        mask: Dense log-weights or boolean mask, broadcastable to ``[B, H, N, N]``, or None.
+        weights: Dense A ``[B, H, N, N]``, dropout applied, if the filter is not fused; else None.
+        is_causal: Token i sees tokens 0 to i only.
+    """
+
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+    weights: Tensor | None
+    is_causal: bool
+
+
+class SoftmaxFilter(nn.Module):
+    """The exact, row-stochastic filter ``A = softmax(log K)``.
+
+    Args:
+        fused: Apply A through `torch.nn.functional.scaled_dot_product_attention`, never forming it. Otherwise A is a dense
+            tensor, in plain code: the reference, the way to hook it, and the only way to drop the same weights in each pass
+            of a boosted filter (the fused way draws them anew).
+        dropout: Probability of dropping a weight in training.
+    """
+
+    fused: Final[bool]
+
+    def __init__(self, fused: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fused = fused
+        self.attn_drop = nn.Dropout(dropout)
+
+    def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Operator:
+        """Freeze the operator of ``terms``.
+
+        Args:
+            terms: Factored log-weights.
+            mask: Boolean (True: may be seen) or additive log-weights, broadcastable to ``[B, H, N, N]``.
+            is_causal: Token i sees tokens 0 to i only.
+        """
+        q, k = lift(terms)
+        mask = _merge(terms.bias, mask)
+        if self.fused:
+            return Operator(q, k, mask, None, is_causal)
+        return Operator(q, k, mask, self.attn_drop(_dense_weights(q, k, mask, is_causal)), is_causal)
+
+    def smooth(self, operator: Operator, v: Tensor) -> Tensor:
+        """``A v`` for values ``[B, H, N, D]``, in their type."""
+        weights = operator.weights
+        if weights is not None:
+            return weights.to(v.dtype) @ v
+        dropout = self.attn_drop.p if self.training else 0.0
+        return _fused_smooth(operator.q, operator.k, v, operator.mask, dropout, operator.is_causal)
+
+    def weights(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """The dense operator A, ``[B, H, N, N]`` in float32 or float64, without dropout."""
+        q, k = lift(terms)
+        return _dense_weights(q, k, _merge(terms.bias, mask), is_causal)
+
+
+def _merge(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """A dense bias and a mask as one."""
+    if bias is None:
+        return mask
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, float("-inf"))
+    return bias + mask
+
+
+def _dense_weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Softmax over explicit log-weights, in float32 at least."""
+    if q.dtype == torch.float16 or q.dtype == torch.bfloat16:
+        q, k = q.float(), k.float()
+    log_weights = q @ k.transpose(-2, -1)
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            log_weights = log_weights.masked_fill(~mask, float("-inf"))
+        else:
+            log_weights = log_weights + mask
+    if is_causal:
+        length = log_weights.shape[-1]
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        log_weights = log_weights.masked_fill(future, float("-inf"))
+    return log_weights.softmax(dim=-1)
+
+
+def pad_columns(x: Tensor, width: int) -> Tensor:
+    """``x`` with zero columns appended up to ``width``."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+
+
+def _fused_smooth(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool) -> Tensor:
+    """Scaled dot-product attention; v is padded to the width of q and k, without which CPUs leave the fused path."""
+    width = v.shape[-1]
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    padded = pad_columns(v, q.shape[-1])
+    smoothed = F.scaled_dot_product_attention(q, k, padded, mask, dropout, is_causal, scale=1.0)
+    return smoothed[..., :width]
+
+
+torch.fx.wrap("lift")
+torch.fx.wrap("_merge")
+torch.fx.wrap("_dense_weights")
+torch.fx.wrap("_fused_smooth")

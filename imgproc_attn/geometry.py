@@ -1,0 +1,71 @@
+"""Where tokens are: coordinates of patches, and which tokens are no patches at all."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """The positions of a token sequence.
+
+    Attributes:
+        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the centre of the grid (so
+            they are whole or half numbers, exact in every floating-point type up to a side of 256). Zero for prefix
+            tokens, which have no place.
+        is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).
+        grid_size: (height, width) of the grid the patches were taken from, in patches.
+        stream: ``[1 or B, N, C]`` position vectors carried beside the content of the tokens, for positions that are
+            never added to them; zero for prefix tokens. None where no such positions are used.
+    """
+
+    coordinates: Tensor
+    is_patch: Tensor
+    grid_size: tuple[int, int]
+    stream: Tensor | None = None
+
+
+def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor) -> Geometry:
+    """Geometry of a ``height x width`` grid in row-major order, behind ``num_prefix_tokens`` tokens without a place.
+
+    Args:
+        height: Rows of the grid, in patches.
+        width: Columns of the grid, in patches.
+        num_prefix_tokens: Class and register tokens in front of the patches.
+        like: Any tensor on the device wanted.
+    """
+    y = torch.arange(height, device=like.device, dtype=torch.float32) - (height - 1) / 2
+    x = torch.arange(width, device=like.device, dtype=torch.float32) - (width - 1) / 2
+    grid = torch.stack([y[:, None].expand(height, width), x[None, :].expand(height, width)], dim=-1)
+    patches = grid.reshape(1, height * width, 2)
+    prefix = torch.zeros(1, num_prefix_tokens, 2, device=like.device, dtype=torch.float32)
+    is_patch = torch.ones(num_prefix_tokens + height * width, device=like.device, dtype=torch.float32)
+    is_patch[:num_prefix_tokens] = 0.0
+    return Geometry(torch.cat([prefix, patches], dim=1), is_patch, (height, width), None)
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (``[B, K]``) of ``table`` (``[1 or B, N, C]``)."""
+    table = table.expand(index.shape[0], -1, -1)
+    return table.gather(1, index.unsqueeze(-1).expand(-1, -1, table.shape[2]))
+
+
+def keep_patches(geometry: Geometry, keep: Tensor) -> Geometry:
+    """Geometry of the tokens that patch dropout has kept.
+
+    Args:
+        geometry: Of all tokens.
+        keep: ``[B, K]`` indices into the patches (prefix tokens not counted), as timm's
+            ``PatchDropoutWithIndices`` returns them; prefix tokens are always kept.
+    """
+    num_patches = geometry.grid_size[0] * geometry.grid_size[1]
+    num_prefix = geometry.is_patch.shape[0] - num_patches
+    prefix = torch.arange(num_prefix, device=keep.device).expand(keep.shape[0], -1)
+    index = torch.cat([prefix, keep + num_prefix], dim=1)
+    stream = geometry.stream
+    return Geometry(
+        _take(geometry.coordinates, index),
+        geometry.is_patch[: index.shape[1]],
+        geometry.grid_size,
+        None if stream is None else _take(stream, index),
+    )

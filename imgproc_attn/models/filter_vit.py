@@ -1,0 +1,316 @@
+"""The vision transformer whose attention is a filter: timm's, with the seams of this library open by keyword."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple, use_fused_attn
+from timm.models import VisionTransformer, build_model_with_cfg
+from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..filters import SoftmaxFilter
+from ..geometry import Geometry, grid_geometry, keep_patches
+from ..layers import FilterAttention, FilterBlock
+from ..projections import QueryKeyValue
+from .seams import KERNELS, RESIDUALS, LayerSpec, Positions, Spec, _dot_product, _plain, resolve, resolve_positions
+
+
+class FilterVisionTransformer(VisionTransformer):
+    """Vision transformer with filters for attention. All of timm's `VisionTransformer`, and the seams:
+
+    Args:
+        kernel: Kernel on features: ``"dot_product"`` or ``"gaussian_range"``.
+        positions: One or several of ``"absolute"`` (learned, added to the tokens), ``"spatial_gaussian"``, ``"untied"``;
+            or ``"none"``.
+        residual: Boosting: ``"plain"`` or ``"twicing"``.
+        fused_attn: Whether filters are applied fused or as dense weights. Default: timm's switch (`set_fused_attn`,
+            ``TIMM_FUSED_ATTN``), read once, here.
+        **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
+
+    A seam is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.seams`).
+
+    Raises:
+        ValueError: Unknown names or options, members that exclude each other, or an argument the seams decide.
+    """
+
+    carry_positions: Final[bool]
+
+    def __init__(
+        self,
+        *,
+        kernel: Spec = "dot_product",
+        positions: Spec | Iterable[Spec] | None = "absolute",
+        residual: Spec = "plain",
+        fused_attn: bool | None = None,
+        depth: int = 12,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        patch_drop_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
+            if name in kwargs:
+                raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
+        where = resolve_positions(positions, depth)
+        block_fn = partial(
+            build_block,
+            kernel=resolve("kernel", kernel, KERNELS, _dot_product, depth),
+            positions=where,
+            residual=resolve("residual", residual, RESIDUALS, _plain, depth),
+            grid_size=_grid_size(img_size, patch_size),
+            fused=use_fused_attn() if fused_attn is None else fused_attn,
+        )
+        if where.table and not where.added:
+            kwargs["no_embed_class"] = True  # untied positions: a table of patches only
+        super().__init__(
+            depth=depth,
+            img_size=img_size,
+            patch_size=patch_size,
+            patch_drop_rate=patch_drop_rate,
+            pos_embed="learn" if where.table else "none",
+            block_fn=block_fn,
+            **kwargs,
+        )
+        self.blocks = nn.ModuleList(self.blocks)  # blocks take more than one argument, which a Sequential cannot hand on
+        self.carry_positions = where.table and not where.added
+        self.patch_drop = PatchDropoutWithIndices(patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Geometry]:
+        """Images ``[B, C, H, W]`` to the tokens of the first block and their geometry."""
+        patch_embed = self.patch_embed
+        x = _check_images(x, self.in_chans, patch_embed.img_size, patch_embed.patch_size, self._size_rule)
+        x = patch_embed(x)
+        height, width = patch_embed.grid_size
+        if self.dynamic_img_size:
+            height, width = x.shape[1], x.shape[2]
+        geometry = grid_geometry(height, width, self.num_prefix_tokens, x)
+        if self.carry_positions:
+            geometry = _with_stream(geometry, self._position_stream(height, width))
+            x = self.pos_drop(self._prepend_prefix(x.flatten(1, -2)))
+        else:
+            x = self._pos_embed(x)
+        x, keep = self.patch_drop(x)
+        if keep is not None:
+            geometry = keep_patches(geometry, keep)
+        return self.norm_pre(x), geometry
+
+    def _prepend_prefix(self, x: Tensor) -> Tensor:
+        """Class and register tokens in front of the patches."""
+        tokens = [x]
+        if self.reg_token is not None:
+            tokens.insert(0, self.reg_token.expand(x.shape[0], -1, -1))
+        if self.cls_token is not None:
+            tokens.insert(0, self.cls_token.expand(x.shape[0], -1, -1))
+        return torch.cat(tokens, dim=1)
+
+    def _position_stream(self, height: int, width: int) -> Tensor:
+        """The table of untied positions at this grid, zero for prefix tokens."""
+        table = self.pos_embed
+        if self.dynamic_img_size:
+            table = resample_abs_pos_embed(table, (height, width), self.patch_embed.grid_size, num_prefix_tokens=0)
+        return F.pad(table, (0, 0, self.num_prefix_tokens, 0))
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x, geometry = self._embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                # never the re-entrant kind: the geometry may hold tensors that need gradients
+                x = checkpoint(block, x, geometry, attn_mask, is_causal, use_reentrant=False)
+            else:
+                x = block(x, geometry, attn_mask, is_causal)
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Features of some blocks, and the final ones. Arguments and results are those of timm's `VisionTransformer`.
+
+        Raises:
+            ValueError: Unknown ``output_fmt``, or ``NCHW`` asked for while patch dropout removes patches.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}, but must be 'NCHW' or 'NLC'.")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        height, width = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        x, geometry = self._embed(x)
+        if output_fmt == "NCHW" and x.shape[1] != self.num_prefix_tokens + height * width:
+            raise ValueError(
+                f"output_fmt='NCHW' needs all {height * width} patches, but patch dropout kept "
+                f"{x.shape[1] - self.num_prefix_tokens}; use output_fmt='NLC', or set patch_drop_rate=0."
+            )
+        features = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            if self.grad_checkpointing:
+                x = checkpoint(block, x, geometry, attn_mask, is_causal, use_reentrant=False)
+            else:
+                x = block(x, geometry, attn_mask, is_causal)
+            if i in take:
+                features.append(self.norm(x) if norm else x)
+        prefix = [y[:, : self.num_prefix_tokens] for y in features] if self.num_prefix_tokens else None
+        features = [y[:, self.num_prefix_tokens :] for y in features]
+        if output_fmt == "NCHW":
+            features = [y.transpose(1, 2).reshape(y.shape[0], -1, height, width).contiguous() for y in features]
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": features}
+            if prefix is not None and return_prefix_tokens:
+                result["image_intermediates_prefix"] = prefix
+            if not intermediates_only:
+                result["image_features"] = self.norm(x)
+            return result
+        if prefix is not None and return_prefix_tokens:
+            features = list(zip(features, prefix))
+        return features if intermediates_only else (self.norm(x), features)
+
+    @torch.jit.ignore
+    def attention_weights(self, x: Tensor, layers: Sequence[int] | None = None) -> dict[int, Tensor]:
+        """The dense filters A of some layers for images ``x``, whether or not the model is fused.
+
+        Args:
+            x: Images ``[B, C, H, W]``, normalised as the model expects.
+            layers: Block indices, negative ones from the end; all by default.
+
+        Returns:
+            ``{layer: [B, num_heads, N, N]}``; rows sum to 1. A is the filter before boosting.
+        """
+        depth = len(self.blocks)
+        wanted = {i % depth for i in (range(depth) if layers is None else layers)}
+        x, geometry = self._embed(x)
+        maps = {}
+        for i, block in enumerate(self.blocks):
+            if i in wanted:
+                maps[i] = block.attn.weights(block.norm1(x), geometry)
+            x = block(x, geometry)
+        return maps
+
+    @property
+    def _size_rule(self) -> str:
+        if not self.dynamic_img_size:
+            return "fixed"
+        return "padded" if self.patch_embed.dynamic_img_pad else "divisible"
+
+
+def build_block(
+    dim: int,
+    num_heads: int,
+    depth: int,
+    *,
+    kernel: Callable[[LayerSpec], nn.Module],
+    positions: Positions,
+    residual: Callable[[LayerSpec], nn.Module],
+    grid_size: tuple[int, int],
+    fused: bool,
+    norm_layer: Callable[..., nn.Module],
+    act_layer: Callable[..., nn.Module],
+    mlp_layer: Callable[..., nn.Module] = Mlp,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
+    qk_norm: bool = False,
+    scale_attn_norm: bool = False,
+    scale_mlp_norm: bool = False,
+    proj_bias: bool = True,
+    proj_drop: float = 0.0,
+    attn_drop: float = 0.0,
+    init_values: float | None = None,
+    drop_path: float = 0.0,
+    attn_layer: Any = None,
+    device=None,
+    dtype=None,
+) -> FilterBlock:
+    """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the seams' factories."""
+    dd = {"device": device, "dtype": dtype}
+    qkv = QueryKeyValue(dim, num_heads, qkv_bias, **dd)
+    layer = LayerSpec(depth, dim, num_heads, qkv.head_dim, grid_size, device, dtype)
+    members = [member for factory in positions.factories if (member := factory(layer)) is not None]
+    attn = FilterAttention(
+        qkv,
+        kernel(layer),
+        members,
+        SoftmaxFilter(fused, attn_drop),
+        residual(layer),
+        nn.Linear(dim, dim, bias=proj_bias, **dd),
+        q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
+        k_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
+        norm=norm_layer(dim, **dd) if scale_attn_norm else None,
+        proj_drop=proj_drop,
+    )
+    mlp = mlp_layer(
+        in_features=dim,
+        hidden_features=int(dim * mlp_ratio),
+        act_layer=act_layer,
+        norm_layer=norm_layer if scale_mlp_norm else None,
+        bias=proj_bias,
+        drop=proj_drop,
+        **dd,
+    )
+    return FilterBlock(dim, attn, mlp, norm_layer, init_values, drop_path, **dd)
+
+
+def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """What the registered names call: timm's builder with this model class."""
+    out_indices = kwargs.pop("out_indices", 3)
+    return build_model_with_cfg(
+        FilterVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_strict=True,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    (height, width), (patch_y, patch_x) = to_2tuple(img_size), to_2tuple(patch_size)
+    if height % patch_y or width % patch_x:
+        raise ValueError(
+            f"img_size {height} x {width} is not divisible by patch_size {patch_y} x {patch_x}; "
+            f"use {max(height // patch_y, 1) * patch_y} x {max(width // patch_x, 1) * patch_x}, or another patch_size."
+        )
+    return height // patch_y, width // patch_x
+
+
+def _with_stream(geometry: Geometry, stream: Tensor) -> Geometry:
+    return Geometry(geometry.coordinates, geometry.is_patch, geometry.grid_size, stream)
+
+
+def _check_images(
+    x: Tensor, in_chans: int, img_size: tuple[int, int] | None, patch_size: tuple[int, int], size_rule: str
+) -> Tensor:
+    """``x`` if the model can take it."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f"Images of shape {list(x.shape)} given, but the model takes [batch, {in_chans}, height, width]; "
+            f"create it with in_chans= for another number of channels."
+        )
+    height, width = x.shape[2], x.shape[3]
+    if size_rule == "fixed" and img_size is not None and (height != img_size[0] or width != img_size[1]):
+        raise ValueError(
+            f"Images of {height} x {width} given, but the model was built for {img_size[0]} x {img_size[1]}; resize them, "
+            f"call set_input_size(), or create the model with dynamic_img_size=True."
+        )
+    if size_rule == "divisible" and (height % patch_size[0] != 0 or width % patch_size[1] != 0):
+        raise ValueError(
+            f"Images of {height} x {width} given, but both must be divisible by the patch, {patch_size[0]} x "
+            f"{patch_size[1]}; resize them, or create the model with dynamic_img_pad=True."
+        )
+    return x
+
+
+torch.fx.wrap("_check_images")
+torch.fx.wrap("_with_stream")
+torch.fx.wrap("grid_geometry")
+torch.fx.wrap("keep_patches")

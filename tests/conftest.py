@@ -1,0 +1,35 @@
+"""Settings all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Marks of timm's own tests, which the contract tier imports.
+TIMM_MARKS = "base cfg cfg_nonstd torchscript features fxforward fxbackward forward backward features_contract".split()
+
+
+def pytest_configure(config):
+    for mark in TIMM_MARKS:
+        config.addinivalue_line("markers", f"{mark}: a mark of timm's tests")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The real data of IMGPROC_ATTN_DATA; the test is skipped without it."""
+    folder = os.environ.get("IMGPROC_ATTN_DATA")
+    if not folder:
+        pytest.skip("IMGPROC_ATTN_DATA does not name a folder of real data")
+    return Path(folder)
