@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .terms import Terms, lift
+from .lifting import lift
+from .terms import Terms
 
 
 class Operator(NamedTuple):

@@ -14,6 +14,7 @@ class Geometry(NamedTuple):
             they are whole or half numbers, exact in every floating-point type up to a side of 256). Zero for prefix
             tokens, which have no place.
         is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).
+        num_prefix_tokens: How many tokens in front are no patches.
         grid_size: (height, width) of the grid the patches were taken from, in patches.
         stream: ``[1 or B, N, C]`` position vectors carried beside the content of the tokens, for positions that are
             never added to them; zero for prefix tokens. None where no such positions are used.
@@ -21,6 +22,7 @@ class Geometry(NamedTuple):
 
     coordinates: Tensor
     is_patch: Tensor
+    num_prefix_tokens: int
     grid_size: tuple[int, int]
     stream: Tensor | None = None
 
@@ -41,7 +43,7 @@ def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor)
     prefix = torch.zeros(1, num_prefix_tokens, 2, device=like.device, dtype=torch.float32)
     is_patch = torch.ones(num_prefix_tokens + height * width, device=like.device, dtype=torch.float32)
     is_patch[:num_prefix_tokens] = 0.0
-    return Geometry(torch.cat([prefix, patches], dim=1), is_patch, (height, width), None)
+    return Geometry(torch.cat([prefix, patches], dim=1), is_patch, num_prefix_tokens, (height, width), None)
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:
@@ -58,14 +60,14 @@ def keep_patches(geometry: Geometry, keep: Tensor) -> Geometry:
         keep: ``[B, K]`` indices into the patches (prefix tokens not counted), as timm's
             ``PatchDropoutWithIndices`` returns them; prefix tokens are always kept.
     """
-    num_patches = geometry.grid_size[0] * geometry.grid_size[1]
-    num_prefix = geometry.is_patch.shape[0] - num_patches
+    num_prefix = geometry.num_prefix_tokens
     prefix = torch.arange(num_prefix, device=keep.device).expand(keep.shape[0], -1)
     index = torch.cat([prefix, keep + num_prefix], dim=1)
     stream = geometry.stream
     return Geometry(
         _take(geometry.coordinates, index),
         geometry.is_patch[: index.shape[1]],
+        num_prefix,
         geometry.grid_size,
         None if stream is None else _take(stream, index),
     )

@@ -1,15 +1,14 @@
 """Kernels on features: how alike two tokens are, whatever their places.
 
-A kernel maps queries and keys ``[B, H, N, d]`` to `Terms` in the type of the queries. It knows no positions.
+A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from .bandwidths import Bandwidth, at_least_float32
-from .terms import Terms, split_value
+from .bandwidths import Bandwidth
+from .terms import Distance, Terms
 
 
 class DotProduct(nn.Module):
@@ -27,7 +26,7 @@ class DotProduct(nn.Module):
         self.scale = head_dim**-0.5
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
-        return Terms([q * self.scale], [k], None)
+        return Terms([q * self.scale], [k])
 
 
 class GaussianRange(nn.Module):
@@ -37,9 +36,12 @@ class GaussianRange(nn.Module):
         num_heads: Number of heads.
         head_dim: Width d of a head.
         range_bandwidth: Starting h, a number or one a head. Default ``(4 d)^(1/4)``, where the kernel differs from softmax
-            attention's only in norm factors (arXiv 2506.10371, eq. of K_SA; an identity tested to 1e-12).
+            attention's only in norm factors (arXiv 2506.10371; an identity, tested to 1e-12).
         learned: Whether h is a parameter.
         floor: h stays above this. Small bandwidths saturate the weights, which masks gradients and feigns robustness.
+
+    Raises:
+        ValueError: A bandwidth that is not finite or not above the floor.
     """
 
     def __init__(
@@ -59,38 +61,4 @@ class GaussianRange(nn.Module):
         )
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
-        return _gaussian_terms(q, k, self.range_bandwidth(), is_causal)
-
-
-def _gaussian_terms(q: Tensor, k: Tensor, bandwidth: Tensor, is_causal: bool) -> Terms:
-    """``-|q - k|^2 / h^2 = <2 (q - m) / h^2, k - m> + <1, -|k - m|^2 / h^2>``, up to a constant in each row.
-
-    The kernel is translation invariant; subtracting a centre m of the keys keeps a common offset of q and k from
-    costing precision. m is a constant to autograd, rightly so: the result does not depend on it. Causal filters take the
-    first key, which every query may see, where others take the mean.
-    """
-    wide_q, wide_k = at_least_float32(q), at_least_float32(k)
-    centre = (wide_k[:, :, :1] if is_causal else wide_k.mean(dim=2, keepdim=True)).detach()
-    inverse = bandwidth.to(wide_q.dtype).pow(-2)[:, None, None]
-    scaled = wide_q * (2 * inverse) - centre * (2 * inverse)
-    centred = wide_k - centre
-    key_bias = -(centred * centred).sum(dim=-1, keepdim=True) * inverse
-    if q.dtype == torch.float16 or q.dtype == torch.bfloat16:
-        return _half_terms(scaled, k, key_bias)
-    return Terms([scaled, torch.ones_like(key_bias)], [centred, key_bias], None)
-
-
-def _half_terms(scaled: Tensor, k: Tensor, key_bias: Tensor) -> Terms:
-    """The same columns in half precision: keys uncentred, hence exact (the shift is constant in a row); bias in three.
-
-    float16 ends at 65,504, which a bias may exceed: it is stored divided by 256 and multiplied back by the query side.
-    """
-    shift = 256.0 if k.dtype == torch.float16 else 1.0
-    if k.dtype == torch.float16:
-        scaled = scaled.clamp(-65504.0, 65504.0)
-        key_bias = key_bias.clamp(min=-65504.0 * shift)
-    bias = torch.cat(split_value(key_bias / shift, k.dtype), dim=-1)
-    return Terms([scaled.to(k.dtype), torch.full_like(bias, shift)], [k, bias], None)
-
-
-torch.fx.wrap("_gaussian_terms")
+        return Terms([], [], Distance(q, k, self.range_bandwidth().pow(-2)[:, None, None], is_causal))

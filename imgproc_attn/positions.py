@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .bandwidths import Bandwidth
+from .bandwidths import Bandwidth, at_least_float32
 from .geometry import Geometry
-from .terms import Terms, split_scale
+from .lifting import split_scale
+from .terms import Terms
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
@@ -68,36 +69,41 @@ class SpatialGaussian(nn.Module):
 
 
 def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: Tensor) -> Terms:
-    """``-|p_i - p_j|^2 / h^2 = <2 p_i / h^2, p_j> - <|p_i|^2 / h^2, 1> - <1, |p_j|^2 / h^2>``, 0 where i or j is a prefix.
+    """``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2``, 0 where i or j is a prefix token.
 
-    The 1 is the patch flag of the other token, and a prefix token's coordinates are 0: no other case is needed. The scale
-    stands on the side whose values have more bits; the other side is exact in every type.
+    The norms carry the patch flag of the other token, and a prefix token's coordinates are 0: no other case is needed. The
+    scale stands on the side whose values have more bits; the other side is exact in every type.
+
+    Without prefix tokens the flags are all 1, and what the leading part leaves of the key norm can join the key bias, which
+    saves columns.
     """
     dtype = like.dtype
     if dtype == torch.float16 and not torch.jit.is_scripting():
         _check_float16(geometry.grid_size, floor)
     shift = 16.0 if dtype == torch.float16 else 1.0
     p = geometry.coordinates[:, None].to(bandwidths.dtype)  # [1 or B, 1, N, 2]
-    flag = geometry.is_patch[None, None, :, None].to(bandwidths.dtype) * shift
-    inverse = bandwidths.pow(-2)[:, None]  # [H, 1, 1 or 2]
+    scale = bandwidths.pow(-2)[:, None]  # [H, 1, 1 or 2]
     square = p * p
-    if inverse.shape[-1] == 1:
+    if scale.shape[-1] == 1:
         square = square.sum(dim=-1, keepdim=True)
-    flags = flag.expand(p.shape[0], -1, -1, square.shape[-1])
-    norm = -square / shift
-    scale_q, scale_k = torch.cat([inverse.expand(-1, -1, 2), inverse], dim=-1), inverse
-    parts_q = split_scale(scale_q, torch.cat([2 * p, norm], dim=-1), dtype)
-    parts_k = split_scale(scale_k, norm, dtype)
-    exact_q = flags.to(dtype).expand(-1, inverse.shape[0], -1, -1)
-    exact_k = torch.cat([p, flags], dim=-1).to(dtype).expand(-1, inverse.shape[0], -1, -1)
+    flag = geometry.is_patch[None, None, :, None].to(bandwidths.dtype) * shift
+    flag = flag.to(dtype).expand(p.shape[0], scale.shape[0], -1, square.shape[-1])
+    exact = p.to(dtype).expand(-1, scale.shape[0], -1, -1)
+    coordinates = split_scale(scale.expand(-1, -1, 2), 2 * p, dtype)
+    norms = split_scale(scale, -square / shift, dtype)
     q: list[Tensor] = []
     k: list[Tensor] = []
-    for part_q, part_k in zip(parts_q, parts_k):  # a whole part at a time: its sum is exact before the next begins
-        q.append(part_q)
-        q.append(exact_q)
-        k.append(exact_k)
-        k.append(part_k)
-    return Terms([torch.cat(q, dim=-1)], [torch.cat(k, dim=-1)], None)
+    key_bias: Tensor | None = None
+    for i in range(len(norms)):  # a whole part at a time: its sum is exact before the next begins
+        q.extend([coordinates[i], norms[i]])
+        k.extend([exact, flag])
+        if i == 0 or geometry.num_prefix_tokens > 0:
+            q.append(flag)
+            k.append(norms[i])
+        else:
+            rest = at_least_float32(norms[i]).sum(dim=-1, keepdim=True) * shift
+            key_bias = rest if key_bias is None else key_bias + rest
+    return Terms([torch.cat(q, dim=-1)], [torch.cat(k, dim=-1)], None, key_bias)
 
 
 def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
@@ -139,7 +145,7 @@ class UntiedPositions(nn.Module):
         batch, length, _ = stream.shape
         qk = self.qk(stream).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = qk.unbind(0)
-        return Terms([(q * self.head_dim**-0.5).to(like.dtype)], [k.to(like.dtype)], None)
+        return Terms([(q * self.head_dim**-0.5).to(like.dtype)], [k.to(like.dtype)])
 
 
 def _stream(geometry: Geometry) -> Tensor:

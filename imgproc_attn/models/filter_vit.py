@@ -284,7 +284,7 @@ def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int
 
 
 def _with_stream(geometry: Geometry, stream: Tensor) -> Geometry:
-    return Geometry(geometry.coordinates, geometry.is_patch, geometry.grid_size, stream)
+    return Geometry(geometry.coordinates, geometry.is_patch, geometry.num_prefix_tokens, geometry.grid_size, stream)
 
 
 def _check_images(
