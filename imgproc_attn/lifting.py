@@ -12,8 +12,8 @@ arithmetic only; where the order of summation is another, the error is that of t
 corner of the grid).
 
 **Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
-the 24 bits of a float32; products accumulate in float32. Keys stay uncentred, hence unrounded: ``<2 s (q - m), m>`` is constant
-in the row. float16 ends at 65,504, so large columns are stored divided by a power of two that the other side multiplies back.
+the 24 bits of a float32; products accumulate in float32. float16 ends at 65,504, so large columns are stored divided by a power
+of two that the other side multiplies back.
 """
 
 from typing import Any
@@ -96,11 +96,9 @@ def _distance_columns(distance: Distance, centre: Tensor) -> tuple[Tensor, Tenso
     centred = at_least_float32(distance.k) - centre
     bias = centred.square().sum(dim=-1, keepdim=True) * -scale
     dtype = distance.q.dtype
-    if not is_half(dtype):
-        return scaled, centred, bias
     if dtype == torch.float16:
-        scaled = scaled.clamp(-65504.0, 65504.0)
-    return scaled.to(dtype), distance.k, bias
+        scaled, centred = scaled.clamp(-65504.0, 65504.0), centred.clamp(-65504.0, 65504.0)
+    return scaled.to(dtype), centred.to(dtype), bias
 
 
 def _bias_columns(key_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
