@@ -1,0 +1,265 @@
+"""Speed and memory beside named peers: the operator beside plain attention, whole models beside timm's ViT.
+
+Method: one process, the same work and inputs for all, runs interleaved (one of each, then again), medians with quartiles, the
+lift included in the operator's time. Peak memory: on a CUDA device the allocator's; on a CPU the growth of the resident set in
+a fresh process that does the step once.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .filters import SoftmaxFilter
+from .geometry import grid_geometry
+from .kernels import DotProduct, GaussianRange
+from .positions import SpatialGaussian
+from .residuals import Plain, Twicing
+from .terms import product
+
+GRIDS = {196: (14, 14), 784: (28, 28), 3136: (56, 56)}
+HEADS, HEAD_DIM = 6, 64
+MODELS = ("vit_small_patch16_224", "nlm_vit_small", "bilateral_vit_small", "bilateral_untied_vit_small", "twicing_vit_small")
+
+Step = Callable[[], Any]
+
+
+def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: tqdm | None = None) -> dict[str, list[float]]:
+    """Seconds of each step, ``runs`` times, interleaved, after two warm-up rounds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(runs + 2):
+        for name, step in steps.items():
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            if i >= 2:
+                times[name].append(time.perf_counter() - start)
+        if bar is not None:
+            bar.update()
+    return times
+
+
+def summarise(times: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+    """Median, quartiles and ratio of medians to the baseline's."""
+    base = statistics.median(times[baseline])
+    rows = []
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        rows.append({"name": name, "median_s": median, "quartiles_s": [low, high], "ratio": median / base})
+    return rows
+
+
+def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """The operators compared: ``(q, k, v) -> [B, N, H d]``, as a layer needs them."""
+    fused = SoftmaxFilter()
+    geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
+    dot, gaussian = DotProduct(HEAD_DIM), GaussianRange(HEADS, HEAD_DIM, device=device)
+    spatial = SpatialGaussian(HEADS, grid, device=device)
+
+    def lifted(q, k, v, kernel, positions, residual):
+        terms = kernel(q, k)
+        for position in positions:
+            terms = product(position(geometry, v), terms)
+        operator = fused(terms)
+        u = fused.smooth(operator, v)
+        for _ in range(residual.steps):
+            u = residual.update(u, fused.smooth(operator, residual.operand(u, v)))
+        return u.transpose(1, 2).flatten(2)
+
+    def plain(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def explicit(q, k, v):
+        log_weights = -(torch.cdist(q, k) / gaussian.range_bandwidth()[:, None, None]).square()
+        return (log_weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    twicing = Twicing(HEADS)
+    return {
+        "scaled_dot_product_attention": plain,
+        "non-local means": partial(lifted, kernel=gaussian, positions=[], residual=Plain()),
+        "bilateral": partial(lifted, kernel=gaussian, positions=[spatial], residual=Plain()),
+        "twicing": partial(lifted, kernel=dot, positions=[], residual=twicing),
+        "bilateral + twicing": partial(lifted, kernel=gaussian, positions=[spatial], residual=twicing),
+        "explicit distances + softmax": explicit,
+    }
+
+
+def _operator_step(operator: Callable[..., Tensor], qkv: Tensor, train: bool) -> Step:
+    """From the projection's output to the layer's, backwards too if ``train``."""
+
+    def step():
+        x = qkv.detach().requires_grad_(train)
+        q, k, v = x.unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4).unbind(0)
+        with torch.set_grad_enabled(train):
+            result = operator(q, k, v)
+            if train:
+                result.backward(qkv[..., : HEADS * HEAD_DIM])
+
+    return step
+
+
+def benchmark_operators(
+    tokens: Sequence[int], runs: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 3136
+) -> list[dict[str, Any]]:
+    """Time of the operators beside plain attention, inference and training, ``batch_tokens`` tokens a batch."""
+    rows = []
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="operators", dynamic_ncols=True) as bar:
+        for n in tokens:
+            grid, batch = GRIDS[n], max(1, batch_tokens // n)
+            qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=device, dtype=dtype)
+            for train in (False, True):
+                bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
+                steps = {name: _operator_step(f, qkv, train) for name, f in operators(grid, device).items()}
+                found = summarise(measure(steps, runs, synchronize, bar), "scaled_dot_product_attention")
+                rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in found]
+    return rows
+
+
+def _model_step(name: str, n: int, batch: int, train: bool, device: str, dtype: torch.dtype) -> Step:
+    size = (16 * GRIDS[n][0], 16 * GRIDS[n][1])
+    model = timm.create_model(name, img_size=size, device=device, dtype=dtype).train(train)
+    images = torch.randn(batch, 3, *size, device=device, dtype=dtype)
+    optimiser = torch.optim.AdamW(model.parameters())
+
+    def step():
+        with torch.set_grad_enabled(train):
+            logits = model(images)
+            if train:
+                F.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.long, device=device)).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+
+    return step
+
+
+def benchmark_models(
+    names: Sequence[str], tokens: Sequence[int], runs: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[dict[str, Any]]:
+    """Time of whole models beside the first of ``names``, inference and a training step with AdamW."""
+    rows = []
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="models", dynamic_ncols=True) as bar:
+        for n in tokens:
+            batch = max(1, (784 if device == "cpu" else 25088) // n)
+            for train in (False, True):
+                bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
+                steps = {name: _model_step(name, n, batch, train, device, dtype) for name in names}
+                found = summarise(measure(steps, runs, synchronize, bar), names[0])
+                rows += [
+                    {"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row, "throughput": 1 / row["ratio"]}
+                    for row in found
+                ]
+    return rows
+
+
+def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None:
+    """In a fresh process: bytes a training step adds at its peak, optimiser state and gradients included."""
+    try:
+        step = _model_step(name, n, 1, True, device, dtype)
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            pipe.send(torch.cuda.max_memory_allocated())
+            return
+        unit = 1 if sys.platform == "darwin" else 1024
+        step()
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    except BaseException as error:
+        pipe.send(repr(error))
+        raise
+
+
+def _peak_of_import(pipe: Any) -> None:
+    unit = 1 if sys.platform == "darwin" else 1024
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _in_fresh_process(function: Callable[..., None], *arguments: Any) -> int:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=function, args=(*arguments, send))
+    process.start()
+    send.close()
+    try:
+        answer = receive.recv()
+    except EOFError:
+        answer = "the process ended without an answer; it may have run out of memory"
+    process.join()
+    if isinstance(answer, str):
+        raise RuntimeError(f"Measuring memory failed: {answer}")
+    return answer
+
+
+def benchmark_memory(
+    names: Sequence[str], n: int = 3136, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[dict[str, Any]]:
+    """Peak memory of one training step on one image of ``n`` patches, less that of the bare interpreter and libraries."""
+    bare = 0 if device.startswith("cuda") else _in_fresh_process(_peak_of_import)
+    peaks = {}
+    for name in tqdm(names, desc="memory", unit="model", dynamic_ncols=True):
+        peaks[name] = _in_fresh_process(_peak, name, n, device, dtype) - bare
+    return [{"name": name, "tokens": n, "peak_bytes": peak, "ratio": peak / peaks[names[0]]} for name, peak in peaks.items()]
+
+
+@contextlib.contextmanager
+def quiet_allocator():
+    """Keep glibc from handing freed memory back to the system between runs.
+
+    Otherwise each run pays page faults that depend on what ran before it, more than the work measured at 196 tokens.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-2, 1 << 28)  # M_TOP_PAD
+    yield
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers hold for."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """Rows as a table."""
+    lines = [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+TIME_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tokens": lambda r: f"{r['tokens']}",
+    "mode": lambda r: r["mode"],
+    "name": lambda r: r["name"],
+    "median / ms": lambda r: f"{1e3 * r['median_s']:.2f}",
+    "quartiles / ms": lambda r: " to ".join(f"{1e3 * q:.2f}" for q in r["quartiles_s"]),
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+}
+MEMORY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tokens": lambda r: f"{r['tokens']}",
+    "name": lambda r: r["name"],
+    "peak / MB": lambda r: f"{r['peak_bytes'] / 1e6:.0f}",
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+}

@@ -1,0 +1,33 @@
+"""The bandwidths of a model, and whether they saturate its filters."""
+
+import torch
+from torch import Tensor, nn
+
+from ..bandwidths import Bandwidth
+from ..models import FilterVisionTransformer
+
+
+def bandwidths(model: nn.Module) -> dict[str, list[list[float]]]:
+    """All bandwidths of a model by name (``range_bandwidth``, ``spatial_bandwidth``), one list a layer, one value a head."""
+    found: dict[str, list[list[float]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Bandwidth):
+            found.setdefault(name.rsplit(".", 1)[-1], []).append(module().detach().double().cpu().tolist())
+    return found
+
+
+@torch.no_grad()
+def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float = 1 - 1e-4) -> float:
+    """Share of filter rows, over layers, heads and tokens, with one weight above ``threshold``.
+
+    Such a row is a copy of one token. It passes hardly any gradient to its bandwidth, query and keys, so a model full of them
+    looks robust to gradient attacks without being it.
+
+    Args:
+        model: In eval mode.
+        images: ``[B, C, H, W]``, normalised as the model expects.
+        threshold: What counts as saturated.
+    """
+    maps = model.attention_weights(images)
+    rows = torch.cat([(weights.amax(dim=-1) > threshold).flatten() for weights in maps.values()])
+    return rows.double().mean().item()

@@ -1,0 +1,84 @@
+"""The protocol: every number is a count of per-sample flags."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .attacks import AttackResult, check_images
+
+Attack = Callable[[nn.Module, Tensor, Tensor, Tensor], AttackResult]
+Corruption = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Evaluation:
+    """Which samples a model classifies correctly, by condition.
+
+    Attributes:
+        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean image and not fooled.
+        largest_perturbation: ``{attack: max |adversarial - image|}``.
+    """
+
+    correct: dict[str, Tensor]
+    largest_perturbation: dict[str, float] = field(default_factory=dict)
+
+    def accuracy(self, condition: str = "clean") -> float:
+        """Share of correct samples, in percent."""
+        return 100 * self.correct[condition].double().mean().item()
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """All of them."""
+        return {condition: self.accuracy(condition) for condition in self.correct}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attacks: Mapping[str, Attack] | None = None,
+    corruptions: Mapping[str, Corruption] | None = None,
+    batch_size: int = 256,
+    progress: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Clean accuracy, accuracy under attack, accuracy on corrupted images.
+
+    Args:
+        model: Maps images in [0, 1] to logits; in eval mode.
+        images: ``[n, C, H, W]`` in [0, 1].
+        labels: ``[n]``.
+        attacks: By name.
+        corruptions: By name.
+        batch_size: Images at a time. No number depends on it, up to rounding.
+        progress: Called with the name of each condition when it is done.
+
+    Raises:
+        ValueError: As `check_images`; or no images, for which no accuracy exists.
+    """
+    check_images(model, images, labels)
+    if len(images) == 0:
+        raise ValueError("evaluate: 0 images given; an accuracy needs at least one.")
+    done = progress or (lambda condition: None)
+    ids = torch.arange(len(images)).split(batch_size)
+
+    def correct(batch: Tensor, part: Tensor) -> Tensor:
+        return model(batch).argmax(dim=1) == labels[part]
+
+    result = Evaluation({"clean": torch.cat([correct(images[part], part) for part in ids]).cpu()})
+    done("clean")
+    for name, attack in (attacks or {}).items():
+        flags, largest = [], 0.0
+        for part in ids:
+            adversarial, success = attack(model, images[part], labels[part], part)
+            flags.append(~success.cpu())
+            largest = max(largest, (adversarial - images[part]).abs().max().item())
+        result.correct[name] = torch.cat(flags) & result.correct["clean"]
+        result.largest_perturbation[name] = largest
+        done(name)
+    for name, corruption in (corruptions or {}).items():
+        result.correct[name] = torch.cat([correct(corruption(images[part], part), part) for part in ids]).cpu()
+        done(name)
+    return result

@@ -1,0 +1,87 @@
+import pytest
+import timm.layers
+import torch
+from torch import nn
+
+from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.geometry import grid_geometry
+from imgproc_attn.kernels import DotProduct, GaussianRange
+from imgproc_attn.layers import FilterAttention, FilterBlock
+from imgproc_attn.positions import SpatialGaussian
+from imgproc_attn.projections import QueryKeyValue
+from imgproc_attn.residuals import Plain, Twicing
+
+
+def layer(kernel=None, positions=(), residual=None, fused=True, dim=24, heads=3, **kwargs):
+    return FilterAttention(
+        QueryKeyValue(dim, heads),
+        kernel or DotProduct(dim // heads),
+        positions,
+        SoftmaxFilter(fused),
+        residual or Plain(),
+        nn.Linear(dim, dim),
+        **kwargs,
+    )
+
+
+def test_is_timm_attention_with_its_weights():
+    """Same parameter names, same numbers."""
+    theirs = timm.layers.Attention(24, 3, qkv_bias=True, qk_norm=True, scale_norm=True, norm_layer=nn.LayerNorm).double()
+    ours = layer(q_norm=nn.LayerNorm(8), k_norm=nn.LayerNorm(8), norm=nn.LayerNorm(24)).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 10, 24, dtype=torch.float64)
+    geometry = grid_geometry(3, 3, 1, x)
+    torch.testing.assert_close(ours(x, geometry), theirs(x), rtol=1e-12, atol=1e-12)
+    mask = torch.randn(1, 1, 10, 10, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, geometry, mask), theirs(x, mask), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, geometry, is_causal=True), theirs(x, is_causal=True), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_weights_explain_the_output(steps):
+    grid = (3, 4)
+    residual = Twicing(3, steps) if steps else Plain()
+    attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], residual).double()
+    x = torch.randn(2, 13, 24, dtype=torch.float64)
+    geometry = grid_geometry(*grid, 1, x)
+    a = attn.weights(x, geometry)
+    boosted = torch.eye(13, dtype=torch.float64) - torch.linalg.matrix_power(torch.eye(13, dtype=torch.float64) - a, steps + 1)
+    _, _, v = attn.qkv(x)
+    torch.testing.assert_close(attn.proj((boosted @ v).transpose(1, 2).flatten(2)), attn(x, geometry))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_with_normed_queries(dtype):
+    """Norms give float32 under autocast, values half precision."""
+    grid = (3, 4)
+    attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], q_norm=nn.LayerNorm(8), k_norm=nn.LayerNorm(8))
+    x = torch.randn(2, 12, 24)
+    geometry = grid_geometry(*grid, 0, x)
+    with torch.autocast("cpu", dtype):
+        result = attn(x, geometry)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), attn(x, geometry), rtol=2e-2, atol=2e-2)
+
+
+def test_width_must_be_divisible_by_heads():
+    with pytest.raises(ValueError, match="24 is not divisible by 5 heads"):
+        QueryKeyValue(24, 5)
+
+
+def test_block_is_timm_block_with_its_weights():
+    theirs = timm.models.vision_transformer.Block(24, 3, qkv_bias=True, init_values=0.1).double()
+    ours = FilterBlock(24, layer(), timm.layers.Mlp(24, 96), nn.LayerNorm, init_values=0.1).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 10, 24, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, grid_geometry(3, 3, 1, x)), theirs(x), rtol=1e-6, atol=1e-6)
+
+
+def test_flip_equivariance():
+    """Flipping the picture flips the output: an isotropic kernel knows no direction."""
+    grid = (4, 5)
+    attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], Twicing(3)).double()
+    x = torch.randn(1, 20, 24, dtype=torch.float64)
+    geometry = grid_geometry(*grid, 0, x)
+    flipped = x.reshape(1, 4, 5, 24).flip(2).reshape(1, 20, 24)
+    expected = attn(x, geometry).reshape(1, 4, 5, 24).flip(2).reshape(1, 20, 24)
+    torch.testing.assert_close(attn(flipped, geometry), expected)

@@ -1,0 +1,477 @@
+"""The backbones: seams by keyword, timm's contract beyond its own tests, and what a user may do wrong."""
+
+import warnings
+
+import pytest
+import timm
+import timm.layers
+import timm.optim
+import torch
+from torch import nn
+
+import imgproc_attn
+from imgproc_attn.bandwidths import Bandwidth
+from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.kernels import DotProduct, GaussianRange
+from imgproc_attn.models import FAMILIES, FilterVisionTransformer, LayerSpec
+from imgproc_attn.positions import SpatialGaussian, UntiedPositions
+from imgproc_attn.residuals import Plain, Twicing
+from imgproc_attn.terms import Distance, Terms
+
+NAMES = [f"test_{family}" for family in FAMILIES]
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+def small(**kwargs):
+    return FilterVisionTransformer(**{**SMALL, **kwargs})
+
+
+BILATERAL = {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian")}
+VARIANTS = {
+    "plain": {},
+    "nlm": {"kernel": "gaussian_range"},
+    "bilateral": BILATERAL,
+    "bilateral, pooled": {**BILATERAL, "class_token": False, "global_pool": "avg"},
+    "per axis + twicing": {
+        "kernel": "gaussian_range",
+        "positions": ["absolute", {"name": "spatial_gaussian", "per_axis": True}],
+        "residual": {"name": "twicing", "steps": 2, "learned": True},
+    },
+    "untied + registers": {"positions": "untied", "reg_tokens": 3},
+    "untied + spatial": {"positions": ["untied", "spatial_gaussian"], "class_token": False, "global_pool": "avg"},
+    "none": {"positions": "none"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_registered_at_deit_shapes(family, size):
+    name = f"{family}_{size}"
+    assert name in timm.list_models()
+    model = timm.create_model(name, device="meta")
+    assert (model.embed_dim, len(model.blocks)) == ({"tiny": 192, "small": 384, "base": 768}[size], 12)
+    assert model.blocks[0].attn.qkv.head_dim == 64
+    assert model.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+
+
+def test_what_the_families_are():
+    nlm, bilateral, untied, twicing = (timm.create_model(name) for name in NAMES)
+    for model, kernel, positions, residual in (
+        (nlm, GaussianRange, [], Plain),
+        (bilateral, GaussianRange, [SpatialGaussian], Plain),
+        (untied, DotProduct, [UntiedPositions], Plain),
+        (twicing, DotProduct, [], Twicing),
+    ):
+        for block in model.blocks:
+            assert type(block.attn.kernel) is kernel
+            assert [type(p) for p in block.attn.positions] == positions
+            assert type(block.attn.residual) is residual
+    assert not untied.no_embed_class or untied.pos_embed.shape[1] == 100
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_fused_equals_dense(variant):
+    models = [small(**variant, fused_attn=fused).double().eval() for fused in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(models[0](x), models[1](x), rtol=1e-9, atol=1e-9)
+
+
+def test_dot_product_absolute_is_timms_vit():
+    """Same names, same initial draws, same numbers."""
+    torch.manual_seed(1)
+    theirs = timm.models.VisionTransformer(**SMALL).eval()
+    torch.manual_seed(1)
+    ours = small().eval()
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_gate_zero_is_the_plain_model():
+    plain = small().double().eval()
+    gated = small(residual={"name": "twicing", "gate": 0.0}).double().eval()
+    gated.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert torch.equal(plain(x), gated(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_parameter_gets_a_gradient_that_counts(variant):
+    model = small(**variant)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    last = f"blocks.{len(model.blocks) - 1}."
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # with class-token pooling the last block's only row that counts is one without a place
+        spatial = "spatial_bandwidth" in name or ".positions." in name
+        if model.global_pool == "token" and spatial and name.startswith(last) and "twicing" not in str(variant):
+            continue
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_layers_choose_where_a_member_acts():
+    model = small(
+        kernel={"name": "gaussian_range", "layers": [0, -1], "range_bandwidth": 3.0},
+        positions=["absolute", {"name": "spatial_gaussian", "layers": [1]}],
+        residual={"name": "twicing", "steps": 2, "layers": [2]},
+    )
+    assert [type(b.attn.kernel) for b in model.blocks] == [GaussianRange, DotProduct, GaussianRange]
+    assert [len(b.attn.positions) for b in model.blocks] == [0, 1, 0]
+    assert [b.attn.residual.steps for b in model.blocks] == [0, 0, 2]
+
+
+def test_fixed_bandwidths_are_no_parameters():
+    model = small(
+        kernel={"name": "gaussian_range", "range_bandwidth": [2.0, 5.0], "learned": False},
+        positions={"name": "spatial_gaussian", "spatial_bandwidth": 1.5, "learned": False},
+    )
+    assert not [n for n, _ in model.named_parameters() if "bandwidth" in n]
+    for module in model.modules():
+        if isinstance(module, Bandwidth):
+            assert module().tolist() in ([pytest.approx(2.0), pytest.approx(5.0)], [pytest.approx(1.5)] * 2)
+
+
+def test_own_members_without_touching_the_package():
+    class Cosine(nn.Module):
+        def __init__(self, temperature):
+            super().__init__()
+            self.temperature = temperature
+
+        def forward(self, q, k, is_causal=False):
+            normalize = nn.functional.normalize
+            return Terms([normalize(q, dim=-1) / self.temperature], [normalize(k, dim=-1)])
+
+    class Rows(nn.Module):
+        """Sees its own row of patches only."""
+
+        def forward(self, geometry, like):
+            y = geometry.coordinates[0, :, 0]
+            same = (y[:, None] == y[None, :]) | (geometry.is_patch[:, None] * geometry.is_patch == 0)
+            return Terms([], [], bias=torch.zeros_like(same, dtype=like.dtype).masked_fill(~same, float("-inf"))[None, None])
+
+    class Sharpen(Plain):
+        def __init__(self, amount):
+            super().__init__(steps=1)
+            self.amount = amount
+
+        def operand(self, u, v):
+            return u
+
+        def update(self, u, smoothed):
+            return u + self.amount * (u - smoothed)
+
+    seen = []
+
+    def kernel(layer: LayerSpec):
+        seen.append(layer.depth)
+        return Cosine(0.1)
+
+    model = timm.create_model(
+        "test_nlm_vit", kernel=kernel, positions=["absolute", lambda layer: Rows()], residual=lambda layer: Sharpen(0.5)
+    ).eval()
+    assert seen == list(range(6))
+    assert model(torch.randn(1, 3, 160, 160)).isfinite().all()
+    weights = model.attention_weights(torch.randn(1, 3, 160, 160), [0])[0]
+    assert weights[0, 0, 1, 11:].abs().max() == 0  # first row of 10 patches, behind the class token
+
+
+BAD = [
+    ({"kernel": "gausian_range"}, ValueError, "kernel: unknown member 'gausian_range'; .* Did you mean 'gaussian_range'"),
+    ({"residual": "twiceing"}, ValueError, "Did you mean 'twicing'"),
+    ({"positions": "absolut"}, ValueError, "Did you mean 'absolute'"),
+    ({"residual": {"name": "twicing", "step": 2}}, ValueError, "unknown option 'step'; .* Did you mean 'steps'"),
+    ({"residual": {"name": "twicing", "layers": [3]}}, ValueError, "layer 3 does not exist in a model of depth 3; give 0 to 2"),
+    ({"residual": {"name": "twicing", "steps": 0}}, ValueError, "steps is 0, but must be at least 1"),
+    ({"residual": 3}, TypeError, "3 is neither a name"),
+    ({"positions": ["absolute", "untied"]}, ValueError, "exclude each other"),
+    ({"positions": ["none", "absolute"]}, ValueError, "'none' excludes"),
+    ({"positions": ["spatial_gaussian", "spatial_gaussian"]}, ValueError, "given twice"),
+    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, "takes no options"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": -1.0}}, ValueError, r"range_bandwidth is -1\.0"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": float("nan")}}, ValueError, "range_bandwidth is nan"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": [1.0] * 3}}, ValueError, "3 values given for 2 heads"),
+    ({"positions": {"name": "spatial_gaussian", "spatial_bandwidth": float("inf")}}, ValueError, "spatial_bandwidth is inf"),
+    ({"pos_embed": "learn"}, ValueError, "use positions="),
+    ({"block_fn": nn.Identity}, ValueError, "use kernel="),
+    ({"img_size": 30}, ValueError, "30 x 30 is not divisible by patch_size 8 x 8; use 24 x 24"),
+    ({"embed_dim": 33}, ValueError, "33 is not divisible by 2 heads"),
+    ({"not_an_argument": 1}, TypeError, "not_an_argument"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "message"), BAD)
+def test_refuses(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        small(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kwargs", "message"),
+    [
+        ((1, 4, 32, 32), {}, r"\[1, 4, 32, 32\] given, but the model takes \[batch, 3, height, width\].*in_chans="),
+        ((3, 32, 32), {}, r"\[3, 32, 32\] given"),
+        ((1, 3, 40, 32), {}, "40 x 32 given, but the model was built for 32 x 32.*dynamic_img_size=True"),
+        ((1, 3, 36, 32), {"dynamic_img_size": True}, "36 x 32 given, but both must be divisible by the patch, 8 x 8"),
+    ],
+)
+def test_refuses_images(shape, kwargs, message):
+    model = small(**kwargs)
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        model.forward_intermediates(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_dynamic_size_equals_a_model_of_that_size(variant):
+    """Non-square, larger and smaller: the same as setting the size, up to how the position table is resampled."""
+    model = small(**variant, dynamic_img_size=True).eval()
+    fixed = small(**variant).eval()
+    fixed.load_state_dict(model.state_dict())
+    for size in [(24, 40), (48, 16)]:
+        fixed.set_input_size(size)
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(model(x), fixed(x), rtol=1e-4, atol=1e-4)
+        fixed.set_input_size((32, 32))
+        fixed.load_state_dict(model.state_dict())
+
+
+def test_padding_to_the_patch():
+    model = small(**BILATERAL, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    assert model(torch.randn(1, 3, 30, 43)).shape == (1, 5)
+    features = model.forward_intermediates(torch.randn(1, 3, 30, 43), intermediates_only=True)
+    assert features[0].shape == (1, 32, 4, 6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_patch_dropout_filters_with_the_places_that_are_left(variant):
+    """Dropping patches equals a mask that hides them."""
+    model = small(**variant, patch_drop_rate=0.5).double().train()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    kept = {}
+    drop = model.patch_drop.forward
+
+    def spy(tokens):
+        kept["tokens"], kept["keep"] = drop(tokens)
+        return kept["tokens"], kept["keep"]
+
+    model.patch_drop.forward = spy
+    result = model.forward_features(x)
+    prefix, keep = model.num_prefix_tokens, kept["keep"]
+    assert keep.shape == (2, 8)
+    model.eval()
+    model.patch_drop.forward = drop
+    seen = torch.zeros(2, prefix + 16, dtype=torch.bool)
+    seen[:, :prefix] = True
+    seen.scatter_(1, keep + prefix, True)
+    masked = model.forward_features(x, attn_mask=seen[:, None, None, :])
+    index = torch.cat([torch.arange(prefix).expand(2, -1), keep + prefix], 1)
+    expected = masked.gather(1, index[..., None].expand(-1, -1, 32))
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_patch_dropout_and_feature_maps():
+    model = small(patch_drop_rate=0.5).train()
+    with pytest.raises(ValueError, match="needs all 16 patches, but patch dropout kept 8; use output_fmt='NLC'"):
+        model.forward_intermediates(torch.randn(1, 3, 32, 32))
+    tokens = model.forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC", intermediates_only=True)
+    assert tokens[0].shape == (1, 8, 32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_checkpointing_changes_neither_values_nor_gradients(variant):
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = small(**variant).double()
+        model.set_grad_checkpointing(enabled)
+        out = model(x)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class Saved:
+    """Bytes autograd saves within the context, each storage once."""
+
+    def __enter__(self):
+        self.storages = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda t: t)
+        self.hooks.__enter__()
+        return self
+
+    def pack(self, tensor):
+        storage = tensor.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __exit__(self, *arguments):
+        self.hooks.__exit__(*arguments)
+
+    @property
+    def bytes(self):
+        return sum(self.storages.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_saves_memory(name):
+    model = timm.create_model(name)
+    x = torch.randn(4, 3, 160, 160)
+    held = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        with Saved() as saved:
+            out = model(x)
+        held.append(saved.bytes)
+        del out
+    assert held[1] < 0.5 * held[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_as_one_graph(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    model.train()
+    compiled(x).square().mean().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).square().mean().backward()
+    for gradient, parameter in zip(gradients, model.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_inductor_keeps_the_arithmetic(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        exact = timm.create_model(name).double().eval()
+        exact.load_state_dict(model.state_dict())
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_device_then_initialised(name):
+    model = timm.create_model(name, device="meta")
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    model = model.to_empty(device="cpu")
+    model.init_weights()
+    reference = timm.create_model(name)
+    for (key, value), expected in zip(model.state_dict().items(), reference.state_dict().values()):
+        assert value.isfinite().all(), key
+        if "bandwidth" in key:
+            torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_empty_batches_simply_work(name, dtype):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    expected = model(x)
+    with torch.autocast("cpu", dtype):
+        assert (model(x).float() - expected).abs().max() < 0.1
+    model.to(dtype)
+    assert (model(x.to(dtype)).float() - expected).abs().max() < 0.1
+    assert model(x[:0].to(dtype)).shape == (0, 1000)
+
+
+def test_one_patch():
+    model = small(**BILATERAL, class_token=False, global_pool="avg")
+    model.set_input_size((8, 8))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_optimiser_groups():
+    model = timm.create_model("test_bilateral_vit")
+    decayed, *_ = [
+        {id(p) for p in group["params"]}
+        for group in timm.optim.param_groups_weight_decay(model, 0.1, model.no_weight_decay())
+        if group["weight_decay"] > 0
+    ]
+    for name, parameter in model.named_parameters():
+        if "bandwidth" in name:
+            assert parameter.ndim == 1
+            assert id(parameter) not in decayed
+    layered = timm.optim.param_groups_layer_decay(model, 0.1, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in layered for p in group["params"]}
+    first, last = (model.blocks[i].attn.kernel.range_bandwidth.log_excess for i in (0, 5))
+    assert scale[id(first)] < scale[id(last)]
+
+
+def test_attention_weights_of_a_fused_model():
+    model = small(**BILATERAL).eval()
+    x = torch.randn(2, 3, 32, 32)
+    maps = model.attention_weights(x)
+    assert list(maps) == [0, 1, 2]
+    torch.testing.assert_close(maps[1].sum(-1), torch.ones(2, 2, 17))
+    assert list(model.attention_weights(x, [-1])) == [2]
+
+
+def test_timms_attention_hook():
+    timm.layers.set_fused_attn(False)
+    try:
+        model = timm.create_model("test_bilateral_vit").eval()
+    finally:
+        timm.layers.set_fused_attn(True)
+    assert not any(m.fused for m in model.modules() if isinstance(m, SoftmaxFilter))
+    x = torch.randn(1, 3, 160, 160)
+    hooked = timm.utils.AttentionExtract(model, method="hook")(x)
+    assert len(hooked) == 6
+    for weights, expected in zip(hooked.values(), model.attention_weights(x).values()):
+        torch.testing.assert_close(weights, expected)
+
+
+def test_is_causal_and_masks_reach_the_filters():
+    model = small(**BILATERAL).double().eval()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    causal = model.forward_features(x, is_causal=True)
+    mask = torch.ones(17, 17, dtype=torch.bool).tril()
+    torch.testing.assert_close(causal, model.forward_features(x, attn_mask=mask))
+    assert not torch.allclose(causal, model.forward_features(x))
+
+
+def test_saved_weights_load(tmp_path):
+    model = timm.create_model("test_bilateral_untied_vit")
+    path = tmp_path / "model.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), path)
+    loaded = timm.create_model("test_bilateral_untied_vit", checkpoint_path=str(path)).eval()
+    x = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(loaded(x), model.eval()(x))
+
+
+def test_untied_positions_are_not_in_the_tokens():
+    model = small(positions="untied").eval()
+    x = torch.randn(1, 3, 32, 32)
+    before, _ = model._embed(x)
+    with torch.no_grad():
+        model.pos_embed.add_(1.0)
+    after, geometry = model._embed(x)
+    assert torch.equal(before, after)
+    assert torch.equal(geometry.stream[:, 1:], model.pos_embed)
+
+
+def test_distance_is_public_for_own_kernels():
+    assert Distance._fields == ("q", "k", "scale", "is_causal")
+    assert imgproc_attn.LayerSpec is LayerSpec
