@@ -161,7 +161,13 @@ def benchmark_models(
                 steps = {name: _model_step(name, n, batch, train, device, dtype) for name in names}
                 found = summarise(measure(steps, runs, synchronize, bar), names[0])
                 rows += [
-                    {"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row, "throughput": 1 / row["ratio"]}
+                    {
+                        "tokens": n,
+                        "batch": batch,
+                        "mode": "training" if train else "inference",
+                        **row,
+                        "throughput": 1 / row["ratio"],
+                    }
                     for row in found
                 ]
     return rows

@@ -48,10 +48,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="imgproc-attn", description="Vision transformers whose attention is an image filter.")
     top.add_argument("--version", action="version", version=f"imgproc-attn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
     q = commands.add_parser(
-        "quickstart", help="train models on real images, attack and corrupt them, report", **defaults
+        "quickstart",
+        help="train models on real images, attack and corrupt them, report",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     q.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. run.seeds=[0]")
     q.add_argument("--recipe", default="quickstart", help="a YAML file, or the name of a recipe of the package")
@@ -60,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
     q.add_argument("--restart", action="store_true", help="repeat finished runs instead of keeping them")
     q.set_defaults(function=_quickstart)
 
-    p = commands.add_parser("benchmark", help="speed and memory beside plain attention and timm's ViT", **defaults)
+    p = commands.add_parser(
+        "benchmark",
+        help="speed and memory beside plain attention and timm's ViT",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     p.add_argument("--what", nargs="+", choices=["operators", "models", "memory"], default=["operators", "models", "memory"])
     p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
     p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")

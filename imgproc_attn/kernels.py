@@ -56,9 +56,7 @@ class GaussianRange(nn.Module):
     ) -> None:
         super().__init__()
         initial = (4 * head_dim) ** 0.25 if range_bandwidth is None else range_bandwidth
-        self.range_bandwidth = Bandwidth(
-            initial, num_heads, floor, learned, "range_bandwidth", device=device, dtype=dtype
-        )
+        self.range_bandwidth = Bandwidth(initial, num_heads, floor, learned, "range_bandwidth", device=device, dtype=dtype)
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
         return Terms([], [], Distance(q, k, self.range_bandwidth().pow(-2)[:, None, None], is_causal))

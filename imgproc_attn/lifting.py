@@ -6,10 +6,9 @@ not depend on it. Causal filters take the first key for m, which every query may
 
 **Positions.** ``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2`` sums large numbers to a small one. In
 float32 the sum is exact all the same if ``1/h^2`` has few bits: coordinates are small whole or half numbers, so that every
-product and every partial sum is a floating-point number. `split_scale` cuts ``1/h^2`` into its first 9 bits and the rest, one
-set of columns each. These columns come first: a sum runs over columns in order, and stays exact until features join it. All of this is a matter of
-arithmetic only; where the order of summation is another, the error is that of the large numbers, 1e-7 of R^2/h^2 (R: centre to
-corner of the grid).
+product and every partial sum is a floating-point number. `split_scale` cuts ``1/h^2`` into its first 9 bits and the rest,
+one set of columns each. These columns come first: a sum runs over columns in order, and stays exact until features join it.
+Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from centre to corner.
 
 **Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
 the 24 bits of a float32; products accumulate in float32. float16 ends at 65,504, so large columns are stored divided by a power

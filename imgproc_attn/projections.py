@@ -23,7 +23,7 @@ class QueryKeyValue(nn.Linear):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``."""
         qkv = F.linear(x, self.weight, self.bias).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

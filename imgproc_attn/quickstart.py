@@ -1,12 +1,14 @@
 """The main job on real images: train models under one recipe, attack and corrupt them, report."""
 
 import hashlib
+import itertools
 import json
 import math
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import timm
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_model, save_model
-from torch import nn
 from tqdm import tqdm
 
 from .diagnostics import (
@@ -29,7 +30,8 @@ from .diagnostics import (
 )
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
 from .evaluation.statistics import mean_and_std
-from .files import write_atomically, write_json
+from .files import write_atomically, write_json, write_text
+from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .training import Recipe, Split, fit, load_digits
 
@@ -128,7 +130,8 @@ def quickstart(recipe: Recipe, output: Path, device: str = "cpu", restart: bool 
     write_json(output / "protocol.json", protocol)
     split = Split(*(t.to(device) for t in load_digits(recipe.data.test_images, recipe.data.seed)))
     jobs = [(label, seed) for seed in recipe.run.seeds for label in recipe.variants]
-    results, models = [], {}
+    results: list[Result] = []
+    models: dict[str, NormalizedModel] = {}
     with tqdm(total=len(jobs) * (recipe.schedule.epochs + 1), unit="epoch", dynamic_ncols=True) as bar:
         for label, seed in jobs:
             name = output / "runs" / f"{_slug(label)}-seed{seed}"
@@ -140,7 +143,7 @@ def quickstart(recipe: Recipe, output: Path, device: str = "cpu", restart: bool 
                 bar.update(recipe.schedule.epochs + 1)
             else:
                 done, model = run_one(recipe, label, seed, split, bar)
-                write_atomically(weights, lambda file, model=model: save_model(model, str(file)))
+                write_atomically(weights, partial(_save_weights, model))
                 write_json(record, {"key": protocol["key"], **asdict(done)})
             results.append(done)
             models.setdefault(label, model)
@@ -158,7 +161,10 @@ def _protocol(recipe: Recipe, device: str) -> dict[str, Any]:
         "dtype": "float32",
     }
     # how long a run takes to others does not matter to it: seeds are not part of its key
-    content = {**protocol, "recipe": recipe.model_copy(update={"run": recipe.run.model_copy(update={"seeds": []})}).model_dump()}
+    content = {
+        **protocol,
+        "recipe": recipe.model_copy(update={"run": recipe.run.model_copy(update={"seeds": []})}).model_dump(),
+    }
     protocol["key"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return protocol
 
@@ -168,6 +174,10 @@ def _finished(record: Path, weights: Path, key: str) -> Result | None:
         return None
     content = json.loads(record.read_text())
     return Result(**content) if content.pop("key") == key else None
+
+
+def _save_weights(model: NormalizedModel, file: Path) -> None:
+    save_model(model, str(file))
 
 
 def _slug(label: str) -> str:
@@ -183,11 +193,14 @@ def findings(results: list[Result], recipe: Recipe) -> list[str]:
             fgsm, pgd = r.accuracies[f"FGSM {eps:g}"], r.accuracies[f"PGD {eps:g}"]
             if pgd > fgsm + 0.5:
                 found.append(f"{who}: PGD at {eps:g} leaves {pgd:.1f} %, FGSM {fgsm:.1f} %: the gradient may be masked.")
-        pgd = [r.accuracies[f"PGD {eps:g}"] for eps in sorted(recipe.evaluation.pgd)]
-        if any(b > a + 0.5 for a, b in zip(pgd, pgd[1:])):
+        by_eps = [r.accuracies[f"PGD {eps:g}"] for eps in sorted(recipe.evaluation.pgd)]
+        if any(b > a + 0.5 for a, b in itertools.pairwise(by_eps)):
             found.append(f"{who}: accuracy under PGD rises with eps: the attack is stuck.")
         if r.saturation is not None and r.saturation > 0.01:
-            found.append(f"{who}: {100 * r.saturation:.1f} % of filter rows copy one token: bandwidths may be too small.")
+            found.append(
+                f"{who}: {100 * r.saturation:.1f} % of filter rows copy one token: "
+                f"gradients through them vanish; confirm the numbers with a stronger attack."
+            )
     return found
 
 
@@ -229,14 +242,19 @@ def _plus_minus(mean: float, std: float, sign: str = "") -> str:
 
 
 def write_report(
-    recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], split: Split, protocol: dict[str, Any], output: Path
+    recipe: Recipe,
+    results: list[Result],
+    models: Mapping[str, NormalizedModel],
+    split: Split,
+    protocol: dict[str, Any],
+    output: Path,
 ) -> Path:
     """JSON, pictures and ``report.md`` in ``output``."""
     doubts = findings(results, recipe)
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
     pictures = _pictures(recipe, results, models, split)
     for name, figure in pictures.items():
-        write_atomically(output / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=120))
+        write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
     n, seeds = len(split.test_labels), recipe.run.seeds
     parts = [
         f"# {recipe.title}",
@@ -248,13 +266,13 @@ def write_report(
         "Signs of gradient masking looked for (PGD weaker than FGSM, accuracy rising with eps, saturated filters): "
         + ("none found." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
-        f"Training time, mean: "
+        "Training time, mean: "
         + ", ".join(f"{label} {_mean_seconds(results, label):.1f} s" for label in recipe.variants)
         + f". Versions: {', '.join(f'{k} {v}' for k, v in protocol['versions'].items())}; {protocol['device']}.",
     ]
     report = output / "report.md"
     text = "\n\n".join(part for part in parts if part) + "\n"
-    write_atomically(report, lambda file: file.write_text(text))
+    write_text(report, text)
     return report
 
 
@@ -293,8 +311,8 @@ def _pictures(recipe: Recipe, results: list[Result], models: Mapping[str, Normal
     return pictures
 
 
-def _has_space(model: nn.Module) -> bool:
-    return any(len(block.attn.positions) > 0 for block in model.blocks)
+def _has_space(model: FilterVisionTransformer) -> bool:
+    return any(isinstance(module, FilterAttention) and len(module.positions) > 0 for module in model.modules())
 
 
 def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], split: Split) -> Figure:

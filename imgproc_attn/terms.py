@@ -57,7 +57,9 @@ def product(first: Terms, second: Terms) -> Terms:
     if distance is None:
         distance = other
     elif other is not None:
-        raise ValueError("product: two kernels hold a distance; write one of them as columns, <2 s q, k>, and key_bias -s |k|^2.")
+        raise ValueError(
+            "product: two kernels hold a distance; write one of them as columns, <2 s q, k>, and key_bias -s |k|^2."
+        )
     key_bias, bias = _sum(first.key_bias, second.key_bias), _sum(first.bias, second.bias)
     return Terms(first.q + second.q, first.k + second.k, distance, key_bias, bias)
 

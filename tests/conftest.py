@@ -7,7 +7,9 @@ import pytest
 import torch
 
 # Marks of timm's own tests, which the contract tier imports.
-TIMM_MARKS = "base cfg cfg_nonstd torchscript features fxforward fxbackward forward backward features_contract".split()
+TIMM_MARKS = (
+    "base cfg cfg_nonstd torchscript features fxforward fxbackward forward backward features_contract".split()  # noqa: SIM905
+)
 
 
 def pytest_configure(config):

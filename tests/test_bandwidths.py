@@ -18,7 +18,17 @@ def test_starts_at_initial(initial, learned):
 
 @pytest.mark.parametrize(
     ("initial", "floor"),
-    [(0.0, 0.1), (-1.0, 0.1), (math.nan, 0.1), (math.inf, 0.1), (0.1, 0.1), (0.05, 0.1), (1.0, 0.0), (1.0, math.nan), (1.0, -1.0)],
+    [
+        (0.0, 0.1),
+        (-1.0, 0.1),
+        (math.nan, 0.1),
+        (math.inf, 0.1),
+        (0.1, 0.1),
+        (0.05, 0.1),
+        (1.0, 0.0),
+        (1.0, math.nan),
+        (1.0, -1.0),
+    ],
 )
 def test_refuses(initial, floor):
     with pytest.raises(ValueError, match="range_bandwidth") as info:

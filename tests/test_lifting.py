@@ -65,7 +65,9 @@ BANDWIDTHS = [0.5, 0.77, 1.5, 3.0, 10.0, 100.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("grid", [*GRIDS, pytest.param((64, 64), marks=pytest.mark.slow), pytest.param((40, 64), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "grid", [*GRIDS, pytest.param((64, 64), marks=pytest.mark.slow), pytest.param((40, 64), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("prefix", [0, 1])
 @torch.no_grad()
 def test_error_at_most_twice_that_of_explicit_differences(dtype, grid, prefix):

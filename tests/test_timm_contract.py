@@ -20,7 +20,9 @@ FOLDER = os.environ.get("IMGPROC_ATTN_TIMM_TESTS")
 
 pytestmark = [
     pytest.mark.timm_contract,
-    pytest.mark.skipif(not FOLDER, reason="IMGPROC_ATTN_TIMM_TESTS does not name the tests folder of timm's source distribution"),
+    pytest.mark.skipif(
+        not FOLDER, reason="IMGPROC_ATTN_TIMM_TESTS does not name the tests folder of timm's source distribution"
+    ),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -52,7 +52,11 @@ def draw_learning(losses: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def draw_adversarial(
-    images: Tensor, adversarial: Mapping[str, Tensor], labels: Sequence[int], predictions: Mapping[str, Sequence[int]], eps: float
+    images: Tensor,
+    adversarial: Mapping[str, Tensor],
+    labels: Sequence[int],
+    predictions: Mapping[str, Sequence[int]],
+    eps: float,
 ) -> Figure:
     """A column an image: clean, then for each model the adversarial image and what was added, eps black to white.
 

@@ -1,8 +1,8 @@
 """Adversarial attacks in the L-infinity ball, on images in [0, 1].
 
-An attack is an object with settings; calling it with ``(model, images, labels)`` returns the adversarial images and whether each
-fools the model. The model takes images in [0, 1] (see `NormalizedModel`), eps is in the same units (8/255 is 8 grey levels),
-and the images found lie in the ball and in [0, 1], by construction and by a last check.
+An attack is an object with settings; calling it with ``(model, images, labels)`` returns the adversarial images and whether
+each fools the model. The model takes images in [0, 1] (see `NormalizedModel`), eps is in the same units (8/255 is 8 grey
+levels), and the images found lie in the ball and in [0, 1], by construction.
 """
 
 import math
@@ -30,9 +30,7 @@ class AttackResult(NamedTuple):
 
 def _check_eps(name: str, eps: float) -> None:
     if not math.isfinite(eps) or not 0 <= eps <= 1:
-        raise ValueError(
-            f"{name}: eps is {eps}, but must lie in [0, 1], the range of the images; 8 grey levels are eps=8/255."
-        )
+        raise ValueError(f"{name}: eps is {eps}, but must lie in [0, 1], the range of the images; 8 grey levels are eps=8/255.")
 
 
 def check_images(model: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -44,7 +42,9 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     if model.training:
         raise ValueError("The model is in training mode, where dropout and its like feign robustness; call model.eval().")
     if not images.is_floating_point() or images.ndim != 4:
-        raise ValueError(f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width].")
+        raise ValueError(
+            f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]."
+        )
     if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
@@ -120,7 +120,9 @@ class PGD:
             if getattr(self, name) < 1:
                 raise ValueError(f"PGD: {name} is {getattr(self, name)}, but must be at least 1.")
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
-            raise ValueError(f"PGD: step_size is {self.step_size}, but must be positive and finite; None takes 2.5 eps / steps.")
+            raise ValueError(
+                f"PGD: step_size is {self.step_size}, but must be positive and finite; None takes 2.5 eps / steps."
+            )
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
         """Attack. ``sample_ids`` ``[B]`` make the random starts independent of batching; default 0 to B - 1."""

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def draw(
-    images: Tensor, sample_ids: Tensor | None, key: tuple[int, ...], sample: Callable[[tuple[int, ...], torch.Generator], Tensor]
+    images: Tensor,
+    sample_ids: Tensor | None,
+    key: tuple[int, ...],
+    sample: Callable[[tuple[int, ...], torch.Generator], Tensor],
 ) -> Tensor:
     """One draw an image, from a generator keyed by ``(*key, id)``.
 

@@ -17,7 +17,8 @@ class Evaluation:
     """Which samples a model classifies correctly, by condition.
 
     Attributes:
-        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean image and not fooled.
+        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean
+            image and not fooled.
         largest_perturbation: ``{attack: max |adversarial - image|}``.
     """
 

@@ -55,9 +55,7 @@ class FilterAttention(nn.Module):
         self.proj = proj
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(
-        self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Filter the tokens.
 
         Args:
@@ -82,9 +80,7 @@ class FilterAttention(nn.Module):
         return terms
 
     @torch.jit.ignore
-    def weights(
-        self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
+    def weights(self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """The dense filter A ``[B, H, N, N]`` of tokens ``x``, before boosting; whatever ``fused`` is."""
         q, k, v = self.qkv(x)
         return self.filter.weights(self.terms(q, k, v, geometry, is_causal), attn_mask, is_causal)

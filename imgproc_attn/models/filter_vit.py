@@ -16,11 +16,12 @@ from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
+from ..residuals import Plain
 from .seams import KERNELS, RESIDUALS, LayerSpec, Positions, Spec, _dot_product, _plain, resolve, resolve_positions
 
 
 class FilterVisionTransformer(VisionTransformer):
-    """Vision transformer with filters for attention. All of timm's `VisionTransformer`, and the seams:
+    """Vision transformer with filters for attention: all of timm's `VisionTransformer`, and the seams.
 
     Args:
         kernel: Kernel on features: ``"dot_product"`` or ``"gaussian_range"``.
@@ -72,12 +73,15 @@ class FilterVisionTransformer(VisionTransformer):
             patch_size=patch_size,
             patch_drop_rate=patch_drop_rate,
             pos_embed="learn" if where.table else "none",
-            block_fn=block_fn,
+            block_fn=block_fn,  # type: ignore[arg-type]  # timm calls it; any callable does
             **kwargs,
         )
-        self.blocks = nn.ModuleList(self.blocks)  # blocks take more than one argument, which a Sequential cannot hand on
+        # blocks take more than one argument, which a Sequential cannot hand on
+        self.blocks = nn.ModuleList(self.blocks)  # type: ignore[assignment]
         self.carry_positions = where.table and not where.added
-        self.patch_drop = PatchDropoutWithIndices(patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens)
+        self.patch_drop: PatchDropoutWithIndices = PatchDropoutWithIndices(  # type: ignore[assignment]
+            patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens
+        )
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """Images ``[B, C, H, W]`` to the tokens of the first block and their geometry."""
@@ -110,6 +114,7 @@ class FilterVisionTransformer(VisionTransformer):
     def _position_stream(self, height: int, width: int) -> Tensor:
         """The table of untied positions at this grid, zero for prefix tokens."""
         table = self.pos_embed
+        assert table is not None  # carried positions have a table
         if self.dynamic_img_size:
             table = resample_abs_pos_embed(table, (height, width), self.patch_embed.grid_size, num_prefix_tokens=0)
         return F.pad(table, (0, 0, self.num_prefix_tokens, 0))
@@ -190,6 +195,7 @@ class FilterVisionTransformer(VisionTransformer):
         wanted = {i % depth for i in (range(depth) if layers is None else layers)}
         x, geometry = self._embed(x)
         maps = {}
+        block: Any
         for i, block in enumerate(self.blocks):
             if i in wanted:
                 maps[i] = block.attn.weights(block.norm1(x), geometry)
@@ -210,7 +216,7 @@ def build_block(
     *,
     kernel: Callable[[LayerSpec], nn.Module],
     positions: Positions,
-    residual: Callable[[LayerSpec], nn.Module],
+    residual: Callable[[LayerSpec], Plain],
     grid_size: tuple[int, int],
     fused: bool,
     norm_layer: Callable[..., nn.Module],
@@ -259,10 +265,10 @@ def build_block(
     return FilterBlock(dim, attn, mlp, norm_layer, init_values, drop_path, **dd)
 
 
-def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> "FilterVisionTransformer":
     """What the registered names call: timm's builder with this model class."""
     out_indices = kwargs.pop("out_indices", 3)
-    return build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         FilterVisionTransformer,
         variant,
         pretrained,
@@ -271,6 +277,7 @@ def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
+    return model  # or timm's feature wrapper around it, for features_only=True
 
 
 def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:

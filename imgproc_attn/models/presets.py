@@ -3,6 +3,7 @@
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import PretrainedCfg
 
 # DeiT (arXiv 2012.12877), patch 16, 224 x 224; `test` is timm's own size for quick tests.
 TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -29,7 +30,7 @@ def cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def cfgs(family: str) -> dict[str, dict[str, Any]]:
+def cfgs(family: str) -> dict[str, dict[str, Any] | PretrainedCfg]:
     """Configurations of a family's sizes, by registered name."""
-    sizes = {f"{family}_{size}": cfg() for size in ("tiny", "small", "base")}
+    sizes: dict[str, dict[str, Any] | PretrainedCfg] = {f"{family}_{size}": cfg() for size in ("tiny", "small", "base")}
     return {**sizes, f"test_{family}": cfg(input_size=(3, 160, 160), crop_pct=0.95)}

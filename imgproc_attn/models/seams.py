@@ -1,7 +1,7 @@
 """From what a user writes (names, dictionaries, own factories) to a module a layer: the only place where strings are read.
 
-A seam is given as a name (``"twicing"``), a dictionary with options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``), or
-a factory of one's own: a callable from `LayerSpec` to a module. ``layers`` restricts a member to some layers; the others get
+A seam is given as a name (``"twicing"``), a dictionary with options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``),
+or a factory of one's own: a callable from `LayerSpec` to a module. ``layers`` restricts a member to some layers; the others get
 the seam's default.
 """
 
@@ -61,9 +61,7 @@ def _gaussian_range(layer: LayerSpec, range_bandwidth=None, learned: bool = True
 def _spatial_gaussian(
     layer: LayerSpec, spatial_bandwidth=None, per_axis: bool = False, learned: bool = True, floor: float = 0.25
 ) -> nn.Module:
-    return SpatialGaussian(
-        layer.num_heads, layer.grid_size, spatial_bandwidth, per_axis, learned, floor, **layer.dd
-    )
+    return SpatialGaussian(layer.num_heads, layer.grid_size, spatial_bandwidth, per_axis, learned, floor, **layer.dd)
 
 
 def _untied(layer: LayerSpec) -> nn.Module:
@@ -97,7 +95,9 @@ def _unknown(seam: str, what: str, name: str, known: Iterable[str]) -> ValueErro
     return ValueError(f"{seam}: unknown {what} {name!r}; there are {', '.join(map(repr, known))}.{hint}")
 
 
-def resolve(seam: str, spec: Spec, table: Mapping[str, Factory], default: Factory, depth: int) -> Callable[[LayerSpec], Any]:
+def resolve(
+    seam: str, spec: Spec, table: Mapping[str, Factory], default: Callable[[LayerSpec], Any], depth: int
+) -> Callable[[LayerSpec], Any]:
     """A factory for every layer of a model.
 
     Args:
@@ -164,7 +164,9 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
         if name not in LAYER_POSITIONS and name not in MODEL_POSITIONS:
             raise _unknown("positions", "member", name, {*LAYER_POSITIONS, *MODEL_POSITIONS, "none"})
         if named.count(name) > 1:
-            raise ValueError(f"positions: {name!r} is given twice; give it once, with per-head bandwidths if several are meant.")
+            raise ValueError(
+                f"positions: {name!r} is given twice; give it once, with per-head bandwidths if several are meant."
+            )
     if "none" in names and len(names) > 1:
         raise ValueError(f"positions: 'none' excludes the other members {named}; leave it out.")
     if "absolute" in named and "untied" in named:
@@ -172,9 +174,11 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
             "positions: 'absolute' and 'untied' exclude each other: untied positions are by definition never added to the "
             "tokens; drop one."
         )
-    for s, name in zip(specs, names):
-        if name == "absolute" and isinstance(s, Mapping) and len(s) > 1:
-            raise ValueError(f"positions: 'absolute' takes no options, got {sorted(set(s) - {'name'})}; it acts before layer 0.")
+    for s, member in zip(specs, names):
+        if member == "absolute" and isinstance(s, Mapping) and len(s) > 1:
+            raise ValueError(
+                f"positions: 'absolute' takes no options, got {sorted(set(s) - {'name'})}; it acts before layer 0."
+            )
     factories = tuple(
         resolve("positions", s, LAYER_POSITIONS, _nothing, depth)
         for s, name in zip(specs, names)

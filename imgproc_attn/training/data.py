@@ -26,7 +26,9 @@ def load_digits(test_images: int, seed: int) -> Split:
     digits = datasets.load_digits()
     count = len(digits.target)
     if not 10 <= test_images <= count - 10:
-        raise ValueError(f"data.test_images is {test_images}, but must lie in 10 to {count - 10}: both parts need all 10 classes.")
+        raise ValueError(
+            f"data.test_images is {test_images}, but must lie in 10 to {count - 10}: both parts need all 10 classes."
+        )
     images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
     labels = torch.tensor(digits.target, dtype=torch.int64)
     train, test = train_test_split(range(count), test_size=test_images, random_state=seed, stratify=digits.target)

@@ -75,8 +75,8 @@ def fit(
             total += loss.item()
             if not math.isfinite(total):
                 raise FloatingPointError(
-                    f"The loss is {loss.item()} in epoch {epoch}, update {i}; lower optimiser.lr ({recipe.optimiser.lr}) or set "
-                    f"optimiser.clip_grad."
+                    f"The loss is {loss.item()} in epoch {epoch}, update {i}; lower optimiser.lr, "
+                    f"now {recipe.optimiser.lr}, or set optimiser.clip_grad."
                 )
         history.append(Epoch(epoch, total / updates, optimiser.param_groups[0]["lr"]))
         if progress:

@@ -1,7 +1,6 @@
 """Recipes: a YAML file, read into a typed schema that refuses what it does not know, before anything is built."""
 
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -174,7 +173,7 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known = {}
+    known: dict[str, Path] = {}
     for folder in recipe_folders():
         for file in sorted(folder.rglob("*.yaml")):
             known.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)

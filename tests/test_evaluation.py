@@ -1,0 +1,212 @@
+"""Attacks and corruptions against closed forms, and the sums that count them."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from skimage import data
+from torch import nn
+
+from imgproc_attn.evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
+from imgproc_attn.evaluation.draws import draw
+
+
+class Linear(nn.Module):
+    """Two classes, logits (0, w.x + b): the least eps that fools it is |w.x + b| / |w|_1 while no pixel leaves [0, 1]."""
+
+    def __init__(self, w, b):
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), b
+
+    def forward(self, x):
+        score = (x * self.w).flatten(1).sum(1) + self.b
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+def photograph(size=32):
+    """Crops of scikit-image's astronaut, in [0, 1]."""
+    picture = torch.tensor(data.astronaut() / 255, dtype=torch.float32).permute(2, 0, 1)
+    return torch.stack([picture[:, y : y + size, x : x + size] for y in range(0, 480, 96) for x in range(0, 480, 96)])
+
+
+@pytest.fixture
+def linear():
+    images = photograph() * 0.5 + 0.25  # far from the border for the eps used
+    w = torch.randn(3, 32, 32)
+    scores = (images * w).flatten(1).sum(1)
+    model = Linear(w, -scores.median().item()).eval()
+    labels = model(images).argmax(1)
+    margin = (scores + model.b).abs() / w.abs().sum()
+    return model, images, labels, margin
+
+
+ATTACKS = [FGSM, PGD, lambda eps: PGD(eps, steps=5, restarts=3)]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_linear_model_falls_exactly_where_it_must(linear, attack):
+    model, images, labels, margin = linear
+    for eps in margin.quantile(torch.tensor([0.2, 0.5, 0.9])).tolist():
+        result = attack(eps * 1.0001)(model, images, labels)
+        must = margin < eps * 0.999
+        may = margin < eps * 1.001
+        assert bool((result.success >= must).all())
+        assert bool((result.success <= may).all())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_result_lies_in_the_ball_and_in_the_range(attack):
+    images = photograph()
+    model = Linear(torch.randn(3, 32, 32), 0.0).eval()
+    labels = model(images).argmax(1)
+    for eps in (0.0, 8 / 255, 0.5, 1.0):
+        result = attack(eps)(model, images, labels)
+        assert (result.adversarial - images).abs().max() <= eps + 1e-7
+        assert result.adversarial.min() >= 0
+        assert result.adversarial.max() <= 1
+        if eps == 0:
+            assert not result.success.any()
+
+
+def test_attacks_leave_no_trace():
+    images = photograph()
+    model = Linear(torch.randn(3, 32, 32), 0.0).eval()
+    before = images.clone()
+    with torch.no_grad():
+        PGD(0.1)(model, images, model(images).argmax(1))
+    assert torch.equal(images, before)
+    assert model.w.grad is None
+
+
+def test_pgd_does_not_depend_on_batching():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)).eval()
+    images = photograph()
+    labels = model(images).argmax(1)
+    attack = PGD(0.02, steps=3, restarts=2)
+    whole = evaluate(model, images, labels, {"PGD": attack}, batch_size=25)
+    parts = evaluate(model, images, labels, {"PGD": attack}, batch_size=4)
+    assert torch.equal(whole.correct["PGD"], parts.correct["PGD"])
+
+
+def test_more_restarts_never_help_the_model():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)).eval()
+    images = photograph()
+    labels = model(images).argmax(1)
+    counts = [PGD(0.01, steps=2, restarts=r)(model, images, labels).success for r in (1, 3)]
+    assert bool((counts[1] >= counts[0]).all())
+
+
+def test_flags_under_attack_need_a_correct_clean_prediction(linear):
+    model, images, labels, _ = linear
+    wrong = 1 - labels
+    result = evaluate(model, images, wrong, {"FGSM": FGSM(0.5)}, {"noise": GaussianNoise(0.1)})
+    assert result.accuracies["clean"] == 0
+    assert result.accuracies["FGSM"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, x, y: (m.train(), x, y), "training mode"),
+        (lambda m, x, y: (m, x * 2 - 1, y), r"range from -.* must lie in \[0, 1\]"),
+        (lambda m, x, y: (m, (x * 255).to(torch.uint8), y), "torch.uint8"),
+        (lambda m, x, y: (m, x, y[:3]), r"shape \[3\]; give 25 class indices"),
+        (lambda m, x, y: (m, x, y.float()), "torch.float32"),
+        (lambda m, x, y: (m, x * float("nan"), y), "nan"),
+    ],
+)
+def test_refuses(linear, change, message):
+    model, images, labels, _ = linear
+    model, images, labels = change(model, images, labels)
+    for call in (FGSM(0.1), PGD(0.1), evaluate):
+        with pytest.raises(ValueError, match=message):
+            call(model, images, labels)
+
+
+@pytest.mark.parametrize("eps", [-0.1, 8, math.nan, math.inf])
+def test_refuses_eps(eps):
+    for attack in (FGSM, PGD):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\].*8/255"):
+            attack(eps)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"step_size": 0.0}, {"step_size": math.nan}])
+def test_refuses_settings(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        PGD(0.1, **bad)
+
+
+def test_no_images_have_no_accuracy(linear):
+    model, images, labels, _ = linear
+    with pytest.raises(ValueError, match="0 images given"):
+        evaluate(model, images[:0], labels[:0])
+    assert FGSM(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
+    assert PGD(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
+
+
+def test_blur_is_scipys():
+    images = photograph(48)
+    for sigma in (0.5, 1.0, 2.0):
+        blurred = GaussianBlur(sigma)(images)
+        radius = math.ceil(4 * sigma)
+        expected = scipy.ndimage.gaussian_filter(images.double().numpy(), sigma, axes=(2, 3), mode="mirror", radius=radius)
+        np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-6)
+
+
+def test_noise_has_its_standard_deviation_and_belongs_to_the_sample():
+    images = torch.full((200, 1, 16, 16), 0.5)
+    noisy = GaussianNoise(0.05)(images)
+    assert (noisy - images).std().item() == pytest.approx(0.05, rel=0.02)
+    ids = torch.tensor([7, 3])
+    assert torch.equal(GaussianNoise(0.05)(images[:2], ids), noisy[ids])
+    assert not torch.equal(GaussianNoise(0.05, seed=1)(images), noisy)
+
+
+def test_draws_of_neighbouring_keys_are_unrelated():
+    images = torch.empty(400, 1, 8, 8)
+
+    def normal(shape, generator):
+        return torch.randn(shape, generator=generator)
+
+    draws = [draw(images, None, key, normal).flatten() for key in ((0, 0), (0, 1), (1, 0))]
+    correlations = torch.corrcoef(torch.stack(draws)) - torch.eye(3)
+    assert correlations.abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("corruption", "message"), [(GaussianNoise, "std is"), (GaussianBlur, "sigma is")])
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+def test_refuses_strengths(corruption, message, bad):
+    with pytest.raises(ValueError, match=message):
+        corruption(bad)
+
+
+def test_normalisation_is_timms():
+    import timm
+
+    model = timm.create_model("test_vit").eval()
+    images = torch.rand(2, 3, 160, 160)
+    cfg = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(NormalizedModel(model)(images), model((images - mean) / std))
+
+
+def test_normalisation_refuses():
+    with pytest.raises(ValueError, match="no pretrained_cfg"):
+        NormalizedModel(nn.Identity())
+    with pytest.raises(ValueError, match="must be positive"):
+        NormalizedModel(nn.Identity(), [0.5], [0.0])
+    with pytest.raises(ValueError, match="2 standard deviations for 1 channels"):
+        NormalizedModel(nn.Identity(), [0.5], [0.5, 0.5])
+
+
+def test_paired_difference():
+    difference = paired_difference([3.0, 5.0, 4.0], [1.0, 1.0, 1.0])
+    assert difference.mean == pytest.approx(3.0)
+    assert difference.std == pytest.approx(1.0)
+    assert difference.lower == pytest.approx(3.0 - 2.919986 / 3**0.5, rel=1e-5)  # Student's t, 2 degrees of freedom, 95 %
+    assert math.isnan(paired_difference([1.0], [0.0]).lower)
+    with pytest.raises(ValueError, match="2 values and 1 of the baseline"):
+        paired_difference([1.0, 2.0], [1.0])
