@@ -35,7 +35,7 @@ class Bandwidth(nn.Module):
 
     def __init__(
         self,
-        initial: float | Sequence[float],
+        initial: float | Sequence[float] | Tensor,
         num_heads: int,
         floor: float,
         learned: bool = True,
@@ -44,6 +44,8 @@ class Bandwidth(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        if isinstance(initial, Tensor):
+            initial = initial.tolist()
         values = [float(h) for h in initial] if isinstance(initial, Sequence) else [float(initial)] * num_heads
         if len(values) != num_heads:
             raise ValueError(f"{name}: {len(values)} values given for {num_heads} heads; give one number or {num_heads}.")

@@ -5,16 +5,15 @@ lift included in the operator's time. Peak memory: on a CUDA device the allocato
 a fresh process that does the step once.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -84,7 +83,8 @@ def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor,
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def explicit(q, k, v):
-        log_weights = -(torch.cdist(q, k) / gaussian.range_bandwidth()[:, None, None]).square()
+        distances = torch.cdist(q.contiguous(), k.contiguous(), compute_mode="donot_use_mm_for_euclid_dist")
+        log_weights = -(distances / gaussian.range_bandwidth()[:, None, None]).square()
         return (log_weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     twicing = Twicing(HEADS)
@@ -182,17 +182,22 @@ def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None
             step()
             pipe.send(torch.cuda.max_memory_allocated())
             return
-        unit = 1 if sys.platform == "darwin" else 1024
         step()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        _peak_so_far(pipe)
     except BaseException as error:
         pipe.send(repr(error))
         raise
 
 
-def _peak_of_import(pipe: Any) -> None:
-    unit = 1 if sys.platform == "darwin" else 1024
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+def _peak_so_far(pipe: Any) -> None:
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts from the parent's on Linux
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        pipe.send(1024 * int(line.split()[1]))
+        return
+    import resource  # not on every system
+
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def _in_fresh_process(function: Callable[..., None], *arguments: Any) -> int:
@@ -215,16 +220,15 @@ def benchmark_memory(
     names: Sequence[str], n: int = 3136, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> list[dict[str, Any]]:
     """Peak memory of one training step on one image of ``n`` patches, less that of the bare interpreter and libraries."""
-    bare = 0 if device.startswith("cuda") else _in_fresh_process(_peak_of_import)
+    bare = 0 if device.startswith("cuda") else _in_fresh_process(_peak_so_far)
     peaks = {}
     for name in tqdm(names, desc="memory", unit="model", dynamic_ncols=True):
         peaks[name] = _in_fresh_process(_peak, name, n, device, dtype) - bare
     return [{"name": name, "tokens": n, "peak_bytes": peak, "ratio": peak / peaks[names[0]]} for name, peak in peaks.items()]
 
 
-@contextlib.contextmanager
-def quiet_allocator():
-    """Keep glibc from handing freed memory back to the system between runs.
+def keep_freed_memory() -> None:
+    """Keep glibc, for the rest of this process, from handing freed memory back to the system between runs.
 
     Otherwise each run pays page faults that depend on what ran before it, more than the work measured at 196 tokens.
     """
@@ -233,7 +237,6 @@ def quiet_allocator():
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-2, 1 << 28)  # M_TOP_PAD
-    yield
 
 
 def machine(device: str) -> dict[str, Any]:

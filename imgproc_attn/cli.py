@@ -27,13 +27,13 @@ def _benchmark(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
     result: dict = {"machine": b.machine(args.device), "dtype": args.dtype, "runs": args.runs}
     print(", ".join(f"{k} {v}" for k, v in result["machine"].items()) + f", {args.dtype}, {args.runs} runs")
-    with b.quiet_allocator():
-        if "operators" in args.what:
-            result["operators"] = b.benchmark_operators(args.tokens, args.runs, args.device, dtype)
-            print(b.markdown("Operators, 6 heads of 64", result["operators"], b.TIME_COLUMNS))
-        if "models" in args.what:
-            result["models"] = b.benchmark_models(args.models, args.tokens, args.runs, args.device, dtype)
-            print(b.markdown("Whole models", result["models"], b.TIME_COLUMNS))
+    b.keep_freed_memory()
+    if "operators" in args.what:
+        result["operators"] = b.benchmark_operators(args.tokens, args.runs, args.device, dtype)
+        print(b.markdown("Operators, 6 heads of 64", result["operators"], b.TIME_COLUMNS))
+    if "models" in args.what:
+        result["models"] = b.benchmark_models(args.models, args.tokens, args.runs, args.device, dtype)
+        print(b.markdown("Whole models", result["models"], b.TIME_COLUMNS))
     if "memory" in args.what:
         result["memory"] = b.benchmark_memory(args.models, max(args.tokens), args.device, dtype)
         print(b.markdown("Peak memory of a training step, one image", result["memory"], b.MEMORY_COLUMNS))
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
         args.function(args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         sys.exit(_fail(error))
 
 

@@ -19,6 +19,7 @@ class Operator(NamedTuple):
     Attributes:
         q: Lifted query columns ``[B, H, N, C]``.
         k: Lifted key columns ``[B, H, N, C]``.
+        scale: Factor on their inner products.
         mask: Dense log-weights or boolean mask, broadcastable to ``[B, H, N, N]``, or None.
         weights: Dense A ``[B, H, N, N]``, dropout applied, if the filter is not fused; else None.
         is_causal: Token i sees tokens 0 to i only.
@@ -26,6 +27,7 @@ class Operator(NamedTuple):
 
     q: Tensor
     k: Tensor
+    scale: float
     mask: Tensor | None
     weights: Tensor | None
     is_causal: bool
@@ -36,8 +38,8 @@ class SoftmaxFilter(nn.Module):
 
     Args:
         fused: Apply A through `torch.nn.functional.scaled_dot_product_attention`, never forming it. Otherwise A is a dense
-            tensor, in plain code: the reference, the way to hook it, and the only way to drop the same weights in each pass
-            of a boosted filter (the fused way draws them anew).
+            tensor, in plain code on the same columns: the way to look at it and to hook it, and the only way to drop the same
+            weights in each pass of a boosted filter (the fused way draws them anew).
         dropout: Probability of dropping a weight in training.
     """
 
@@ -57,10 +59,11 @@ class SoftmaxFilter(nn.Module):
             is_causal: Token i sees tokens 0 to i only.
         """
         q, k = lift(terms)
-        mask = _merge(terms.bias, mask)
+        mask, is_causal = _merge(terms.bias, mask, is_causal, q.shape[2])
         if self.fused:
-            return Operator(q, k, mask, None, is_causal)
-        return Operator(q, k, mask, self.attn_drop(_dense_weights(q, k, mask, is_causal)), is_causal)
+            return Operator(q, k, terms.scale, mask, None, is_causal)
+        weights = self.attn_drop(_dense_weights(q, k, terms.scale, mask, is_causal))
+        return Operator(q, k, terms.scale, mask, weights, is_causal)
 
     def smooth(self, operator: Operator, v: Tensor) -> Tensor:
         """``A v`` for values ``[B, H, N, D]``, in their type."""
@@ -68,30 +71,32 @@ class SoftmaxFilter(nn.Module):
         if weights is not None:
             return weights.to(v.dtype) @ v
         dropout = self.attn_drop.p if self.training else 0.0
-        return _fused_smooth(operator.q, operator.k, v, operator.mask, dropout, operator.is_causal)
+        return _fused_smooth(operator.q, operator.k, operator.scale, v, operator.mask, dropout, operator.is_causal)
 
     def weights(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """The dense operator A, ``[B, H, N, N]`` in float32 or float64, without dropout."""
         q, k = lift(terms)
-        return _dense_weights(q, k, _merge(terms.bias, mask), is_causal)
+        mask, is_causal = _merge(terms.bias, mask, is_causal, q.shape[2])
+        return _dense_weights(q, k, terms.scale, mask, is_causal)
 
 
-def _merge(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """A dense bias and a mask as one."""
-    if bias is None:
-        return mask
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return bias.masked_fill(~mask, float("-inf"))
-    return bias + mask
+def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: int) -> tuple[Tensor | None, bool]:
+    """A dense bias, a mask and causality as one mask; causality alone stays a flag, which fused attention knows."""
+    if bias is not None and mask is not None:
+        mask = bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
+    elif mask is None:
+        mask = bias
+    if mask is None or not is_causal:
+        return mask, is_causal
+    past = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, float("-inf")), False
 
 
-def _dense_weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Softmax over explicit log-weights, in float32 at least."""
     if q.dtype == torch.float16 or q.dtype == torch.bfloat16:
         q, k = q.float(), k.float()
-    log_weights = q @ k.transpose(-2, -1)
+    log_weights = (q @ k.transpose(-2, -1)) * scale
     if mask is not None:
         if mask.dtype == torch.bool:
             log_weights = log_weights.masked_fill(~mask, float("-inf"))
@@ -109,13 +114,18 @@ def pad_columns(x: Tensor, width: int) -> Tensor:
     return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
 
 
-def _fused_smooth(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool) -> Tensor:
-    """Scaled dot-product attention; v is padded to the width of q and k, without which CPUs leave the fused path."""
+def _fused_smooth(
+    q: Tensor, k: Tensor, scale: float, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool
+) -> Tensor:
+    """Scaled dot-product attention; v is padded to the width of q and k, without which CPUs leave the fused path.
+
+    An additive mask is taken in the type of q, as that function demands.
+    """
     width = v.shape[-1]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
     padded = pad_columns(v, q.shape[-1])
-    smoothed = F.scaled_dot_product_attention(q, k, padded, mask, dropout, is_causal, scale=1.0)
+    smoothed = F.scaled_dot_product_attention(q, k, padded, mask, dropout, is_causal, scale=scale)
     return smoothed[..., :width]
 
 

@@ -26,7 +26,7 @@ class DotProduct(nn.Module):
         self.scale = head_dim**-0.5
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
-        return Terms([q * self.scale], [k])
+        return Terms([q], [k], scale=self.scale)
 
 
 class GaussianRange(nn.Module):

@@ -11,7 +11,9 @@ one set of columns each. These columns come first: a sum runs over columns in or
 Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from centre to corner.
 
 **Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
-the 24 bits of a float32; products accumulate in float32. float16 ends at 65,504, so large columns are stored divided by a power
+the 24 bits of a float32; products accumulate in float32. Keys stay uncentred, hence unrounded: ``<2 s (q - m), m>`` is constant
+in the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
+but off by percents on a single small batch in bfloat16. float16 ends at 65,504, so large columns are stored divided by a power
 of two that the other side multiplies back.
 """
 
@@ -58,14 +60,20 @@ def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """
     if dtype != torch.float32:
         return split_value(scale * x, dtype)
-    fixed = scale.detach().to(torch.float32)
-    shifted = fixed * 32769.0  # Dekker's splitting: 2^15 + 1 leaves the upper 24 - 15 = 9 bits
-    high = shifted - (shifted - fixed)
+    # the mantissa itself is cut: sums and differences that round to nine bits would not survive a compiler's fused operations
+    mantissa, exponent = torch.frexp(scale.detach().to(torch.float32))
+    high = torch.ldexp(torch.round(mantissa * 512.0) / 512.0, exponent)
     return [high * x.to(torch.float32), ((scale - high) * x).to(torch.float32)]
 
 
 def lift(terms: Terms) -> tuple[Tensor, Tensor]:
-    """Query and key columns ``[B, H, N, C]`` of ``terms``, C padded with zeros to a multiple of 8."""
+    """Query and key columns ``[B, H, N, C]`` of ``terms``, C padded with zeros to a multiple of 8.
+
+    Raises:
+        ValueError: ``terms`` hold neither columns nor a distance.
+    """
+    if len(terms.q) == 0 and terms.distance is None:
+        raise ValueError("Terms hold neither columns nor a distance; to a dense kernel's bias add zero columns, [B, H, N, 1].")
     distance, key_bias = terms.distance, terms.key_bias
     if distance is None:
         if key_bias is None:
@@ -95,9 +103,11 @@ def _distance_columns(distance: Distance, centre: Tensor) -> tuple[Tensor, Tenso
     centred = at_least_float32(distance.k) - centre
     bias = centred.square().sum(dim=-1, keepdim=True) * -scale
     dtype = distance.q.dtype
+    if not is_half(dtype):
+        return scaled, centred, bias
     if dtype == torch.float16:
-        scaled, centred = scaled.clamp(-65504.0, 65504.0), centred.clamp(-65504.0, 65504.0)
-    return scaled.to(dtype), centred.to(dtype), bias
+        scaled = scaled.clamp(-65504.0, 65504.0)
+    return scaled.to(dtype), distance.k, bias
 
 
 def _bias_columns(key_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from .geometry import Geometry
 from .lifting import split_scale
 from .terms import Terms
 
+_FLOAT16_SHIFT = 16.0  # norms are stored divided by it in float16, and multiplied back by the patch flag
+
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
     """``count`` values from ``first`` to ``last`` with a constant ratio; ``[first]`` for one."""
@@ -80,7 +82,7 @@ def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: T
     dtype = like.dtype
     if dtype == torch.float16 and not torch.jit.is_scripting():
         _check_float16(geometry.grid_size, floor)
-    shift = 16.0 if dtype == torch.float16 else 1.0
+    shift = 16.0 if dtype == torch.float16 else 1.0  # _FLOAT16_SHIFT, which TorchScript cannot read
     p = geometry.coordinates[:, None].to(bandwidths.dtype)  # [1 or B, 1, N, 2]
     scale = bandwidths.pow(-2)[:, None]  # [H, 1, 1 or 2]
     square = p * p
@@ -107,8 +109,9 @@ def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: T
 
 
 def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
-    limit = 16 * 65504.0
-    largest = ((grid_size[0] - 1) ** 2 + (grid_size[1] - 1) ** 2) / 4 / floor**2
+    limit = 65504.0
+    norm = ((grid_size[0] - 1) ** 2 + (grid_size[1] - 1) ** 2) / 4 / _FLOAT16_SHIFT
+    largest = max(norm, float(max(grid_size) - 1)) / floor**2
     if largest > limit:
         raise ValueError(
             f"spatial_bandwidth: a grid of {grid_size[0]} x {grid_size[1]} patches with floor {floor} needs columns up to "
@@ -145,7 +148,7 @@ class UntiedPositions(nn.Module):
         batch, length, _ = stream.shape
         qk = self.qk(stream).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = qk.unbind(0)
-        return Terms([(q * self.head_dim**-0.5).to(like.dtype)], [k.to(like.dtype)])
+        return Terms([q.to(like.dtype)], [k.to(like.dtype)], scale=self.head_dim**-0.5)
 
 
 def _stream(geometry: Geometry) -> Tensor:

@@ -17,6 +17,7 @@ import timm
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_model, save_model
+from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
 from .diagnostics import (
@@ -55,7 +56,7 @@ class Result:
     losses: list[float]
     accuracies: dict[str, float]
     largest_perturbation: dict[str, float]
-    bandwidths: dict[str, list[list[float]]]
+    bandwidths: dict[str, dict[str, list[float]]]
     saturation: float | None
 
 
@@ -65,6 +66,24 @@ def build(recipe: Recipe, label: str, seed: int) -> NormalizedModel:
     torch.manual_seed(seed)
     model = timm.create_model(options.pop("name"), **{**recipe.model, **options})
     return NormalizedModel(model, recipe.data.mean, recipe.data.std)
+
+
+def check(recipe: Recipe) -> None:
+    """Build every model and the optimiser once, without memory, so that no mistake waits behind hours of training.
+
+    Raises:
+        ValueError: A model or optimiser that cannot be built, or labels that would share a file.
+    """
+    slugs = [_slug(label) for label in recipe.variants]
+    if len(set(slugs)) != len(slugs):
+        raise ValueError(f"variants: the labels {list(recipe.variants)} differ in letters and digits too little to name files.")
+    for label, variant in recipe.variants.items():
+        options = variant.model_dump()
+        try:
+            model = timm.create_model(options.pop("name"), **{**recipe.model, **options}, device="meta")
+            create_optimizer_v2(model, recipe.optimiser.name, lr=recipe.optimiser.lr)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"variants.{label}: {error}") from error
 
 
 def disturbances(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -125,6 +144,7 @@ def quickstart(recipe: Recipe, output: Path, device: str = "cpu", restart: bool 
     Returns:
         The report, ``output/report.md``.
     """
+    check(recipe)
     protocol = _protocol(recipe, device)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "protocol.json", protocol)
@@ -136,7 +156,7 @@ def quickstart(recipe: Recipe, output: Path, device: str = "cpu", restart: bool 
         for label, seed in jobs:
             name = output / "runs" / f"{_slug(label)}-seed{seed}"
             record, weights = name.with_suffix(".json"), name.with_suffix(".safetensors")
-            done = None if restart else _finished(record, weights, protocol["key"])
+            done = None if restart else _finished(record, weights, protocol["key"], label, seed)
             if done is not None:
                 model = build(recipe, label, seed).to(device).eval()
                 load_model(model, weights)
@@ -169,11 +189,13 @@ def _protocol(recipe: Recipe, device: str) -> dict[str, Any]:
     return protocol
 
 
-def _finished(record: Path, weights: Path, key: str) -> Result | None:
+def _finished(record: Path, weights: Path, key: str, label: str, seed: int) -> Result | None:
     if not (record.is_file() and weights.is_file()):
         return None
     content = json.loads(record.read_text())
-    return Result(**content) if content.pop("key") == key else None
+    if (content.pop("key"), content["label"], content["seed"]) != (key, label, seed):
+        return None
+    return Result(**content)
 
 
 def _save_weights(model: NormalizedModel, file: Path) -> None:
@@ -228,12 +250,13 @@ def sanity(recipe: Recipe, results: list[Result]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides the training-sanity rule."""
     by_label = {label: [r.accuracies["clean"] for r in results if r.label == label] for label in recipe.variants}
     baseline = next(iter(by_label))
-    lines = ["| model | difference of clean accuracy | lower 95 % bound (one-sided) |", "|---|---|---|"]
+    lines = ["| model | difference of clean accuracy | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
     for label, values in by_label.items():
         if label != baseline:
             d = paired_difference(values, by_label[baseline])
             bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
-            lines.append(f"| {label} − {baseline} | {_plus_minus(d.mean, d.std, '+')} | {bound} |")
+            verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= -1 else "NO"
+            lines.append(f"| {label} − {baseline} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ so its cost shows, ``steps`` more applications of A, and each rule is a polynomi
 and with gate 0 are plain filtering.
 """
 
+import math
 from typing import Final
 
 import torch
@@ -49,14 +50,18 @@ class Twicing(Plain):
         learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
 
     Raises:
-        ValueError: ``steps`` is below 1.
+        ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
     """
 
     def __init__(
         self, num_heads: int, steps: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"twicing: steps is {steps}, but must be at least 1; for no boosting use residual='plain'.")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(
+                f"twicing: steps is {steps}, but must be a whole number, at least 1; for none use residual='plain'."
+            )
+        if not math.isfinite(gate):
+            raise ValueError(f"twicing: gate is {gate}, but must be finite; 1 is the published strength, 0 plain filtering.")
         super().__init__(steps)
         self.initial_gate = float(gate)
         self.gate = nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype)) if learned else None

@@ -36,6 +36,7 @@ class Terms(NamedTuple):
         key_bias: ``[1 or B, H, N, 1]``, float32 or float64, or None.
         bias: Dense log-weights ``[1 or B, 1 or H, N, N]``, for kernels without a factored form, or None. Costs memory
             ``H x N^2``.
+        scale: Factor on the columns' products, applied in the precision of their sums; 1 unless columns are all there is.
     """
 
     q: list[Tensor]
@@ -43,6 +44,7 @@ class Terms(NamedTuple):
     distance: Distance | None = None
     key_bias: Tensor | None = None
     bias: Tensor | None = None
+    scale: float = 1.0
 
 
 def product(first: Terms, second: Terms) -> Terms:
@@ -61,7 +63,12 @@ def product(first: Terms, second: Terms) -> Terms:
             "product: two kernels hold a distance; write one of them as columns, <2 s q, k>, and key_bias -s |k|^2."
         )
     key_bias, bias = _sum(first.key_bias, second.key_bias), _sum(first.bias, second.bias)
-    return Terms(first.q + second.q, first.k + second.k, distance, key_bias, bias)
+    return Terms(_scaled(first) + _scaled(second), first.k + second.k, distance, key_bias, bias)
+
+
+def _scaled(terms: Terms) -> list[Tensor]:
+    """Query columns with the factor inside."""
+    return terms.q if terms.scale == 1.0 else [q * terms.scale for q in terms.q]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

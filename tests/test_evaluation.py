@@ -126,6 +126,21 @@ def test_refuses(linear, change, message):
             call(model, images, labels)
 
 
+def test_a_broken_model_is_not_robust(linear):
+    model, images, labels, _ = linear
+    with torch.no_grad():
+        model.w.fill_(float("nan"))
+    for call in (FGSM(0.1), PGD(0.1), evaluate):
+        with pytest.raises(FloatingPointError, match="logits are not finite"):
+            call(model, images, labels)
+
+
+def test_inference_mode_is_refused_by_name(linear):
+    model, images, labels, _ = linear
+    with torch.inference_mode(), pytest.raises(ValueError, match="call them outside it"):
+        FGSM(0.1)(model, images, labels)
+
+
 @pytest.mark.parametrize("eps", [-0.1, 8, math.nan, math.inf])
 def test_refuses_eps(eps):
     for attack in (FGSM, PGD):

@@ -22,8 +22,6 @@ MASKS = {
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8, dtype=torch.float64)])
 def test_fused_equals_dense(mask, is_causal, kernel):
-    if mask != "none" and is_causal:
-        pytest.skip("scaled_dot_product_attention takes either a mask or is_causal")
     q, k, v = operands()
     mask = MASKS[mask](9)
     results = []
@@ -55,6 +53,11 @@ def test_dense_bias_joins_the_mask(fused, mask_dtype):
     terms = product(Terms([], [], bias=bias), DotProduct(8)(q, k))
     result = filter.smooth(filter(terms, mask), v)
     torch.testing.assert_close(result, scaled_dot_product_attention(q, k, v, attn_mask=total), rtol=1e-11, atol=1e-11)
+
+
+def test_terms_without_columns_are_refused_by_name():
+    with pytest.raises(ValueError, match="neither columns nor a distance; to a dense kernel's bias add zero columns"):
+        SoftmaxFilter()(Terms([], [], bias=torch.zeros(1, 1, 3, 3)))
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -82,8 +82,18 @@ def test_float16_overflow_is_refused_by_name():
     positions = SpatialGaussian(1, (64, 64), 1.0, floor=0.02)
     geometry = grid_geometry(64, 64, 0, torch.empty(0))
     positions(geometry, torch.empty(0, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match=r"64 x 64 patches with floor 0\.02 .* float16's 1\.05e\+06; use bfloat16"):
+    with pytest.raises(ValueError, match=r"64 x 64 patches with floor 0\.02 .* float16's 6\.55e\+04; use bfloat16"):
         positions(geometry, torch.empty(0, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(("side", "floor"), [(14, 0.0101), (33, 0.02), (64, 0.03), (20, 0.016)])
+def test_float16_columns_are_finite_or_refused(side, floor):
+    positions = SpatialGaussian(1, (side, side), floor * 1.0001, floor=floor)
+    try:
+        terms = positions(grid_geometry(side, side, 1, torch.empty(0)), torch.empty(0, dtype=torch.float16))
+    except ValueError:
+        return
+    assert all(t.isfinite().all() for t in [*terms.q, *terms.k])
 
 
 def test_untied_has_no_cross_terms_and_none_with_prefix_tokens():
@@ -92,9 +102,9 @@ def test_untied_has_no_cross_terms_and_none_with_prefix_tokens():
     stream[:, 0] = 0
     geometry = Geometry(geometry.coordinates, geometry.is_patch, 1, geometry.grid_size, stream)
     positions = UntiedPositions(12, 2, 6, dtype=torch.float64)
-    q, k = (t[0] for t in positions(geometry, torch.empty(0, dtype=torch.float64))[:2])
+    terms = positions(geometry, torch.empty(0, dtype=torch.float64))
     w_q, w_k = positions.qk.weight.chunk(2)
-    log = q @ k.mT
+    log = terms.scale * terms.q[0] @ terms.k[0].mT
     for head in range(2):
         rows = slice(6 * head, 6 * head + 6)
         expected = (stream[0] @ w_q[rows].T) @ (stream[0] @ w_k[rows].T).T / 6**0.5

@@ -1,6 +1,7 @@
 """The main job, small: the report, what it keeps, and what it does not repeat."""
 
 import json
+import re
 
 import pytest
 
@@ -83,5 +84,23 @@ def test_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         cli.main(["--help"])
     assert end.value.code == 0
-    for command in ("quickstart", "benchmark"):
-        assert command in capsys.readouterr().out or command == "benchmark"
+    help = capsys.readouterr().out
+    assert "quickstart" in help
+    assert "benchmark" in help
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seeds=[0", "the value is not YAML"),
+        ("variants.plain.name=vit_tinny", "variants.plain: .*vit_tinny"),
+        ("variants.twicing.residual=twiceing", "variants.twicing: .*Did you mean 'twicing'"),
+        ("optimiser.name=adamm", "adamm"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(override, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["quickstart", override, "--output", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

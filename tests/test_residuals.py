@@ -65,9 +65,9 @@ def test_learned_gate_gets_its_gradient(matrix, v):
     assert torch.autograd.gradcheck(lambda *_: boost(residual, matrix, v), tuple(residual.parameters()))
 
 
-@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
 def test_refuses_steps(steps):
-    with pytest.raises(ValueError, match=f"steps is {steps}, but must be at least 1"):
+    with pytest.raises(ValueError, match=f"steps is {steps}, but must be a whole number, at least 1"):
         Twicing(2, steps)
 
 

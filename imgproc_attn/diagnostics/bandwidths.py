@@ -1,5 +1,7 @@
 """The bandwidths of a model, and whether they saturate its filters."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -7,12 +9,14 @@ from ..bandwidths import Bandwidth
 from ..models import FilterVisionTransformer
 
 
-def bandwidths(model: nn.Module) -> dict[str, list[list[float]]]:
-    """All bandwidths of a model by name (``range_bandwidth``, ``spatial_bandwidth``), one list a layer, one value a head."""
-    found: dict[str, list[list[float]]] = {}
-    for name, module in model.named_modules():
+def bandwidths(model: nn.Module) -> dict[str, dict[str, list[float]]]:
+    """All bandwidths of a model, ``{name: {layer: [value of each head]}}``, names as ``range_bandwidth``."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for path, module in model.named_modules():
         if isinstance(module, Bandwidth):
-            found.setdefault(name.rsplit(".", 1)[-1], []).append(module().detach().double().cpu().tolist())
+            layer = re.search(r"blocks\.(\d+)\.", path)
+            values = module().detach().double().cpu().tolist()
+            found.setdefault(path.rsplit(".", 1)[-1], {})[layer.group(1) if layer else "0"] = values
     return found
 
 

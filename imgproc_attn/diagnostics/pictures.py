@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..models import FilterVisionTransformer
 
 def _picture(image: Tensor) -> np.ndarray:
     """``[C, H, W]`` in [0, 1] as matplotlib takes it."""
-    array = image.detach().cpu().permute(1, 2, 0).numpy()
+    array = rearrange(image.detach().cpu().numpy(), "c h w -> h w c")
     return array[..., 0] if array.shape[2] == 1 else array
 
 
@@ -87,16 +88,18 @@ def draw_adversarial(
     return figure
 
 
-def draw_bandwidths(by_model: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
-    """Bandwidths by layer, a dot a head: ``{model: {name: [layers][heads]}}``, a panel for each model and name."""
+def draw_bandwidths(by_model: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Figure:
+    """Bandwidths by layer, a dot a head: ``{model: {name: {layer: heads}}}``, a panel for each model and name."""
     panels = [(model, name, layers) for model, names in by_model.items() for name, layers in names.items()]
     figure = Figure(figsize=(3.6 * max(len(panels), 1), 3.2), layout="constrained")
     for ax, (model, name, layers) in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels):
-        for head, values in enumerate(np.array(layers).T):
-            ax.plot(range(len(layers)), values, marker="o", markersize=4, label=f"head {head}")
-        ax.set(title=f"{model}\n{name}", xlabel="layer", xticks=range(len(layers)), yscale="log")
+        where = [int(layer) for layer in layers]
+        by_head = np.array(list(layers.values())).T
+        for head, values in enumerate(by_head):
+            ax.plot(where, values, marker="o", markersize=4, label=f"head {head}")
+        ax.set(title=f"{model}\n{name}", xlabel="layer", xticks=where, yscale="log")
         ax.grid(alpha=0.3, which="both")
-        if len(layers[0]) <= 6:
+        if len(by_head) <= 6:
             ax.legend(fontsize="x-small")
     return figure
 
@@ -114,7 +117,8 @@ def draw_kernel_rows(
         layer: Block index.
         patches: (row, column) of the patches whose filter rows are drawn; they are marked.
     """
-    weights = model.attention_weights(normalized[None], [layer])[layer % len(model.blocks)][0]
+    (weights,) = model.attention_weights(normalized[None], [layer]).values()
+    weights = weights[0]
     height, width = model.patch_embed.dynamic_feat_size(image.shape[-2:])
     prefix = model.num_prefix_tokens
     heads = weights.shape[0]
@@ -122,7 +126,7 @@ def draw_kernel_rows(
     axes = figure.subplots(len(patches), heads + 1, squeeze=False)
     extent = (0, image.shape[-1], image.shape[-2], 0)
     for row, (y, x) in zip(axes, patches):
-        rows = weights[:, prefix + y * width + x, prefix:].reshape(heads, height, width).cpu()
+        rows = rearrange(weights[:, prefix + y * width + x, prefix:], "h (y x) -> h y x", y=height).cpu()
         for ax in row:
             ax.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, extent=extent)
             ax.plot((x + 0.5) * image.shape[-1] / width, (y + 0.5) * image.shape[-2] / height, "c+", markersize=9)

@@ -37,10 +37,15 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Refuse what would make a robustness number wrong.
 
     Raises:
-        ValueError: A model in training mode, images that are no floats in [0, 1], labels that are not one class index each.
+        ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images that are no floats in
+            [0, 1], labels that are not one class index each.
     """
     if model.training:
         raise ValueError("The model is in training mode, where dropout and its like feign robustness; call model.eval().")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Attacks need gradients, which torch.inference_mode() rules out; call them outside it (no_grad is fine)."
+        )
     if not images.is_floating_point() or images.ndim != 4:
         raise ValueError(
             f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]."
@@ -68,8 +73,18 @@ def _project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def _fools(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return model(images).argmax(dim=1) != labels
+def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B]`` bool, whether the model's prediction is the label.
+
+    Raises:
+        FloatingPointError: Logits that are not finite, whose argmax would count as a prediction.
+    """
+    logits = model(images)
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            f"{(~logits.isfinite()).sum()} of {logits.numel()} logits are not finite; the model is broken."
+        )
+    return logits.argmax(dim=1) == labels
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class FGSM:
         check_images(model, images, labels)
         step = self.eps * _loss_gradient(model, images, labels).sign()
         adversarial = _project(images + step, images, self.eps)
-        return AttackResult(adversarial, _fools(model, adversarial, labels))
+        return AttackResult(adversarial, ~is_correct(model, adversarial, labels))
 
 
 @dataclass(frozen=True)
@@ -128,14 +143,14 @@ class PGD:
         """Attack. ``sample_ids`` ``[B]`` make the random starts independent of batching; default 0 to B - 1."""
         check_images(model, images, labels)
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids
-        adversarial, success = images.clone(), _fools(model, images, labels)
+        adversarial, success = images.clone(), ~is_correct(model, images, labels)
         for restart in range(self.restarts):
             left = (~success).nonzero()[:, 0]
             if len(left) == 0:
                 break
             found = self._run(model, images[left], labels[left], ids[left.cpu()], restart)
             adversarial[left] = found
-            success[left] = _fools(model, found, labels[left])
+            success[left] = ~is_correct(model, found, labels[left])
         return AttackResult(adversarial, success)
 
     def _run(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:

@@ -24,14 +24,14 @@ def draw(
     generator = torch.Generator()
     draws = []
     for i in ids:
-        generator.manual_seed(_mix(*key, int(i)))
+        generator.manual_seed(mix(*key, int(i)))
         draws.append(sample(tuple(images.shape[1:]), generator))
     if not draws:
         return torch.empty_like(images)
     return torch.stack(draws).to(device=images.device, dtype=images.dtype)
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One 63-bit seed of several numbers (splitmix64's mixing): neighbouring ids must not give related draws."""
     state = 0
     for number in numbers:

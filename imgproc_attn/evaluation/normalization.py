@@ -39,5 +39,10 @@ class NormalizedModel(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
 
+    def no_weight_decay(self) -> set[str]:
+        """The inner model's, for timm's optimiser factory."""
+        inner = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in inner()}
+
     def forward(self, images: Tensor) -> Tensor:
         return self.model((images - self.mean.to(images.dtype)) / self.std.to(images.dtype))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .attacks import AttackResult, check_images
+from .attacks import AttackResult, check_images, is_correct
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Tensor], AttackResult]
 Corruption = Callable[[Tensor, Tensor], Tensor]
@@ -65,10 +65,7 @@ def evaluate(
     done = progress or (lambda condition: None)
     ids = torch.arange(len(images)).split(batch_size)
 
-    def correct(batch: Tensor, part: Tensor) -> Tensor:
-        return model(batch).argmax(dim=1) == labels[part]
-
-    result = Evaluation({"clean": torch.cat([correct(images[part], part) for part in ids]).cpu()})
+    result = Evaluation({"clean": torch.cat([is_correct(model, images[part], labels[part]) for part in ids]).cpu()})
     done("clean")
     for name, attack in (attacks or {}).items():
         flags, largest = [], 0.0
@@ -80,6 +77,8 @@ def evaluate(
         result.largest_perturbation[name] = largest
         done(name)
     for name, corruption in (corruptions or {}).items():
-        result.correct[name] = torch.cat([correct(corruption(images[part], part), part) for part in ids]).cpu()
+        result.correct[name] = torch.cat(
+            [is_correct(model, corruption(images[part], part), labels[part]) for part in ids]
+        ).cpu()
         done(name)
     return result

@@ -17,7 +17,18 @@ from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
 from ..residuals import Plain
-from .seams import KERNELS, RESIDUALS, LayerSpec, Positions, Spec, _dot_product, _plain, resolve, resolve_positions
+from .seams import (
+    KERNELS,
+    RESIDUALS,
+    LayerSpec,
+    Positions,
+    Spec,
+    _dot_product,
+    _plain,
+    layer_indices,
+    resolve,
+    resolve_positions,
+)
 
 
 class FilterVisionTransformer(VisionTransformer):
@@ -66,7 +77,9 @@ class FilterVisionTransformer(VisionTransformer):
             fused=use_fused_attn() if fused_attn is None else fused_attn,
         )
         if where.table and not where.added:
-            kwargs["no_embed_class"] = True  # untied positions: a table of patches only
+            if kwargs.get("no_embed_class") is False:
+                raise ValueError("no_embed_class=False: untied positions have a table of patches only; leave it out.")
+            kwargs["no_embed_class"] = True
         super().__init__(
             depth=depth,
             img_size=img_size,
@@ -190,9 +203,12 @@ class FilterVisionTransformer(VisionTransformer):
 
         Returns:
             ``{layer: [B, num_heads, N, N]}``; rows sum to 1. A is the filter before boosting.
+
+        Raises:
+            ValueError: A layer the model does not have.
         """
         depth = len(self.blocks)
-        wanted = {i % depth for i in (range(depth) if layers is None else layers)}
+        wanted = range(depth) if layers is None else layer_indices("layers", layers, depth)
         x, geometry = self._embed(x)
         maps = {}
         block: Any

@@ -128,11 +128,11 @@ def resolve(
             raise _unknown(f"{seam}={name!r}", "option", option, [*known, "layers"])
     if layers is None:
         return lambda layer: factory(layer, **options)
-    chosen = _layer_indices(seam, layers, depth)
+    chosen = layer_indices(seam, layers, depth)
     return lambda layer: factory(layer, **options) if layer.depth in chosen else default(layer)
 
 
-def _layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int]:
+def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int]:
     """Block indices, negative ones counted from the end."""
     chosen = set()
     for index in [layers] if isinstance(layers, int) else layers:
@@ -157,6 +157,10 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
     Raises:
         ValueError: Unknown names, a member twice, or members that exclude each other.
     """
+    if spec is not None and not isinstance(spec, str | Iterable) and not callable(spec):
+        raise TypeError(
+            f"positions: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory, nor several of these."
+        )
     specs = [spec] if spec is None or isinstance(spec, str | Mapping) or callable(spec) else list(spec)
     names = [None if callable(s) else s["name"] if isinstance(s, Mapping) and "name" in s else s for s in specs]
     named = [name for name in names if isinstance(name, str) and name != "none"]

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from ..evaluation.draws import mix
 from .recipe import Recipe
 
 
@@ -27,7 +28,7 @@ def fit(
 ) -> list[Epoch]:
     """Train ``model`` in place on images in [0, 1].
 
-    Order, augmentation and drop-outs depend on ``seed`` and the epoch alone.
+    torch's generators are seeded anew each epoch, from ``seed`` and the epoch.
 
     Args:
         model: Maps images in [0, 1] to logits.
@@ -59,7 +60,7 @@ def fit(
     model.train()
     history = []
     for epoch in range(schedule.epochs):
-        torch.manual_seed(hash((seed, epoch)) % 2**31)
+        torch.manual_seed(mix(seed, epoch))
         batches = torch.randperm(len(images), device=images.device)[: updates * batch_size].split(batch_size)
         augmented = augment(images)
         total = 0.0

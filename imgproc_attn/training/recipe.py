@@ -217,7 +217,10 @@ def _override(content: dict[str, Any], override: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise ValueError(f"Override {override!r}: {section!r} is not a section.")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Override {override!r}: the value is not YAML: {error}") from None
     try:  # YAML reads 1e-3 as a string
         content[key] = float(parsed) if isinstance(parsed, str) else parsed
     except ValueError:

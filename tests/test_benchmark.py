@@ -1,0 +1,41 @@
+"""The benchmark compares the same work, and says what it measured."""
+
+import json
+
+import torch
+
+from imgproc_attn import benchmark, cli
+
+
+def test_operators_do_the_same_work():
+    """The lifted non-local means is the explicit one; all have one shape."""
+    q, k, v = torch.randn(3, 1, benchmark.HEADS, 196, benchmark.HEAD_DIM)
+    results = {name: f(q, k, v) for name, f in benchmark.operators((14, 14), "cpu").items()}
+    torch.testing.assert_close(results["non-local means"], results["explicit distances + softmax"], rtol=1e-4, atol=1e-5)
+    assert {tuple(r.shape) for r in results.values()} == {(1, 196, 384)}
+
+
+def test_interleaved():
+    order = []
+    steps = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = benchmark.measure(steps, 3, lambda: None)
+    assert order == ["a", "b"] * 5
+    assert [len(t) for t in times.values()] == [3, 3]
+    rows = benchmark.summarise({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}, "a")
+    assert [row["ratio"] for row in rows] == [1.0, 2.0]
+
+
+def test_command_writes_json(tmp_path, capsys):
+    file = tmp_path / "b.json"
+    cli.main(["benchmark", "--what", "operators", "--tokens", "196", "--runs", "2", "--output", str(file)])
+    content = json.loads(file.read_text())
+    assert len(content["operators"]) == 12
+    assert content["machine"]["torch"] == torch.__version__
+    assert "bilateral" in capsys.readouterr().out
+
+
+def test_memory_of_a_model():
+    names = ["vit_tiny_patch16_224", "bilateral_vit_tiny"]
+    plain, bilateral = benchmark.benchmark_memory(names, 196)
+    assert plain["ratio"] == 1
+    assert 1 < bilateral["ratio"] < 2

@@ -1,0 +1,48 @@
+"""What only a GPU can show: its fused kernels sum in their own order."""
+
+import pytest
+import timm
+import torch
+from reference import errors, filter_values, spatial_log_weights, squared_distances
+
+import imgproc_attn  # noqa: F401  registers the models
+from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.geometry import grid_geometry
+from imgproc_attn.kernels import GaussianRange
+from imgproc_attn.positions import SpatialGaussian
+from imgproc_attn.terms import product
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefix", [0, 1])
+@torch.no_grad()
+def test_error_rule(dtype, prefix):
+    for grid in [(14, 14), (28, 20)]:
+        for h in (0.5, 1.5, 10.0):
+            geometry = grid_geometry(*grid, prefix, torch.empty(0, device="cuda"))
+            q, k, v = torch.randn(3, 1, 2, geometry.is_patch.shape[0], 64, device="cuda").to(dtype)
+            kernel, positions = GaussianRange(2, 64, device="cuda"), SpatialGaussian(2, grid, h, device="cuda")
+
+            def log_weights(to, q=q, k=k, geometry=geometry, kernel=kernel, positions=positions):
+                h_range, h_space = kernel.range_bandwidth().to(to), positions.spatial_bandwidths["spatial_bandwidth"]()
+                distances = squared_distances(q.to(to), k.to(to)) / h_range.square()[:, None, None]
+                return spatial_log_weights(geometry, h_space[:, None], to) - distances
+
+            exact = filter_values(log_weights(torch.float64), v.double())
+            plain = filter_values(log_weights(torch.float32), v)
+            fused = SoftmaxFilter()
+            result = fused.smooth(fused(product(positions(geometry, v), kernel(q, k))), v)
+            assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1], (grid, h)
+
+
+@pytest.mark.parametrize("name", ["test_nlm_vit", "test_bilateral_vit", "test_bilateral_untied_vit", "test_twicing_vit"])
+def test_models_agree_with_the_cpu(name):
+    model = timm.create_model(name).eval()
+    images = torch.randn(2, 3, 160, 160)
+    expected = model(images)
+    model.cuda()
+    torch.testing.assert_close(model(images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert (model(images.cuda()).float().cpu() - expected).abs().max() < 0.1
