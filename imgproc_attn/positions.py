@@ -90,20 +90,20 @@ def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: T
         square = square.sum(dim=-1, keepdim=True)
     flag = geometry.is_patch[None, None, :, None].to(bandwidths.dtype) * shift
     flag = flag.to(dtype).expand(p.shape[0], scale.shape[0], -1, square.shape[-1])
-    exact = p.to(dtype).expand(-1, scale.shape[0], -1, -1)
-    coordinates = split_scale(scale.expand(-1, -1, 2), 2 * p, dtype)
-    norms = split_scale(scale, -square / shift, dtype)
+    exact = torch.cat([p.to(dtype).expand(-1, scale.shape[0], -1, -1), flag], dim=-1)
+    scales = torch.cat([scale.expand(-1, -1, 2), scale], dim=-1)
     q: list[Tensor] = []
     k: list[Tensor] = []
     key_bias: Tensor | None = None
-    for i in range(len(norms)):  # a whole part at a time: its sum is exact before the next begins
-        q.extend([coordinates[i], norms[i]])
-        k.extend([exact, flag])
-        if i == 0 or geometry.num_prefix_tokens > 0:
+    for part in split_scale(scales, torch.cat([2 * p, -square / shift], dim=-1), dtype):
+        norm = part[..., 2:]
+        q.append(part)  # a whole part at a time: its sum is exact before the next begins
+        k.append(exact)
+        if len(q) == 1 or geometry.num_prefix_tokens > 0:
             q.append(flag)
-            k.append(norms[i])
+            k.append(norm)
         else:
-            rest = at_least_float32(norms[i]).sum(dim=-1, keepdim=True) * shift
+            rest = at_least_float32(norm).sum(dim=-1, keepdim=True) * shift
             key_bias = rest if key_bias is None else key_bias + rest
     return Terms([torch.cat(q, dim=-1)], [torch.cat(k, dim=-1)], None, key_bias)
 

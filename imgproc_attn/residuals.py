@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 
 
-class Plain(nn.Module):
-    """No boosting: ``u = A v``. The base of the others."""
+class Residual(nn.Module):
+    """Base of the rules: the count of steps, and what a rule says of each.
+
+    Args:
+        steps: How often A is applied again.
+    """
 
     steps: Final[int]
 
-    def __init__(self, steps: int = 0) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
 
@@ -36,7 +40,14 @@ class Plain(nn.Module):
         return f"steps={self.steps}"
 
 
-class Twicing(Plain):
+class Plain(Residual):
+    """No boosting: ``u = A v``."""
+
+    def __init__(self) -> None:
+        super().__init__(steps=0)
+
+
+class Twicing(Residual):
     """Tukey's twicing, k steps: ``u <- u + g A (v - u)``. For g = 1, ``u = (I - (I - A)^(k + 1)) v``.
 
     One step is ``(2 A - A^2) v``, the Twicing Attention of arXiv 2503.00687; k steps are L2 boosting (Buhlmann and Yu 2003).

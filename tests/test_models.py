@@ -15,7 +15,7 @@ from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.kernels import DotProduct, GaussianRange
 from imgproc_attn.models import FAMILIES, FilterVisionTransformer, LayerSpec
 from imgproc_attn.positions import SpatialGaussian, UntiedPositions
-from imgproc_attn.residuals import Plain, Twicing
+from imgproc_attn.residuals import Plain, Residual, Twicing
 from imgproc_attn.terms import Distance, Terms
 
 NAMES = [f"test_{family}" for family in FAMILIES]
@@ -153,7 +153,7 @@ def test_own_members_without_touching_the_package():
             same = (y[:, None] == y[None, :]) | (geometry.is_patch[:, None] * geometry.is_patch == 0)
             return Terms([], [], bias=torch.zeros_like(same, dtype=like.dtype).masked_fill(~same, float("-inf"))[None, None])
 
-    class Sharpen(Plain):
+    class Sharpen(Residual):
         def __init__(self, amount):
             super().__init__(steps=1)
             self.amount = amount

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry
-from ..residuals import Plain
+from ..residuals import Residual
 from ..terms import Terms, product
 
 
@@ -36,7 +36,7 @@ class FilterAttention(nn.Module):
         kernel: nn.Module,
         positions: Sequence[nn.Module],
         filter: SoftmaxFilter,
-        residual: Plain,
+        residual: Residual,
         proj: nn.Module,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,

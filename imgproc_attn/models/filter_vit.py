@@ -16,15 +16,13 @@ from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
-from ..residuals import Plain
+from ..residuals import Residual
 from .seams import (
     KERNELS,
     RESIDUALS,
     LayerSpec,
     Positions,
     Spec,
-    _dot_product,
-    _plain,
     layer_indices,
     resolve,
     resolve_positions,
@@ -70,9 +68,9 @@ class FilterVisionTransformer(VisionTransformer):
         where = resolve_positions(positions, depth)
         block_fn = partial(
             build_block,
-            kernel=resolve("kernel", kernel, KERNELS, _dot_product, depth),
+            kernel=resolve("kernel", kernel, KERNELS, KERNELS["dot_product"], depth),
             positions=where,
-            residual=resolve("residual", residual, RESIDUALS, _plain, depth),
+            residual=resolve("residual", residual, RESIDUALS, RESIDUALS["plain"], depth),
             grid_size=_grid_size(img_size, patch_size),
             fused=use_fused_attn() if fused_attn is None else fused_attn,
         )
@@ -232,7 +230,7 @@ def build_block(
     *,
     kernel: Callable[[LayerSpec], nn.Module],
     positions: Positions,
-    residual: Callable[[LayerSpec], Plain],
+    residual: Callable[[LayerSpec], Residual],
     grid_size: tuple[int, int],
     fused: bool,
     norm_layer: Callable[..., nn.Module],
