@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bandwidths import at_least_float32
 from .lifting import lift
 from .terms import Terms
 
@@ -94,8 +95,7 @@ def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: in
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Softmax over explicit log-weights, in float32 at least."""
-    if q.dtype == torch.float16 or q.dtype == torch.bfloat16:
-        q, k = q.float(), k.float()
+    q, k = at_least_float32(q), at_least_float32(k)
     log_weights = (q @ k.transpose(-2, -1)) * scale
     if mask is not None:
         if mask.dtype == torch.bool:

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_model, save_model
 from timm.optim import create_optimizer_v2
+from torch import nn
 from tqdm import tqdm
 
 from .diagnostics import (
@@ -62,10 +63,13 @@ class Result:
 
 def build(recipe: Recipe, label: str, seed: int) -> NormalizedModel:
     """The model ``label`` of the recipe, freshly initialised, normalisation inside."""
-    options = recipe.variants[label].model_dump()
     torch.manual_seed(seed)
-    model = timm.create_model(options.pop("name"), **{**recipe.model, **options})
-    return NormalizedModel(model, recipe.data.mean, recipe.data.std)
+    return NormalizedModel(_create(recipe, label), recipe.data.mean, recipe.data.std)
+
+
+def _create(recipe: Recipe, label: str, **kwargs: Any) -> nn.Module:
+    options = recipe.variants[label].model_dump()
+    return timm.create_model(options.pop("name"), **{**recipe.model, **options, **kwargs})
 
 
 def check(recipe: Recipe) -> None:
@@ -77,10 +81,9 @@ def check(recipe: Recipe) -> None:
     slugs = [_slug(label) for label in recipe.variants]
     if len(set(slugs)) != len(slugs):
         raise ValueError(f"variants: the labels {list(recipe.variants)} differ in letters and digits too little to name files.")
-    for label, variant in recipe.variants.items():
-        options = variant.model_dump()
+    for label in recipe.variants:
         try:
-            model = timm.create_model(options.pop("name"), **{**recipe.model, **options}, device="meta")
+            model = _create(recipe, label, device="meta")
             create_optimizer_v2(model, recipe.optimiser.name, lr=recipe.optimiser.lr)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"variants.{label}: {error}") from error
