@@ -1,13 +1,17 @@
 """Kernels on features: how alike two tokens are, whatever their places.
 
-A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions.
+A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions. One that sets ``carries = True`` is also
+given the values of its layer and what earlier layers hand on, ``(q, k, is_causal, v, carried)``.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from .bandwidths import Bandwidth
+from .bandwidths import Bandwidth, at_least_float32
+from .carried import Carried
 from .terms import Distance, Terms
 
 
@@ -60,3 +64,65 @@ class GaussianRange(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
         return Terms([], [], Distance(q, k, self.range_bandwidth().pow(-2)[:, None, None], is_causal))
+
+
+class Elliptical(nn.Module):
+    """Elliptical attention's kernel, ``exp(q M k / sqrt(d))`` with a diagonal metric M (arXiv 2406.13770).
+
+    M weighs each coordinate by how much the values changed along it since the layer before,
+    ``m_c = mean over tokens of |v_c - previous v_c|``, one a sample and head, scaled so that the largest is 1, or the mean is.
+    Where nothing changed M is the identity. Under causality a query's metric is the mean over the tokens up to its own.
+
+    The gradient flows through M, unlike in the published code: at attack time a stop-gradient would hide from an attack what
+    the model does, and feign robustness.
+
+    Args:
+        head_dim: Width d of a head.
+        mean_scale: Scale M to mean 1 ("meanscale") in place of largest 1 ("maxscale").
+        detach: Stop the gradient at M in training mode, as the published training does; never in evaluation mode.
+    """
+
+    carries: ClassVar[bool] = True
+    sees_all: ClassVar[bool] = True
+
+    def __init__(self, head_dim: int, mean_scale: bool = False, detach: bool = False) -> None:
+        super().__init__()
+        self.scale = head_dim**-0.5
+        self.mean_scale = mean_scale
+        self.detach = detach
+
+    def forward(self, q: Tensor, k: Tensor, is_causal: bool, v: Tensor, carried: Carried | None) -> Terms:
+        """Terms of queries, keys and values ``[B, H, N, d]``.
+
+        Raises:
+            ValueError: No layer in front has handed on its values.
+        """
+        m = _metric(v, carried, is_causal, self.mean_scale)
+        if self.detach and self.training:
+            m = m.detach()
+        return Terms([q * m.to(q.dtype)], [k], scale=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{'mean' if self.mean_scale else 'max'} scale{', detached in training' if self.detach else ''}"
+
+
+def _metric(v: Tensor, carried: Carried | None, is_causal: bool, mean_scale: bool) -> Tensor:
+    """The diagonal of M, ``[B, H, 1, d]``, or one a query, ``[B, H, N, d]``, under causality."""
+    previous = None if carried is None else carried.previous
+    if previous is None:
+        raise ValueError(
+            "Elliptical needs the values of the layer before, and there are none: in the first layer use another kernel; "
+            "outside a model pass each layer's carried= to the next, Carried() to the first."
+        )
+    change = (at_least_float32(v) - at_least_float32(previous)).abs()
+    if is_causal:
+        count = torch.arange(1, v.shape[2] + 1, device=v.device, dtype=change.dtype)
+        raw = change.cumsum(dim=2) / count[:, None]
+    else:
+        raw = change.mean(dim=2, keepdim=True)
+    largest = raw.mean(dim=-1, keepdim=True) if mean_scale else raw.amax(dim=-1, keepdim=True)
+    nothing = 1e-12
+    return (raw + nothing) / (largest + nothing)
+
+
+torch.fx.wrap("_metric")

@@ -1,16 +1,20 @@
 """Positions inside a filter: how close two tokens are, whatever they hold.
 
-A module of this kind maps a `Geometry` to `Terms`; a layer takes any number of them and multiplies the kernels. Prefix tokens
-have no place: their log-weight is 0 with every token, in both directions. Absolute positions, which are added to the tokens
-before the first layer, are not a filter's business; the model does that.
+Three kinds, told apart by what they have. Most map a `Geometry` to `Terms`; a layer takes any number of them and multiplies the
+kernels. Those with ``rotate`` turn queries and keys instead (`Rotary`). Those with ``embed`` act once, before the first layer, on
+the tokens (`SinCos`). Prefix tokens have no place: their log-weight is 0 with every token, in both directions; they are not
+rotated, and nothing is added to them. Learned absolute positions are timm's own ``pos_embed``.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
+from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat, build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from .bandwidths import Bandwidth, at_least_float32
+from .gates import Gate
 from .geometry import Geometry
 from .lifting import split_scale
 from .terms import Terms
@@ -36,6 +40,8 @@ class SpatialGaussian(nn.Module):
         per_axis: Two bandwidths a head, vertical and horizontal, both started at the same values.
         learned: Whether h is a parameter.
         floor: h stays above this, in patches.
+        gate: Factor g on the log-weight; 0 sees all places alike.
+        learned_gate: Whether g is a parameter, one a head.
     """
 
     def __init__(
@@ -46,11 +52,14 @@ class SpatialGaussian(nn.Module):
         per_axis: bool = False,
         learned: bool = True,
         floor: float = 0.25,
+        gate: float = 1.0,
+        learned_gate: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        self.gate = Gate(num_heads, gate, learned_gate, "spatial_gaussian", **dd)
         initial = spatial_bandwidth
         if initial is None:
             initial = log_spaced(1.5, max(2.0 * max(grid_size), 1.5), num_heads)
@@ -67,11 +76,11 @@ class SpatialGaussian(nn.Module):
             ValueError: float16, and the grid is so large beside the floor that a column would overflow.
         """
         bandwidths = torch.stack([bandwidth() for bandwidth in self.spatial_bandwidths.values()], dim=-1)
-        return _spatial_terms(geometry, bandwidths, self.floor, like)
+        return _spatial_terms(geometry, self.gate(bandwidths.pow(-2)[:, None]), self.floor, like)
 
 
-def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: Tensor) -> Terms:
-    """``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2``, 0 where i or j is a prefix token.
+def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor) -> Terms:
+    """``-s |p_i - p_j|^2``, s ``[H, 1, 1 or 2]``: ``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2``, 0 where i or j is a prefix token.
 
     The norms carry the patch flag of the other token, and a prefix token's coordinates are 0: no other case is needed. The
     scale stands on the side whose values have more bits; the other side is exact in every type.
@@ -83,12 +92,11 @@ def _spatial_terms(geometry: Geometry, bandwidths: Tensor, floor: float, like: T
     if dtype == torch.float16 and not torch.jit.is_scripting():
         _check_float16(geometry.grid_size, floor)
     shift = 16.0 if dtype == torch.float16 else 1.0  # _FLOAT16_SHIFT, which TorchScript cannot read
-    p = geometry.coordinates[:, None].to(bandwidths.dtype)  # [1 or B, 1, N, 2]
-    scale = bandwidths.pow(-2)[:, None]  # [H, 1, 1 or 2]
+    p = geometry.coordinates[:, None].to(scale.dtype)  # [1 or B, 1, N, 2]
     square = p * p
     if scale.shape[-1] == 1:
         square = square.sum(dim=-1, keepdim=True)
-    flag = geometry.is_patch[None, None, :, None].to(bandwidths.dtype) * shift
+    flag = geometry.is_patch[None, None, :, None].to(scale.dtype) * shift
     flag = flag.to(dtype).expand(p.shape[0], scale.shape[0], -1, square.shape[-1])
     exact = torch.cat([p.to(dtype).expand(-1, scale.shape[0], -1, -1), flag], dim=-1)
     scales = torch.cat([scale.expand(-1, -1, 2), scale], dim=-1)
@@ -151,6 +159,164 @@ class UntiedPositions(nn.Module):
         return Terms([q.to(like.dtype)], [k.to(like.dtype)], scale=self.head_dim**-0.5)
 
 
+class RelativeTable(nn.Module):
+    """Learned log-weight for each head and offset between two patches: the relative position bias of Swin and BEiT.
+
+    Dense: costs memory and time ``H x N^2``, and half precision rounds the log-weights. On a grid of another size than its own
+    the table is stretched to it bilinearly (timm stretches absolute positions likewise).
+
+    Args:
+        num_heads: Number of heads.
+        grid_size: (height, width) of the table's own grid, in patches.
+    """
+
+    def __init__(self, num_heads: int, grid_size: tuple[int, int], device=None, dtype=None) -> None:
+        super().__init__()
+        height, width = grid_size
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All offsets alike."""
+        nn.init.zeros_(self.table)
+
+    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
+        return Terms([], [], bias=_look_up(self.table, geometry, like))
+
+    def extra_repr(self) -> str:
+        return f"grid_size=({self.table.shape[1] // 2 + 1}, {self.table.shape[2] // 2 + 1})"
+
+
+def _offsets(geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """``p_i - p_j``, ``[1 or B, N, N, 2]``, and whether both i and j are patches, ``[N, N]``."""
+    p = geometry.coordinates
+    both = (geometry.is_patch[:, None] * geometry.is_patch) > 0
+    return p[:, :, None] - p[:, None], both
+
+
+def _look_up(table: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
+    height, width = 2 * geometry.grid_size[0] - 1, 2 * geometry.grid_size[1] - 1
+    if table.shape[1] != height or table.shape[2] != width:
+        table = F.interpolate(at_least_float32(table)[None], (height, width), mode="bilinear", align_corners=True)[0]
+    offset, both = _offsets(geometry)
+    row, column = offset[..., 0].long() + height // 2, offset[..., 1].long() + width // 2
+    # a prefix token stands at 0, from where patches of an even side are half a patch off: any index in range will do
+    index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * both
+    bias = table.flatten(1)[:, index.flatten()].unflatten(1, index.shape).transpose(0, 1)
+    return (bias * both).to(like.dtype)
+
+
+class Alibi2D(nn.Module):
+    """Laplace kernel in space, ``exp(-|p_i - p_j| / b)`` with the Euclidean distance in patches: ALiBi in two dimensions.
+
+    ALiBi's slope is ``1 / b`` (arXiv 2108.12409; in 2-D as in CROMA, arXiv 2311.00566). Dense: costs memory and time
+    ``H x N^2``, and half precision rounds the log-weights.
+
+    Args:
+        num_heads: Number of heads.
+        spatial_bandwidth: b in patches, a number or one a head. Default ALiBi's slopes, ``b = 2^(8 i / H)``, i from 1 to H.
+        learned: Whether b is a parameter; ALiBi's is not.
+        floor: b stays above this, in patches.
+        gate: Factor g on the log-weight; 0 sees all places alike.
+        learned_gate: Whether g is a parameter, one a head.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        spatial_bandwidth: float | Sequence[float] | None = None,
+        learned: bool = False,
+        floor: float = 0.25,
+        gate: float = 1.0,
+        learned_gate: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        initial = spatial_bandwidth
+        if initial is None:
+            initial = [2.0 ** (8 * i / num_heads) for i in range(1, num_heads + 1)]
+        self.gate = Gate(num_heads, gate, learned_gate, "alibi", **dd)
+        self.spatial_bandwidth = Bandwidth(initial, num_heads, floor, learned, "spatial_bandwidth", **dd)
+
+    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
+        slopes = self.gate(self.spatial_bandwidth().reciprocal()[:, None, None])
+        return Terms([], [], bias=_laplace(slopes, geometry, like))
+
+
+def _laplace(slopes: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
+    offset, both = _offsets(geometry)
+    distance = offset.square().sum(dim=-1).sqrt() * both
+    return (-slopes * distance[:, None].to(slopes.dtype)).to(like.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02): timm's, at the places of the tokens.
+
+    Under any kernel of inner products or distances the result depends on offsets alone.
+
+    Args:
+        head_dim: Width d of a head.
+        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``.
+
+    Raises:
+        ValueError: d is not divisible by 4.
+    """
+
+    def __init__(self, head_dim: int, temperature: float = 100.0, device=None) -> None:
+        super().__init__()
+        if head_dim % 4 != 0:
+            raise ValueError(f"rotary: the head's width {head_dim} is not divisible by 4; change embed_dim= or num_heads=.")
+        self.rope = RotaryEmbeddingCat(head_dim, temperature=temperature, in_pixels=False, device=device)
+
+    def rotate(self, q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Queries and keys ``[B, H, N, d]``, turned by their places."""
+        table = self.rope.get_embed(geometry.grid_size)
+        return _turn(q, table, geometry), _turn(k, table, geometry)
+
+
+def _turn(x: Tensor, table: Tensor, geometry: Geometry) -> Tensor:
+    turned = apply_rot_embed_cat(at_least_float32(x), _at_places(table, geometry)[:, None])
+    return torch.where(geometry.is_patch[:, None] > 0, turned, x).to(x.dtype)
+
+
+def _at_places(table: Tensor, geometry: Geometry) -> Tensor:
+    """Rows of a table over the grid, ``[H W, C]``, at the places of the tokens: ``[1 or B, N, C]``."""
+    height, width = geometry.grid_size
+    centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], device=table.device)
+    place = (geometry.coordinates + centre).long()
+    return table[place[..., 0] * width + place[..., 1]]
+
+
+class SinCos(nn.Module):
+    """Fixed sines and cosines of the places, added to the tokens (2-D as in MAE and ViT, arXiv 2111.06377): timm's.
+
+    Args:
+        embed_dim: Width of the tokens.
+        temperature: Base of the wavelengths.
+
+    Raises:
+        ValueError: The width is not divisible by 4.
+    """
+
+    def __init__(self, embed_dim: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        if embed_dim % 4 != 0:
+            raise ValueError(f"sincos: the width {embed_dim} is not divisible by 4; change embed_dim=.")
+        self.embed_dim = embed_dim
+        self.temperature = temperature
+
+    def embed(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Tokens ``[B, N, C]`` with their places added; prefix tokens unchanged."""
+        return _add_waves(x, geometry, self.temperature)
+
+
+def _add_waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
+    table = build_sincos2d_pos_embed(list(geometry.grid_size), x.shape[-1], temperature, device=x.device)
+    return x + (_at_places(table, geometry) * geometry.is_patch[:, None]).to(x.dtype)
+
+
 def _stream(geometry: Geometry) -> Tensor:
     stream = geometry.stream
     if stream is None:
@@ -160,3 +326,7 @@ def _stream(geometry: Geometry) -> Tensor:
 
 torch.fx.wrap("_spatial_terms")
 torch.fx.wrap("_stream")
+torch.fx.wrap("_look_up")
+torch.fx.wrap("_laplace")
+torch.fx.wrap("_turn")
+torch.fx.wrap("_add_waves")

@@ -1,10 +1,12 @@
 """The one attention layer: a projection, a kernel, positions, a filter and a residual, composed."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from ..carried import Carried, hand_on
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry
 from ..residuals import Residual
@@ -19,8 +21,9 @@ class FilterAttention(nn.Module):
 
     Args:
         qkv: Projection, tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``.
-        kernel: Kernel on features, ``(q, k, is_causal) -> Terms``.
-        positions: Kernels on positions, each ``(geometry, like) -> Terms``; multiplied with the first.
+        kernel: Kernel on features, ``(q, k, is_causal) -> Terms`` (see `imgproc_attn.kernels`).
+        positions: Kernels on positions, ``(geometry, like) -> Terms``, multiplied with the first, or rotations of queries and
+            keys, ``rotate(q, k, geometry)``.
         filter: What makes a linear operator of the terms.
         residual: Boosting rule.
         proj: Output projection.
@@ -29,6 +32,9 @@ class FilterAttention(nn.Module):
         norm: Applied to the merged heads before the output projection; default none.
         proj_drop: Dropout after the output projection.
     """
+
+    kernel_carries: Final[bool]
+    sees_all: Final[bool]
 
     def __init__(
         self,
@@ -48,14 +54,29 @@ class FilterAttention(nn.Module):
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
         self.kernel = kernel
-        self.positions = nn.ModuleList(positions)
+        self.kernel_carries = bool(getattr(kernel, "carries", False))
+        self.sees_all = bool(getattr(kernel, "sees_all", False))
+        self.rotations = nn.ModuleList(p for p in positions if hasattr(p, "rotate"))
+        self.positions = nn.ModuleList(p for p in positions if not hasattr(p, "rotate"))
         self.filter = filter
         self.residual = residual
         self.norm = norm or nn.Identity()
         self.proj = proj
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    @property
+    def carries(self) -> bool:
+        """Whether the layer needs what earlier layers hand on."""
+        return self.kernel_carries or self.residual.carries
+
+    def forward(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        carried: Carried | None = None,
+    ) -> tuple[Tensor, Carried | None]:
         """Filter the tokens.
 
         Args:
@@ -63,32 +84,75 @@ class FilterAttention(nn.Module):
             geometry: Their positions.
             attn_mask: Boolean (True: may be seen) or additive, broadcastable to ``[B, H, N, N]``.
             is_causal: Token i sees tokens 0 to i only.
+            carried: What the layer before returned, `Carried()` for the first; None where no layer of the model carries.
+
+        Returns:
+            The filtered tokens, and what to hand to the next layer: None if ``carried`` is.
+
+        Raises:
+            ValueError: A part needs what earlier layers hand on, or cannot obey a mask.
         """
         q, k, v = self.qkv(x)
-        operator = self.filter(self.terms(q, k, v, geometry, is_causal), attn_mask, is_causal)
+        operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, carried), attn_mask, is_causal)
         u = self.filter.smooth(operator, v)
+        last = v
         for _ in range(self.residual.steps):
-            u = self.residual.update(u, self.filter.smooth(operator, self.residual.operand(u, v)))
+            last = self.residual.operand(u, v, last)
+            u = self.residual.update(u, self.filter.smooth(operator, last))
+        u = self.residual.feedback(u, v, carried)
         u = u.transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(self.norm(u)))
+        return self.proj_drop(self.proj(self.norm(u))), hand_on(carried, v)
 
-    def terms(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, is_causal: bool) -> Terms:
+    def terms(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        carried: Carried | None,
+    ) -> Terms:
         """Log-weights of all kernels of the layer, in the type of ``v``."""
-        terms = self.kernel(_as(self.q_norm(q), v), _as(self.k_norm(k), v), is_causal)
+        q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
+        for rotation in self.rotations:
+            q, k = rotation.rotate(q, k, geometry)
+        if self.sees_all:
+            _refuse_mask(attn_mask)
+        if self.kernel_carries:
+            terms = self.kernel(q, k, is_causal, v, carried)
+        else:
+            terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
             terms = product(positions(geometry, v), terms)
         return terms
 
     @torch.jit.ignore
-    def weights(self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def weights(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        carried: Carried | None = None,
+    ) -> Tensor:
         """The dense filter A ``[B, H, N, N]`` of tokens ``x``, before boosting; whatever ``fused`` is."""
         q, k, v = self.qkv(x)
-        return self.filter.weights(self.terms(q, k, v, geometry, is_causal), attn_mask, is_causal)
+        terms = self.terms(q, k, v, geometry, attn_mask, is_causal, carried)
+        return self.filter.weights(terms, attn_mask, is_causal)
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:
     """``x`` in the type of ``like``: norms return float32 under autocast."""
     return x.to(like.dtype)
+
+
+def _refuse_mask(attn_mask: Tensor | None) -> None:
+    if attn_mask is not None:
+        raise ValueError(
+            "attn_mask: this kernel's metric is taken from all tokens, so a mask would not hide any; drop the tokens instead "
+            "(patch_drop_rate=), or use is_causal=, which the metric obeys."
+        )
 
 
 torch.fx.wrap("_as")

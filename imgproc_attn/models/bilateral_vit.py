@@ -7,7 +7,7 @@ block's spatial bandwidths would get no gradient.
 from timm.models import generate_default_cfgs, register_model
 
 from .filter_vit import FilterVisionTransformer, create_filter_vit
-from .presets import BASE, SMALL, TEST, TINY, cfgs
+from .presets import BASE, LARGE, SMALL, TEST, TINY, cfgs
 
 FAMILY = {
     "kernel": "gaussian_range",
@@ -16,7 +16,7 @@ FAMILY = {
     "global_pool": "avg",
 }
 
-default_cfgs = generate_default_cfgs(cfgs("bilateral_vit"))
+default_cfgs = generate_default_cfgs(cfgs("bilateral_vit", "large"))
 
 
 @register_model
@@ -35,6 +35,12 @@ def bilateral_vit_small(pretrained: bool = False, **kwargs) -> FilterVisionTrans
 def bilateral_vit_base(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
     """Bilateral ViT, 768 wide, 12 heads."""
     return create_filter_vit("bilateral_vit_base", pretrained, **{**BASE, **FAMILY, **kwargs})
+
+
+@register_model
+def bilateral_vit_large(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
+    """Bilateral ViT, 1024 wide, 24 deep, 16 heads."""
+    return create_filter_vit("bilateral_vit_large", pretrained, **{**LARGE, **FAMILY, **kwargs})
 
 
 @register_model

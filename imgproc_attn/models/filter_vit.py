@@ -6,37 +6,32 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple, use_fused_attn
+from timm.layers import DropPath, LayerScale, Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple, use_fused_attn
 from timm.models import VisionTransformer, build_model_with_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..carried import Carried
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
-from ..residuals import Residual
-from .seams import (
-    KERNELS,
-    RESIDUALS,
-    LayerSpec,
-    Positions,
-    Spec,
-    layer_indices,
-    resolve,
-    resolve_positions,
-)
+from .checkpoints import adapt_vit_checkpoint
+from .seams import LayerSpec, Seams, Spec, layer_indices
 
 
 class FilterVisionTransformer(VisionTransformer):
     """Vision transformer with filters for attention: all of timm's `VisionTransformer`, and the seams.
 
     Args:
-        kernel: Kernel on features: ``"dot_product"`` or ``"gaussian_range"``.
-        positions: One or several of ``"absolute"`` (learned, added to the tokens), ``"spatial_gaussian"``, ``"untied"``;
-            or ``"none"``.
-        residual: Boosting: ``"plain"`` or ``"twicing"``.
+        kernel: Kernel on features: ``"dot_product"``, ``"gaussian_range"`` or ``"elliptical"`` (layer 0 stays dot product).
+        positions: One or several of ``"absolute"`` (learned, added to the tokens), ``"sincos"`` (fixed, added),
+            ``"spatial_gaussian"``, ``"alibi"``, ``"relative_table"``, ``"rotary"``, ``"untied"``; or ``"none"``.
+        residual: Boosting of the filter with its weights frozen: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
+            ``"neutreno"`` or ``"pid"``.
+        stream: Boosting of the block's attention branch, the filter estimated anew in each step: ``"plain"``, ``"twicing"``,
+            ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
         fused_attn: Whether filters are applied fused or as dense weights. Default: timm's switch (`set_fused_attn`,
             ``TIMM_FUSED_ATTN``), read once, here.
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
@@ -48,6 +43,7 @@ class FilterVisionTransformer(VisionTransformer):
     """
 
     carry_positions: Final[bool]
+    carries: Final[bool]
 
     def __init__(
         self,
@@ -55,6 +51,7 @@ class FilterVisionTransformer(VisionTransformer):
         kernel: Spec = "dot_product",
         positions: Spec | Iterable[Spec] | None = "absolute",
         residual: Spec = "plain",
+        stream: Spec = "plain",
         fused_attn: bool | None = None,
         depth: int = 12,
         img_size: int | tuple[int, int] = 224,
@@ -65,12 +62,11 @@ class FilterVisionTransformer(VisionTransformer):
         for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
             if name in kwargs:
                 raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
-        where = resolve_positions(positions, depth)
+        seams = Seams.resolve(kernel, positions, residual, stream, depth)
+        where = seams.positions
         block_fn = partial(
             build_block,
-            kernel=resolve("kernel", kernel, KERNELS, KERNELS["dot_product"], depth),
-            positions=where,
-            residual=resolve("residual", residual, RESIDUALS, RESIDUALS["plain"], depth),
+            seams=seams,
             grid_size=_grid_size(img_size, patch_size),
             fused=use_fused_attn() if fused_attn is None else fused_attn,
         )
@@ -87,12 +83,22 @@ class FilterVisionTransformer(VisionTransformer):
             block_fn=block_fn,  # type: ignore[arg-type]  # timm calls it; any callable does
             **kwargs,
         )
+        embedded = [member(self.embed_dim) for member in where.embedded]
+        self._take_over(list(self.blocks), where.table and not where.added, embedded, patch_drop_rate)
+
+    def _take_over(
+        self, blocks: list[nn.Module], carry_positions: bool, token_positions: list[nn.Module], patch_drop_rate: float
+    ) -> None:
+        """What a filter model has in place of timm's."""
         # blocks take more than one argument, which a Sequential cannot hand on
-        self.blocks = nn.ModuleList(self.blocks)  # type: ignore[assignment]
-        self.carry_positions = where.table and not where.added
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
+        self.token_positions = nn.ModuleList(token_positions)
+        self.carry_positions = carry_positions
+        self.carries = any(block.carries for block in blocks)
         self.patch_drop: PatchDropoutWithIndices = PatchDropoutWithIndices(  # type: ignore[assignment]
             patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens
         )
+        self.register_load_state_dict_pre_hook(adapt_vit_checkpoint)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """Images ``[B, C, H, W]`` to the tokens of the first block and their geometry."""
@@ -108,6 +114,8 @@ class FilterVisionTransformer(VisionTransformer):
             x = self.pos_drop(self._prepend_prefix(x.flatten(1, -2)))
         else:
             x = self._pos_embed(x)
+        for positions in self.token_positions:
+            x = self.pos_drop(positions.embed(x, geometry))
         x, keep = self.patch_drop(x)
         if keep is not None:
             geometry = keep_patches(geometry, keep)
@@ -130,14 +138,21 @@ class FilterVisionTransformer(VisionTransformer):
             table = resample_abs_pos_embed(table, (height, width), self.patch_embed.grid_size, num_prefix_tokens=0)
         return F.pad(table, (0, 0, self.num_prefix_tokens, 0))
 
+    def _nothing_yet(self) -> Carried | None:
+        """The state before the first block; None where no layer needs any."""
+        if self.carries:
+            return Carried()
+        return None
+
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x, geometry = self._embed(x)
+        carried = self._nothing_yet()
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                # never the re-entrant kind: the geometry may hold tensors that need gradients
-                x = checkpoint(block, x, geometry, attn_mask, is_causal, use_reentrant=False)
+                # never the re-entrant kind: geometry and carried values may need gradients
+                x, carried = checkpoint(block, x, geometry, attn_mask, is_causal, carried, use_reentrant=False)
             else:
-                x = block(x, geometry, attn_mask, is_causal)
+                x, carried = block(x, geometry, attn_mask, is_causal, carried)
         return self.norm(x)
 
     def forward_intermediates(
@@ -168,12 +183,13 @@ class FilterVisionTransformer(VisionTransformer):
                 f"output_fmt='NCHW' needs all {height * width} patches, but patch dropout kept "
                 f"{x.shape[1] - self.num_prefix_tokens}; use output_fmt='NLC', or set patch_drop_rate=0."
             )
+        carried = self._nothing_yet()
         features = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             if self.grad_checkpointing:
-                x = checkpoint(block, x, geometry, attn_mask, is_causal, use_reentrant=False)
+                x, carried = checkpoint(block, x, geometry, attn_mask, is_causal, carried, use_reentrant=False)
             else:
-                x = block(x, geometry, attn_mask, is_causal)
+                x, carried = block(x, geometry, attn_mask, is_causal, carried)
             if i in take:
                 features.append(self.norm(x) if norm else x)
         prefix = [y[:, : self.num_prefix_tokens] for y in features] if self.num_prefix_tokens else None
@@ -208,13 +224,19 @@ class FilterVisionTransformer(VisionTransformer):
         depth = len(self.blocks)
         wanted = range(depth) if layers is None else layer_indices("layers", layers, depth)
         x, geometry = self._embed(x)
+        carried = self._nothing_yet()
         maps = {}
         block: Any
         for i, block in enumerate(self.blocks):
             if i in wanted:
-                maps[i] = block.attn.weights(block.norm1(x), geometry)
-            x = block(x, geometry)
+                maps[i] = block.attn.weights(block.norm1(block.stream.entry(x, carried)), geometry, carried=carried)
+            x, carried = block(x, geometry, carried=carried)
         return maps
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that get no weight decay: timm's, and the tables of log-weights."""
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(".table")}
 
     @property
     def _size_rule(self) -> str:
@@ -228,9 +250,7 @@ def build_block(
     num_heads: int,
     depth: int,
     *,
-    kernel: Callable[[LayerSpec], nn.Module],
-    positions: Positions,
-    residual: Callable[[LayerSpec], Residual],
+    seams: Seams,
     grid_size: tuple[int, int],
     fused: bool,
     norm_layer: Callable[..., nn.Module],
@@ -254,13 +274,12 @@ def build_block(
     dd = {"device": device, "dtype": dtype}
     qkv = QueryKeyValue(dim, num_heads, qkv_bias, **dd)
     layer = LayerSpec(depth, dim, num_heads, qkv.head_dim, grid_size, device, dtype)
-    members = [member for factory in positions.factories if (member := factory(layer)) is not None]
     attn = FilterAttention(
         qkv,
-        kernel(layer),
-        members,
+        seams.kernel(layer),
+        seams.positions_of(layer),
         SoftmaxFilter(fused, attn_drop),
-        residual(layer),
+        seams.residual(layer),
         nn.Linear(dim, dim, bias=proj_bias, **dd),
         q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
         k_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
@@ -276,7 +295,17 @@ def build_block(
         drop=proj_drop,
         **dd,
     )
-    return FilterBlock(dim, attn, mlp, norm_layer, init_values, drop_path, **dd)
+    return FilterBlock(
+        attn,
+        mlp,
+        norm_layer(dim, **dd),
+        norm_layer(dim, **dd),
+        LayerScale(dim, init_values, **dd) if init_values else None,
+        LayerScale(dim, init_values, **dd) if init_values else None,
+        DropPath(drop_path) if drop_path > 0 else None,
+        DropPath(drop_path) if drop_path > 0 else None,
+        stream=seams.stream_of(layer),
+    )
 
 
 def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> "FilterVisionTransformer":

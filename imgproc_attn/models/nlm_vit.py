@@ -3,11 +3,11 @@
 from timm.models import generate_default_cfgs, register_model
 
 from .filter_vit import FilterVisionTransformer, create_filter_vit
-from .presets import BASE, SMALL, TEST, TINY, cfgs
+from .presets import BASE, LARGE, SMALL, TEST, TINY, cfgs
 
 FAMILY = {"kernel": "gaussian_range", "positions": "absolute"}
 
-default_cfgs = generate_default_cfgs(cfgs("nlm_vit"))
+default_cfgs = generate_default_cfgs(cfgs("nlm_vit", "large"))
 
 
 @register_model
@@ -26,6 +26,12 @@ def nlm_vit_small(pretrained: bool = False, **kwargs) -> FilterVisionTransformer
 def nlm_vit_base(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
     """Non-local-means ViT, 768 wide, 12 heads."""
     return create_filter_vit("nlm_vit_base", pretrained, **{**BASE, **FAMILY, **kwargs})
+
+
+@register_model
+def nlm_vit_large(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
+    """Non-local-means ViT, 1024 wide, 24 deep, 16 heads."""
+    return create_filter_vit("nlm_vit_large", pretrained, **{**LARGE, **FAMILY, **kwargs})
 
 
 @register_model

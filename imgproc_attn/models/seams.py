@@ -7,15 +7,16 @@ the seam's default.
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ..kernels import DotProduct, GaussianRange
-from ..positions import SpatialGaussian, UntiedPositions
-from ..residuals import Plain, Twicing
+from ..kernels import DotProduct, Elliptical, GaussianRange
+from ..positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from ..residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,49 @@ def _gaussian_range(layer: LayerSpec, range_bandwidth=None, learned: bool = True
     return GaussianRange(layer.num_heads, layer.head_dim, range_bandwidth, learned, floor, **layer.dd)
 
 
+def _elliptical(layer: LayerSpec, scaling: str = "max", detach: bool = False) -> nn.Module:
+    if scaling not in ("max", "mean"):
+        raise ValueError(f"kernel='elliptical': scaling is {scaling!r}, but must be 'max' or 'mean'.")
+    if layer.depth == 0:  # no layer in front, hence no metric
+        return DotProduct(layer.head_dim)
+    return Elliptical(layer.head_dim, scaling == "mean", detach)
+
+
 def _spatial_gaussian(
-    layer: LayerSpec, spatial_bandwidth=None, per_axis: bool = False, learned: bool = True, floor: float = 0.25
+    layer: LayerSpec,
+    spatial_bandwidth=None,
+    per_axis: bool = False,
+    learned: bool = True,
+    floor: float = 0.25,
+    gate: float = 1.0,
+    learned_gate: bool = False,
 ) -> nn.Module:
-    return SpatialGaussian(layer.num_heads, layer.grid_size, spatial_bandwidth, per_axis, learned, floor, **layer.dd)
+    return SpatialGaussian(
+        layer.num_heads, layer.grid_size, spatial_bandwidth, per_axis, learned, floor, gate, learned_gate, **layer.dd
+    )
+
+
+def _alibi(
+    layer: LayerSpec,
+    spatial_bandwidth=None,
+    learned: bool = False,
+    floor: float = 0.25,
+    gate: float = 1.0,
+    learned_gate: bool = False,
+) -> nn.Module:
+    return Alibi2D(layer.num_heads, spatial_bandwidth, learned, floor, gate, learned_gate, **layer.dd)
+
+
+def _relative_table(layer: LayerSpec) -> nn.Module:
+    return RelativeTable(layer.num_heads, layer.grid_size, **layer.dd)
+
+
+def _rotary(layer: LayerSpec, temperature: float = 100.0) -> nn.Module:
+    return Rotary(layer.head_dim, temperature, device=layer.device)
+
+
+def _sincos(embed_dim: int, temperature: float = 10000.0) -> nn.Module:
+    return SinCos(embed_dim, temperature)
 
 
 def _untied(layer: LayerSpec) -> nn.Module:
@@ -76,16 +116,67 @@ def _twicing(layer: LayerSpec, steps: int = 1, gate: float = 1.0, learned: bool 
     return Twicing(layer.num_heads, steps, gate, learned, **layer.dd)
 
 
+def _bregman(layer: LayerSpec, steps: int = 1, gate: float = 1.0, learned: bool = False) -> nn.Module:
+    return Bregman(layer.num_heads, steps, gate, learned, **layer.dd)
+
+
+def _sos(
+    layer: LayerSpec, steps: int = 1, rho: float = 0.5, tau: float | None = None, gate: float = 1.0, learned: bool = False
+) -> nn.Module:
+    return SOS(layer.num_heads, steps, rho, tau, gate, learned, **layer.dd)
+
+
+def _neutreno(layer: LayerSpec, gate: float = 0.6, learned: bool = False) -> nn.Module:
+    return NeuTRENO(layer.num_heads, gate, learned, **layer.dd)
+
+
+def _pid(
+    layer: LayerSpec,
+    proportional: float = 0.8,
+    integral: float = 0.5,
+    derivative: float = 0.05,
+    gate: float = 1.0,
+    learned: bool = False,
+) -> nn.Module:
+    return PID(layer.num_heads, proportional, integral, derivative, gate, learned, **layer.dd)
+
+
+def _l2_boosting(layer: LayerSpec, gate: float = 1.0, learned: bool = False) -> nn.Module:
+    return L2Boosting(layer.num_heads, gate, learned, **layer.dd)
+
+
 def _nothing(layer: LayerSpec) -> None:
     return None
 
 
-KERNELS: dict[str, Factory] = {"dot_product": _dot_product, "gaussian_range": _gaussian_range}
-RESIDUALS: dict[str, Factory] = {"plain": _plain, "twicing": _twicing}
-LAYER_POSITIONS: dict[str, Factory] = {"spatial_gaussian": _spatial_gaussian, "untied": _untied}
+KERNELS: dict[str, Factory] = {"dot_product": _dot_product, "gaussian_range": _gaussian_range, "elliptical": _elliptical}
+RESIDUALS: dict[str, Factory] = {
+    "plain": _plain,
+    "twicing": _twicing,
+    "bregman": _bregman,
+    "sos": _sos,
+    "neutreno": _neutreno,
+    "pid": _pid,
+}
+# Rules of the same kind around the whole branch; a stream has no heads.
+STREAMS: dict[str, Factory] = {
+    "plain": _plain,
+    "twicing": _twicing,
+    "bregman": _bregman,
+    "sos": _sos,
+    "l2_boosting": _l2_boosting,
+}
+LAYER_POSITIONS: dict[str, Factory] = {
+    "spatial_gaussian": _spatial_gaussian,
+    "alibi": _alibi,
+    "relative_table": _relative_table,
+    "rotary": _rotary,
+    "untied": _untied,
+}
 # Members that act once, on the tokens of the model, instead of in each layer. Untied positions do both: the model owns the
 # table, the layers project it.
-MODEL_POSITIONS = ("absolute", "untied")
+EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": _sincos}
+MODEL_POSITIONS = ("absolute", "sincos", "untied")
 
 
 def _unknown(seam: str, what: str, name: str, known: Iterable[str]) -> ValueError:
@@ -122,14 +213,26 @@ def resolve(
     if name not in table:
         raise _unknown(seam, "member", name, table)
     factory = table[name]
-    known = list(inspect.signature(factory).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise _unknown(f"{seam}={name!r}", "option", option, [*known, "layers"])
+    check_options(f"{seam}={name!r}", factory, options, ["layers"])
     if layers is None:
         return lambda layer: factory(layer, **options)
     chosen = layer_indices(seam, layers, depth)
+    if name == "elliptical" and 0 in chosen:
+        raise ValueError(f"{seam}='elliptical': layer 0 has no layer in front, hence no metric; give layers from 1 on.")
     return lambda layer: factory(layer, **options) if layer.depth in chosen else default(layer)
+
+
+def options_of(factory: Factory) -> list[str]:
+    """Names of the options of a member's factory."""
+    return list(inspect.signature(factory).parameters)[1:]
+
+
+def check_options(where: str, factory: Factory, options: Iterable[str], more: Sequence[str] = ()) -> None:
+    """Refuse options the factory does not take, naming the nearest it does."""
+    known = options_of(factory)
+    for option in options:
+        if option not in known:
+            raise _unknown(where, "option", option, [*known, *more])
 
 
 def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int]:
@@ -144,24 +247,33 @@ def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int
 
 @dataclass(frozen=True)
 class Positions:
-    """What ``positions=`` came to: the model's part and the layers' factories."""
+    """What ``positions=`` came to: the model's part and the layers' factories.
 
-    table: bool
-    added: bool
-    factories: tuple[Callable[[LayerSpec], Any], ...]
+    Attributes:
+        table: The model owns a learned table.
+        added: The table is added to the tokens; else it is carried beside them.
+        embedded: From the width of the tokens to a module that adds to them, each.
+        factories: For the layers.
+    """
+
+    table: bool = False
+    added: bool = False
+    embedded: tuple[Callable[[int], nn.Module], ...] = ()
+    factories: tuple[Callable[[LayerSpec], Any], ...] = ()
 
 
-def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positions:
-    """Split ``positions=``, one member or several, into the model's part and the layers'.
+def position_specs(spec: Spec | Iterable[Spec] | None) -> list[tuple[str | None, Spec]]:
+    """``positions=`` as a list of members, each with its name; None for a factory of one's own.
 
     Raises:
-        ValueError: Unknown names, a member twice, or members that exclude each other.
+        ValueError: Unknown names, a member twice, or ``"none"`` beside others.
+        TypeError: ``spec`` is no member and no collection of members.
     """
     if spec is not None and not isinstance(spec, str | Iterable) and not callable(spec):
         raise TypeError(
             f"positions: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory, nor several of these."
         )
-    specs = [spec] if spec is None or isinstance(spec, str | Mapping) or callable(spec) else list(spec)
+    specs: list[Any] = [] if spec is None else [spec] if isinstance(spec, str | Mapping) or callable(spec) else list(spec)
     names = [None if callable(s) else s["name"] if isinstance(s, Mapping) and "name" in s else s for s in specs]
     named = [name for name in names if isinstance(name, str) and name != "none"]
     for name in named:
@@ -173,19 +285,71 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
             )
     if "none" in names and len(names) > 1:
         raise ValueError(f"positions: 'none' excludes the other members {named}; leave it out.")
-    if "absolute" in named and "untied" in named:
+    return [(name, s) for name, s in zip(names, specs) if name != "none"]
+
+
+def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positions:
+    """Split ``positions=``, one member or several, into the model's part and the layers'.
+
+    Raises:
+        ValueError: Unknown names, a member twice, or members that exclude each other.
+        TypeError: ``spec`` is no member and no collection of members.
+    """
+    members = position_specs(spec)
+    named = [name for name, _ in members]
+    of_the_model = [name for name in MODEL_POSITIONS if name in named]
+    if len(of_the_model) > 1:
         raise ValueError(
-            "positions: 'absolute' and 'untied' exclude each other: untied positions are by definition never added to the "
-            "tokens; drop one."
+            f"positions: {of_the_model[0]!r} and {of_the_model[1]!r} exclude each other: tokens get one kind of absolute "
+            "position, and untied positions are by definition never added to them; drop one."
         )
-    for s, member in zip(specs, names):
-        if member == "absolute" and isinstance(s, Mapping) and len(s) > 1:
-            raise ValueError(
-                f"positions: 'absolute' takes no options, got {sorted(set(s) - {'name'})}; it acts before layer 0."
-            )
+    embedded = []
+    for name, s in members:
+        options = {key: value for key, value in s.items() if key != "name"} if isinstance(s, Mapping) else {}
+        if name == "absolute" and options:
+            raise ValueError(f"positions: 'absolute' takes no options, got {sorted(options)}; it acts before layer 0.")
+        if name in EMBEDDED_POSITIONS:
+            factory = EMBEDDED_POSITIONS[name]
+            check_options(f"positions={name!r}", factory, options)
+            embedded.append(partial(factory, **options))
     factories = tuple(
         resolve("positions", s, LAYER_POSITIONS, _nothing, depth)
-        for s, name in zip(specs, names)
-        if name not in ("absolute", "none") and s is not None
+        for name, s in members
+        if name != "absolute" and name not in EMBEDDED_POSITIONS
     )
-    return Positions(bool(named) and ("absolute" in named or "untied" in named), "absolute" in named, factories)
+    return Positions("absolute" in named or "untied" in named, "absolute" in named, tuple(embedded), factories)
+
+
+@dataclass(frozen=True)
+class Seams:
+    """The seams of a model, resolved: from a `LayerSpec` to the modules of a layer."""
+
+    kernel: Callable[[LayerSpec], nn.Module]
+    positions: Positions
+    residual: Callable[[LayerSpec], Any]
+    stream: Callable[[LayerSpec], Any]
+
+    @classmethod
+    def resolve(
+        cls, kernel: Spec, positions: Spec | Iterable[Spec] | None, residual: Spec, stream: Spec, depth: int
+    ) -> "Seams":
+        """From what a user wrote.
+
+        Raises:
+            ValueError: Unknown names or options, members that exclude each other, or a layer the model does not have.
+            TypeError: A seam is neither a name, nor a dictionary, nor a factory.
+        """
+        return cls(
+            resolve("kernel", kernel, KERNELS, _dot_product, depth),
+            resolve_positions(positions, depth),
+            resolve("residual", residual, RESIDUALS, _plain, depth),
+            resolve("stream", stream, STREAMS, _plain, depth),
+        )
+
+    def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
+        """The layer's own kernels on positions."""
+        return [member for factory in self.positions.factories if (member := factory(layer)) is not None]
+
+    def stream_of(self, layer: LayerSpec) -> Any:
+        """The rule around the layer; a stream has no heads."""
+        return self.stream(replace(layer, num_heads=1))

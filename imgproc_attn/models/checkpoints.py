@@ -1,0 +1,78 @@
+"""Weights of plain vision transformers in filter models: what fits is loaded, what is new keeps its initial value and is named."""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
+
+# where the seams keep what a plain vision transformer does not have
+_SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|stream)\.")
+
+
+def seam_names(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers of the seams: bandwidths, gates, tables; what a plain ViT does not have."""
+    return [name for name in model.state_dict() if _SEAMS.match(name)]
+
+
+def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: complete the checkpoint of a plain ViT (DeiT, AugReg and kin), and log what was done.
+
+    A checkpoint is a plain ViT's if it holds nothing of the seams. Then these keep their initial values. Class and distillation
+    tokens the model does not have are left out, with their rows of the position table and the distillation head; a final
+    norm moves behind the pooling where the model has it there. A checkpoint with part of the seams is refused as usual.
+
+    Registered on `FilterVisionTransformer`, so it serves ``checkpoint_path=``, ``pretrained=True`` and ``load_state_dict``.
+    """
+    own = {prefix + name: value for name, value in model.state_dict().items()}
+    seams = [prefix + name for name in seam_names(model)]
+    held = set(own) & set(state_dict)
+    if not any(".attn.qkv." in name for name in held) or any(name in state_dict for name in seams):
+        return
+    left_out = [
+        name
+        for name in list(state_dict)
+        if name.startswith(tuple(prefix + n for n in ("cls_token", "dist_token", "head_dist.", "pos_embed"))) and name not in own
+    ]
+    moved = _move_norm(state_dict, own, prefix)
+    rows = _drop_prefix_rows(state_dict, own, prefix, left_out)
+    for name in left_out:
+        del state_dict[name]
+    new = [name for name in own if name not in state_dict and name in seams]
+    state_dict.update({name: own[name] for name in new})
+    notes = (("new, at initial values", new), ("left out", left_out + rows), ("now behind the pooling", moved))
+    text = "; ".join(f"{what}: {', '.join(_by_block(names))}" for what, names in notes if names)
+    if text:
+        _logger.warning("Weights of a plain ViT loaded into %s. %s.", type(model).__name__, text)
+
+
+def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> list[str]:
+    moved = []
+    for part in ("weight", "bias"):
+        here, there = f"{prefix}norm.{part}", f"{prefix}fc_norm.{part}"
+        if here in state_dict and here not in own and there in own and there not in state_dict:
+            state_dict[there] = state_dict.pop(here)
+            moved.append(here)
+    return moved
+
+
+def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str, missing: list[str]) -> list[str]:
+    """Take out the rows of the position table of tokens the model does not have: class first, distillation second."""
+    name = f"{prefix}pos_embed"
+    if name not in own or name not in state_dict:
+        return []
+    table = state_dict[name]
+    rows = [i for i, token in enumerate(("cls_token", "dist_token")) if prefix + token in missing]
+    if not rows or table.shape[1] - len(rows) != own[name].shape[1]:
+        return []
+    state_dict[name] = torch.cat([table[:, i : i + 1] for i in range(table.shape[1]) if i not in rows], dim=1)
+    return [f"{name}[{i}]" for i in rows]
+
+
+def _by_block(names: Iterable[str]) -> list[str]:
+    """Names with block numbers replaced by a star, each once."""
+    return list(dict.fromkeys(re.sub(r"blocks\.\d+\.", "blocks.*.", name) for name in names))

@@ -1,0 +1,144 @@
+"""From a trained timm vision transformer to a filter backbone with its weights."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from timm.layers import Attention, use_fused_attn
+from timm.models import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from ..filters import SoftmaxFilter
+from ..layers import FilterAttention, FilterBlock
+from ..projections import QueryKeyValue
+from .filter_vit import FilterVisionTransformer
+from .seams import (
+    LAYER_POSITIONS,
+    MODEL_POSITIONS,
+    RESIDUALS,
+    STREAMS,
+    Factory,
+    LayerSpec,
+    Seams,
+    Spec,
+    options_of,
+    position_specs,
+)
+
+
+class FilterVisionTransformerDistilled(FilterVisionTransformer, VisionTransformerDistilled):
+    """The filter form of timm's distilled DeiT, with its distillation token and second head. Made by `from_timm` alone."""
+
+
+_CLASSES = {VisionTransformer: FilterVisionTransformer, VisionTransformerDistilled: FilterVisionTransformerDistilled}
+
+
+def from_timm(
+    model: nn.Module,
+    kernel: Spec = "dot_product",
+    positions: Spec | Iterable[Spec] | None = None,
+    residual: Spec = "plain",
+    stream: Spec = "plain",
+    fused_attn: bool | None = None,
+) -> FilterVisionTransformer:
+    """A filter backbone with the weights, names and ``pretrained_cfg`` of a timm vision transformer.
+
+    With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
+    starts there, unless ``gate`` is given; a relative table starts from zeros. Another kernel changes the function at once
+    (give it ``layers``, and train). What is new: `imgproc_attn.models.seam_names`.
+
+    Args:
+        model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
+            of that class. Left as it is.
+        kernel: Kernel on features, as in `FilterVisionTransformer`.
+        positions: Kernels on positions beside the model's own absolute positions, which stay.
+        residual: Boosting of the filter with its weights frozen.
+        stream: Boosting of the attention branch, the filter estimated anew.
+        fused_attn: As in `FilterVisionTransformer`.
+
+    Returns:
+        The new model, in the mode (training or evaluation), type and device of the source.
+
+    Raises:
+        TypeError: The source is of another class, or holds blocks or attention of another class.
+        ValueError: Unknown members or options, or positions that act on the tokens.
+    """
+    _check_source(model)
+    source: Any = copy.deepcopy(model)
+    for name, _ in position_specs(positions):
+        if name in MODEL_POSITIONS:
+            raise ValueError(f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions.")
+    depth = len(source.blocks)
+    seams = Seams.resolve(
+        kernel,
+        [_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in position_specs(positions)],
+        _start_closed(residual, RESIDUALS, "learned"),
+        _start_closed(stream, STREAMS, "learned"),
+        depth,
+    )
+    fused = use_fused_attn() if fused_attn is None else fused_attn
+    blocks = [_convert(block, i, source.patch_embed.grid_size, seams, fused) for i, block in enumerate(source.blocks)]
+    drop_rate = getattr(source.patch_drop, "prob", 0.0)
+    source.__class__ = _CLASSES[type(source)]
+    source._take_over(blocks, False, [], drop_rate)
+    return source.train(model.training)
+
+
+def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spec:
+    """``spec`` with a learned gate at zero, if the member has a gate and ``spec`` does not set it."""
+    if callable(spec):
+        return spec
+    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    factory = table.get(options.get("name", ""))
+    if factory is None or "gate" not in options_of(factory) or "gate" in options:
+        return spec
+    return {"gate": 0.0, learned: True, **options}
+
+
+def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams, fused: bool) -> FilterBlock:
+    """The block with a filter for attention; all else is the source's."""
+    attn, weight = block.attn, block.attn.qkv.weight
+    dd = {"device": weight.device, "dtype": weight.dtype}
+    qkv = QueryKeyValue(weight.shape[1], attn.num_heads, attn.qkv.bias is not None, **dd)
+    qkv.weight, qkv.bias = attn.qkv.weight, attn.qkv.bias
+    layer = LayerSpec(depth, weight.shape[1], attn.num_heads, attn.head_dim, grid_size, **dd)
+    converted = FilterAttention(
+        qkv,
+        seams.kernel(layer),
+        seams.positions_of(layer),
+        SoftmaxFilter(fused, attn.attn_drop.p),
+        seams.residual(layer),
+        attn.proj,
+        attn.q_norm,
+        attn.k_norm,
+        attn.norm,
+        attn.proj_drop.p,
+    )
+    parts = (block.norm1, block.norm2, block.ls1, block.ls2, block.drop_path1, block.drop_path2)
+    return FilterBlock(converted, block.mlp, *parts, stream=seams.stream_of(layer))
+
+
+def _check_source(model: nn.Module) -> None:
+    """Refuse, with the reason, what is not the class these filters replace."""
+    if isinstance(model, FilterVisionTransformer):
+        raise TypeError("from_timm: the source is a filter model already; create it with the seams you want and load its weights.")
+    if type(model) not in _CLASSES:
+        raise TypeError(
+            f"from_timm converts timm's VisionTransformer and VisionTransformerDistilled, but got {type(model).__name__}: "
+            "another forward pass, in which these filters have no defined place. For features_only models convert first."
+        )
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        if type(block) is not Block:
+            raise TypeError(f"from_timm: block {i} is {type(block).__name__}, but only the pre-norm Block can be converted.")
+        attn = block.attn
+        if type(attn) is not Attention:
+            raise TypeError(f"from_timm: attention {i} is {type(attn).__name__}, but only timm's plain Attention is a filter.")
+        if getattr(attn, "gate", None) is not None:
+            raise TypeError(f"from_timm: attention {i} gates its output (gated=True), which a filter has no place for.")
+        if attn.num_heads * attn.head_dim != attn.qkv.in_features:
+            raise TypeError(
+                f"from_timm: attention {i} has {attn.num_heads} heads of {attn.head_dim} in a width of "
+                f"{attn.qkv.in_features}; only heads that share the width evenly can be converted."
+            )
