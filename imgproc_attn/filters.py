@@ -1,6 +1,7 @@
 """Filters: from log-weights to the linear operator A that smooths values.
 
-``A_ij = K_ij / sum_j K_ij``, Milanfar's ``W = D^-1 K``: a softmax over log K, row-stochastic.
+``A_ij = K_ij / sum_j K_ij``, Milanfar's ``W = D^-1 K``: a softmax over log K, row-stochastic. `SoftmaxFilter` sums over all
+tokens, `WindowedFilter` over a window of pixels.
 """
 
 from typing import Final, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .bandwidths import at_least_float32
 from .lifting import lift
-from .terms import Terms
+from .terms import Distance, Terms
 
 
 class Operator(NamedTuple):
@@ -81,6 +82,54 @@ class SoftmaxFilter(nn.Module):
         return _dense_weights(q, k, terms.scale, mask, is_causal)
 
 
+class WindowedFilter(nn.Module):
+    """The filter of a kernel of distances over a window around each pixel, ``A_ij = 0`` outside; cut off at the border.
+
+    Memory is a few images, whatever the window; time grows with its area.
+
+    Args:
+        window: Log-weight of each place of the window, ``[H, wy, wx]`` with odd sides: a kernel on positions.
+    """
+
+    window: Tensor
+
+    def __init__(self, window: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("window", window)
+
+    def forward(self, terms: Terms) -> Distance:
+        """The distance of ``terms``, of features with themselves.
+
+        Raises:
+            ValueError: ``terms`` hold more than a distance, or one of two different features.
+        """
+        distance = terms.distance
+        if distance is None or len(terms.q) > 0 or terms.key_bias is not None or terms.bias is not None:
+            raise ValueError("WindowedFilter takes a kernel of a distance alone; give positions as its window.")
+        if distance.q is not distance.k:
+            raise ValueError("WindowedFilter takes features with themselves, q and k one tensor, so that no row is empty.")
+        return distance
+
+    def smooth(self, distance: Distance, v: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """``A v`` for values ``[B, H, N, D]`` on a grid of N = height x width pixels."""
+        height, width = grid_size
+        # planes, each contiguous: three times as fast as pixels with their channels
+        y, values = (t.transpose(2, 3).unflatten(3, grid_size).contiguous() for t in (distance.k, v))
+        numerator, denominator = torch.zeros_like(values), torch.zeros_like(values[:, :, :1])
+        scale = distance.scale[..., None].to(y.dtype)
+        rows, columns = self.window.shape[1] // 2, self.window.shape[2] // 2
+        for dy in range(-min(rows, height - 1), min(rows, height - 1) + 1):
+            for dx in range(-min(columns, width - 1), min(columns, width - 1) + 1):
+                here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
+                there = (..., slice(max(0, dy), height - max(0, -dy)), slice(max(0, dx), width - max(0, -dx)))
+                squared = (y[here] - y[there]).square_().sum(dim=2, keepdim=True)
+                place = self.window[:, dy + rows, dx + columns][:, None, None, None]
+                weight = torch.addcmul(place, squared, -scale).exp_()
+                denominator[here].add_(weight)
+                numerator[here].addcmul_(weight, values[there])
+        return (numerator / denominator).flatten(3).transpose(2, 3)
+
+
 def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: int) -> tuple[Tensor | None, bool]:
     """A dense bias, a mask and causality as one mask; causality alone stays a flag, which fused attention knows."""
     if bias is not None and mask is not None:
@@ -91,6 +140,13 @@ def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: in
         return mask, is_causal
     past = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, float("-inf")), False
+
+
+def log_weights(terms: Terms) -> Tensor:
+    """Dense ``log K``, up to a constant in each row, ``[B, H, N, N]`` in float32 or float64."""
+    q, k = lift(terms)
+    dense = (at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)) * terms.scale
+    return dense if terms.bias is None else dense + terms.bias
 
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -158,7 +158,7 @@ class _LiftDistance(torch.autograd.Function):
         width = start + dim + 1
         width += -width % 8
         lifted_q = q.new_empty(batch, heads, length, width)
-        lifted_k = k.new_empty(batch, heads, length, width)
+        lifted_k = k.new_empty(batch, heads, k.shape[2], width)
         if front_q is not None and front_k is not None:
             lifted_q[..., :start] = front_q
             lifted_k[..., :start] = front_k

@@ -31,8 +31,12 @@ class FilterAttention(nn.Module):
         k_norm: Applied to the keys of each head; default none.
         norm: Applied to the merged heads before the output projection; default none.
         proj_drop: Dropout after the output projection.
+
+    Attributes:
+        carries: Whether the layer needs what earlier layers hand on.
     """
 
+    carries: Final[bool]
     kernel_carries: Final[bool]
     sees_all: Final[bool]
 
@@ -58,16 +62,12 @@ class FilterAttention(nn.Module):
         self.sees_all = bool(getattr(kernel, "sees_all", False))
         self.rotations = nn.ModuleList(p for p in positions if hasattr(p, "rotate"))
         self.positions = nn.ModuleList(p for p in positions if not hasattr(p, "rotate"))
+        self.carries = self.kernel_carries or residual.carries
         self.filter = filter
         self.residual = residual
         self.norm = norm or nn.Identity()
         self.proj = proj
         self.proj_drop = nn.Dropout(proj_drop)
-
-    @property
-    def carries(self) -> bool:
-        """Whether the layer needs what earlier layers hand on."""
-        return self.kernel_carries or self.residual.carries
 
     def forward(
         self,
@@ -156,4 +156,5 @@ def _refuse_mask(attn_mask: Tensor | None) -> None:
 
 
 torch.fx.wrap("_as")
+torch.fx.wrap("_refuse_mask")
 torch.fx.wrap("product")

@@ -1,5 +1,7 @@
 """The pre-norm block around the filter."""
 
+from typing import Final
+
 from torch import Tensor, nn
 
 from ..carried import Carried, remember_tokens
@@ -27,7 +29,12 @@ class FilterBlock(nn.Module):
         drop_path1: Stochastic depth of the filter.
         drop_path2: Stochastic depth of the pointwise layer.
         stream: Boosting rule around the attention branch; default plain, ``x + f(x)``.
+
+    Attributes:
+        carries: Whether the block needs what earlier blocks hand on.
     """
+
+    carries: Final[bool]
 
     def __init__(
         self,
@@ -51,11 +58,7 @@ class FilterBlock(nn.Module):
         self.ls2 = ls2 or nn.Identity()
         self.drop_path2 = drop_path2 or nn.Identity()
         self.stream = stream or Plain()
-
-    @property
-    def carries(self) -> bool:
-        """Whether the block needs what earlier blocks hand on."""
-        return self.attn.carries or self.stream.carries
+        self.carries = attn.carries or self.stream.carries
 
     def forward(
         self,

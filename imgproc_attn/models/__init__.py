@@ -15,7 +15,7 @@ from . import (
 )
 from .checkpoints import seam_names
 from .filter_vit import FilterVisionTransformer
-from .from_timm import from_timm
+from .conversion import from_timm
 from .seams import LayerSpec
 
 FAMILIES = (

@@ -1,0 +1,204 @@
+"""The library's filters on pictures: the kernels of the attention layers, with identity projections, on pixels and patches."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .filters import SoftmaxFilter, WindowedFilter, log_weights
+from .geometry import grid_geometry
+from .kernels import GaussianRange
+from .positions import SpatialGaussian
+from .terms import product
+
+_BAND = 32, 1 << 18  # rows filtered at a time, at least, and values of their features: they stay in a processor's cache
+_TILE = 32  # side of the squares of pixels that see the whole image at a time
+
+
+def bilateral_filter(
+    image: Tensor, range_bandwidth: float, spatial_bandwidth: float, window_size: int | None = None
+) -> Tensor:
+    """Bilateral filter: each pixel becomes a mean of pixels, weighted by likeness and nearness.
+
+    ``w_ij = exp(-|y_i - y_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998), the squared difference summed over
+    channels, weights normalised over the pixels there are: no padding at the border.
+
+    Args:
+        image: ``[C, H, W]`` or ``[B, C, H, W]``, floating point, of any range.
+        range_bandwidth: h_r in units of the image's values; sqrt(2) times kornia's ``sigma_color`` with
+            ``color_distance_type="l2"``, and scikit-image's ``sigma_color``.
+        spatial_bandwidth: h_s in pixels, sqrt(2) times ``sigma_space`` or ``sigma_spatial``.
+        window_size: Odd side of the window around each pixel; None for the whole image, which takes time ``(H W)^2``.
+
+    Returns:
+        The filtered image, in shape and type of ``image``; differentiable in it. Memory: a few images, and for the whole image
+        the columns of one more per 8 channels.
+
+    Raises:
+        TypeError: ``image`` is not floating point: what a bandwidth means would hang on a hidden rescaling. Divide by 255.
+        ValueError: NaN or infinity in the image, a bandwidth that is not positive and finite, or a window that is even or
+            larger than the image.
+    """
+    batch = _check_image(image)
+    _check_bandwidth("range_bandwidth", range_bandwidth)
+    _check_bandwidth("spatial_bandwidth", spatial_bandwidth)
+    kernel = _range_kernel(batch, range_bandwidth)
+    if window_size is None:
+        return _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, batch.shape[-2:])).reshape(image.shape)
+    _check_window("window_size", window_size, batch)
+    space = _space(batch, spatial_bandwidth, (window_size, window_size))
+    geometry = grid_geometry(window_size, window_size, 0, batch)
+    row = log_weights(space(geometry, batch))[0, :, window_size**2 // 2]
+    window = (row - row.amax()).reshape(1, window_size, window_size)
+    return _filter_windows(batch, 1, kernel, window).reshape(image.shape)
+
+
+def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, window_size: int | None = None) -> Tensor:
+    """Non-local means: each pixel becomes a mean of pixels, weighted by how alike the patches around them are.
+
+    ``w_ij = exp(-|P_i - P_j|^2 / h_r^2)`` (Buades, Coll and Morel 2005), the squared difference summed over the values of a
+    patch, each counted alike; patches are continued beyond the border by reflection.
+
+    Args:
+        image: ``[C, H, W]`` or ``[B, C, H, W]``, floating point, of any range.
+        range_bandwidth: h_r in units of the image's values; scikit-image's ``h`` times the root of the number of values in a
+            patch.
+        patch_size: Odd side of the patches.
+        window_size: Odd side of the window around each pixel; None for the whole image, which takes time ``(H W)^2``.
+
+    Returns:
+        The filtered image, in shape and type of ``image``; differentiable in it.
+
+    Raises:
+        TypeError: ``image`` is not floating point.
+        ValueError: As `bilateral_filter`, and for a patch that is even or larger than the image.
+    """
+    batch = _check_image(image)
+    _check_bandwidth("range_bandwidth", range_bandwidth)
+    _check_window("patch_size", patch_size, batch)
+    kernel = _range_kernel(batch, range_bandwidth)
+    if window_size is None:
+        return _filter_whole(_patches(batch, patch_size), batch, kernel, None).reshape(image.shape)
+    _check_window("window_size", window_size, batch)
+    window = batch.new_zeros(1, window_size, window_size)
+    return _filter_windows(batch, patch_size, kernel, window).reshape(image.shape)
+
+
+def _filter_windows(batch: Tensor, patch_size: int, kernel: GaussianRange, window: Tensor) -> Tensor:
+    """Band by band of rows, each with the rows around it that its windows reach."""
+    reach, height, width = window.shape[1] // 2, batch.shape[2], batch.shape[3]
+    filter = WindowedFilter(window)
+    padded = _pad(batch, patch_size)
+    rows = max(_BAND[0], _BAND[1] // (width * batch.shape[1] * patch_size**2))
+    bands = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(0, top - reach), min(height, bottom + reach)
+        features = _tokens(_unfold(padded[:, :, first : last + patch_size - 1], patch_size))
+        values = _tokens(batch[:, :, first:last])
+        smoothed = filter.smooth(filter(kernel(features, features)), values, (last - first, width))
+        bands.append(_picture(smoothed, (last - first, width))[:, :, top - first : bottom - first])
+    return torch.cat(bands, dim=2)
+
+
+def _filter_whole(features: Tensor, batch: Tensor, kernel: GaussianRange, space: SpatialGaussian | None) -> Tensor:
+    """Tile by tile of pixels that see the whole image, fused.
+
+    Places are measured from the tile: so those near it, where the weights are, are small numbers, and precise.
+    """
+    height, width = batch.shape[2], batch.shape[3]
+    y, v = _tokens(features), _tokens(batch)
+    filter, geometry = SoftmaxFilter(), grid_geometry(height, width, 0, batch)
+    result = torch.empty_like(v)
+    for index in _tiles(height, width, batch.device):
+        terms = kernel(y[:, :, index], y)
+        if space is not None:
+            p = geometry.coordinates
+            near = p - (p[:, index[:1]] + p[:, index[-1:]]) / 2
+            place = space(geometry._replace(coordinates=near), batch)
+            terms = product(place._replace(q=[q[:, :, index] for q in place.q]), terms)
+        result = result.index_copy(2, index, filter.smooth(filter(terms), v))
+    return _picture(result, (height, width))
+
+
+def _tiles(height: int, width: int, device: torch.device) -> Iterator[Tensor]:
+    """Indices of the pixels of each tile."""
+    grid = torch.arange(height * width, device=device).reshape(height, width)
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            yield grid[top : top + _TILE, left : left + _TILE].flatten()
+
+
+def _range_kernel(batch: Tensor, range_bandwidth: float) -> GaussianRange:
+    tiny = torch.finfo(batch.dtype).tiny
+    return GaussianRange(1, 1, range_bandwidth, learned=False, floor=tiny, device=batch.device, dtype=_exact(batch))
+
+
+def _space(batch: Tensor, spatial_bandwidth: float, grid_size: tuple[int, int]) -> SpatialGaussian:
+    floor = min(0.25, spatial_bandwidth / 2)
+    dd = {"device": batch.device, "dtype": _exact(batch)}
+    return SpatialGaussian(1, grid_size, spatial_bandwidth, learned=False, floor=floor, **dd)
+
+
+def _exact(batch: Tensor) -> torch.dtype:
+    """Type of the bandwidths."""
+    return torch.float64 if batch.dtype == torch.float64 else torch.float32
+
+
+def _tokens(picture: Tensor) -> Tensor:
+    """``[B, C, H, W]`` to one head of tokens, ``[B, 1, H W, C]``."""
+    return picture.flatten(2).transpose(1, 2)[:, None]
+
+
+def _picture(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    return tokens[:, 0].transpose(1, 2).unflatten(2, size)
+
+
+def _pad(batch: Tensor, patch_size: int) -> Tensor:
+    radius = patch_size // 2
+    return F.pad(batch, (radius, radius, radius, radius), mode="reflect") if radius else batch
+
+
+def _unfold(padded: Tensor, patch_size: int) -> Tensor:
+    """Patches around each pixel, ``[B, C p^2, H, W]``, of a padded picture."""
+    if patch_size == 1:
+        return padded
+    size = (padded.shape[2] - patch_size + 1, padded.shape[3] - patch_size + 1)
+    return F.unfold(padded, patch_size).unflatten(2, size)
+
+
+def _patches(batch: Tensor, patch_size: int) -> Tensor:
+    return _unfold(_pad(batch, patch_size), patch_size)
+
+
+def _check_image(image: Tensor) -> Tensor:
+    """``image`` as a batch."""
+    if not image.is_floating_point():
+        raise TypeError(
+            f"image is {image.dtype}, but must be floating point, so that bandwidths have a unit; give image.float() / 255 and "
+            "bandwidths for values in [0, 1]."
+        )
+    if image.dim() not in (3, 4) or 0 in image.shape[-3:]:
+        raise ValueError(f"image has the shape {list(image.shape)}, but must be [C, H, W] or [B, C, H, W], and not empty.")
+    broken = int((~image.isfinite()).sum())
+    if broken:
+        raise ValueError(f"image holds {broken} values that are NaN or infinite; fill them in first, each would spread.")
+    return image.reshape(-1, *image.shape[-3:])
+
+
+def _check_bandwidth(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}, but must be positive and finite.")
+
+
+def _check_window(name: str, size: int, batch: Tensor) -> None:
+    side = min(batch.shape[-2:])
+    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+        raise ValueError(f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {int(size) // 2 * 2 + 1}.")
+    if size > 2 * side - 1:
+        raise ValueError(
+            f"{name} is {size}, but at most {2 * side - 1} fits an image of {batch.shape[-2]} x {batch.shape[-1]}; "
+            f"{'give None for the whole image' if name == 'window_size' else 'give a smaller one'}."
+        )
