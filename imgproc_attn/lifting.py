@@ -60,9 +60,11 @@ def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """
     if dtype != torch.float32:
         return split_value(scale * x, dtype)
-    # the mantissa itself is cut: sums and differences that round to nine bits would not survive a compiler's fused operations
-    mantissa, exponent = torch.frexp(scale.detach().to(torch.float32))
-    high = torch.ldexp(torch.round(mantissa * 512.0) / 512.0, exponent)
+    # a rounding to whole numbers: sums and differences that round to nine bits would not survive a compiler's fused operations;
+    # 2^n of a whole n is exact, and all this has a form in ONNX, which frexp has not
+    cut = scale.detach().to(torch.float32)
+    unit = torch.exp2(torch.floor(torch.log2(cut.abs().clamp(min=1e-30))) - 8)
+    high = torch.round(cut / unit) * unit
     return [high * x.to(torch.float32), ((scale - high) * x).to(torch.float32)]
 
 

@@ -31,10 +31,10 @@ def test_is_timm_attention_with_its_weights():
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 10, 24, dtype=torch.float64)
     geometry = grid_geometry(3, 3, 1, x)
-    torch.testing.assert_close(ours(x, geometry), theirs(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, geometry)[0], theirs(x), rtol=1e-12, atol=1e-12)
     mask = torch.randn(1, 1, 10, 10, dtype=torch.float64)
-    torch.testing.assert_close(ours(x, geometry, mask), theirs(x, mask), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours(x, geometry, is_causal=True), theirs(x, is_causal=True), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, geometry, mask)[0], theirs(x, mask), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, geometry, is_causal=True)[0], theirs(x, is_causal=True), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -47,7 +47,7 @@ def test_weights_explain_the_output(steps):
     a = attn.weights(x, geometry)
     boosted = torch.eye(13, dtype=torch.float64) - torch.linalg.matrix_power(torch.eye(13, dtype=torch.float64) - a, steps + 1)
     _, _, v = attn.qkv(x)
-    torch.testing.assert_close(attn.proj((boosted @ v).transpose(1, 2).flatten(2)), attn(x, geometry))
+    torch.testing.assert_close(attn.proj((boosted @ v).transpose(1, 2).flatten(2)), attn(x, geometry)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -58,9 +58,9 @@ def test_autocast_with_normed_queries(dtype):
     x = torch.randn(2, 12, 24)
     geometry = grid_geometry(*grid, 0, x)
     with torch.autocast("cpu", dtype):
-        result = attn(x, geometry)
+        result, _ = attn(x, geometry)
     assert result.dtype == dtype
-    torch.testing.assert_close(result.float(), attn(x, geometry), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(result.float(), attn(x, geometry)[0], rtol=2e-2, atol=2e-2)
 
 
 def test_width_must_be_divisible_by_heads():
@@ -70,10 +70,11 @@ def test_width_must_be_divisible_by_heads():
 
 def test_block_is_timm_block_with_its_weights():
     theirs = timm.models.vision_transformer.Block(24, 3, qkv_bias=True, init_values=0.1).double()
-    ours = FilterBlock(24, layer(), timm.layers.Mlp(24, 96), nn.LayerNorm, init_values=0.1).double()
+    scales = (timm.layers.LayerScale(24, 0.1) for _ in range(2))
+    ours = FilterBlock(layer(), timm.layers.Mlp(24, 96), nn.LayerNorm(24), nn.LayerNorm(24), *scales).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 10, 24, dtype=torch.float64)
-    torch.testing.assert_close(ours(x, grid_geometry(3, 3, 1, x)), theirs(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(x, grid_geometry(3, 3, 1, x))[0], theirs(x), rtol=1e-6, atol=1e-6)
 
 
 def test_flip_equivariance():
@@ -83,5 +84,5 @@ def test_flip_equivariance():
     x = torch.randn(1, 20, 24, dtype=torch.float64)
     geometry = grid_geometry(*grid, 0, x)
     flipped = x.reshape(1, 4, 5, 24).flip(2).reshape(1, 20, 24)
-    expected = attn(x, geometry).reshape(1, 4, 5, 24).flip(2).reshape(1, 20, 24)
-    torch.testing.assert_close(attn(flipped, geometry), expected)
+    expected = attn(x, geometry)[0].reshape(1, 4, 5, 24).flip(2).reshape(1, 20, 24)
+    torch.testing.assert_close(attn(flipped, geometry)[0], expected)

@@ -12,10 +12,10 @@ from torch import nn
 import imgproc_attn
 from imgproc_attn.bandwidths import Bandwidth
 from imgproc_attn.filters import SoftmaxFilter
-from imgproc_attn.kernels import DotProduct, GaussianRange
+from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.models import FAMILIES, FilterVisionTransformer, LayerSpec
 from imgproc_attn.positions import SpatialGaussian, UntiedPositions
-from imgproc_attn.residuals import Plain, Residual, Twicing
+from imgproc_attn.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from imgproc_attn.terms import Distance, Terms
 
 NAMES = [f"test_{family}" for family in FAMILIES]
@@ -40,7 +40,24 @@ VARIANTS = {
     "untied + registers": {"positions": "untied", "reg_tokens": 3},
     "untied + spatial": {"positions": ["untied", "spatial_gaussian"], "class_token": False, "global_pool": "avg"},
     "none": {"positions": "none"},
+    "elliptical": {"kernel": "elliptical", "reg_tokens": 1},
+    "elliptical + bilateral": {
+        "kernel": {"name": "elliptical", "scaling": "mean"},
+        "positions": ["sincos", "spatial_gaussian"],
+        "class_token": False,
+        "global_pool": "avg",
+    },
+    "neutreno": {"residual": {"name": "neutreno", "learned": True}},
+    "pid, last layers": {"kernel": "gaussian_range", "residual": {"name": "pid", "layers": [1, 2]}},
+    "sos + bregman stream": {"residual": "sos", "stream": {"name": "bregman", "steps": 2, "layers": [0, 2]}},
+    "sos stream": {**BILATERAL, "stream": {"name": "sos", "learned": True}},
+    "l2 stream + elliptical": {"kernel": "elliptical", "stream": {"name": "l2_boosting", "gate": 0.5, "learned": True}},
+    "twicing stream + alibi": {"positions": ["absolute", "alibi"], "stream": "twicing", "reg_tokens": 2},
+    "relative table": {"positions": "relative_table", "class_token": False, "global_pool": "avg"},
+    "rotary": {"kernel": "gaussian_range", "positions": "rotary", "reg_tokens": 2},
 }
+CARRIES = {"elliptical", "neutreno", "pid", "l2_boosting"}
+CARRYING = [name for name, variant in VARIANTS.items() if CARRIES & set(str(variant).split("'"))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,18 +73,45 @@ def test_registered_at_deit_shapes(family, size):
 
 
 def test_what_the_families_are():
-    nlm, bilateral, untied, twicing = (timm.create_model(name) for name in NAMES)
-    for model, kernel, positions, residual in (
-        (nlm, GaussianRange, [], Plain),
-        (bilateral, GaussianRange, [SpatialGaussian], Plain),
-        (untied, DotProduct, [UntiedPositions], Plain),
-        (twicing, DotProduct, [], Twicing),
+    for family, kernel, positions, residual, stream in (
+        ("plain", DotProduct, [], Plain, Plain),
+        ("nlm", GaussianRange, [], Plain, Plain),
+        ("bilateral", GaussianRange, [SpatialGaussian], Plain, Plain),
+        ("bilateral_untied", DotProduct, [UntiedPositions], Plain, Plain),
+        ("elliptical", Elliptical, [], Plain, Plain),
+        ("twicing", DotProduct, [], Twicing, Plain),
+        ("sos", DotProduct, [], SOS, Plain),
+        ("neutreno", DotProduct, [], NeuTRENO, Plain),
+        ("pid", DotProduct, [], PID, Plain),
+        ("sos_stream", DotProduct, [], Plain, SOS),
+        ("bilateral_sos_stream", GaussianRange, [SpatialGaussian], Plain, SOS),
     ):
-        for block in model.blocks:
-            assert type(block.attn.kernel) is kernel
+        model = timm.create_model(f"test_{family}_vit")
+        for i, block in enumerate(model.blocks):
+            assert type(block.attn.kernel) is (DotProduct if kernel is Elliptical and i == 0 else kernel)
             assert [type(p) for p in block.attn.positions] == positions
-            assert type(block.attn.residual) is residual
-    assert not untied.no_embed_class or untied.pos_embed.shape[1] == 100
+            assert type(block.attn.residual) is (Plain if i == 0 and model.carries else residual)
+            assert type(block.stream) is stream
+        assert model.carries == (family in ("elliptical", "neutreno", "pid"))
+    assert timm.create_model("test_bilateral_untied_vit").pos_embed.shape[1] == 100
+    assert timm.create_model("test_neutreno_vit").blocks[3].attn.residual.gate.initial == 0.6
+    assert not timm.create_model("test_elliptical_vit").blocks[3].attn.kernel.mean_scale
+
+
+@pytest.mark.parametrize("family", ["nlm_vit", "bilateral_vit"])
+def test_large(family):
+    model = timm.create_model(f"{family}_large", device="meta")
+    assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.qkv.num_heads) == (1024, 24, 16)
+
+
+def test_the_two_by_two_differs_in_kernel_and_stream_alone():
+    """{plain, bilateral} x {plain, boosted stream}: same pooling, tokens and widths."""
+    corners = ("plain_vit", "bilateral_vit", "sos_stream_vit", "bilateral_sos_stream_vit")
+    models = [timm.create_model(f"test_{name}") for name in corners]
+    assert {(m.global_pool, m.num_prefix_tokens, m.embed_dim) for m in models} == {("avg", 0, 64)}
+    plain = set(models[0].state_dict())
+    assert set(models[2].state_dict()) == plain
+    assert set(models[1].state_dict()) == set(models[3].state_dict()) >= plain
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -105,11 +149,12 @@ def test_every_parameter_gets_a_gradient_that_counts(variant):
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     last = f"blocks.{len(model.blocks) - 1}."
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
         # with class-token pooling the last block's only row that counts is one without a place
         spatial = "spatial_bandwidth" in name or ".positions." in name
-        if model.global_pool == "token" and spatial and name.startswith(last) and "twicing" not in str(variant):
+        boosted = "twicing" in str(variant) or "bregman" in str(variant)
+        if model.global_pool == "token" and spatial and name.startswith(last) and not boosted:
             continue
+        assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
 
 
@@ -158,7 +203,7 @@ def test_own_members_without_touching_the_package():
             super().__init__(steps=1)
             self.amount = amount
 
-        def operand(self, u, v):
+        def operand(self, u, v, last):
             return u
 
         def update(self, u, smoothed):
@@ -203,6 +248,15 @@ BAD = [
     ({"img_size": 30}, ValueError, "30 x 30 is not divisible by patch_size 8 x 8; use 24 x 24"),
     ({"embed_dim": 33}, ValueError, "33 is not divisible by 2 heads"),
     ({"not_an_argument": 1}, TypeError, "not_an_argument"),
+    ({"kernel": {"name": "elliptical", "layers": [0, 1]}}, ValueError, "layer 0 has no layer in front"),
+    ({"kernel": {"name": "elliptical", "scaling": "median"}}, ValueError, "scaling is 'median', but must be 'max' or 'mean'"),
+    ({"residual": {"name": "sos", "tau": 2.5}}, ValueError, r"tau is 2\.5, but must lie in \(0, 2\)"),
+    ({"residual": "l2_boosting"}, ValueError, "residual: unknown member 'l2_boosting'"),
+    ({"stream": "neutreno"}, ValueError, "stream: unknown member 'neutreno'"),
+    ({"positions": ["sincos", "absolute"]}, ValueError, "'absolute' and 'sincos' exclude each other"),
+    ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
+    ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
+    ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, "1 values given for 2 heads"),
 ]
 
 
@@ -250,7 +304,10 @@ def test_padding_to_the_patch():
     assert features[0].shape == (1, 32, 4, 6)
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+MASKABLE = {name: variant for name, variant in VARIANTS.items() if "elliptical" not in name}
+
+
+@pytest.mark.parametrize("variant", MASKABLE.values(), ids=MASKABLE)
 def test_patch_dropout_filters_with_the_places_that_are_left(variant):
     """Dropping patches equals a mask that hides them."""
     model = small(**variant, patch_drop_rate=0.5).double().train()

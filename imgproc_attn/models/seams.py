@@ -62,8 +62,6 @@ def _gaussian_range(layer: LayerSpec, range_bandwidth=None, learned: bool = True
 def _elliptical(layer: LayerSpec, scaling: str = "max", detach: bool = False) -> nn.Module:
     if scaling not in ("max", "mean"):
         raise ValueError(f"kernel='elliptical': scaling is {scaling!r}, but must be 'max' or 'mean'.")
-    if layer.depth == 0:  # no layer in front, hence no metric
-        return DotProduct(layer.head_dim)
     return Elliptical(layer.head_dim, scaling == "mean", detach)
 
 
@@ -173,6 +171,8 @@ LAYER_POSITIONS: dict[str, Factory] = {
     "rotary": _rotary,
     "untied": _untied,
 }
+# Members that use what earlier layers hand on: without `layers`, they leave the first layer its seam's default.
+FROM_THE_SECOND_LAYER = frozenset({"elliptical", "neutreno", "pid", "l2_boosting"})
 # Members that act once, on the tokens of the model, instead of in each layer. Untied positions do both: the model owns the
 # table, the layers project it.
 EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": _sincos}
@@ -214,11 +214,11 @@ def resolve(
         raise _unknown(seam, "member", name, table)
     factory = table[name]
     check_options(f"{seam}={name!r}", factory, options, ["layers"])
-    if layers is None:
+    if layers is None and name not in FROM_THE_SECOND_LAYER:
         return lambda layer: factory(layer, **options)
-    chosen = layer_indices(seam, layers, depth)
-    if name == "elliptical" and 0 in chosen:
-        raise ValueError(f"{seam}='elliptical': layer 0 has no layer in front, hence no metric; give layers from 1 on.")
+    chosen = frozenset(range(1, depth)) if layers is None else layer_indices(seam, layers, depth)
+    if name in FROM_THE_SECOND_LAYER and 0 in chosen:
+        raise ValueError(f"{seam}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on.")
     return lambda layer: factory(layer, **options) if layer.depth in chosen else default(layer)
 
 
