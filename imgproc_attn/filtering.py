@@ -17,9 +17,7 @@ _BAND = 32, 1 << 18  # rows filtered at a time, at least, and values of their fe
 _TILE = 32  # side of the squares of pixels that see the whole image at a time
 
 
-def bilateral_filter(
-    image: Tensor, range_bandwidth: float, spatial_bandwidth: float, window_size: int | None = None
-) -> Tensor:
+def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: float, window_size: int | None = None) -> Tensor:
     """Bilateral filter: each pixel becomes a mean of pixels, weighted by likeness and nearness.
 
     ``w_ij = exp(-|y_i - y_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998), the squared difference summed over
@@ -196,7 +194,9 @@ def _check_bandwidth(name: str, value: float) -> None:
 def _check_window(name: str, size: int, batch: Tensor) -> None:
     side = min(batch.shape[-2:])
     if not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {int(size) // 2 * 2 + 1}.")
+        raise ValueError(
+            f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {int(size) // 2 * 2 + 1}."
+        )
     if size > 2 * side - 1:
         raise ValueError(
             f"{name} is {size}, but at most {2 * side - 1} fits an image of {batch.shape[-2]} x {batch.shape[-1]}; "

@@ -77,9 +77,7 @@ class Boosting(Residual):
         ValueError: ``gate`` is not finite.
     """
 
-    def __init__(
-        self, num_heads: int, steps: int, gate: float = 1.0, learned: bool = False, device=None, dtype=None
-    ) -> None:
+    def __init__(self, num_heads: int, steps: int, gate: float = 1.0, learned: bool = False, device=None, dtype=None) -> None:
         super().__init__(steps)
         self.gate = Gate(num_heads, gate, learned, type(self).__name__.lower(), device=device, dtype=dtype)
 

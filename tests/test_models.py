@@ -1,5 +1,7 @@
 """The backbones: seams by keyword, timm's contract beyond its own tests, and what a user may do wrong."""
 
+import os
+import socket
 import warnings
 
 import pytest
@@ -535,3 +537,99 @@ def test_untied_positions_are_not_in_the_tokens():
 def test_distance_is_public_for_own_kernels():
     assert Distance._fields == ("q", "k", "scale", "is_causal")
     assert imgproc_attn.LayerSpec is LayerSpec
+
+
+def perturbed(x):
+    """The lower half of the pictures changed: the later half of the patches in row-major order."""
+    y = x.clone()
+    y[:, :, 16:] += torch.randn_like(y[:, :, 16:])
+    return y
+
+
+CAUSAL = {k: v for k, v in VARIANTS.items() if "token" not in str(v.get("global_pool"))}
+
+
+@pytest.mark.parametrize("variant", CAUSAL.values(), ids=CAUSAL)
+def test_causality_by_changing_inputs(variant):
+    """Gradients would not show what a detached metric lets through."""
+    model = small(**variant).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before, after = (model.forward_features(image, is_causal=True) for image in (x, perturbed(x)))
+    seen = model.num_prefix_tokens + 8
+    torch.testing.assert_close(before[:, :seen], after[:, :seen], rtol=1e-10, atol=1e-10)
+    assert (before[:, seen:] - after[:, seen:]).abs().max() > 1e-3
+
+
+def test_locality_by_changing_inputs():
+    """Narrow spatial bandwidths: a change far away does not arrive; a metric over all tokens carries it everywhere."""
+    narrow = {"name": "spatial_gaussian", "spatial_bandwidth": 0.3}
+    for kernel, local in (("gaussian_range", True), ("dot_product", True), ("elliptical", False)):
+        torch.manual_seed(0)
+        model = small(kernel=kernel, positions=["sincos", narrow], class_token=False, global_pool="avg").double().eval()
+        x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+        change = (model.forward_features(x) - model.forward_features(perturbed(x)))[0, :4].abs().max()
+        assert (change < 1e-12) == local, (kernel, change)
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_interleaved_forwards(name):
+    """Two forwards, block by block in turn, are the two forwards one after the other: no state hides in a module."""
+    model = small(**VARIANTS[name]).double().eval()
+    images = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
+    expected = [model.forward_features(x) for x in images]
+    states = [(*model._embed(x), model._nothing_yet()) for x in images]
+    for block in model.blocks:
+        for i, (x, geometry, carried) in enumerate(states):
+            x, carried = block(x, geometry, carried=carried)
+            states[i] = (x, geometry, carried)
+    for (x, *_), y in zip(states, expected):
+        assert torch.equal(model.norm(x), y)
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_carried_state_compiled_and_exported(name):
+    """Values and gradients."""
+    model = small(**VARIANTS[name]).eval()
+    x = torch.randn(2, 3, 32, 32)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (model, compiled):
+        model.zero_grad()
+        y = f(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def _train_step(rank, port, path, name):
+    """One process of two: half a batch, gradients averaged by DDP."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model, x = torch.load(path, weights_only=False)
+    model.set_grad_checkpointing(True)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel(x[rank::2]).square().sum().backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.parameters()], f"{path}.{name}.grads")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["neutreno", "l2 stream + elliptical"])
+def test_carried_state_under_ddp(name, tmp_path):
+    """Two processes with checkpointing: the mean of the halves' gradients, all parameters used."""
+    # average pooling, so that the last layer's every parameter counts
+    variant = {**VARIANTS[name], "class_token": False, "global_pool": "avg"}
+    model, x = small(**variant).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    path = str(tmp_path / "model.pt")
+    torch.save((model, x), path)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_train_step, (port, path, "x"), nprocs=2)
+    (model(x).square().sum() / 2).backward()
+    for gradient, parameter in zip(torch.load(f"{path}.x.grads"), model.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-12)

@@ -117,7 +117,9 @@ def test_constants_diverge_outside_and_stay_inside(matrix):
     """Why (0, 2): the error of a constant is multiplied by 1 - tau in each step."""
     residual = SOS(2, 1, 0.0, 1.99)
     constant = torch.ones(1, 2, 11, 1, dtype=torch.float64)
-    assert (residual.update(2 * constant, matrix @ residual.operand(2 * constant, constant, constant)) - constant).abs().max() < 1
+    assert (
+        residual.update(2 * constant, matrix @ residual.operand(2 * constant, constant, constant)) - constant
+    ).abs().max() < 1
 
 
 @pytest.mark.parametrize(("rho", "tau"), [(1.0, 1.0), (1.0, 2 / 3), (-0.5, 0.5), (-1.0, 1.0)])

@@ -14,8 +14,8 @@ from . import (
     twicing_vit,
 )
 from .checkpoints import seam_names
-from .filter_vit import FilterVisionTransformer
 from .conversion import from_timm
+from .filter_vit import FilterVisionTransformer
 from .seams import LayerSpec
 
 FAMILIES = (

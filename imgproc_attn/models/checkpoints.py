@@ -36,7 +36,8 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     left_out = [
         name
         for name in list(state_dict)
-        if name.startswith(tuple(prefix + n for n in ("cls_token", "dist_token", "head_dist.", "pos_embed"))) and name not in own
+        if name.startswith(tuple(prefix + n for n in ("cls_token", "dist_token", "head_dist.", "pos_embed")))
+        and name not in own
     ]
     moved = _move_norm(state_dict, own, prefix)
     rows = _drop_prefix_rows(state_dict, own, prefix, left_out)

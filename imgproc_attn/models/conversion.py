@@ -69,7 +69,9 @@ def from_timm(
     source: Any = copy.deepcopy(model)
     for name, _ in position_specs(positions):
         if name in MODEL_POSITIONS:
-            raise ValueError(f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions.")
+            raise ValueError(
+                f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions."
+            )
     depth = len(source.blocks)
     seams = Seams.resolve(
         kernel,
@@ -123,7 +125,9 @@ def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams, f
 def _check_source(model: nn.Module) -> None:
     """Refuse, with the reason, what is not the class these filters replace."""
     if isinstance(model, FilterVisionTransformer):
-        raise TypeError("from_timm: the source is a filter model already; create it with the seams you want and load its weights.")
+        raise TypeError(
+            "from_timm: the source is a filter model already; create it with the seams you want and load its weights."
+        )
     if type(model) not in _CLASSES:
         raise TypeError(
             f"from_timm converts timm's VisionTransformer and VisionTransformerDistilled, but got {type(model).__name__}: "

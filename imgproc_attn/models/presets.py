@@ -33,5 +33,7 @@ def cfg(**kwargs: Any) -> dict[str, Any]:
 
 def cfgs(family: str, *more_sizes: str) -> dict[str, dict[str, Any] | PretrainedCfg]:
     """Configurations of a family's sizes, by registered name."""
-    sizes: dict[str, dict[str, Any] | PretrainedCfg] = {f"{family}_{size}": cfg() for size in ("tiny", "small", "base", *more_sizes)}
+    sizes: dict[str, dict[str, Any] | PretrainedCfg] = {
+        f"{family}_{size}": cfg() for size in ("tiny", "small", "base", *more_sizes)
+    }
     return {**sizes, f"test_{family}": cfg(input_size=(3, 160, 160), crop_pct=0.95)}

@@ -1,0 +1,307 @@
+"""From trained timm models: with gates at zero the source's numbers, for every kind of source and every option."""
+
+import logging
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import imgproc_attn
+from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.models import seam_names
+from imgproc_attn.positions import RelativeTable, SpatialGaussian
+from imgproc_attn.residuals import Plain, Twicing
+
+# One of each kind, at its own widths where these are small, and on few patches.
+SOURCES = {
+    "AugReg": ("vit_tiny_patch16_224", {}),
+    "DeiT": ("deit_tiny_patch16_224", {}),
+    "distilled DeiT": ("deit_tiny_distilled_patch16_224", {}),
+    "DeiT-3": ("deit3_small_patch16_224", {}),
+    "DINOv2": ("vit_small_patch14_dinov2", {}),
+    "DINOv2 with registers": ("vit_small_patch14_reg4_dinov2", {}),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "SigLIP, map pooling": ("vit_base_patch16_siglip_224", {}),
+    "qk_norm, average": ("test_vit", {"qk_norm": True, "global_pool": "avg", "class_token": False}),
+    "pooled registers": ("test_vit", {"reg_tokens": 2, "qkv_bias": False, "scale_attn_norm": True}),
+    "no bias, SwiGLU": ("test_vit", {"proj_bias": False, "mlp_layer": timm.layers.SwiGLUPacked, "init_values": 0.1}),
+}
+OPTIONS = {
+    "plain": {},
+    "twicing": {"residual": "twicing"},
+    "twicing, last two": {"residual": {"name": "twicing", "steps": 2, "layers": [-2, -1]}},
+    "bregman": {"residual": "bregman"},
+    "sos": {"residual": "sos"},
+    "neutreno": {"residual": "neutreno"},
+    "pid": {"residual": "pid"},
+    "twicing stream": {"stream": "twicing"},
+    "sos stream": {"stream": {"name": "sos", "rho": 0.3}},
+    "bregman stream": {"stream": "bregman"},
+    "l2 stream": {"stream": "l2_boosting"},
+    "spatial": {"positions": "spatial_gaussian"},
+    "alibi + table": {"positions": ["alibi", "relative_table"]},
+    "all at once": {"positions": "spatial_gaussian", "residual": "neutreno", "stream": "sos"},
+}
+
+
+def source(kind, dtype=torch.float64):
+    """A model of that kind whose attention logits exceed 10."""
+    name, kwargs = SOURCES[kind]
+    torch.manual_seed(0)
+    size = {"img_size": 56} if "patch14" in name else {"img_size": 64}
+    model = timm.create_model(name, num_classes=10, depth=3, **size, **kwargs).eval()
+    for block in model.blocks:
+        attn = block.attn
+        with torch.no_grad():
+            if isinstance(attn.q_norm, nn.Identity):
+                attn.qkv.weight[: 2 * attn.num_heads * attn.head_dim].normal_(std=2.5 / attn.qkv.in_features**0.5)
+            else:
+                attn.q_norm.weight.fill_(2.5)
+                attn.k_norm.weight.fill_(2.5)
+            if hasattr(block.ls1, "gamma"):
+                block.ls1.gamma.fill_(0.5)
+    return model.to(dtype)
+
+
+def images(model):
+    return torch.randn(2, 3, *model.patch_embed.img_size, dtype=next(model.parameters()).dtype)
+
+
+def largest_logit(model, x):
+    """Over all layers, of the source itself."""
+    found = []
+
+    def hook(attn, inputs):
+        (y,) = inputs[:1]
+        q, k, _ = attn.qkv(y).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        found.append((attn.q_norm(q) @ attn.k_norm(k).mT * attn.scale).abs().max().item())
+
+    handles = [block.attn.register_forward_pre_hook(hook) for block in model.blocks]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return max(found)
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kind", SOURCES)
+@torch.no_grad()
+def test_is_the_source_with_gates_at_zero(kind, option):
+    """1e-10 of the largest output in float64, 1e-5 in float32, at attention logits beyond 10."""
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model = source(kind, dtype)
+        x = images(model)
+        if dtype == torch.float64:
+            assert largest_logit(model, x) > 10
+        filtered = imgproc_attn.from_timm(model, **option)
+        for expected, result in (
+            (model(x), filtered(x)),
+            (model.forward_features(x), filtered.forward_features(x)),
+        ):
+            assert (result - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_keeps_what_the_source_is(kind):
+    model = source(kind, torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    filtered = imgproc_attn.from_timm(model, kernel="gaussian_range", residual="twicing", positions="spatial_gaussian")
+    assert filtered.pretrained_cfg is not None
+    assert filtered.pretrained_cfg == model.pretrained_cfg
+    names = set(filtered.state_dict())
+    assert names - set(before) == set(seam_names(filtered))
+    for name, value in before.items():
+        assert torch.equal(filtered.state_dict()[name], value)
+    assert type(model) in (timm.models.VisionTransformer, timm.models.deit.VisionTransformerDistilled)
+    assert filtered(images(model)).shape == (2, 10)
+    filtered.train()(images(model)).square().sum().backward()
+    assert all(p.grad is None for p in model.parameters())  # a copy, not a view
+
+
+def test_only_the_layers_named_change():
+    last = {"layers": [-1]}
+    model = imgproc_attn.from_timm(
+        source("DeiT"),
+        kernel={"name": "gaussian_range", **last},
+        positions={"name": "spatial_gaussian", **last},
+        residual={"name": "twicing", "gate": 1.0, **last},
+        stream={"name": "sos", **last},
+    )
+    assert [type(b.attn.kernel) for b in model.blocks] == [DotProduct, DotProduct, GaussianRange]
+    assert [len(b.attn.positions) for b in model.blocks] == [0, 0, 1]
+    assert [type(b.attn.residual) for b in model.blocks] == [Plain, Plain, Twicing]
+    assert model.blocks[2].attn.residual.gate.strength is None  # a gate that is given is taken as it is
+    assert [b.stream.steps for b in model.blocks] == [0, 0, 1]
+
+
+def test_closed_gates_open():
+    """Gradients reach every gate at zero, and what it closes off is trained once it has opened."""
+    model = imgproc_attn.from_timm(
+        source("DINOv2 with registers"), positions=["spatial_gaussian", "relative_table"], residual="pid", stream="twicing"
+    ).train()
+    x = images(model)
+    # twice, because the bandwidth behind a closed gate learns after it
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(x).square().sum().backward()
+        optimiser.step()
+    for name in seam_names(model):
+        gradient = dict(model.named_parameters())[name].grad
+        last = name.startswith("blocks.2.") and ".positions." in name
+        assert gradient.abs().max() > 0 or last, name
+
+
+def test_elliptical_and_gaussian_range_from_a_trained_model():
+    model = imgproc_attn.from_timm(source("AugReg"), kernel="elliptical")
+    assert [type(b.attn.kernel) for b in model.blocks] == [DotProduct, Elliptical, Elliptical]
+    assert model(images(model)).isfinite().all()
+
+
+def test_head_contract_after_conversion():
+    model = imgproc_attn.from_timm(source("distilled DeiT", torch.float32), residual="twicing")
+    assert len(model.get_classifier()) == 2
+    model.reset_classifier(7)
+    assert model(images(model)).shape == (2, 7)
+    model.set_input_size((96, 64))
+    assert model(torch.randn(2, 3, 96, 64)).shape == (2, 7)
+    assert model.forward_intermediates(torch.randn(2, 3, 96, 64), intermediates_only=True)[0].shape == (2, 192, 6, 4)
+
+
+def test_mode_type_and_dropout_are_the_source_s():
+    model = timm.create_model("test_vit", patch_drop_rate=0.5, attn_drop_rate=0.1, drop_path_rate=0.2).bfloat16().train()
+    filtered = imgproc_attn.from_timm(model, residual="twicing", fused_attn=False)
+    assert filtered.training
+    assert filtered.patch_drop.prob == 0.5
+    assert filtered.blocks[1].attn.filter.attn_drop.p == 0.1
+    assert not filtered.blocks[1].attn.filter.fused
+    assert filtered.blocks[5].drop_path1.drop_prob == pytest.approx(0.2)
+    assert {p.dtype for p in filtered.parameters()} == {torch.bfloat16}
+
+
+def test_saved_and_loaded_again(tmp_path):
+    filtered = imgproc_attn.from_timm(source("DeiT-3"), positions="relative_table", residual="sos")
+    with torch.no_grad():
+        filtered.blocks[1].attn.residual.gate.strength.fill_(0.3)
+    again = imgproc_attn.from_timm(source("DeiT-3"), positions="relative_table", residual="sos")
+    again.load_state_dict(filtered.state_dict())
+    x = images(filtered)
+    assert torch.equal(again(x), filtered(x))
+
+
+REFUSED = [
+    ("test_efficientnet", {}, {}, TypeError, "but got EfficientNet: another forward pass"),
+    ("beit_base_patch16_224", {"depth": 1}, {}, TypeError, "but got Beit"),
+    ("eva02_tiny_patch14_224", {"depth": 1}, {}, TypeError, "but got Eva"),
+    ("test_nlm_vit", {}, {}, TypeError, "a filter model already"),
+    ("vit_small_patch16_224", {"depth": 1, "block_fn": "parallel"}, {}, TypeError, "block 0 is ParallelThingsBlock"),
+    ("test_vit", {"attn_layer": "diff"}, {}, TypeError, "attention 0 is DiffAttention"),
+    ("test_vit", {"features_only": True}, {}, TypeError, "For features_only models convert first"),
+    ("test_vit", {}, {"positions": "untied"}, ValueError, "positions='untied' acts on the tokens"),
+    ("test_vit", {}, {"positions": ["absolute", "alibi"]}, ValueError, "positions='absolute' acts on the tokens"),
+    ("test_vit", {}, {"kernel": "gausian_range"}, ValueError, "Did you mean 'gaussian_range'"),
+    (
+        "test_vit",
+        {},
+        {"residual": {"name": "twicing", "layers": [6]}},
+        ValueError,
+        "layer 6 does not exist in a model of depth 6",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "options", "error", "message"), REFUSED)
+def test_refuses(name, kwargs, options, error, message):
+    if kwargs.get("block_fn"):
+        kwargs = {**kwargs, "block_fn": timm.models.vision_transformer.ParallelThingsBlock}
+    model = timm.create_model(name, **kwargs)
+    with pytest.raises(error, match=message):
+        imgproc_attn.from_timm(model, **options)
+
+
+def checkpoint(tmp_path, name, **kwargs):
+    torch.manual_seed(1)
+    model = timm.create_model(name, **kwargs).eval()
+    path = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    return model, str(path)
+
+
+def test_deit_checkpoint_into_our_names(tmp_path, caplog):
+    """The same function where the family adds nothing of its own, and a list of what was new."""
+    theirs, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=2)
+    x = torch.randn(1, 3, 224, 224)
+    with caplog.at_level(logging.WARNING, "imgproc_attn"):
+        ours = timm.create_model("neutreno_vit_tiny", depth=2, residual="plain", checkpoint_path=path).eval()
+    assert not caplog.records
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    with caplog.at_level(logging.WARNING, "imgproc_attn"):
+        timm.create_model("nlm_vit_tiny", depth=2, positions=["absolute", "spatial_gaussian"], checkpoint_path=path)
+    (message,) = caplog.messages
+    assert "new, at initial values: blocks.*.attn.kernel.range_bandwidth.log_excess, blocks.*.attn.positions.0." in message
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)])
+def test_deit_checkpoint_into_families_without_a_class_token(tmp_path, caplog, name, tokens):
+    theirs, path = checkpoint(tmp_path, name, depth=2)
+    with caplog.at_level(logging.WARNING, "imgproc_attn"):
+        ours = timm.create_model("bilateral_vit_tiny", depth=2, checkpoint_path=path)
+    (message,) = caplog.messages
+    for part in ("new, at", "left out: ", "cls_token", "pos_embed[0]", "now behind the pooling: norm.weight, norm.bias"):
+        assert part in message
+    assert ("dist_token" in message) == (tokens == 2)
+    assert torch.equal(ours.pos_embed, theirs.pos_embed[:, tokens:])
+    assert torch.equal(ours.fc_norm.weight, theirs.norm.weight)
+    assert torch.equal(ours.blocks[1].attn.qkv.weight, theirs.blocks[1].attn.qkv.weight)
+
+
+def test_position_tables_are_left_out_where_there_are_none(tmp_path, caplog):
+    _, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=2)
+    with caplog.at_level(logging.WARNING, "imgproc_attn"):
+        timm.create_model("nlm_vit_tiny", depth=2, positions="sincos", checkpoint_path=path)
+    assert "left out: pos_embed" in caplog.text
+
+
+def test_other_misfits_are_refused_as_usual(tmp_path):
+    model = timm.create_model("test_bilateral_vit")
+    part = {k: v for k, v in model.state_dict().items() if "blocks.3.attn.positions" not in k}
+    with pytest.raises(RuntimeError, match="Missing key.*positions"):
+        model.load_state_dict(part)  # ours, but incomplete
+    _, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=3)
+    with pytest.raises(RuntimeError, match=r"blocks\.2\.norm1"):
+        timm.create_model("nlm_vit_tiny", depth=2, checkpoint_path=path)  # another depth
+
+
+def test_inside_a_wrapper(tmp_path):
+    theirs, _ = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=2)
+    wrapped = nn.Sequential(timm.create_model("nlm_vit_tiny", depth=2))
+    wrapped.load_state_dict({f"0.{k}": v for k, v in theirs.state_dict().items()})
+    assert torch.equal(wrapped[0].blocks[0].mlp.fc1.weight, theirs.blocks[0].mlp.fc1.weight)
+
+
+def test_what_is_new():
+    model = timm.create_model("test_bilateral_vit")
+    names = seam_names(model)
+    assert len(names) == 12
+    assert all(name.endswith("log_excess") for name in names)
+    assert isinstance(model.blocks[0].attn.positions[0], SpatialGaussian)
+    assert not seam_names(timm.create_model("test_twicing_vit"))
+    assert isinstance(
+        imgproc_attn.from_timm(source("DeiT"), positions="relative_table").blocks[0].attn.positions[0], RelativeTable
+    )
+
+
+@pytest.mark.slow
+def test_every_vision_transformer_of_timm_is_converted_or_refused_with_the_reason():
+    names = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+    refused = []
+    for name in names:
+        try:
+            imgproc_attn.from_timm(timm.create_model(name, device="meta"), residual="twicing", positions="spatial_gaussian")
+        except TypeError as error:
+            refused.append(str(error))
+    assert len(names) > 150
+    assert len(refused) < 0.1 * len(names)
+    assert all("only the pre-norm Block" in reason or "only timm's plain Attention" in reason for reason in refused)
