@@ -20,8 +20,8 @@ _TILE = 32  # side of the squares of pixels that see the whole image at a time
 def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: float, window_size: int | None = None) -> Tensor:
     """Bilateral filter: each pixel becomes a mean of pixels, weighted by likeness and nearness.
 
-    ``w_ij = exp(-|y_i - y_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998), the squared difference summed over
-    channels, weights normalised over the pixels there are: no padding at the border.
+    ``w_ij = exp(-|y_i - y_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998), the squared difference summed
+    over channels, weights normalised over the pixels there are: no padding at the border.
 
     Args:
         image: ``[C, H, W]`` or ``[B, C, H, W]``, floating point, of any range.
@@ -44,7 +44,9 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     _check_bandwidth("spatial_bandwidth", spatial_bandwidth)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
-        return _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, batch.shape[-2:])).reshape(image.shape)
+        return _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3]))).reshape(
+            image.shape
+        )
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
     geometry = grid_geometry(window_size, window_size, 0, batch)
@@ -136,8 +138,9 @@ def _range_kernel(batch: Tensor, range_bandwidth: float) -> GaussianRange:
 
 def _space(batch: Tensor, spatial_bandwidth: float, grid_size: tuple[int, int]) -> SpatialGaussian:
     floor = min(0.25, spatial_bandwidth / 2)
-    dd = {"device": batch.device, "dtype": _exact(batch)}
-    return SpatialGaussian(1, grid_size, spatial_bandwidth, learned=False, floor=floor, **dd)
+    return SpatialGaussian(
+        1, grid_size, spatial_bandwidth, learned=False, floor=floor, device=batch.device, dtype=_exact(batch)
+    )
 
 
 def _exact(batch: Tensor) -> torch.dtype:

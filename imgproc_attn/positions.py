@@ -1,8 +1,8 @@
 """Positions inside a filter: how close two tokens are, whatever they hold.
 
 Three kinds, told apart by what they have. Most map a `Geometry` to `Terms`; a layer takes any number of them and multiplies the
-kernels. Those with ``rotate`` turn queries and keys instead (`Rotary`). Those with ``embed`` act once, before the first layer, on
-the tokens (`SinCos`). Prefix tokens have no place: their log-weight is 0 with every token, in both directions; they are not
+kernels. Those with ``rotate`` turn queries and keys instead (`Rotary`). Those with ``embed`` act once, before the first layer,
+on the tokens (`SinCos`). Prefix tokens have no place: their log-weight is 0 with every token, in both directions; they are not
 rotated, and nothing is added to them. Learned absolute positions are timm's own ``pos_embed``.
 """
 
@@ -80,7 +80,7 @@ class SpatialGaussian(nn.Module):
 
 
 def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor) -> Terms:
-    """``-s |p_i - p_j|^2``, s ``[H, 1, 1 or 2]``: ``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2``, 0 where i or j is a prefix token.
+    """``-s |p_i - p_j|^2 = 2 s p_i.p_j - s |p_i|^2 - s |p_j|^2``, 0 where i or j is a prefix token; s ``[H, 1, 1 or 2]``.
 
     The norms carry the patch flag of the other token, and a prefix token's coordinates are 0: no other case is needed. The
     scale stands on the side whose values have more bits; the other side is exact in every type.
@@ -272,7 +272,7 @@ class Rotary(nn.Module):
 
     def rotate(self, q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Queries and keys ``[B, H, N, d]``, turned by their places."""
-        table = self.rope.get_embed(geometry.grid_size)
+        table = self.rope.get_embed(list(geometry.grid_size))
         return _turn(q, table, geometry), _turn(k, table, geometry)
 
 

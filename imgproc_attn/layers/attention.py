@@ -116,7 +116,7 @@ class FilterAttention(nn.Module):
         """Log-weights of all kernels of the layer, in the type of ``v``."""
         q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
         for rotation in self.rotations:
-            q, k = rotation.rotate(q, k, geometry)
+            q, k = rotation.rotate(q, k, geometry)  # type: ignore[operator]
         if self.sees_all:
             _refuse_mask(attn_mask)
         if self.kernel_carries:

@@ -1,4 +1,4 @@
-"""Weights of plain vision transformers in filter models: what fits is loaded, what is new keeps its initial value and is named."""
+"""Weights of plain vision transformers in filter models: what fits is loaded; what is new keeps its start, and is named."""
 
 import logging
 import re

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,8 @@ class FilterVisionTransformer(VisionTransformer):
         ValueError: Unknown names or options, members that exclude each other, or an argument the seams decide.
     """
 
-    carry_positions: Final[bool]
-    carries: Final[bool]
+    carry_positions: bool
+    carries: bool
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class FilterVisionTransformer(VisionTransformer):
         else:
             x = self._pos_embed(x)
         for positions in self.token_positions:
-            x = self.pos_drop(positions.embed(x, geometry))
+            x = self.pos_drop(positions.embed(x, geometry))  # type: ignore[operator]
         x, keep = self.patch_drop(x)
         if keep is not None:
             geometry = keep_patches(geometry, keep)
