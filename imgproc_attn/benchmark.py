@@ -22,16 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .carried import Carried, hand_on
 from .filters import SoftmaxFilter
 from .geometry import grid_geometry
-from .kernels import DotProduct, GaussianRange
-from .positions import SpatialGaussian
-from .residuals import Plain, Twicing
+from .kernels import DotProduct, Elliptical, GaussianRange
+from .models import FAMILIES
+from .positions import Alibi2D, RelativeTable, SpatialGaussian
+from .residuals import PID, SOS, NeuTRENO, Plain, Twicing
 from .terms import product
 
 GRIDS = {196: (14, 14), 784: (28, 28), 3136: (56, 56)}
 HEADS, HEAD_DIM = 6, 64
-MODELS = ("vit_small_patch16_224", "nlm_vit_small", "bilateral_vit_small", "bilateral_untied_vit_small", "twicing_vit_small")
+MODELS = ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES))
 
 Step = Callable[[], Any]
 
@@ -68,16 +70,19 @@ def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor,
     geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
     dot, gaussian = DotProduct(HEAD_DIM), GaussianRange(HEADS, HEAD_DIM, device=device)
     spatial = SpatialGaussian(HEADS, grid, device=device)
+    elliptical, plain_rule = Elliptical(HEAD_DIM), Plain()
 
-    def lifted(q, k, v, kernel, positions, residual):
-        terms = kernel(q, k)
+    def lifted(q, k, v, kernel=dot, positions=(), residual=plain_rule):
+        carried = hand_on(Carried(), k)  # any values will do for those of the layer before
+        terms = kernel(q, k, False, v, carried) if kernel is elliptical else kernel(q, k)
         for position in positions:
             terms = product(position(geometry, v), terms)
         operator = fused(terms)
-        u = fused.smooth(operator, v)
+        u, last = fused.smooth(operator, v), v
         for _ in range(residual.steps):
-            u = residual.update(u, fused.smooth(operator, residual.operand(u, v)))
-        return u.transpose(1, 2).flatten(2)
+            last = residual.operand(u, v, last)
+            u = residual.update(u, fused.smooth(operator, last))
+        return residual.feedback(u, v, carried).transpose(1, 2).flatten(2)
 
     def plain(q, k, v):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -90,10 +95,16 @@ def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor,
     twicing = Twicing(HEADS)
     return {
         "scaled_dot_product_attention": plain,
-        "non-local means": partial(lifted, kernel=gaussian, positions=[], residual=Plain()),
-        "bilateral": partial(lifted, kernel=gaussian, positions=[spatial], residual=Plain()),
-        "twicing": partial(lifted, kernel=dot, positions=[], residual=twicing),
+        "non-local means": partial(lifted, kernel=gaussian),
+        "bilateral": partial(lifted, kernel=gaussian, positions=[spatial]),
+        "elliptical": partial(lifted, kernel=elliptical),
+        "twicing": partial(lifted, residual=twicing),
         "bilateral + twicing": partial(lifted, kernel=gaussian, positions=[spatial], residual=twicing),
+        "sos": partial(lifted, residual=SOS(HEADS)),
+        "neutreno": partial(lifted, residual=NeuTRENO(HEADS)),
+        "pid": partial(lifted, residual=PID(HEADS)),
+        "dot product, alibi (dense)": partial(lifted, positions=[Alibi2D(HEADS, device=device)]),
+        "dot product, relative table (dense)": partial(lifted, positions=[RelativeTable(HEADS, grid, device=device)]),
         "explicit distances + softmax": explicit,
     }
 

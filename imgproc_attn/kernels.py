@@ -74,7 +74,8 @@ class Elliptical(nn.Module):
     Where nothing changed M is the identity. Under causality a query's metric is the mean over the tokens up to its own.
 
     The gradient flows through M, unlike in the published code: at attack time a stop-gradient would hide from an attack what
-    the model does, and feign robustness.
+    the model does, and feign robustness. In half precision the scaled queries are rounded once more, which costs precision
+    where they have a large common offset.
 
     Args:
         head_dim: Width d of a head.

@@ -254,11 +254,12 @@ def _laplace(slopes: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02): timm's, at the places of the tokens.
 
-    Under any kernel of inner products or distances the result depends on offsets alone.
+    Under any kernel of inner products or distances the result depends on offsets alone. In half precision what is turned is
+    rounded once more, which costs precision where queries and keys have a large common offset.
 
     Args:
         head_dim: Width d of a head.
-        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``.
+        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``. 100 as in DINOv3.
 
     Raises:
         ValueError: d is not divisible by 4.
