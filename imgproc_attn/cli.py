@@ -37,6 +37,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     if "memory" in args.what:
         result["memory"] = b.benchmark_memory(args.models, max(args.tokens), args.device, dtype)
         print(b.markdown("Peak memory of a training step, one image", result["memory"], b.MEMORY_COLUMNS))
+    if "filtering" in args.what:
+        result["filtering"] = b.benchmark_filtering(args.runs, args.device)
+        print(b.markdown("Filters on a 512 x 512 photograph, 11 x 11 window", result["filtering"], b.FILTERING_COLUMNS))
     write_json(args.output, result)
     print(f"Written: {args.output}")
 
@@ -66,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
         help="speed and memory beside plain attention and timm's ViT",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--what", nargs="+", choices=["operators", "models", "memory"], default=["operators", "models", "memory"])
+    subjects = ["operators", "models", "memory", "filtering"]
+    p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
     p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")
     p.add_argument("--runs", type=int, default=15, help="timed runs of each, interleaved")

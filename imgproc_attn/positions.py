@@ -93,25 +93,29 @@ def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor
         _check_float16(geometry.grid_size, floor)
     shift = 16.0 if dtype == torch.float16 else 1.0  # _FLOAT16_SHIFT, which TorchScript cannot read
     p = geometry.coordinates[:, None].to(scale.dtype)  # [1 or B, 1, N, 2]
-    square = p * p
+    norm = p * (p * (-1 / shift))
     if scale.shape[-1] == 1:
-        square = square.sum(dim=-1, keepdim=True)
-    flag = geometry.is_patch[None, None, :, None].to(scale.dtype) * shift
-    flag = flag.to(dtype).expand(p.shape[0], scale.shape[0], -1, square.shape[-1])
-    exact = torch.cat([p.to(dtype).expand(-1, scale.shape[0], -1, -1), flag], dim=-1)
-    scales = torch.cat([scale.expand(-1, -1, 2), scale], dim=-1)
+        norm = norm[..., :1] + norm[..., 1:]
+    else:
+        scale = torch.cat([scale, scale], dim=-1)
+    heads, axes = scale.shape[0], norm.shape[-1]
+    flag = (geometry.is_patch * shift).to(dtype)[None, None, :, None].expand(p.shape[0], heads, -1, axes)
+    place = p.to(dtype).expand(-1, heads, -1, -1)
     q: list[Tensor] = []
     k: list[Tensor] = []
     key_bias: Tensor | None = None
-    for part in split_scale(scales, torch.cat([2 * p, -square / shift], dim=-1), dtype):
-        norm = part[..., 2:]
+    for part in split_scale(scale, torch.cat([2 * p, norm], dim=-1), dtype):
         q.append(part)  # a whole part at a time: its sum is exact before the next begins
-        k.append(exact)
+        k.append(place)
+        k.append(flag)
+        rest = part[..., 2:]
         if len(q) == 1 or geometry.num_prefix_tokens > 0:
             q.append(flag)
-            k.append(norm)
+            k.append(rest)
         else:
-            rest = at_least_float32(norm).sum(dim=-1, keepdim=True) * shift
+            if axes > 1:
+                rest = rest[..., :1] + rest[..., 1:]
+            rest = at_least_float32(rest) * shift if shift != 1.0 else at_least_float32(rest)
             key_bias = rest if key_bias is None else key_bias + rest
     return Terms([torch.cat(q, dim=-1)], [torch.cat(k, dim=-1)], None, key_bias)
 

@@ -35,6 +35,14 @@ def test_command_writes_json(tmp_path, capsys):
     assert "bilateral" in capsys.readouterr().out
 
 
+def test_filters_beside_their_peers(tmp_path):
+    file = tmp_path / "b.json"
+    cli.main(["benchmark", "--what", "filtering", "--runs", "2", "--output", str(file)])
+    names = {row["name"]: row["ratio"] for row in json.loads(file.read_text())["filtering"]}
+    assert names["kornia bilateral_blur"] == 1
+    assert {"bilateral_filter", "non_local_means", "scikit-image denoise_nl_means, slow"} < set(names)
+
+
 def test_memory_of_a_model():
     """Facts with a wide margin: a resident set is too coarse a measure, and too much the machine's, to rank two models."""
     names = ["vit_tiny_patch16_224", "bilateral_vit_tiny"]

@@ -230,6 +230,17 @@ def test_limits_of_the_bandwidths():
     torch.testing.assert_close(non_local_means(constant, 0.1, 3, 5), constant)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window_size", [5, None])
+def test_half_precision_is_computed_in_float32(dtype, window_size):
+    image = photograph(12, 12, dtype=dtype)
+    for function in (
+        lambda x: bilateral_filter(x, 0.2, 2.0, window_size),
+        lambda x: non_local_means(x, 0.4, 3, window_size),
+    ):
+        assert torch.equal(function(image), function(image.float()).to(dtype))
+
+
 def test_batches_and_single_pictures():
     batch = torch.cat([photograph(20, 20), photograph(20, 20).flip(3)])
     for function in (

@@ -5,10 +5,10 @@ import timm
 import torch
 from reference import errors, filter_values, spatial_log_weights, squared_distances
 
-import imgproc_attn  # noqa: F401  registers the models
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import GaussianRange
+from imgproc_attn.models import FAMILIES
 from imgproc_attn.positions import SpatialGaussian
 from imgproc_attn.terms import product
 
@@ -37,7 +37,7 @@ def test_error_rule(dtype, prefix):
             assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1], (grid, h)
 
 
-@pytest.mark.parametrize("name", ["test_nlm_vit", "test_bilateral_vit", "test_bilateral_untied_vit", "test_twicing_vit"])
+@pytest.mark.parametrize("name", [f"test_{family}" for family in FAMILIES])
 def test_models_agree_with_the_cpu(name):
     model = timm.create_model(name).eval()
     images = torch.randn(2, 3, 160, 160)

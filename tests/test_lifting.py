@@ -155,7 +155,7 @@ def test_error_of_the_other_members(name, dtype, offset):
 @torch.no_grad()
 def test_error_of_boosting(residual, dtype):
     """Several applications of a fused operator against several products with plain weights."""
-    geometry, q, k, v = operands(dtype, (14, 14), 1, 0.0)
+    _, q, k, v = operands(dtype, (14, 14), 1, 0.0)
     previous = torch.randn_like(v)
 
     def boost(apply, v, previous):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -15,6 +16,15 @@ def test_snippets_run_in_order():
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["filters"].shape == (1, 6, 196, 196)
+    assert namespace["smooth"].shape == namespace["picture"].shape
+    # the plug-ins of the guide: each short, each at work
+    model, (guide,) = namespace["model"].eval(), [block for block in BLOCKS if "class Cosine" in block]
+    for name, body in re.findall(r"class (\w+)\(.*?\):\n(.*?)(?=\n\n\n)", guide, re.DOTALL):
+        assert len(body.splitlines()) < 20
+        assert any(type(module).__name__ == name for module in model.modules())
+    assert model(torch.randn(1, 3, 224, 224)).isfinite().all()
+    weights = model.attention_weights(torch.randn(1, 3, 224, 224), [0])[0]
+    assert weights[0, 0, 1, 15:].max() == 0  # the first row of 14 patches, behind the class token
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
