@@ -242,7 +242,7 @@ def benchmark_memory(
 
 
 def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Time of the filters on a 512 x 512 colour photograph, 11 x 11 window, beside kornia's and, where installed, scikit-image's.
+    """Time of the filters on a 512 x 512 colour photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
 
     Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
     """

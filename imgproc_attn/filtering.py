@@ -27,7 +27,8 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     Args:
         image: ``[C, H, W]`` or ``[B, C, H, W]``, floating point, of any range.
         range_bandwidth: h_r in units of the image's values; sqrt(2) times kornia's ``sigma_color`` with
-            ``color_distance_type="l2"``, and scikit-image's ``sigma_color``.
+            ``color_distance_type="l2"``, and for one channel scikit-image's ``sigma_color`` (which divides distances by the
+            number of channels).
         spatial_bandwidth: h_s in pixels, sqrt(2) times ``sigma_space`` or ``sigma_spatial``.
         window_size: Odd side of the window around each pixel; None for the whole image, which takes time ``(H W)^2``.
 
