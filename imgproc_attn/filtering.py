@@ -46,8 +46,10 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     _check_bandwidth("spatial_bandwidth", spatial_bandwidth)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
-        return _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3]))).reshape(
-            image.shape
+        return (
+            _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3])))
+            .reshape(image.shape)
+            .to(image.dtype)
         )
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
