@@ -1,7 +1,9 @@
 """The library's filters on pictures: the kernels of the attention layers, with identity projections, on pixels and patches."""
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,17 @@ from .terms import product
 
 _BAND = 32, 1 << 18  # rows filtered at a time, at least, and values of their features: they stay in a processor's cache
 _TILE = 32  # side of the squares of pixels that see the whole image at a time
+
+
+def _no_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps the type of the picture where autocast is on: a filter's bandwidths may need all its bits."""
+
+    @functools.wraps(function)
+    def exact(picture: Tensor, *arguments: Any) -> Tensor:
+        with torch.autocast(picture.device.type, enabled=False):
+            return function(picture, *arguments)
+
+    return exact
 
 
 def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: float, window_size: int | None = None) -> Tensor:
@@ -34,16 +47,18 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
 
     Returns:
         The filtered image, in shape and type of ``image`` (half precision is computed in float32); differentiable in it.
-        Memory is a few images, and for the whole image one of 16 to 24 channels for every tile of 32 x 32 pixels in turn.
+        Memory is a few images, and for the whole image one of 16 to 24 channels for every tile of 32 x 32 pixels in turn;
+        with a gradient to come, that for each place of the window, or for each tile.
 
     Raises:
         TypeError: ``image`` is not floating point: what a bandwidth means would hang on a hidden rescaling. Divide by 255.
+            Or a bandwidth is no number.
         ValueError: NaN or infinity in the image, a bandwidth that is not positive and finite, or a window that is even or
             larger than the image.
     """
     batch = at_least_float32(_check_image(image))
-    _check_bandwidth("range_bandwidth", range_bandwidth)
-    _check_bandwidth("spatial_bandwidth", spatial_bandwidth)
+    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)
+    _check_bandwidth("spatial_bandwidth", spatial_bandwidth, batch.dtype)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
         return (
@@ -54,7 +69,8 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
     geometry = grid_geometry(window_size, window_size, 0, batch)
-    row = log_weights(space(geometry, batch))[0, :, window_size**2 // 2]
+    place, centre = space(geometry, batch), window_size**2 // 2
+    row = log_weights(place._replace(q=[q[:, :, centre : centre + 1] for q in place.q]))
     window = (row - row.amax()).reshape(1, window_size, window_size)
     return _filter_windows(batch, 1, kernel, window).reshape(image.shape).to(image.dtype)
 
@@ -80,7 +96,7 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
         ValueError: As `bilateral_filter`, and for a patch that is even or larger than the image.
     """
     batch = at_least_float32(_check_image(image))
-    _check_bandwidth("range_bandwidth", range_bandwidth)
+    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)
     _check_window("patch_size", patch_size, batch)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
@@ -90,6 +106,7 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
     return _filter_windows(batch, patch_size, kernel, window).reshape(image.shape).to(image.dtype)
 
 
+@_no_autocast
 def _filter_windows(batch: Tensor, patch_size: int, kernel: GaussianRange, window: Tensor) -> Tensor:
     """Band by band of rows, each with the rows around it that its windows reach."""
     reach, height, width = window.shape[1] // 2, batch.shape[2], batch.shape[3]
@@ -107,6 +124,7 @@ def _filter_windows(batch: Tensor, patch_size: int, kernel: GaussianRange, windo
     return torch.cat(bands, dim=2)
 
 
+@_no_autocast
 def _filter_whole(features: Tensor, batch: Tensor, kernel: GaussianRange, space: SpatialGaussian | None) -> Tensor:
     """Tile by tile of pixels that see the whole image, fused.
 
@@ -186,13 +204,17 @@ def _check_image(image: Tensor) -> Tensor:
     return image.reshape(-1, *image.shape[-3:])
 
 
-def _check_bandwidth(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}, but must be positive and finite.")
+def _check_bandwidth(name: str, value: float, dtype: torch.dtype) -> None:
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} is {value!r}, but must be a number; filters on pictures have no learned bandwidths.")
+    smallest = 1e6 * torch.finfo(dtype).max ** -0.5  # its inverse square, times squares of coordinates, must be finite
+    if not (math.isfinite(value) and value >= smallest):
+        raise ValueError(f"{name} is {value}, but must be positive and finite, at least {smallest:.1g} in {dtype}.")
 
 
 def _check_window(name: str, size: int, batch: Tensor) -> None:
-    side = min(batch.shape[-2:])
+    # patches are continued by reflection, which needs them to fit; windows are cut off, and may fit along one side only
+    side = min(batch.shape[-2:]) if name == "patch_size" else max(batch.shape[-2:])
     if not isinstance(size, int) or size < 1 or size % 2 == 0:
         raise ValueError(
             f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {int(size) // 2 * 2 + 1}."

@@ -23,8 +23,10 @@ class Gate(nn.Module):
         self, num_heads: int, initial: float = 1.0, learned: bool = False, name: str = "gate", device=None, dtype=None
     ) -> None:
         super().__init__()
-        if not math.isfinite(initial):
-            raise ValueError(f"{name}: gate is {initial}, but must be finite; 1 is the published strength, 0 the plain filter.")
+        if not isinstance(initial, int | float) or not math.isfinite(initial):
+            raise ValueError(
+                f"{name}: gate is {initial}, but must be a finite number; 1 is the published strength, 0 the plain filter."
+            )
         self.initial = float(initial)
         self.strength = nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype)) if learned else None
         self.reset_parameters()

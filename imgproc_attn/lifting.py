@@ -80,12 +80,12 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
     if distance is None:
         if key_bias is None:
             return _side_by_side(terms.q), _side_by_side(terms.k)
-        ones, biases = _bias_columns(key_bias, terms.k[0].dtype)
+        ones, biases = _bias_columns(key_bias, terms.k[0].dtype, terms.q[0].shape[2])
         return _side_by_side(terms.q + [ones]), _side_by_side(terms.k + [biases])
     centre = _centre(distance)
     if torch.jit.is_scripting() or torch.compiler.is_compiling() or is_half(distance.q.dtype):
         scaled, centred, bias = _distance_columns(distance, centre)
-        ones, biases = _bias_columns(bias if key_bias is None else bias + key_bias, distance.q.dtype)
+        ones, biases = _bias_columns(bias if key_bias is None else bias + key_bias, distance.q.dtype, distance.q.shape[2])
         return _side_by_side(terms.q + [scaled, ones]), _side_by_side(terms.k + [centred, biases])
     front_q = torch.cat(terms.q, dim=-1) if len(terms.q) > 0 else None
     front_k = torch.cat(terms.k, dim=-1) if len(terms.k) > 0 else None
@@ -113,14 +113,14 @@ def _distance_columns(distance: Distance, centre: Tensor) -> tuple[Tensor, Tenso
     return scaled.to(dtype), distance.k, bias
 
 
-def _bias_columns(key_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Query and key columns of a key bias, split in half precision."""
+def _bias_columns(key_bias: Tensor, dtype: torch.dtype, queries: int) -> tuple[Tensor, Tensor]:
+    """Columns of that many queries and of the keys, for a key bias; split in half precision."""
     shift = 1.0
     if dtype == torch.float16:
         shift = 256.0
         key_bias = key_bias.clamp(min=-65504.0 * shift)
     parts = torch.cat(split_value(key_bias / shift, dtype), dim=-1)
-    return torch.full_like(parts, shift), parts
+    return torch.full_like(parts[:, :, :1], shift).expand(-1, -1, queries, -1), parts
 
 
 def _side_by_side(blocks: list[Tensor]) -> Tensor:
@@ -177,9 +177,9 @@ class _LiftDistance(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        front_q, _, q, k, centre, scale, key_bias = inputs
+        front_q, front_k, q, k, centre, scale, key_bias = inputs
         ctx.start = 0 if front_q is None else front_q.shape[-1]
-        ctx.front_shape = None if front_q is None else front_q.shape
+        ctx.front_shapes = None if front_q is None else (front_q.shape, front_k.shape)
         ctx.key_bias_shape = None if key_bias is None else key_bias.shape
         ctx.save_for_backward(q, k, centre, scale)
 
@@ -200,7 +200,7 @@ class _LiftDistance(torch.autograd.Function):
             along_k = (grad_bias[..., 0] * centred.square().sum(dim=-1)).sum(dim=(0, 2))
             result_scale = (2 * along_q - along_k)[:, None, None].to(scale.dtype)
         front: list[Tensor | None] = [None, None]
-        if ctx.front_shape is not None:
-            front = [g[..., :start].sum_to_size(ctx.front_shape) for g in (grad_q, grad_k)]
+        if ctx.front_shapes is not None:
+            front = [g[..., :start].sum_to_size(shape) for g, shape in zip((grad_q, grad_k), ctx.front_shapes)]
         result_bias = None if ctx.key_bias_shape is None else grad_bias.sum_to_size(ctx.key_bias_shape)
         return front[0], front[1], result_q, result_k, None, result_scale, result_bias

@@ -7,10 +7,11 @@ rotated, and nothing is added to them. Learned absolute positions are timm's own
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat, build_sincos2d_pos_embed
+from timm.layers import apply_rot_embed_cat, build_rotary_pos_embed, build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from .bandwidths import Bandwidth, at_least_float32
@@ -167,7 +168,7 @@ class RelativeTable(nn.Module):
     """Learned log-weight for each head and offset between two patches: the relative position bias of Swin and BEiT.
 
     Dense: costs memory and time ``H x N^2``, and half precision rounds the log-weights. On a grid of another size than its own
-    the table is stretched to it bilinearly (timm stretches absolute positions likewise).
+    the table is stretched to it bilinearly, and so is a table of another size when loaded.
 
     Args:
         num_heads: Number of heads.
@@ -178,6 +179,7 @@ class RelativeTable(nn.Module):
         super().__init__()
         height, width = grid_size
         self.table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype))
+        self.register_load_state_dict_pre_hook(_stretch_loaded)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -198,10 +200,22 @@ def _offsets(geometry: Geometry) -> tuple[Tensor, Tensor]:
     return p[:, :, None] - p[:, None], both
 
 
+def _stretch(table: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(at_least_float32(table)[None], (height, width), mode="bilinear", align_corners=True)[0]
+
+
+def _stretch_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: a table of another grid, stretched to this one's."""
+    own, loaded = module.table, state_dict.get(prefix + "table")
+    assert isinstance(own, Tensor)
+    if loaded is not None and loaded.dim() == 3 and loaded.shape[0] == own.shape[0] and loaded.shape != own.shape:
+        state_dict[prefix + "table"] = _stretch(loaded, own.shape[1], own.shape[2]).to(loaded.dtype)
+
+
 def _look_up(table: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
     height, width = 2 * geometry.grid_size[0] - 1, 2 * geometry.grid_size[1] - 1
     if table.shape[1] != height or table.shape[2] != width:
-        table = F.interpolate(at_least_float32(table)[None], (height, width), mode="bilinear", align_corners=True)[0]
+        table = _stretch(table, height, width)
     offset, both = _offsets(geometry)
     row, column = offset[..., 0].long() + height // 2, offset[..., 1].long() + width // 2
     # a prefix token stands at 0, from where patches of an even side are half a patch off: any index in range will do
@@ -269,20 +283,30 @@ class Rotary(nn.Module):
         ValueError: d is not divisible by 4.
     """
 
-    def __init__(self, head_dim: int, temperature: float = 100.0, device=None) -> None:
+    def __init__(self, head_dim: int, temperature: float = 100.0) -> None:
         super().__init__()
         if head_dim % 4 != 0:
             raise ValueError(f"rotary: the head's width {head_dim} is not divisible by 4; change embed_dim= or num_heads=.")
-        self.rope = RotaryEmbeddingCat(head_dim, temperature=temperature, in_pixels=False, device=device)
+        self.temperature = temperature
 
     def rotate(self, q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Queries and keys ``[B, H, N, d]``, turned by their places."""
-        table = self.rope.get_embed(list(geometry.grid_size))
-        return _turn(q, table, geometry), _turn(k, table, geometry)
+        waves = _waves(q, geometry, self.temperature)
+        return _turn(q, waves, geometry), _turn(k, waves, geometry)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
-def _turn(x: Tensor, table: Tensor, geometry: Geometry) -> Tensor:
-    turned = apply_rot_embed_cat(at_least_float32(x), _at_places(table, geometry)[:, None])
+def _waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
+    """Sines and cosines at the places of the tokens, ``[1 or B, 1, N, 2 d]``."""
+    size, dim = list(geometry.grid_size), x.shape[-1]
+    table = build_rotary_pos_embed(size, dim=dim, temperature=temperature, in_pixels=False, device=x.device)
+    return _at_places(torch.cat(table, dim=-1), geometry)[:, None]
+
+
+def _turn(x: Tensor, waves: Tensor, geometry: Geometry) -> Tensor:
+    turned = apply_rot_embed_cat(at_least_float32(x), waves)
     return torch.where(geometry.is_patch[:, None] > 0, turned, x).to(x.dtype)
 
 
@@ -334,4 +358,5 @@ torch.fx.wrap("_stream")
 torch.fx.wrap("_look_up")
 torch.fx.wrap("_laplace")
 torch.fx.wrap("_turn")
+torch.fx.wrap("_waves")
 torch.fx.wrap("_add_waves")

@@ -38,7 +38,7 @@ class Residual(nn.Module):
         self.steps = steps
 
     def entry(self, v: Tensor, carried: Carried | None) -> Tensor:
-        """What is filtered first; only streams ask."""
+        """What is filtered first; only streams ask. A filter's rule must leave it alone."""
         return v
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Residual(nn.Module):
         return u
 
     def feedback(self, u: Tensor, v: Tensor, carried: Carried | None) -> Tensor:
-        """The estimate with what earlier layers add."""
+        """The estimate with what earlier layers add; only filters ask. A stream's rule must leave it alone."""
         return u
 
     def extra_repr(self) -> str:

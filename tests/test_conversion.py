@@ -264,6 +264,51 @@ def test_position_tables_are_left_out_where_there_are_none(tmp_path, caplog):
     assert "left out: pos_embed" in caplog.text
 
 
+def test_a_checkpoint_with_other_seams(caplog):
+    """Members it does not hold at all are new; those it holds must fit."""
+    trained = timm.create_model("test_nlm_vit")
+    with torch.no_grad():
+        trained.blocks[2].attn.kernel.range_bandwidth.log_excess.fill_(0.7)
+    model = timm.create_model(
+        "test_nlm_vit", positions=["absolute", "spatial_gaussian"], residual={"name": "sos", "learned": True}
+    )
+    with caplog.at_level(logging.WARNING, "imgproc_attn"):
+        model.load_state_dict(trained.state_dict())
+    assert "new, at initial values: blocks.*.attn.positions.0" in caplog.text
+    assert "blocks.*.attn.residual.gate.strength" in caplog.text
+    assert "range_bandwidth" not in caplog.text
+    assert torch.equal(
+        model.blocks[2].attn.kernel.range_bandwidth.log_excess, trained.blocks[2].attn.kernel.range_bandwidth.log_excess
+    )
+
+
+def test_relative_tables_are_stretched_on_loading():
+    trained = imgproc_attn.from_timm(timm.create_model("test_vit"), positions="relative_table")
+    with torch.no_grad():
+        for block in trained.blocks:
+            block.attn.positions[0].table.normal_()
+    larger = imgproc_attn.from_timm(timm.create_model("test_vit", img_size=224), positions="relative_table")
+    trained.set_input_size((224, 224))
+    larger.load_state_dict(trained.state_dict())
+    assert larger.blocks[0].attn.positions[0].table.shape == (2, 27, 27)
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(larger.eval()(x), trained.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_gate_is_left_at_its_published_strength():
+    model = imgproc_attn.from_timm(source("DeiT"), residual={"name": "twicing", "learned": False})
+    assert (model.blocks[0].attn.residual.gate.initial, model.blocks[0].attn.residual.gate.strength) == (1.0, None)
+
+
+def test_modes_of_submodules_are_kept():
+    model = timm.create_model("test_vit").train()
+    model.patch_embed.eval()
+    filtered = imgproc_attn.from_timm(model, residual="twicing")
+    assert not filtered.patch_embed.training
+    assert filtered.blocks[0].attn.residual.training
+    assert not imgproc_attn.from_timm(model.eval(), residual="twicing").blocks[0].attn.residual.training
+
+
 def test_other_misfits_are_refused_as_usual(tmp_path):
     model = timm.create_model("test_bilateral_vit")
     part = {k: v for k, v in model.state_dict().items() if "blocks.3.attn.positions" not in k}

@@ -255,6 +255,30 @@ def test_batches_and_single_pictures():
         torch.testing.assert_close(function(batch)[0].flip(2), function(batch)[1])
 
 
+def test_differentiable_across_tiles():
+    """Larger than a tile of 32 x 32, along both sides: against windows that reach everywhere."""
+    gradients = []
+    for window_size in (None, 79):
+        image = photograph(35, 40, 1).requires_grad_()
+        bilateral_filter(image, 0.3, 4.0, window_size).square().sum().backward()
+        gradients.append(image.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_autocast_leaves_pictures_alone():
+    image = photograph(36, 34, dtype=torch.float32)
+    for call in (lambda: bilateral_filter(image, 0.03, 4.0), lambda: non_local_means(image, 0.3, 3, 5)):
+        expected = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(call(), expected, rtol=0, atol=0)
+
+
+def test_windows_may_exceed_the_shorter_side():
+    image = photograph(1, 28)
+    torch.testing.assert_close(bilateral_filter(image, 0.2, 3.0, 55), bilateral_filter(image, 0.2, 3.0))
+    assert bilateral_filter(photograph(1, 1), 0.2, 3.0, 1).shape == (1, 3, 1, 1)
+
+
 @pytest.mark.parametrize("window_size", [5, None])
 def test_differentiable(window_size):
     image = photograph(7, 6, 2).requires_grad_()
@@ -269,7 +293,13 @@ BAD = [
     (lambda x: bilateral_filter(x, -0.1, 2.0), ValueError, r"range_bandwidth is -0\.1, but must be positive and finite"),
     (lambda x: bilateral_filter(x, 0.1, math.nan), ValueError, "spatial_bandwidth is nan"),
     (lambda x: bilateral_filter(x, 0.1, 2.0, 4), ValueError, "window_size is 4, but must be an odd whole number.* try 5"),
-    (lambda x: bilateral_filter(x, 0.1, 2.0, 49), ValueError, "window_size is 49, but at most 47 fits .* 24 x 28; give None"),
+    (lambda x: bilateral_filter(x, 0.1, 2.0, 57), ValueError, "window_size is 57, but at most 55 fits .* 24 x 28; give None"),
+    (
+        lambda x: bilateral_filter(x.float(), 1e-20, 2.0),
+        ValueError,
+        "range_bandwidth is 1e-20, .* at least 5e-14 in torch.float32",
+    ),
+    (lambda x: bilateral_filter(x, torch.tensor(0.1), 2.0), TypeError, "range_bandwidth is tensor.*, but must be a number"),
     (lambda x: non_local_means(x, 0.1, 2, 5), ValueError, "patch_size is 2, but must be an odd"),
     (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size is 49, but at most 47 fits"),
     (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[24, 28\], but must be \[C, H, W\]"),
@@ -318,6 +348,7 @@ def test_memory_is_bounded():
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "imgproc_attn.bilateral_filter(image, 0.15, 4.0, 11)\n"
         "imgproc_attn.non_local_means(image, 0.8, 5, 11)\n"
+        "imgproc_attn.bilateral_filter(image[:, :110, :110], 0.15, 30.0, 201)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     added = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.models import FAMILIES, FilterVisionTransformer, LayerSpec
 from imgproc_attn.positions import SpatialGaussian, UntiedPositions
-from imgproc_attn.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
+from imgproc_attn.residuals import PID, SOS, L2Boosting, NeuTRENO, Plain, Residual, Twicing
 from imgproc_attn.terms import Distance, Terms
 
 NAMES = [f"test_{family}" for family in FAMILIES]
@@ -257,6 +257,13 @@ BAD = [
     ({"stream": "neutreno"}, ValueError, "stream: unknown member 'neutreno'"),
     ({"positions": ["sincos", "absolute"]}, ValueError, "'absolute' and 'sincos' exclude each other"),
     ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
+    ({"kernel": DotProduct(16)}, TypeError, "kernel: got DotProduct itself; give a factory"),
+    ({"residual": Twicing}, TypeError, "residual: got Twicing itself; give a factory"),
+    ({"positions": ["absolute", SpatialGaussian(2, (4, 4))]}, TypeError, "positions: got SpatialGaussian itself"),
+    ({"residual": {"name": "twicing", "gate": [1.0, 0.0]}}, ValueError, "gate is .*, but must be a finite number"),
+    ({"residual": {"name": "twicing", "layers": "last"}}, TypeError, "layers has 'last', but takes whole numbers"),
+    ({"stream": lambda layer: NeuTRENO(1)}, ValueError, "stream: NeuTRENO feeds earlier values back"),
+    ({"residual": lambda layer: L2Boosting()}, ValueError, "residual: L2Boosting changes what is filtered first"),
     ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
     ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, "1 values given for 2 heads"),
 ]
@@ -537,6 +544,13 @@ def test_untied_positions_are_not_in_the_tokens():
 def test_distance_is_public_for_own_kernels():
     assert Distance._fields == ("q", "k", "scale", "is_causal")
     assert imgproc_attn.LayerSpec is LayerSpec
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_traces(variant):
+    model = small(**variant).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 def perturbed(x):

@@ -32,6 +32,9 @@ class FilterAttention(nn.Module):
         norm: Applied to the merged heads before the output projection; default none.
         proj_drop: Dropout after the output projection.
 
+    Raises:
+        ValueError: ``residual`` is a rule for streams alone.
+
     Attributes:
         carries: Whether the layer needs what earlier layers hand on.
     """
@@ -54,6 +57,10 @@ class FilterAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        if type(residual).entry is not Residual.entry:
+            raise ValueError(
+                f"residual: {type(residual).__name__} changes what is filtered first, which only streams ask; give stream=."
+            )
         self.qkv = qkv
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()

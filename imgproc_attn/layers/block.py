@@ -30,6 +30,9 @@ class FilterBlock(nn.Module):
         drop_path2: Stochastic depth of the pointwise layer.
         stream: Boosting rule around the attention branch; default plain, ``x + f(x)``.
 
+    Raises:
+        ValueError: ``stream`` is a rule for filters alone.
+
     Attributes:
         carries: Whether the block needs what earlier blocks hand on.
     """
@@ -49,6 +52,8 @@ class FilterBlock(nn.Module):
         stream: Residual | None = None,
     ) -> None:
         super().__init__()
+        if stream is not None and type(stream).feedback is not Residual.feedback:
+            raise ValueError(f"stream: {type(stream).__name__} feeds earlier values back into a filter; give residual=.")
         self.norm1 = norm1
         self.attn = attn
         self.ls1 = ls1 or nn.Identity()

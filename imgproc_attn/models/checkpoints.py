@@ -11,6 +11,7 @@ from torch import Tensor, nn
 _logger = logging.getLogger(__name__)
 
 # where the seams keep what a plain vision transformer does not have
+_BLOCK = re.compile(r"blocks\.\d+\.")
 _SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|stream)\.")
 
 
@@ -20,19 +21,20 @@ def seam_names(model: nn.Module) -> list[str]:
 
 
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: complete the checkpoint of a plain ViT (DeiT, AugReg and kin), and log what was done.
+    """Before loading: complete the checkpoint of another vision transformer, plain or with other seams, and log what was done.
 
-    A checkpoint is a plain ViT's if it holds nothing of the seams. Then these keep their initial values. Class and distillation
-    tokens the model does not have are left out, with their rows of the position table and the distillation head; a final
-    norm moves behind the pooling where the model has it there. A checkpoint with part of the seams is refused as usual.
+    A member of the seams the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
+    refused as usual. Class and distillation tokens the model does not have are left out, with their rows of the position table
+    and the distillation head; a final norm moves behind the pooling where the model has it there. Rules without parameters
+    leave no trace in a checkpoint: whether it was trained with fixed twicing only its recipe tells.
 
     Registered on `FilterVisionTransformer`, so it serves ``checkpoint_path=``, ``pretrained=True`` and ``load_state_dict``.
     """
     own = {prefix + name: value for name, value in model.state_dict().items()}
-    seams = [prefix + name for name in seam_names(model)]
-    held = set(own) & set(state_dict)
-    if not any(".attn.qkv." in name for name in held) or any(name in state_dict for name in seams):
+    if not any(".attn.qkv." in name for name in state_dict if name in own):
         return
+    held = {_BLOCK.sub("blocks.*.", name) for name in state_dict}
+    new = [prefix + name for name in seam_names(model) if _BLOCK.sub("blocks.*.", prefix + name) not in held]
     left_out = [
         name
         for name in list(state_dict)
@@ -43,12 +45,11 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     rows = _drop_prefix_rows(state_dict, own, prefix, left_out)
     for name in left_out:
         del state_dict[name]
-    new = [name for name in own if name not in state_dict and name in seams]
     state_dict.update({name: own[name] for name in new})
     notes = (("new, at initial values", new), ("left out", left_out + rows), ("now behind the pooling", moved))
     text = "; ".join(f"{what}: {', '.join(_by_block(names))}" for what, names in notes if names)
     if text:
-        _logger.warning("Weights of a plain ViT loaded into %s. %s.", type(model).__name__, text)
+        _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
 
 def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> list[str]:
@@ -76,4 +77,4 @@ def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], pre
 
 def _by_block(names: Iterable[str]) -> list[str]:
     """Names with block numbers replaced by a star, each once."""
-    return list(dict.fromkeys(re.sub(r"blocks\.\d+\.", "blocks.*.", name) for name in names))
+    return list(dict.fromkeys(_BLOCK.sub("blocks.*.", name) for name in names))

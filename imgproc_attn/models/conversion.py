@@ -46,8 +46,9 @@ def from_timm(
     """A filter backbone with the weights, names and ``pretrained_cfg`` of a timm vision transformer.
 
     With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
-    starts there, unless ``gate`` is given; a relative table starts from zeros. Another kernel changes the function at once
-    (give it ``layers``, and train). What is new: `imgproc_attn.models.seam_names`.
+    starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
+    from zeros. Another kernel, rotary positions and members of your own change the function at once (give them ``layers``, and
+    train). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken along.
 
     Args:
         model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
@@ -82,10 +83,14 @@ def from_timm(
     )
     fused = use_fused_attn() if fused_attn is None else fused_attn
     blocks = [_convert(block, i, source.patch_embed.grid_size, seams, fused) for i, block in enumerate(source.blocks)]
+    kept = set(source.modules())
     drop_rate = getattr(source.patch_drop, "prob", 0.0)
     source.__class__ = _CLASSES[type(source)]
     source._take_over(blocks, False, [], drop_rate)
-    return source.train(model.training)
+    for module in source.modules():
+        if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
+            module.training = model.training
+    return source
 
 
 def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spec:
@@ -94,7 +99,7 @@ def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spe
         return spec
     options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     factory = table.get(options.get("name", ""))
-    if factory is None or "gate" not in options_of(factory) or "gate" in options:
+    if factory is None or "gate" not in options_of(factory) or "gate" in options or options.get(learned) is False:
         return spec
     return {"gate": 0.0, learned: True, **options}
 
@@ -126,7 +131,7 @@ def _check_source(model: nn.Module) -> None:
     """Refuse, with the reason, what is not the class these filters replace."""
     if isinstance(model, FilterVisionTransformer):
         raise TypeError(
-            "from_timm: the source is a filter model already; create it with the seams you want and load its weights."
+            "from_timm: the source is a filter model already; create one with other seams, and load_state_dict its weights."
         )
     if type(model) not in _CLASSES:
         raise TypeError(

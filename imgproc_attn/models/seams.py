@@ -95,7 +95,7 @@ def _relative_table(layer: LayerSpec) -> nn.Module:
 
 
 def _rotary(layer: LayerSpec, temperature: float = 100.0) -> nn.Module:
-    return Rotary(layer.head_dim, temperature, device=layer.device)
+    return Rotary(layer.head_dim, temperature)
 
 
 def _sincos(embed_dim: int, temperature: float = 10000.0) -> nn.Module:
@@ -186,6 +186,14 @@ def _unknown(seam: str, what: str, name: str, known: Iterable[str]) -> ValueErro
     return ValueError(f"{seam}: unknown {what} {name!r}; there are {', '.join(map(repr, known))}.{hint}")
 
 
+def _is_factory(seam: str, spec: Any) -> bool:
+    """Whether ``spec`` is a factory; a module or a class in its place is a slip."""
+    if isinstance(spec, nn.Module) or (isinstance(spec, type) and issubclass(spec, nn.Module)):
+        name = spec.__name__ if isinstance(spec, type) else type(spec).__name__
+        raise TypeError(f"{seam}: got {name} itself; give a factory, which makes one a layer: lambda layer: {name}(...).")
+    return callable(spec)
+
+
 def resolve(
     seam: str, spec: Spec, table: Mapping[str, Factory], default: Callable[[LayerSpec], Any], depth: int
 ) -> Callable[[LayerSpec], Any]:
@@ -202,8 +210,8 @@ def resolve(
         ValueError: Unknown name or option (the nearest is named), or a layer the model does not have.
         TypeError: ``spec`` is none of the three forms.
     """
-    if callable(spec):
-        return spec
+    if _is_factory(seam, spec):
+        return spec  # type: ignore[return-value]
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or "name" not in spec:
@@ -238,7 +246,11 @@ def check_options(where: str, factory: Factory, options: Iterable[str], more: Se
 def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int]:
     """Block indices, negative ones counted from the end."""
     chosen = set()
-    for index in [layers] if isinstance(layers, int) else layers:
+    for index in [layers] if isinstance(layers, int | str) else layers:
+        if not isinstance(index, int):
+            raise TypeError(
+                f"{seam}: layers has {index!r}, but takes whole numbers, 0 to {depth - 1}, or negative from the end."
+            )
         if not -depth <= index < depth:
             raise ValueError(f"{seam}: layer {index} does not exist in a model of depth {depth}; give 0 to {depth - 1}.")
         chosen.add(index % depth)
@@ -269,12 +281,12 @@ def position_specs(spec: Spec | Iterable[Spec] | None) -> list[tuple[str | None,
         ValueError: Unknown names, a member twice, or ``"none"`` beside others.
         TypeError: ``spec`` is no member and no collection of members.
     """
-    if spec is not None and not isinstance(spec, str | Iterable) and not callable(spec):
+    if spec is not None and not isinstance(spec, str | Iterable) and not _is_factory("positions", spec):
         raise TypeError(
             f"positions: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory, nor several of these."
         )
     specs: list[Any] = [] if spec is None else [spec] if isinstance(spec, str | Mapping) or callable(spec) else list(spec)
-    names = [None if callable(s) else s["name"] if isinstance(s, Mapping) and "name" in s else s for s in specs]
+    names = [None if _is_factory("positions", s) else s["name"] if isinstance(s, Mapping) and "name" in s else s for s in specs]
     named = [name for name in names if isinstance(name, str) and name != "none"]
     for name in named:
         if name not in LAYER_POSITIONS and name not in MODEL_POSITIONS:
