@@ -246,7 +246,7 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
     Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
     """
-    picture = torch.from_numpy(load_sample_image("china.jpg")).permute(2, 0, 1)[None] / 255
+    picture = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None] / 255
     picture = F.interpolate(picture, (512, 512), mode="bilinear", antialias=True).to(device)
     array = picture[0].permute(1, 2, 0).contiguous().cpu().numpy()
     blur = partial(kornia.filters.bilateral_blur, color_distance_type="l2")
