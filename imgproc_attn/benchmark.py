@@ -21,7 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_sample_image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .carried import Carried, hand_on
@@ -29,16 +29,21 @@ from .filtering import bilateral_filter, non_local_means
 from .filters import SoftmaxFilter
 from .geometry import grid_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
+from .layers import FilterAttention
 from .models import FAMILIES
 from .positions import Alibi2D, RelativeTable, SpatialGaussian
-from .residuals import PID, SOS, NeuTRENO, Plain, Twicing
-from .terms import product
+from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 
 GRIDS = {196: (14, 14), 784: (28, 28), 3136: (56, 56)}
 HEADS, HEAD_DIM = 6, 64
 MODELS = ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES))
 
 Step = Callable[[], Any]
+
+
+def _synchronizer(device: str) -> Step:
+    """What waits for a device to finish."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
 def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: tqdm | None = None) -> dict[str, list[float]]:
@@ -69,23 +74,19 @@ def summarise(times: dict[str, list[float]], baseline: str) -> list[dict[str, An
 
 def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """The operators compared: ``(q, k, v) -> [B, N, H d]``, as a layer needs them."""
-    fused = SoftmaxFilter()
     geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
     dot, gaussian = DotProduct(HEAD_DIM), GaussianRange(HEADS, HEAD_DIM, device=device)
     spatial = SpatialGaussian(HEADS, grid, device=device)
-    elliptical, plain_rule = Elliptical(HEAD_DIM), Plain()
 
-    def lifted(q, k, v, kernel=dot, positions=(), residual=plain_rule):
-        carried = hand_on(Carried(), k)  # any values will do for those of the layer before
-        terms = kernel(q, k, False, v, carried) if kernel is elliptical else kernel(q, k)
-        for position in positions:
-            terms = product(position(geometry, v), terms)
-        operator = fused(terms)
-        u, last = fused.smooth(operator, v), v
-        for _ in range(residual.steps):
-            last = residual.operand(u, v, last)
-            u = residual.update(u, fused.smooth(operator, last))
-        return residual.feedback(u, v, carried).transpose(1, 2).flatten(2)
+    def layer(kernel: nn.Module = dot, positions: Sequence[nn.Module] = (), residual: Residual | None = None):
+        """The attention layer without its projections."""
+        attn = FilterAttention(nn.Identity(), kernel, positions, SoftmaxFilter(), residual or Plain(), nn.Identity()).eval()
+
+        def filtered(q, k, v):
+            carried = hand_on(Carried(), k) if attn.carries else None  # any values will do for the layer before
+            return attn((q, k, v), geometry, carried=carried)[0]
+
+        return filtered
 
     def plain(q, k, v):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -95,19 +96,18 @@ def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor,
         log_weights = -(distances / gaussian.range_bandwidth()[:, None, None]).square()
         return (log_weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
-    twicing = Twicing(HEADS)
     return {
         "scaled_dot_product_attention": plain,
-        "non-local means": partial(lifted, kernel=gaussian),
-        "bilateral": partial(lifted, kernel=gaussian, positions=[spatial]),
-        "elliptical": partial(lifted, kernel=elliptical),
-        "twicing": partial(lifted, residual=twicing),
-        "bilateral + twicing": partial(lifted, kernel=gaussian, positions=[spatial], residual=twicing),
-        "sos": partial(lifted, residual=SOS(HEADS)),
-        "neutreno": partial(lifted, residual=NeuTRENO(HEADS)),
-        "pid": partial(lifted, residual=PID(HEADS)),
-        "dot product, alibi (dense)": partial(lifted, positions=[Alibi2D(HEADS, device=device)]),
-        "dot product, relative table (dense)": partial(lifted, positions=[RelativeTable(HEADS, grid, device=device)]),
+        "non-local means": layer(gaussian),
+        "bilateral": layer(gaussian, [spatial]),
+        "elliptical": layer(Elliptical(HEAD_DIM)),
+        "twicing": layer(residual=Twicing(HEADS)),
+        "bilateral + twicing": layer(gaussian, [spatial], Twicing(HEADS)),
+        "sos": layer(residual=SOS(HEADS)),
+        "neutreno": layer(residual=NeuTRENO(HEADS)),
+        "pid": layer(residual=PID(HEADS)),
+        "dot product, alibi (dense)": layer(positions=[Alibi2D(HEADS, device=device)]),
+        "dot product, relative table (dense)": layer(positions=[RelativeTable(HEADS, grid, device=device)]),
         "explicit distances + softmax": explicit,
     }
 
@@ -131,7 +131,7 @@ def benchmark_operators(
 ) -> list[dict[str, Any]]:
     """Time of the operators beside plain attention, inference and training, ``batch_tokens`` tokens a batch."""
     rows = []
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize = _synchronizer(device)
     with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="operators", dynamic_ncols=True) as bar:
         for n in tokens:
             grid, batch = GRIDS[n], max(1, batch_tokens // n)
@@ -166,7 +166,7 @@ def benchmark_models(
 ) -> list[dict[str, Any]]:
     """Time of whole models beside the first of ``names``, inference and a training step with AdamW."""
     rows = []
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize = _synchronizer(device)
     with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="models", dynamic_ncols=True) as bar:
         for n in tokens:
             batch = max(1, (784 if device == "cpu" else 25088) // n)
@@ -264,7 +264,7 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         steps["scikit-image denoise_bilateral"] = lambda: denoise_bilateral(array, 11, 0.1, 3.0, channel_axis=-1)
         steps["scikit-image denoise_nl_means, fast"] = lambda: nl_means(fast_mode=True)
         steps["scikit-image denoise_nl_means, slow"] = lambda: nl_means(fast_mode=False)
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize = _synchronizer(device)
     with tqdm(total=runs + 2, unit="round", desc="filtering", dynamic_ncols=True) as bar:
         return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
 

@@ -61,18 +61,15 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     _check_bandwidth("spatial_bandwidth", spatial_bandwidth, batch.dtype)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
-        return (
-            _filter_whole(batch, batch, kernel, _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3])))
-            .reshape(image.shape)
-            .to(image.dtype)
-        )
+        space = _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3]))
+        return _like(image, _filter_whole(batch, batch, kernel, space))
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
     geometry = grid_geometry(window_size, window_size, 0, batch)
     place, centre = space(geometry, batch), window_size**2 // 2
     row = log_weights(place._replace(q=[q[:, :, centre : centre + 1] for q in place.q]))
     window = (row - row.amax()).reshape(1, window_size, window_size)
-    return _filter_windows(batch, 1, kernel, window).reshape(image.shape).to(image.dtype)
+    return _like(image, _filter_windows(batch, 1, kernel, window))
 
 
 def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, window_size: int | None = None) -> Tensor:
@@ -100,10 +97,10 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
     _check_window("patch_size", patch_size, batch)
     kernel = _range_kernel(batch, range_bandwidth)
     if window_size is None:
-        return _filter_whole(_patches(batch, patch_size), batch, kernel, None).reshape(image.shape).to(image.dtype)
+        return _like(image, _filter_whole(_unfold(_pad(batch, patch_size), patch_size), batch, kernel, None))
     _check_window("window_size", window_size, batch)
     window = batch.new_zeros(1, window_size, window_size)
-    return _filter_windows(batch, patch_size, kernel, window).reshape(image.shape).to(image.dtype)
+    return _like(image, _filter_windows(batch, patch_size, kernel, window))
 
 
 @_no_autocast
@@ -133,16 +130,16 @@ def _filter_whole(features: Tensor, batch: Tensor, kernel: GaussianRange, space:
     height, width = batch.shape[2], batch.shape[3]
     y, v = _tokens(features), _tokens(batch)
     filter, geometry = SoftmaxFilter(), grid_geometry(height, width, 0, batch)
-    result = torch.empty_like(v)
-    for index in _tiles(height, width, batch.device):
+    tiles, smoothed = list(_tiles(height, width, batch.device)), []
+    for index in tiles:
         terms = kernel(y[:, :, index], y)
         if space is not None:
             p = geometry.coordinates
             near = p - (p[:, index[:1]] + p[:, index[-1:]]) / 2
             place = space(geometry._replace(coordinates=near), batch)
             terms = product(place._replace(q=[q[:, :, index] for q in place.q]), terms)
-        result = result.index_copy(2, index, filter.smooth(filter(terms), v))
-    return _picture(result, (height, width))
+        smoothed.append(filter.smooth(filter(terms), v))
+    return _picture(torch.cat(smoothed, dim=2)[:, :, torch.cat(tiles).argsort()], (height, width))
 
 
 def _tiles(height: int, width: int, device: torch.device) -> Iterator[Tensor]:
@@ -185,8 +182,9 @@ def _unfold(padded: Tensor, patch_size: int) -> Tensor:
     return F.unfold(padded, patch_size).unflatten(2, size)
 
 
-def _patches(batch: Tensor, patch_size: int) -> Tensor:
-    return _unfold(_pad(batch, patch_size), patch_size)
+def _like(image: Tensor, result: Tensor) -> Tensor:
+    """A filtered batch in the shape and type of the picture given."""
+    return result.reshape(image.shape).to(image.dtype)
 
 
 def _check_image(image: Tensor) -> Tensor:

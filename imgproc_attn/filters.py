@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bandwidths import at_least_float32
-from .lifting import lift
+from .lifting import lift, zero_columns
 from .terms import Distance, Terms
 
 
@@ -130,48 +130,53 @@ class WindowedFilter(nn.Module):
         return (numerator / denominator).flatten(3).transpose(2, 3)
 
 
+def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
+    """Log-weights under a boolean (True: may be seen) or additive mask."""
+    return log_weights.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else log_weights + mask
+
+
+def _past(length: int, like: Tensor) -> Tensor:
+    """Boolean mask of causality, ``[N, N]``."""
+    return torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+
+
 def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: int) -> tuple[Tensor | None, bool]:
     """A dense bias, a mask and causality as one mask; causality alone stays a flag, which fused attention knows."""
-    if bias is not None and mask is not None:
-        mask = bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
-    elif mask is None:
-        mask = bias
+    if bias is not None:
+        mask = bias if mask is None else _masked(bias, mask)
     if mask is None or not is_causal:
         return mask, is_causal
-    past = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, float("-inf")), False
+    past = _past(length, mask)
+    return mask & past if mask.dtype == torch.bool else _masked(mask, past), False
+
+
+def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Explicit inner products of columns, in float32 at least."""
+    return (at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)) * scale
 
 
 def log_weights(terms: Terms) -> Tensor:
     """Dense ``log K``, up to a constant in each row, ``[B, H, N, N]`` in float32 or float64."""
     q, k = lift(terms)
-    dense = (at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)) * terms.scale
+    dense = _products(q, k, terms.scale)
     return dense if terms.bias is None else dense + terms.bias
 
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Softmax over explicit log-weights, in float32 at least."""
-    q, k = at_least_float32(q), at_least_float32(k)
-    log_weights = (q @ k.transpose(-2, -1)) * scale
+    dense = _products(q, k, scale)
     if mask is not None:
-        if mask.dtype == torch.bool:
-            log_weights = log_weights.masked_fill(~mask, float("-inf"))
-        else:
-            log_weights = log_weights + mask
+        dense = _masked(dense, mask)
     if is_causal:
-        length = log_weights.shape[-1]
-        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        log_weights = log_weights.masked_fill(future, float("-inf"))
-    return log_weights.softmax(dim=-1)
+        dense = _masked(dense, _past(dense.shape[-1], dense))
+    return dense.softmax(dim=-1)
 
 
 def pad_columns(x: Tensor, width: int) -> Tensor:
     """``x`` with zero columns appended up to ``width``."""
     if x.shape[-1] >= width:
         return x
-    # one pass over memory, where F.pad takes two
-    zeros = x.new_zeros(1).expand(x.shape[0], x.shape[1], x.shape[2], width - x.shape[-1])
-    return torch.cat([x, zeros], dim=-1)
+    return torch.cat([x, zero_columns(x, x.shape[0], width - x.shape[-1])], dim=-1)  # one pass over memory, F.pad takes two
 
 
 def _fused_smooth(

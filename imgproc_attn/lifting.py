@@ -123,6 +123,11 @@ def _bias_columns(key_bias: Tensor, dtype: torch.dtype, queries: int) -> tuple[T
     return torch.full_like(parts[:, :, :1], shift).expand(-1, -1, queries, -1), parts
 
 
+def zero_columns(like: Tensor, batch: int, count: int) -> Tensor:
+    """Zeros ``[batch, H, N, count]`` that take no memory."""
+    return like.new_zeros(1).expand(batch, like.shape[1], like.shape[2], count)
+
+
 def _side_by_side(blocks: list[Tensor]) -> Tensor:
     batch, width = blocks[-1].shape[0], 0
     for block in blocks:
@@ -134,7 +139,7 @@ def _side_by_side(blocks: list[Tensor]) -> Tensor:
         return blocks[0]
     columns = [block.expand(batch, -1, -1, -1) for block in blocks]
     if padding > 0:
-        columns.append(columns[0].new_zeros(1).expand(batch, columns[0].shape[1], columns[0].shape[2], padding))
+        columns.append(zero_columns(columns[0], batch, padding))
     return torch.cat(columns, dim=-1)
 
 

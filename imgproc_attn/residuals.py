@@ -82,13 +82,29 @@ class Boosting(Residual):
         self.gate = Gate(num_heads, gate, learned, type(self).__name__.lower(), device=device, dtype=dtype)
 
 
-def _check_steps(name: str, steps: int) -> int:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{name}: steps is {steps}, but must be a whole number, at least 1; for none use 'plain'.")
-    return steps
+class Iterated(Boosting):
+    """Base of the rules that apply A again.
+
+    Args:
+        num_heads: Number of heads; 1 for a stream.
+        steps: k, at least 1.
+        gate: Strength g; 1 is the published one, 0 is plain filtering.
+        learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
+
+    Raises:
+        ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
+    """
+
+    def __init__(
+        self, num_heads: int, steps: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None
+    ) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            name = type(self).__name__.lower()
+            raise ValueError(f"{name}: steps is {steps}, but must be a whole number, at least 1; for none use 'plain'.")
+        super().__init__(num_heads, steps, gate, learned, device, dtype)
 
 
-class Twicing(Boosting):
+class Twicing(Iterated):
     """Tukey's twicing, k steps: ``u <- u + g A (v - u)``. For g = 1, ``u = (I - (I - A)^(k + 1)) v``.
 
     One step is ``(2 A - A^2) v``, the Twicing Attention of arXiv 2503.00687; k steps are L2 boosting (Buhlmann and Yu 2003).
@@ -105,11 +121,6 @@ class Twicing(Boosting):
         ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
     """
 
-    def __init__(
-        self, num_heads: int, steps: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None
-    ) -> None:
-        super().__init__(num_heads, _check_steps("twicing", steps), gate, learned, device, dtype)
-
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
         return v - u
 
@@ -117,7 +128,7 @@ class Twicing(Boosting):
         return u + self.gate(smoothed)
 
 
-class Bregman(Boosting):
+class Bregman(Iterated):
     """Bregman iteration (Osher et al. 2005): ``r <- r + (v - u)``, ``u <- A (v + r)``.
 
     All that was ever removed is added to the input. For a frozen A the same as `Twicing`; not so for one estimated anew.
@@ -132,11 +143,6 @@ class Bregman(Boosting):
         ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
     """
 
-    def __init__(
-        self, num_heads: int, steps: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None
-    ) -> None:
-        super().__init__(num_heads, _check_steps("bregman", steps), gate, learned, device, dtype)
-
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
         return last + (v - u)
 
@@ -144,7 +150,7 @@ class Bregman(Boosting):
         return u + self.gate(smoothed - u)
 
 
-class SOS(Boosting):
+class SOS(Iterated):
     """Strengthen, operate, subtract (Romano and Elad 2015): ``u <- tau A (v + rho u) - (tau rho + tau - 1) u``.
 
     Its limit ``(I + rho (I - A))^-1 A v`` does not depend on tau. For frozen weights and rho > 0 it smooths more than one
@@ -174,7 +180,7 @@ class SOS(Boosting):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(num_heads, _check_steps("sos", steps), gate, learned, device, dtype)
+        super().__init__(num_heads, steps, gate, learned, device, dtype)
         if not math.isfinite(rho):
             raise ValueError(f"sos: rho is {rho}, but must be finite; 1 adds the whole estimate.")
         limit = 2 / max(1.0, 1 + 2 * rho)

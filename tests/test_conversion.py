@@ -108,8 +108,8 @@ def test_keeps_what_the_source_is(kind):
     model = source(kind, torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     filtered = imgproc_attn.from_timm(model, kernel="gaussian_range", residual="twicing", positions="spatial_gaussian")
-    assert filtered.pretrained_cfg is not None
     assert filtered.pretrained_cfg == model.pretrained_cfg
+    assert timm.data.resolve_model_data_config(filtered) == timm.data.resolve_model_data_config(model)
     names = set(filtered.state_dict())
     assert names - set(before) == set(seam_names(filtered))
     for name, value in before.items():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import errors, filter_values, spatial_log_weights, squared_distances
+from reference import errors, filter_values, recurrence, spatial_log_weights, squared_distances
 
 from imgproc_attn import lifting
 from imgproc_attn.carried import Carried, hand_on
@@ -159,11 +159,7 @@ def test_error_of_boosting(residual, dtype):
     previous = torch.randn_like(v)
 
     def boost(apply, v, previous):
-        u, last = apply(v), v
-        for _ in range(residual.steps):
-            last = residual.operand(u, v, last)
-            u = residual.update(u, apply(last))
-        return residual.feedback(u, v, hand_on(hand_on(Carried(), previous), v / 2))
+        return recurrence(residual, apply, v, hand_on(hand_on(Carried(), previous), v / 2))
 
     def weights(to):
         return (q.to(to) @ k.to(to).mT / 8).softmax(-1)

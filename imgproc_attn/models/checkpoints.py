@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 _logger = logging.getLogger(__name__)
 
-# where the seams keep what a plain vision transformer does not have
 _BLOCK = re.compile(r"blocks\.\d+\.")
+# where the seams keep what a plain vision transformer does not have
 _SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|stream)\.")
 
 
@@ -33,8 +32,8 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     own = {prefix + name: value for name, value in model.state_dict().items()}
     if not any(".attn.qkv." in name for name in state_dict if name in own):
         return
-    held = {_BLOCK.sub("blocks.*.", name) for name in state_dict}
-    new = [prefix + name for name in seam_names(model) if _BLOCK.sub("blocks.*.", prefix + name) not in held]
+    held = set(map(_in_any_block, state_dict))
+    new = [prefix + name for name in seam_names(model) if _in_any_block(prefix + name) not in held]
     left_out = [
         name
         for name in list(state_dict)
@@ -47,7 +46,7 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
         del state_dict[name]
     state_dict.update({name: own[name] for name in new})
     notes = (("new, at initial values", new), ("left out", left_out + rows), ("now behind the pooling", moved))
-    text = "; ".join(f"{what}: {', '.join(_by_block(names))}" for what, names in notes if names)
+    text = "; ".join(f"{what}: {', '.join(dict.fromkeys(map(_in_any_block, names)))}" for what, names in notes if names)
     if text:
         _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
@@ -75,6 +74,6 @@ def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], pre
     return [f"{name}[{i}]" for i in rows]
 
 
-def _by_block(names: Iterable[str]) -> list[str]:
-    """Names with block numbers replaced by a star, each once."""
-    return list(dict.fromkeys(_BLOCK.sub("blocks.*.", name) for name in names))
+def _in_any_block(name: str) -> str:
+    """The name with its block's number replaced by a star."""
+    return _BLOCK.sub("blocks.*.", name)

@@ -68,7 +68,8 @@ def from_timm(
     """
     _check_source(model)
     source: Any = copy.deepcopy(model)
-    for name, _ in position_specs(positions):
+    members = position_specs(positions)
+    for name, _ in members:
         if name in MODEL_POSITIONS:
             raise ValueError(
                 f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions."
@@ -76,7 +77,7 @@ def from_timm(
     depth = len(source.blocks)
     seams = Seams.resolve(
         kernel,
-        [_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in position_specs(positions)],
+        [_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in members],
         _start_closed(residual, RESIDUALS, "learned"),
         _start_closed(stream, STREAMS, "learned"),
         depth,

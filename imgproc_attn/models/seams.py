@@ -8,7 +8,7 @@ the seam's default.
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -47,135 +47,52 @@ class LayerSpec:
         return {"device": self.device, "dtype": self.dtype}
 
 
+_OF_A_LAYER = frozenset(field.name for field in fields(LayerSpec))
+
 Factory = Callable[..., nn.Module]
 Spec = str | Mapping[str, Any] | Callable[[LayerSpec], nn.Module]
 
 
-def _dot_product(layer: LayerSpec) -> nn.Module:
-    return DotProduct(layer.head_dim)
-
-
-def _gaussian_range(layer: LayerSpec, range_bandwidth=None, learned: bool = True, floor: float = 0.1) -> nn.Module:
-    return GaussianRange(layer.num_heads, layer.head_dim, range_bandwidth, learned, floor, **layer.dd)
-
-
-def _elliptical(layer: LayerSpec, scaling: str = "max", detach: bool = False) -> nn.Module:
+def _elliptical(head_dim: int, scaling: str = "max", detach: bool = False) -> nn.Module:
     if scaling not in ("max", "mean"):
         raise ValueError(f"kernel='elliptical': scaling is {scaling!r}, but must be 'max' or 'mean'.")
-    return Elliptical(layer.head_dim, scaling == "mean", detach)
-
-
-def _spatial_gaussian(
-    layer: LayerSpec,
-    spatial_bandwidth=None,
-    per_axis: bool = False,
-    learned: bool = True,
-    floor: float = 0.25,
-    gate: float = 1.0,
-    learned_gate: bool = False,
-) -> nn.Module:
-    return SpatialGaussian(
-        layer.num_heads, layer.grid_size, spatial_bandwidth, per_axis, learned, floor, gate, learned_gate, **layer.dd
-    )
-
-
-def _alibi(
-    layer: LayerSpec,
-    spatial_bandwidth=None,
-    learned: bool = False,
-    floor: float = 0.25,
-    gate: float = 1.0,
-    learned_gate: bool = False,
-) -> nn.Module:
-    return Alibi2D(layer.num_heads, spatial_bandwidth, learned, floor, gate, learned_gate, **layer.dd)
-
-
-def _relative_table(layer: LayerSpec) -> nn.Module:
-    return RelativeTable(layer.num_heads, layer.grid_size, **layer.dd)
-
-
-def _rotary(layer: LayerSpec, temperature: float = 100.0) -> nn.Module:
-    return Rotary(layer.head_dim, temperature)
-
-
-def _sincos(embed_dim: int, temperature: float = 10000.0) -> nn.Module:
-    return SinCos(embed_dim, temperature)
-
-
-def _untied(layer: LayerSpec) -> nn.Module:
-    return UntiedPositions(layer.embed_dim, layer.num_heads, layer.head_dim, **layer.dd)
-
-
-def _plain(layer: LayerSpec) -> nn.Module:
-    return Plain()
-
-
-def _twicing(layer: LayerSpec, steps: int = 1, gate: float = 1.0, learned: bool = False) -> nn.Module:
-    return Twicing(layer.num_heads, steps, gate, learned, **layer.dd)
-
-
-def _bregman(layer: LayerSpec, steps: int = 1, gate: float = 1.0, learned: bool = False) -> nn.Module:
-    return Bregman(layer.num_heads, steps, gate, learned, **layer.dd)
-
-
-def _sos(
-    layer: LayerSpec, steps: int = 1, rho: float = 0.5, tau: float | None = None, gate: float = 1.0, learned: bool = False
-) -> nn.Module:
-    return SOS(layer.num_heads, steps, rho, tau, gate, learned, **layer.dd)
-
-
-def _neutreno(layer: LayerSpec, gate: float = 0.6, learned: bool = False) -> nn.Module:
-    return NeuTRENO(layer.num_heads, gate, learned, **layer.dd)
-
-
-def _pid(
-    layer: LayerSpec,
-    proportional: float = 0.8,
-    integral: float = 0.5,
-    derivative: float = 0.05,
-    gate: float = 1.0,
-    learned: bool = False,
-) -> nn.Module:
-    return PID(layer.num_heads, proportional, integral, derivative, gate, learned, **layer.dd)
-
-
-def _l2_boosting(layer: LayerSpec, gate: float = 1.0, learned: bool = False) -> nn.Module:
-    return L2Boosting(layer.num_heads, gate, learned, **layer.dd)
+    return Elliptical(head_dim, scaling == "mean", detach)
 
 
 def _nothing(layer: LayerSpec) -> None:
     return None
 
 
-KERNELS: dict[str, Factory] = {"dot_product": _dot_product, "gaussian_range": _gaussian_range, "elliptical": _elliptical}
+# Members by name: constructors. What a `LayerSpec` has is handed to them by name; the rest of their arguments are options.
+KERNELS: dict[str, Factory] = {"dot_product": DotProduct, "gaussian_range": GaussianRange, "elliptical": _elliptical}
 RESIDUALS: dict[str, Factory] = {
-    "plain": _plain,
-    "twicing": _twicing,
-    "bregman": _bregman,
-    "sos": _sos,
-    "neutreno": _neutreno,
-    "pid": _pid,
+    "plain": Plain,
+    "twicing": Twicing,
+    "bregman": Bregman,
+    "sos": SOS,
+    "neutreno": NeuTRENO,
+    "pid": PID,
 }
 # Rules of the same kind around the whole branch; a stream has no heads.
 STREAMS: dict[str, Factory] = {
-    "plain": _plain,
-    "twicing": _twicing,
-    "bregman": _bregman,
-    "sos": _sos,
-    "l2_boosting": _l2_boosting,
+    "plain": Plain,
+    "twicing": Twicing,
+    "bregman": Bregman,
+    "sos": SOS,
+    "l2_boosting": L2Boosting,
 }
 LAYER_POSITIONS: dict[str, Factory] = {
-    "spatial_gaussian": _spatial_gaussian,
-    "alibi": _alibi,
-    "relative_table": _relative_table,
-    "rotary": _rotary,
-    "untied": _untied,
+    "spatial_gaussian": SpatialGaussian,
+    "alibi": Alibi2D,
+    "relative_table": RelativeTable,
+    "rotary": Rotary,
+    "untied": UntiedPositions,
 }
 # Members that use what earlier layers hand on: without `layers`, they leave the first layer its seam's default.
 FROM_THE_SECOND_LAYER = frozenset({"elliptical", "neutreno", "pid", "l2_boosting"})
 # Members that act once, on the tokens of the model, instead of in each layer. Untied positions do both: the model owns the
 # table, the layers project it.
-EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": _sincos}
+EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": SinCos}
 MODEL_POSITIONS = ("absolute", "sincos", "untied")
 
 
@@ -223,16 +140,22 @@ def resolve(
     factory = table[name]
     check_options(f"{seam}={name!r}", factory, options, ["layers"])
     if layers is None and name not in FROM_THE_SECOND_LAYER:
-        return lambda layer: factory(layer, **options)
+        return lambda layer: _build(factory, layer, options)
     chosen = frozenset(range(1, depth)) if layers is None else layer_indices(seam, layers, depth)
     if name in FROM_THE_SECOND_LAYER and 0 in chosen:
         raise ValueError(f"{seam}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on.")
-    return lambda layer: factory(layer, **options) if layer.depth in chosen else default(layer)
+    return lambda layer: _build(factory, layer, options) if layer.depth in chosen else default(layer)
 
 
 def options_of(factory: Factory) -> list[str]:
-    """Names of the options of a member's factory."""
-    return list(inspect.signature(factory).parameters)[1:]
+    """Names of the options of a member's constructor."""
+    return [name for name in inspect.signature(factory).parameters if name not in _OF_A_LAYER]
+
+
+def _build(factory: Factory, layer: LayerSpec, options: Mapping[str, Any]) -> nn.Module:
+    """A member for a layer."""
+    of_the_layer = {name: getattr(layer, name) for name in inspect.signature(factory).parameters if name in _OF_A_LAYER}
+    return factory(**of_the_layer, **options)
 
 
 def check_options(where: str, factory: Factory, options: Iterable[str], more: Sequence[str] = ()) -> None:
@@ -352,10 +275,10 @@ class Seams:
             TypeError: A seam is neither a name, nor a dictionary, nor a factory.
         """
         return cls(
-            resolve("kernel", kernel, KERNELS, _dot_product, depth),
+            resolve("kernel", kernel, KERNELS, lambda layer: DotProduct(layer.head_dim), depth),
             resolve_positions(positions, depth),
-            resolve("residual", residual, RESIDUALS, _plain, depth),
-            resolve("stream", stream, STREAMS, _plain, depth),
+            resolve("residual", residual, RESIDUALS, lambda layer: Plain(), depth),
+            resolve("stream", stream, STREAMS, lambda layer: Plain(), depth),
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
