@@ -5,9 +5,7 @@ lift included in the operator's time. Peak memory: on a CUDA device the allocato
 a fresh process that does the step once.
 """
 
-import ctypes
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -267,30 +265,6 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     synchronize = _synchronizer(device)
     with tqdm(total=runs + 2, unit="round", desc="filtering", dynamic_ncols=True) as bar:
         return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
-
-
-def keep_freed_memory() -> None:
-    """Keep glibc, for the rest of this process, from handing freed memory back to the system between runs.
-
-    Otherwise each run pays page faults that depend on what ran before it, more than the work measured at 196 tokens.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-2, 1 << 28)  # M_TOP_PAD
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers hold for."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:

@@ -1,33 +1,118 @@
 """The console command ``imgproc-attn``."""
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
 
-def _quickstart(args: argparse.Namespace) -> None:
-    from .quickstart import quickstart
+def _train(args: argparse.Namespace) -> None:
+    from .training import find_recipe, load_recipe, train
+
+    path = find_recipe(args.recipe)
+    recipe = load_recipe(path, args.overrides)
+    if args.variant is not None:
+        recipe = recipe.variant(args.variant, recipe.run.seed)
+    output = args.output or Path("runs") / path.stem
+    result = train(recipe, output, args.device, args.resume)
+    if os.environ.get("RANK", "0") == "0":
+        test = result.get("test", {})
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in test.items())
+        print(f"Test: {numbers or 'no test split'}. Everything is in {output}.")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from .comparison import compare
     from .training import find_recipe, load_recipe
 
-    recipe = load_recipe(find_recipe(args.recipe), args.overrides)
-    report = quickstart(recipe, args.output, args.device, args.restart)
+    path = find_recipe(args.recipe)
+    report = compare(load_recipe(path, args.overrides), args.output or Path("runs") / path.stem, args.device, args.restart)
     print(report.read_text())
     print(f"Report: {report}")
 
 
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation.accuracy import accuracy_table
+    from .evaluation.run import Subject, evaluate_classifier
+    from .training.loop import autocast
+    from .training.run import start_processes
+
+    subject = Subject(
+        args.model,
+        args.checkpoint,
+        args.pretrained,
+        dict(_option(o) for o in args.options),
+        None if args.input_size is None else tuple(args.input_size),
+        args.crop_pct,
+    )
+    device, processes = start_processes(args.device)
+    result = evaluate_classifier(
+        subject,
+        args.data,
+        args.root,
+        args.split,
+        args.output,
+        device,
+        processes,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        autocast=autocast(device.type, args.amp),
+        skip_broken=args.skip_broken,
+        limit=args.limit,
+        real_labels=args.real_labels,
+    )
+    if processes.rank == 0:
+        print(accuracy_table(result))
+        if result["unreadable"]:
+            print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
+        print(f"\nWritten: {args.output}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text!r} has no '='; write key=value.")
+    return key, yaml.safe_load(value)
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from .files import write_text
+    from .training import find_recipe, list_recipes
+
+    if args.copy is None:
+        for name, file in list_recipes().items():
+            purpose = file.read_text(encoding="utf-8").partition("Purpose:")[2].partition("\n# Source:")[0]
+            print(f"{name:<44} {' '.join(purpose.replace('#', '').split())}")
+        return
+    path = find_recipe(args.copy)
+    target = args.to or Path(path.name)
+    target = target / path.name if target.is_dir() else target
+    if target.exists():
+        raise FileExistsError(f"{target} exists; give another name with --to.")
+    write_text(target, path.read_text(encoding="utf-8"))
+    print(f"Copied to {target}; run it with: imgproc-attn train {target}")
+
+
 def _benchmark(args: argparse.Namespace) -> None:
+    import timm
     import torch
 
     from . import benchmark as b
+    from .environment import environment
     from .files import write_json
 
     dtype = getattr(torch, args.dtype)
-    result: dict = {"machine": b.machine(args.device), "dtype": args.dtype, "runs": args.runs}
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()) + f", {args.dtype}, {args.runs} runs")
-    b.keep_freed_memory()
+    result: dict = {"environment": environment(args.device), "dtype": args.dtype, "runs": args.runs}
+    hardware = result["environment"]["hardware"]
+    device = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
+    print(f"{device}, torch {torch.__version__}, timm {timm.__version__}, {args.dtype}, {args.runs} runs")
     if "operators" in args.what:
         result["operators"] = b.benchmark_operators(args.tokens, args.runs, args.device, dtype)
         print(b.markdown("Operators, 6 heads of 64", result["operators"], b.TIME_COLUMNS))
@@ -52,22 +137,68 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"imgproc-attn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    q = commands.add_parser(
-        "quickstart",
-        help="train models on real images, attack and corrupt them, report",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    t = commands.add_parser(
+        "train",
+        help="train the model of a recipe; under torchrun in many processes",
+        description="Train the model of a recipe. Several processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
+        formatter_class=defaults,
     )
-    q.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. run.seeds=[0]")
-    q.add_argument("--recipe", default="quickstart", help="a YAML file, or the name of a recipe of the package")
-    q.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder of the report")
-    q.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
-    q.add_argument("--restart", action="store_true", help="repeat finished runs instead of keeping them")
-    q.set_defaults(function=_quickstart)
+    t.add_argument("recipe", help="a YAML file, or the name of a recipe of the package (see `imgproc-attn recipes`)")
+    t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
+    t.add_argument("--variant", help="which model of a comparison")
+    t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE)")
+    t.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+    t.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
+    t.set_defaults(function=_train)
+
+    for name, text, recipe in (
+        ("quickstart", "train models on real images, attack and corrupt them, report, within minutes", "quickstart"),
+        ("compare", "the same for any recipe of several models", None),
+    ):
+        c = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=defaults)
+        if recipe is None:
+            c.add_argument("recipe", help="a YAML file with a section comparison, or the name of such a recipe of the package")
+        c.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. comparison.seeds=[0]")
+        c.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
+        c.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+        c.add_argument("--restart", action="store_true", help="forget the runs in the folder instead of going on with them")
+        c.set_defaults(function=_compare, **({} if recipe is None else {"recipe": recipe}))
+
+    e = commands.add_parser(
+        "evaluate",
+        help="accuracy of any timm model or checkpoint on any images",
+        description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images.",
+        formatter_class=defaults,
+    )
+    e.add_argument("model", help="a timm name, or a folder with config.json and weights, as RUN/best")
+    e.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
+    e.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
+    e.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
+    e.add_argument("--data", default="folder", help="reader: folder, npz, digits, torch/…, wds/…, hfds/…, tfds/…")
+    e.add_argument("--root", default="", help="folder or file of the images; $IMGPROC_ATTN_DATA is looked in too")
+    e.add_argument("--split", default="", help="split or subfolder; empty for the root itself")
+    e.add_argument("--real-labels", type=Path, help="real.json: also count by ReaL labels (ImageNet validation)")
+    e.add_argument("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
+    e.add_argument("--crop-pct", type=float, help="resize to size / crop_pct, then crop (default: the model's)")
+    e.add_argument("--batch-size", type=int, default=128)
+    e.add_argument("--workers", type=int, default=2, help="processes that read")
+    e.add_argument("--amp", choices=["bfloat16", "float16"], help="autocast (default: float32)")
+    e.add_argument("--limit", type=int, help="only the first so many images")
+    e.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images (default: stop at one)")
+    e.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+    e.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="folder of result.json and tables")
+    e.set_defaults(function=_evaluate)
+
+    r = commands.add_parser("recipes", help="list the recipes of the package, or copy one", formatter_class=defaults)
+    r.add_argument("--copy", metavar="NAME", help="copy this one")
+    r.add_argument("--to", type=Path, help="where (default: its file name, here)")
+    r.set_defaults(function=_recipes)
 
     p = commands.add_parser(
         "benchmark",
         help="speed and memory beside plain attention and timm's ViT",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=defaults,
     )
     subjects = ["operators", "models", "memory", "filtering"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
@@ -84,6 +215,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; problems with what was asked for end in one line and exit status 2."""
     args = parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
+    if getattr(args, "device", "") == "cpu":
+        from .environment import keep_freed_memory
+
+        keep_freed_memory()
     try:
         args.function(args)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:

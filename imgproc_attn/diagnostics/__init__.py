@@ -1,7 +1,7 @@
 """Diagnostics: what a filter model has learned, in numbers and pictures."""
 
 from .bandwidths import bandwidths, saturation
-from .pictures import draw_adversarial, draw_bandwidths, draw_curves, draw_kernel_rows, draw_learning
+from .pictures import draw_adversarial, draw_bandwidths, draw_curves, draw_kernel_rows, draw_learning, draw_run
 
 __all__ = [
     "bandwidths",
@@ -10,5 +10,6 @@ __all__ = [
     "draw_curves",
     "draw_kernel_rows",
     "draw_learning",
+    "draw_run",
     "saturation",
 ]

@@ -32,6 +32,8 @@ def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float 
         images: ``[B, C, H, W]``, normalised as the model expects.
         threshold: What counts as saturated.
     """
-    maps = model.attention_weights(images)
-    rows = torch.cat([(weights.amax(dim=-1) > threshold).flatten() for weights in maps.values()])
-    return rows.double().mean().item()
+    shares = []
+    for layer in range(len(model.blocks)):  # one at a time: a layer's dense rows may be large
+        weights = model.attention_weights(images, [layer])[layer]
+        shares.append((weights.amax(dim=-1) > threshold).double().mean().item())
+    return sum(shares) / len(shares)

@@ -52,6 +52,26 @@ def draw_learning(losses: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
+def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss, validation accuracy and learning rate of one run by epoch, from the records of its journal."""
+    epochs = [record["epoch"] + 1 for record in records]
+    panels = [
+        ("loss", [("train_loss", "training"), ("validation_loss", "validation")]),
+        ("accuracy / %", [("validation_top1", "top-1"), ("validation_top5", "top-5")]),
+        ("learning rate", [("lr", "largest")]),
+    ]
+    drawn = [(label, [(k, n) for k, n in curves if k in records[0]]) for label, curves in panels]
+    drawn = [(label, curves) for label, curves in drawn if curves]
+    figure = Figure(figsize=(4 * len(drawn), 3.2), layout="constrained")
+    for ax, (label, curves) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn):
+        for key, name in curves:
+            ax.plot(epochs, [record[key] for record in records], marker="o", markersize=2, label=name)
+        ax.set(xlabel="epoch", ylabel=label)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    return figure
+
+
 def draw_adversarial(
     images: Tensor,
     adversarial: Mapping[str, Tensor],

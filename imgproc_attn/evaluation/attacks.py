@@ -148,12 +148,13 @@ class PGD:
             left = (~success).nonzero()[:, 0]
             if len(left) == 0:
                 break
-            found = self._run(model, images[left], labels[left], ids[left.cpu()], restart)
+            found = self.perturb(model, images[left], labels[left], ids[left.cpu()], restart)
             adversarial[left] = found
             success[left] = ~is_correct(model, found, labels[left])
         return AttackResult(adversarial, success)
 
-    def _run(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        """The last points of one restart, for every sample, already fooled or not (what adversarial training trains on)."""
         start = draw(images, ids, (self.seed, restart), lambda shape, g: torch.rand(shape, generator=g) * 2 - 1)
         step_size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         adversarial = _project(images + self.eps * start, images, self.eps)

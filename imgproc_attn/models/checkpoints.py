@@ -2,10 +2,15 @@
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"  # what timm looks for in a folder
 
 _logger = logging.getLogger(__name__)
 
@@ -77,3 +82,61 @@ def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], pre
 def _in_any_block(name: str) -> str:
     """The name with its block's number replaced by a star."""
     return _BLOCK.sub("blocks.*.", name)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file, or in a folder as `save_weights` leaves it; nothing in it is executed.
+
+    Safetensors, or what ``torch.save`` writes: weights alone, or a dictionary with them under ``state_dict_ema``,
+    ``state_dict`` or ``model``, as timm's, ours and DeiT's checkpoints have them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is cut off, or holds no weights.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {file}.")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and tensor readers each have their own
+        raise ValueError(f"{file} is cut off or no checkpoint: {first_line(error)}") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ValueError(f"{file} holds no weights, neither as such nor under state_dict or model.")
+    return clean_state_dict(content)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load all of a checkpoint into ``model``.
+
+    Counters of batch normalisation may be missing; half precision becomes the model's own type.
+
+    Raises:
+        ValueError: Missing, unexpected or mis-shaped names; the message lists them. Or as `read_weights`.
+        FileNotFoundError: There is no such file.
+    """
+    weights, own = read_weights(path), model.state_dict()
+    shapes = [
+        f"{name} {list(weights[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    fitting = {name: weights[name] for name in weights if name not in own or weights[name].shape == own[name].shape}
+    result = model.load_state_dict(fitting, strict=False)  # filter models complete a plain ViT's weights here
+    missing = [name for name in result.missing_keys if name not in weights and not name.endswith("num_batches_tracked")]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+        for what, names in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{path} is of another model than {type(model).__name__} as built here: {'; '.join(problems)}.")
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

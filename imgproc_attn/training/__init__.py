@@ -1,7 +1,7 @@
-"""Training: recipes and the loop."""
+"""Training: recipes, the loop, and what a run keeps."""
 
-from .data import Split, load_digits
-from .loop import fit
-from .recipe import Recipe, find_recipe, load_recipe
+from .loop import Trainer
+from .recipe import Recipe, find_recipe, list_recipes, load_recipe
+from .run import train
 
-__all__ = ["Recipe", "Split", "find_recipe", "fit", "load_digits", "load_recipe"]
+__all__ = ["Recipe", "Trainer", "find_recipe", "list_recipes", "load_recipe", "train"]

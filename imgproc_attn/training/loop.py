@@ -1,93 +1,222 @@
-"""The loop: a model, images, a recipe; timm's optimisers and schedule."""
+"""The loop: a task, a loader, timm's optimiser and schedule; the same for classification, segmentation and text."""
 
+import itertools
 import math
+import random
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from kornia.augmentation import RandomAffine
+import torch.distributed as dist
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from timm.scheduler import create_scheduler_v2
+from timm.task import TrainingTask
+from timm.utils import dispatch_clip_grad
+from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from ..data import Processes
 from ..evaluation.draws import mix
-from .recipe import Recipe
+from .recipe import Optimiser, Recipe, Schedule
 
 
-class Epoch(NamedTuple):
-    """What one pass over the images left behind."""
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, numpy's and torch's generators from several numbers."""
+    seed = mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
-    epoch: int
-    loss: float
-    lr: float
+
+def build_optimiser(task: TrainingTask, o: Optimiser) -> torch.optim.Optimizer:
+    """Timm's optimiser over the task's model; 1-D parameters, bandwidths among them, do not decay."""
+    given = {} if o.betas is None else {"betas": tuple(o.betas)}
+    return create_optimizer_v2(
+        task.get_trainable_module(),
+        o.name,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        layer_decay=o.layer_decay,
+        **given,
+    )
 
 
-def fit(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int, progress: Callable[[Epoch], None] | None = None
-) -> list[Epoch]:
-    """Train ``model`` in place on images in [0, 1].
+def build_scheduler(optimiser: torch.optim.Optimizer, s: Schedule, updates: int) -> Any:
+    """Timm's schedule, stepped by update."""
+    scheduler, _ = create_scheduler_v2(
+        optimiser,
+        sched=s.name,
+        num_epochs=s.epochs,
+        warmup_epochs=s.warmup_epochs,
+        warmup_lr=s.warmup_lr,
+        min_lr=s.min_lr,
+        decay_rate=s.power,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    return scheduler
 
-    torch's generators are seeded anew each epoch, from ``seed`` and the epoch.
+
+@dataclass
+class Trainer:
+    """Trains a task, epoch by epoch; an epoch depends on the state before it, the seed and its number alone.
 
     Args:
-        model: Maps images in [0, 1] to logits.
-        images: ``[n, C, H, W]``.
-        labels: ``[n]``.
-        recipe: What to do.
-        seed: Of all random choices.
-        progress: Called after each epoch.
+        task: Model and loss; its ``start_epoch``, if it has one, is called before each epoch.
+        loader: Batches ``(input, target)`` on the device, with a ``sampler`` that takes ``set_epoch``.
+        recipe: Optimiser, schedule and run.
+        processes: Which process this is.
+        mixup: timm's, applied to batches.
+        progress: Called with the number of images of each batch, over all processes.
 
-    Raises:
-        FloatingPointError: The loss is not finite; the message names epoch and update.
-        ValueError: Fewer images than one batch.
+    Attributes:
+        optimiser: timm's.
+        scaler: For float16.
+        updates: Updates an epoch.
     """
-    batch_size, schedule = recipe.run.batch_size, recipe.schedule
-    updates = len(images) // batch_size
-    if updates == 0:
-        raise ValueError(f"run.batch_size is {batch_size}, but there are {len(images)} training images; lower it.")
-    optimiser = create_optimizer_v2(
-        model, recipe.optimiser.name, lr=recipe.optimiser.lr, weight_decay=recipe.optimiser.weight_decay
-    )
-    scheduler = CosineLRScheduler(
-        optimiser,
-        t_initial=schedule.epochs * updates,
-        warmup_t=schedule.warmup_epochs * updates,
-        warmup_lr_init=recipe.optimiser.lr / max(schedule.warmup_epochs * updates, 1),
-        t_in_epochs=False,
-    )
-    augment = _augmentation(recipe)
-    model.train()
-    history = []
-    for epoch in range(schedule.epochs):
-        torch.manual_seed(mix(seed, epoch))
-        batches = torch.randperm(len(images), device=images.device)[: updates * batch_size].split(batch_size)
-        augmented = augment(images)
-        total = 0.0
-        for i, batch in enumerate(batches):
-            update = epoch * updates + i
-            scheduler.step_update(update)
-            loss = F.cross_entropy(model(augmented[batch]), labels[batch], label_smoothing=recipe.run.label_smoothing)
-            optimiser.zero_grad()
-            loss.backward()
-            if recipe.optimiser.clip_grad is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip_grad)
-            optimiser.step()
-            total += loss.item()
-            if not math.isfinite(total):
+
+    task: TrainingTask
+    loader: Any
+    recipe: Recipe
+    processes: Processes = Processes()
+    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    progress: Callable[[int], Any] = lambda images: None
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        run = self.recipe.run
+        self.updates = len(self.loader) // run.accumulate
+        if self.updates == 0:
+            raise ValueError(
+                f"run.accumulate is {run.accumulate}, but an epoch has {len(self.loader)} batches of "
+                f"{run.batch_size // run.accumulate} images; lower run.batch_size."
+            )
+        self.optimiser = build_optimiser(self.task, self.recipe.optimiser)
+        self._scheduler = build_scheduler(self.optimiser, self.recipe.schedule, self.updates)
+        device = self.task.device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=run.amp == "float16")
+        self.autocast = autocast(device, run.amp)
+        if run.ema_decay is not None:
+            self.task.setup_ema(decay=run.ema_decay)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the images.
+
+        Returns:
+            ``loss``, ``lr``, ``seconds`` and ``images_per_second``.
+
+        Raises:
+            FloatingPointError: A loss that is not finite; the message names the update and its images.
+        """
+        run, start = self.recipe.run, time.perf_counter()
+        seed_everything(run.seed, epoch, self.processes.rank)
+        set_epoch(self.loader, mix(run.seed, epoch) % 2**31)
+        getattr(self.task, "start_epoch", lambda epoch: None)(epoch)
+        self.task.train()
+        total, recent = 0.0, []
+        batches = itertools.islice(self.loader, self.updates * run.accumulate)
+        for i, (images, targets) in enumerate(batches):
+            last = (i + 1) % run.accumulate == 0
+            if last:
+                self._scheduler.step_update(epoch * self.updates + i // run.accumulate)
+            recent.append(self._backward(images, targets, last))
+            if last:
+                self._update(epoch * self.updates + i // run.accumulate)
+            if len(recent) == run.log_every or i + 1 == self.updates * run.accumulate:
+                total += self._checked(recent, epoch, i + 1 - len(recent))
+                recent = []
+            self.progress(len(images) * self.processes.count)
+        seconds = time.perf_counter() - start
+        count = self.updates * run.accumulate
+        return {
+            "loss": self._mean_over_processes(total / count),
+            "lr": max(group["lr"] for group in self.optimiser.param_groups),
+            "seconds": seconds,
+            "images_per_second": self.updates * run.batch_size / seconds,
+        }
+
+    def _backward(self, images: Tensor, targets: Tensor, last: bool) -> Tensor:
+        """Add the batch's gradient; between processes it is averaged with the last batch of an update."""
+        if self.recipe.run.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        with nullcontext() if last else self.task.no_sync():
+            with self.autocast():
+                loss = self.task(images, targets)["loss"]
+            self.scaler.scale(loss / self.recipe.run.accumulate).backward()
+        return loss.detach()
+
+    def _update(self, update: int) -> None:
+        clip = self.recipe.optimiser.clip_grad
+        if clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            dispatch_clip_grad(self.task.get_clip_parameters(), clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.task.update_ema(step=update + 1)
+
+    def _checked(self, losses: list[Tensor], epoch: int, first: int) -> float:
+        """Their sum, if all are finite."""
+        values = torch.stack(losses).tolist()
+        for batch, value in enumerate(values, first):
+            if not math.isfinite(value):
+                run, o = self.recipe.run, self.recipe.optimiser
                 raise FloatingPointError(
-                    f"The loss is {loss.item()} in epoch {epoch}, update {i}; lower optimiser.lr, "
-                    f"now {recipe.optimiser.lr}, or set optimiser.clip_grad."
+                    f"The loss is {value} in epoch {epoch}, update {epoch * self.updates + batch // run.accumulate} (batch {batch} "
+                    f"of the epoch); its images: {', '.join(self.batch_names(batch)) or 'not known'}. Lower optimiser.lr, now "
+                    f"{o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
                 )
-        history.append(Epoch(epoch, total / updates, optimiser.param_groups[0]["lr"]))
-        if progress:
-            progress(history[-1])
-    model.eval()
-    return history
+        return sum(values)
+
+    def batch_names(self, batch: int) -> list[str]:
+        """The images of a batch of the present epoch, in this process; empty where the reader has no order of its own."""
+        loader = self.loader.loader
+        if isinstance(loader.dataset, IterableDataset):
+            return []
+        indices = itertools.islice(iter(loader.sampler), batch * loader.batch_size, (batch + 1) * loader.batch_size)
+        return [loader.dataset.name(i) for i in indices]
+
+    def _mean_over_processes(self, value: float) -> float:
+        if self.processes.count == 1:
+            return value
+        mean = torch.tensor(value, dtype=torch.float64, device=self.task.device)
+        dist.all_reduce(mean)
+        return mean.item() / self.processes.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """All an epoch depends on, as ``torch.load(weights_only=True)`` takes it."""
+        averaged = self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}
+        return {
+            **self.task.get_checkpoint_state(),
+            **averaged,
+            "optimizer": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+        if self.task.has_ema():
+            self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+        self.optimiser.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
 
-def _augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
-    a = recipe.augmentation
-    if a.degrees == 0 and a.translate == 0 and list(a.scale) == [1.0, 1.0]:
-        return lambda images: images
-    return RandomAffine(degrees=a.degrees, translate=(a.translate, a.translate), scale=(a.scale[0], a.scale[1]), p=1.0)
+def autocast(device: str, dtype: str | None) -> Callable[[], AbstractContextManager]:
+    """Torch's autocast to ``bfloat16`` or ``float16``; for None nothing happens."""
+    return nullcontext if dtype is None else partial(torch.autocast, device, getattr(torch, dtype))
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Reshuffle: of the sampler, or of a set that shuffles itself."""
+    for part in (loader.loader.sampler, loader.loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)

@@ -1,7 +1,9 @@
 """Recipes: a YAML file, read into a typed schema that refuses what it does not know, before anything is built."""
 
 import difflib
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,40 +16,159 @@ class _Section(BaseModel):
 
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Epsilon = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+class Model(BaseModel):
+    """A registered timm model.
+
+    Attributes:
+        name: As ``timm.create_model`` takes it. A comparison may leave it to its variants.
+        pretrained: Start from the trained weights of that name.
+        checkpoint: Start from the weights of this file, or of this folder of a run.
+
+    Further keys are keyword arguments of the model. Classes and channels come from the section ``data``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = ""
+    pretrained: bool = False
+    checkpoint: str = ""
 
 
 class Data(_Section):
     """Which images.
 
     Attributes:
-        name: ``digits``: the 1,797 scanned digits of 8 x 8 pixels that ship with scikit-learn.
-        test_images: How many are held out, as many of each class as the set has.
-        seed: Of the split, which is the same for every model and training seed.
-        mean: Subtracted from images in [0, 1], inside the model.
-        std: What they are divided by, inside the model.
+        name: The reader. ``folder``: a folder a class, or a tar file of such. ``npz``: packed JPEG files (`PackedImages`).
+            ``digits``: the 1,797 scanned digits that ship with scikit-learn. ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``,
+            ``tfds/…``: timm's names of torchvision sets, WebDataset, Hugging Face sets (iterable too), TensorFlow sets.
+        root: Folder or file; a relative path that does not exist is looked for in ``$IMGPROC_ATTN_DATA`` too.
+        train_split: Trained on: a split's name, or a subfolder of ``root``; empty for ``root`` itself.
+        validation_split: What the best checkpoint is chosen on. Default: see ``validation_images``.
+        test_split: What the final numbers come from; no choice looks at it.
+        validation_images: So many random images of the training split are held out for validation. With 0 and no
+            ``validation_split`` nothing is chosen, and the last checkpoint is the result.
+        train_images: So many random images of the rest are trained on. Default: all.
+        test_images: The first so many images of the test split. Default: all.
+        seed: Of these random choices, equal for all models and training seeds; for ``digits`` of the split too.
+        num_classes: Labels run from 0 to ``num_classes - 1``.
+        input_size: ``[channels, height, width]`` of what the model gets.
+        mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
+        std: What they are divided by. Default: of the model's ``pretrained_cfg``.
+        interpolation: Of resizing.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the centre.
+        broken_images: An unreadable image is named and ``skip``ped, or ``stop``s the run.
+        workers: Processes that read and augment, for each training process.
     """
 
-    name: Literal["digits"]
-    test_images: Count
+    name: str
+    root: str = ""
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = "validation"
+    validation_images: Annotated[int, Field(ge=0)] = 0
+    train_images: Count | None = None
+    test_images: Count | None = None
     seed: int = 0
-    mean: Annotated[list[float], Field(min_length=1)]
-    std: Annotated[list[Positive], Field(min_length=1)]
+    num_classes: Annotated[int, Field(ge=2)]
+    input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    std: Annotated[list[Positive], Field(min_length=1)] | None = None
+    interpolation: Literal["bicubic", "bilinear", "nearest", "random"] = "bicubic"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    broken_images: Literal["skip", "stop"] = "stop"
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in READERS or (name.partition("/")[0] in PREFIXES and name.partition("/")[2]):
+            return name
+        raise ValueError(
+            f"{name!r} is no reader; there are {', '.join(READERS)} and names that begin with {', '.join(PREFIXES)}"
+        )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> "Data":
+        if self.validation_images and self.validation_split is not None:
+            raise ValueError("validation_images and validation_split exclude each other: hold images out, or name a split")
+        if self.name != "digits" and not self.name.startswith(("hfds/", "hfids/")) and not self.root:
+            raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
+        return self
+
+
+READERS = ("folder", "npz", "digits")
+PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")
 
 
 class Augmentation(_Section):
-    """Random affine maps of the training images, drawn anew each epoch.
+    """Random changes of training images; names and order are timm's ``create_transform``, then its ``Mixup``.
 
     Attributes:
-        degrees: Largest rotation.
+        scale: Share of the area that a random resized crop keeps; ``[1, 1]`` turns it off.
+        ratio: Aspect ratio of that crop.
+        crop_padding: Mirror so many pixels outwards and crop at random (CIFAR's way); needs ``scale: [1, 1]``.
+        degrees: Largest rotation; with ``translate`` and ``magnify`` one affine map.
         translate: Largest shift, as a share of the side.
-        scale: Smallest and largest magnification.
+        magnify: Smallest and largest magnification.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength; not used together with ``auto_augment``.
+        auto_augment: timm's policy string, as ``rand-m9-mstd0.5-inc1``.
+        erasing: Probability of random erasing.
+        mixup: Alpha of mixup.
+        cutmix: Alpha of cutmix.
+        mix_probability: Of mixup or cutmix for a batch.
+        mix_switch: Probability of cutmix where both are on.
+        repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
     """
 
+    scale: Range = [1.0, 1.0]
+    ratio: Range = [1.0, 1.0]
+    crop_padding: Annotated[int, Field(ge=0)] = 0
     degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    translate: Annotated[float, Field(ge=0, le=1)] = 0.0
-    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    translate: Share = 0.0
+    magnify: Range = [1.0, 1.0]
+    hflip: Share = 0.0
+    color_jitter: NotNegative = 0.0
+    auto_augment: str | None = None
+    erasing: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_probability: Share = 1.0
+    mix_switch: Share = 0.5
+    repeats: Count = 1
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> "Augmentation":
+        if self.crop_padding and list(self.scale) != [1.0, 1.0]:
+            raise ValueError(f"crop_padding is {self.crop_padding} and scale {self.scale}; only one of the two may crop")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets become soft."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class Adversarial(_Section):
+    """Adversarial training: each batch is attacked by PGD, and trained on instead (arXiv 1706.06083).
+
+    Attributes:
+        eps: Radius of the L-infinity ball, in units of [0, 1].
+        steps: Of PGD.
+        step_size: Of PGD. Default: ``2.5 eps / steps``.
+        warmup_epochs: The radius grows linearly over the first of them.
+    """
+
+    eps: Annotated[float, Field(gt=0, le=1)]
+    steps: Count = 3
+    step_size: Positive | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
 
 
 class Optimiser(_Section):
@@ -55,27 +176,41 @@ class Optimiser(_Section):
 
     Attributes:
         name: As timm's ``create_optimizer_v2`` takes it.
-        lr: Peak learning rate.
+        lr: Peak learning rate, for the recipe's batch.
         weight_decay: Not applied to 1-D parameters, bandwidths among them.
+        momentum: For optimisers that have one.
+        betas: For optimisers that have them. Default: the optimiser's.
+        layer_decay: Factor of the learning rate from each block to the one before it.
         clip_grad: Largest norm of the gradient; None for none.
     """
 
     name: str
     lr: Positive
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
+    momentum: Share = 0.9
+    betas: Annotated[list[Share], Field(min_length=2, max_length=3)] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     clip_grad: Positive | None = None
 
 
 class Schedule(_Section):
-    """Linear warm-up, then a cosine to zero, by update.
+    """Linear warm-up, then a decay to ``min_lr``, by update.
 
     Attributes:
-        epochs: Passes over the training images.
+        name: Shape of the decay.
+        epochs: Passes over the training images, warm-up included.
         warmup_epochs: The first of them.
+        warmup_lr: Where the warm-up begins.
+        min_lr: Where the decay ends.
+        power: Of ``poly``.
     """
 
+    name: Literal["cosine", "poly"] = "cosine"
     epochs: Count
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: NotNegative = 1e-6
+    min_lr: NotNegative = 0.0
+    power: Positive = 0.9
 
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> "Schedule":
@@ -88,25 +223,40 @@ class Run(_Section):
     """How it is run.
 
     Attributes:
-        seeds: One training run a model and seed; comparisons are paired by seed.
-        batch_size: Images an update.
+        seed: Of initial weights, order, augmentation and drop path.
+        batch_size: Images an update, over all processes and accumulated batches.
+        accumulate: So many batches an update.
+        loss: ``ce``: cross-entropy; ``bce``: binary cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes.
+        amp: Autocast to this type; None for float32.
+        compile: ``torch.compile`` the model.
+        channels_last: Memory format of weights and images.
+        checkpoint_blocks: Recompute blocks in the backward pass, which saves memory.
+        ema_decay: Decay of an exponential moving average of the weights, which then is what is evaluated and kept.
+        log_every: Updates between looks at the loss; each waits for the device.
     """
 
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seed: int = 0
     batch_size: Count
+    accumulate: Count = 1
+    loss: Literal["ce", "bce"] = "ce"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    amp: Literal["bfloat16", "float16"] | None = None
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_blocks: bool = False
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    log_every: Count = 50
 
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds are {seeds}, but each may stand there once; runs of one seed are equal")
-        return seeds
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "Run":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size is {self.batch_size}, but must be a multiple of accumulate, {self.accumulate}")
+        return self
 
 
 class EvaluationSection(_Section):
-    """What the trained models go through; images are in [0, 1], and so are the units.
+    """What trained models go through in a comparison; images are in [0, 1], and so are the units.
 
     Attributes:
         fgsm: Radii eps of FGSM.
@@ -117,46 +267,91 @@ class EvaluationSection(_Section):
         gaussian_blur: Standard deviations in pixels.
     """
 
-    fgsm: list[Epsilon] = []
-    pgd: list[Epsilon] = []
+    fgsm: list[Share] = []
+    pgd: list[Share] = []
     pgd_steps: Count = 20
     pgd_restarts: Count = 1
     gaussian_noise: list[Positive] = []
     gaussian_blur: list[Positive] = []
 
 
-class Variant(BaseModel):
-    """A model: a registered name, and keyword arguments on top of the recipe's ``model`` section."""
+class Comparison(_Section):
+    """Several models under one training, paired by seed.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    Attributes:
+        seeds: One training run a model and seed.
+        variants: Keys of the section ``model`` that change, by label; the first is the baseline of the paired differences.
+    """
 
-    name: str
+    seeds: Annotated[list[int], Field(min_length=1)]
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds are {seeds}, but each may stand there once; runs of one seed are equal")
+        return seeds
 
 
 class Recipe(_Section):
-    """A comparison of models under one training.
+    """One training run, or a comparison of several.
 
     Attributes:
-        title: Stands over the report.
-        data: Which images.
-        model: Keyword arguments all models share.
-        variants: The models, by label; the first is the baseline of the paired differences.
-        augmentation: Of the training images.
+        title: Stands over reports.
+        model: What is trained.
+        data: On which images.
+        augmentation: How they are changed.
+        adversarial: Attacks while training; None for none.
         optimiser: How weights are updated.
         schedule: How long, and at what rate.
-        run: Seeds and batches.
-        evaluation: Attacks and corruptions.
+        run: Seed, batches, loss, precision.
+        evaluation: Attacks and corruptions of a comparison.
+        comparison: Models and seeds of a comparison.
     """
 
     title: str
+    model: Model = Model()
     data: Data
-    model: dict[str, Any]
-    variants: Annotated[dict[str, Variant], Field(min_length=1)]
     augmentation: Augmentation = Augmentation()
+    adversarial: Adversarial | None = None
     optimiser: Optimiser
     schedule: Schedule
     run: Run
     evaluation: EvaluationSection = EvaluationSection()
+    comparison: Comparison | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        batch = self.run.batch_size // self.run.accumulate
+        if self.augmentation.mixes and batch % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / accumulate even"
+            )
+        if self.adversarial and self.augmentation.erasing:
+            raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
+        for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
+            if not (self.model.name or options.get("name")):
+                raise ValueError(f"{label}: no model is named; give model.name")
+        return self
+
+    def variant(self, label: str, seed: int) -> "Recipe":
+        """The single run ``label`` with ``seed`` of a comparison.
+
+        Raises:
+            ValueError: There is no such variant.
+        """
+        variants = self.comparison.variants if self.comparison else {}
+        if label not in variants:
+            raise ValueError(f"No variant {label!r} in this recipe; there are {', '.join(variants) or 'none'}.")
+        return self.model_copy(
+            update={
+                "title": f"{self.title}: {label}",
+                "model": Model(**{**self.model.model_dump(), **variants[label]}),
+                "run": self.run.model_copy(update={"seed": seed}),
+                "comparison": None,
+            }
+        )
 
 
 def recipe_folders() -> list[Path]:
@@ -165,22 +360,31 @@ def recipe_folders() -> list[Path]:
     return [package / "recipes", package.parent / "recipes"]
 
 
-def find_recipe(name: str) -> Path:
-    """The file ``name``, or the recipe of that name (with or without ``.yaml``) that comes with the package.
-
-    Raises:
-        FileNotFoundError: Neither is there; the recipes that are get listed.
-    """
-    if Path(name).is_file():
-        return Path(name)
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, ``{name: file}``, names as ``imagenet/nlm_vit_tiny_300e``."""
     known: dict[str, Path] = {}
     for folder in recipe_folders():
         for file in sorted(folder.rglob("*.yaml")):
             known.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
-    short = name.removesuffix(".yaml")
+    return known
+
+
+def find_recipe(name: str) -> Path:
+    """The file ``name``, or the recipe of that name (with or without ``.yaml``) that comes with the package.
+
+    Raises:
+        FileNotFoundError: Neither is there; the nearest recipes that are get named.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known, short = list_recipes(), name.removesuffix(".yaml")
     if short in known:
         return known[short]
-    raise FileNotFoundError(f"No recipe {name!r}: neither a file nor one of {', '.join(known) or 'none'}.")
+    near = difflib.get_close_matches(short, known, n=3) or [k for k in known if short in k] or list(known)
+    raise FileNotFoundError(
+        f"No recipe {name!r}: neither a file nor one of the package's. Near it: {', '.join(near[:8])}; "
+        f"`imgproc-attn recipes` lists all {len(known)}."
+    )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -188,24 +392,33 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value``, the value in YAML: ``run.seeds=[0,1]``, ``optimiser.lr=1.0e-3``.
+        overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimiser.lr=1e-3``.
 
     Raises:
         ValueError: What is wrong, by its place in the file; for an unknown key the nearest known one.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, but a recipe is a mapping of sections.")
     for override in overrides:
         _override(content, override)
+    return check_recipe(content, str(path))
+
+
+def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
+    """A recipe from what a file holds.
+
+    Raises:
+        ValueError: As `load_recipe`.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = "\n".join(f"  {_problem(e)}" for e in error.errors())
-        raise ValueError(f"{path}:\n{problems}") from None
+        raise ValueError(f"{origin}:\n{problems}") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -214,7 +427,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ValueError(f"Override {override!r} has no '='; write section.key=value.")
     *sections, key = place.split(".")
     for section in sections:
-        content = content.setdefault(section, {})
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
         if not isinstance(content, dict):
             raise ValueError(f"Override {override!r}: {section!r} is not a section.")
     try:
@@ -229,13 +444,22 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            section = _without_none(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
         return f"{place}: unknown key; {hint}"
-    given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
-    return f"{place}: {error['msg']}{given}"
+    if error["type"] in ("missing", "value_error"):
+        return f"{place}: {message}" if place else message
+    return f"{place}: {message} (given: {error['input']!r})"
+
+
+def _without_none(annotation: Any) -> Any:
+    """``X`` of ``X | None``."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(annotation) if a is not type(None))
+    return annotation

@@ -1,26 +1,23 @@
-"""The main job on real images: train models under one recipe, attack and corrupt them, report."""
+"""Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
 import hashlib
 import itertools
 import json
 import math
-import platform
-import time
+import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_model, save_model
-from timm.optim import create_optimizer_v2
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
+from .data import Images, Unreadable, evaluation_loader
 from .diagnostics import (
     bandwidths,
     draw_adversarial,
@@ -30,20 +27,46 @@ from .diagnostics import (
     draw_learning,
     saturation,
 )
+from .environment import environment
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
 from .evaluation.statistics import mean_and_std
 from .files import write_atomically, write_json, write_text
 from .layers import FilterAttention
 from .models import FilterVisionTransformer
-from .training import Recipe, Split, fit, load_digits
+from .models.checkpoints import load_weights
+from .training import Recipe, train
+from .training.run import check, create, open_splits
 
-# Disturbances by the recipe's key: name in tables, unit, and how one of a strength is made.
+# Disturbances by the recipe's key: name in tables and unit.
 DISTURBANCES = {
     "fgsm": ("FGSM", "eps"),
     "pgd": ("PGD", "eps"),
     "gaussian_noise": ("noise", "standard deviation"),
     "gaussian_blur": ("blur", "sigma / pixels"),
 }
+EVALUATION = "evaluation.json"
+
+
+class TestImages:
+    """The images all models of a comparison are judged on, in memory.
+
+    Attributes:
+        images: ``[n, C, H, W]`` in [0, 1].
+        labels: ``[n]``.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        data = recipe.data
+        split = open_splits(recipe, Unreadable()).test
+        if not isinstance(split, Images):
+            raise ValueError("A comparison needs data.test_split, from a reader that knows its images by number.")
+        plain = ([0.0] * data.input_size[0], [1.0] * data.input_size[0])
+        place = torch.device(device)
+        loader = evaluation_loader(split, data.input_size, *plain, data.interpolation, data.crop_pct, 256, data.workers, place)
+        batches = list(loader)
+        images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        self.images: Tensor = images[labels >= 0].clamp(0, 1)
+        self.labels: Tensor = labels[labels >= 0]
 
 
 @dataclass
@@ -63,30 +86,25 @@ class Result:
 
 def build(recipe: Recipe, label: str, seed: int) -> NormalizedModel:
     """The model ``label`` of the recipe, freshly initialised, normalisation inside."""
-    torch.manual_seed(seed)
-    return NormalizedModel(_create(recipe, label), recipe.data.mean, recipe.data.std)
+    return NormalizedModel(create(recipe.variant(label, seed)))
 
 
-def _create(recipe: Recipe, label: str, **kwargs: Any) -> nn.Module:
-    options = recipe.variants[label].model_dump()
-    return timm.create_model(options.pop("name"), **{**recipe.model, **options, **kwargs})
-
-
-def check(recipe: Recipe) -> None:
+def check_comparison(recipe: Recipe) -> None:
     """Build every model and the optimiser once, without memory, so that no mistake waits behind hours of training.
 
     Raises:
-        ValueError: A model or optimiser that cannot be built, or labels that would share a file.
+        ValueError: A recipe of one model, a model or optimiser that cannot be built, or labels that would share a folder.
     """
-    slugs = [_slug(label) for label in recipe.variants]
-    if len(set(slugs)) != len(slugs):
-        raise ValueError(f"variants: the labels {list(recipe.variants)} differ in letters and digits too little to name files.")
-    for label in recipe.variants:
+    if recipe.comparison is None:
+        raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
+    labels = list(recipe.comparison.variants)
+    if len({_slug(label) for label in labels}) != len(labels):
+        raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
+    for label in labels:
         try:
-            model = _create(recipe, label, device="meta")
-            create_optimizer_v2(model, recipe.optimiser.name, lr=recipe.optimiser.lr)
-        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"variants.{label}: {error}") from error
+            check(recipe.variant(label, 0))
+        except ValueError as error:
+            raise ValueError(f"comparison.variants.{label}: {error}") from error
 
 
 def disturbances(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,110 +117,85 @@ def disturbances(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     return attacks, corruptions
 
 
-def run_one(recipe: Recipe, label: str, seed: int, split: Split, bar: tqdm) -> tuple[Result, NormalizedModel]:
-    """Train and evaluate one model."""
-    model = build(recipe, label, seed).to(split.train_images.device)
+def run_one(
+    recipe: Recipe, label: str, seed: int, test: TestImages, folder: Path, device: str, bar: tqdm
+) -> tuple[Result, NormalizedModel]:
+    """Train and evaluate one model; what its folder holds already is not repeated."""
+    single = recipe.variant(label, seed)
     bar.set_description(f"{label}, seed {seed}")
-    start = time.perf_counter()
-
-    def on_epoch(epoch: Any) -> None:
-        bar.update()
-        bar.set_postfix_str(f"loss {epoch.loss:.3f}")
-
-    history = fit(model, split.train_images, split.train_labels, recipe, seed, on_epoch)
-    seconds = time.perf_counter() - start
-    found = evaluate(
-        model, split.test_images, split.test_labels, *disturbances(recipe), progress=lambda name: bar.set_postfix_str(name)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # saturation stands in the report
+        final = train(single, folder, device, resume=True, say=bar.set_postfix_str)
+    bar.update()
+    model = build(recipe, label, seed).to(device)
+    load_weights(model.model, folder / final["checkpoint"])
+    model.eval()
+    protocol = {"evaluation": recipe.evaluation.model_dump(), "n": len(test.labels), **environment(device)}
+    protocol.pop("hardware")
+    key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    file = folder / EVALUATION
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if known.get("key") != key:
+        found = evaluate(model, test.images, test.labels, *disturbances(recipe), progress=bar.set_postfix_str)
+        known = {"key": key, "accuracies": found.accuracies, "largest_perturbation": found.largest_perturbation}
+        write_json(file, known)
     bar.update()
     inner = model.model
     saturated = None
     if isinstance(inner, FilterVisionTransformer):
-        saturated = saturation(inner, (split.test_images[:100] - model.mean) / model.std)
+        saturated = saturation(inner, (test.images[:100] - model.mean) / model.std)
     result = Result(
         label,
         seed,
-        sum(p.numel() for p in model.parameters()),
-        seconds,
-        [epoch.loss for epoch in history],
-        found.accuracies,
-        found.largest_perturbation,
+        final["parameters"],
+        final["seconds"],
+        final["losses"],
+        known["accuracies"],
+        known["largest_perturbation"],
         bandwidths(model),
         saturated,
     )
     return result, model
 
 
-def quickstart(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = False) -> Path:
-    """Run the recipe and write a report.
+def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = False) -> Path:
+    """Run the comparison and write a report.
 
-    Finished runs are kept in ``output/runs``; called again with the same recipe and versions, they are not repeated.
+    Every model has its folder in ``output/runs``, as `imgproc_attn.training.train` leaves it; called again, finished runs are
+    not repeated, and broken off ones go on.
 
     Args:
         recipe: What to train and evaluate.
         output: Folder of the report; made if need be.
         device: Where to run.
-        restart: Repeat finished runs too.
+        restart: Forget what ``output/runs`` holds.
 
     Returns:
         The report, ``output/report.md``.
+
+    Raises:
+        ValueError: A mistake in the recipe, or runs of another recipe in ``output``.
     """
-    check(recipe)
-    protocol = _protocol(recipe, device)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "protocol.json", protocol)
-    split = Split(*(t.to(device) for t in load_digits(recipe.data.test_images, recipe.data.seed)))
-    jobs = [(label, seed) for seed in recipe.run.seeds for label in recipe.variants]
+    check_comparison(recipe)
+    assert recipe.comparison is not None
+    test = TestImages(recipe, device)
+    if restart:
+        shutil.rmtree(output / "runs", ignore_errors=True)
+    protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}
+    jobs = [(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
     results: list[Result] = []
     models: dict[str, NormalizedModel] = {}
-    with tqdm(total=len(jobs) * (recipe.schedule.epochs + 1), unit="epoch", dynamic_ncols=True) as bar:
+    with tqdm(total=2 * len(jobs), dynamic_ncols=True) as bar:
         for label, seed in jobs:
-            name = output / "runs" / f"{_slug(label)}-seed{seed}"
-            record, weights = name.with_suffix(".json"), name.with_suffix(".safetensors")
-            done = None if restart else _finished(record, weights, protocol["key"], label, seed)
-            if done is not None:
-                model = build(recipe, label, seed).to(device).eval()
-                load_model(model, weights)
-                bar.update(recipe.schedule.epochs + 1)
-            else:
-                done, model = run_one(recipe, label, seed, split, bar)
-                write_atomically(weights, partial(_save_weights, model))
-                write_json(record, {"key": protocol["key"], **asdict(done)})
-            results.append(done)
+            folder = output / "runs" / f"{_slug(label)}-seed{seed}"
+            result, model = run_one(recipe, label, seed, test, folder, device, bar)
+            results.append(result)
             models.setdefault(label, model)
-    return write_report(recipe, results, models, split, protocol, output)
+    return write_report(recipe, results, models, test, protocol, output)
 
 
-def _protocol(recipe: Recipe, device: str) -> dict[str, Any]:
-    """What the numbers depend on, and a key of it."""
-    packages = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "imgproc-attn")
-    protocol = {
-        "recipe": recipe.model_dump(),
-        "versions": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "device": device,
-        "dtype": "float32",
-    }
-    # how long a run takes to others does not matter to it: seeds are not part of its key
-    content = {
-        **protocol,
-        "recipe": recipe.model_copy(update={"run": recipe.run.model_copy(update={"seeds": []})}).model_dump(),
-    }
-    protocol["key"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return protocol
-
-
-def _finished(record: Path, weights: Path, key: str, label: str, seed: int) -> Result | None:
-    if not (record.is_file() and weights.is_file()):
-        return None
-    content = json.loads(record.read_text())
-    if (content.pop("key"), content["label"], content["seed"]) != (key, label, seed):
-        return None
-    return Result(**content)
-
-
-def _save_weights(model: NormalizedModel, file: Path) -> None:
-    save_model(model, str(file))
+def _variants(recipe: Recipe) -> list[str]:
+    return list(recipe.comparison.variants) if recipe.comparison else []
 
 
 def _slug(label: str) -> str:
@@ -231,7 +224,7 @@ def findings(results: list[Result], recipe: Recipe) -> list[str]:
 
 def table(recipe: Recipe, results: list[Result]) -> str:
     """Accuracy by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
-    by_label = {label: [r for r in results if r.label == label] for label in recipe.variants}
+    by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
     conditions = list(results[0].accuracies)
     lines = ["| model | " + " | ".join(conditions) + " |", "|---" * (len(conditions) + 1) + "|"]
     for label, runs in by_label.items():
@@ -251,7 +244,7 @@ def table(recipe: Recipe, results: list[Result]) -> str:
 
 def sanity(recipe: Recipe, results: list[Result]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides the training-sanity rule."""
-    by_label = {label: [r.accuracies["clean"] for r in results if r.label == label] for label in recipe.variants}
+    by_label = {label: [r.accuracies["clean"] for r in results if r.label == label] for label in _variants(recipe)}
     baseline = next(iter(by_label))
     lines = ["| model | difference of clean accuracy | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
     for label, values in by_label.items():
@@ -271,29 +264,29 @@ def write_report(
     recipe: Recipe,
     results: list[Result],
     models: Mapping[str, NormalizedModel],
-    split: Split,
+    test: TestImages,
     protocol: dict[str, Any],
     output: Path,
 ) -> Path:
     """JSON, pictures and ``report.md`` in ``output``."""
     doubts = findings(results, recipe)
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
-    pictures = _pictures(recipe, results, models, split)
+    pictures = _pictures(recipe, results, models, test)
     for name, figure in pictures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
-    n, seeds = len(split.test_labels), recipe.run.seeds
+    n, seeds = len(test.labels), sorted({r.seed for r in results})
     parts = [
         f"# {recipe.title}",
         f"Accuracy in percent on {n} held-out images; mean ± standard deviation over seeds {seeds}; differences are paired by "
         f"seed. Attacks and corruptions in units of images in [0, 1]; PGD with {recipe.evaluation.pgd_steps} steps and "
         f"{recipe.evaluation.pgd_restarts} random start(s). Sampling error of one accuracy: up to {50 / n**0.5:.1f} points.",
         table(recipe, results),
-        "Clean accuracy against the baseline:\n\n" + sanity(recipe, results) if len(recipe.variants) > 1 else "",
+        "Clean accuracy against the baseline:\n\n" + sanity(recipe, results) if len(_variants(recipe)) > 1 else "",
         "Signs of gradient masking looked for (PGD weaker than FGSM, accuracy rising with eps, saturated filters): "
         + ("none found." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
         "Training time, mean: "
-        + ", ".join(f"{label} {_mean_seconds(results, label):.1f} s" for label in recipe.variants)
+        + ", ".join(f"{label} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))
         + f". Versions: {', '.join(f'{k} {v}' for k, v in protocol['versions'].items())}; {protocol['device']}.",
     ]
     report = output / "report.md"
@@ -306,8 +299,10 @@ def _mean_seconds(results: list[Result], label: str) -> float:
     return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
 
 
-def _pictures(recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], split: Split) -> dict[str, Figure]:
-    labels = list(recipe.variants)
+def _pictures(
+    recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], test: TestImages
+) -> dict[str, Figure]:
+    labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
     pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
     curves, units = {}, {}
@@ -323,13 +318,13 @@ def _pictures(recipe: Recipe, results: list[Result], models: Mapping[str, Normal
     if curves:
         pictures["curves"] = draw_curves(curves, units)
     if recipe.evaluation.pgd:
-        pictures["adversarial"] = _adversarial_gallery(recipe, models, split)
+        pictures["adversarial"] = _adversarial_gallery(recipe, models, test)
     learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
     if learned:
         pictures["bandwidths"] = draw_bandwidths(learned)
     for label, model in models.items():
         if isinstance(model.model, FilterVisionTransformer) and _has_space(model.model):
-            image = split.test_images[0]
+            image = test.images[0]
             rows, columns = model.model.patch_embed.grid_size
             patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
             normalized = (image - model.mean) / model.std
@@ -341,12 +336,12 @@ def _has_space(model: FilterVisionTransformer) -> bool:
     return any(isinstance(module, FilterAttention) and len(module.positions) > 0 for module in model.modules())
 
 
-def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], split: Split) -> Figure:
-    """The first digit of each class under PGD in the middle of the recipe's radii."""
+def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], test: TestImages) -> Figure:
+    """The first image of each class under PGD in the middle of the recipe's radii."""
     radii = sorted(recipe.evaluation.pgd)
     eps = radii[len(radii) // 2]
-    chosen = torch.stack([(split.test_labels == c).nonzero()[0, 0] for c in split.test_labels.unique()[:8]])
-    images, labels = split.test_images[chosen], split.test_labels[chosen]
+    chosen = torch.stack([(test.labels == c).nonzero()[0, 0] for c in test.labels.unique()[:8]])
+    images, labels = test.images[chosen], test.labels[chosen]
     attack = PGD(eps, recipe.evaluation.pgd_steps)
     found = {label: attack(model, images, labels, chosen.cpu()).adversarial for label, model in models.items()}
     with torch.no_grad():

@@ -1,0 +1,19 @@
+"""Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
+
+from .images import IGNORED, Images, Unreadable
+from .loaders import Processes, evaluation_loader, training_loader
+from .readers import Digits, PackedImages, check_classes, find_root, open_images
+
+__all__ = [
+    "IGNORED",
+    "Digits",
+    "Images",
+    "PackedImages",
+    "Processes",
+    "Unreadable",
+    "check_classes",
+    "evaluation_loader",
+    "find_root",
+    "open_images",
+    "training_loader",
+]

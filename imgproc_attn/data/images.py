@@ -1,0 +1,115 @@
+"""A split as torch's data set: decoded, transformed, unreadable files named."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from timm.data.readers.reader import Reader
+from torch.utils.data import Dataset
+
+IGNORED = -1  # label of an image that could not be read
+_CANNOT_READ = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+class Unreadable:
+    """Names of the images that could not be read, gathered from all worker processes in a file.
+
+    Args:
+        file: One line an image, appended. Default: a temporary file.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        if file is None:
+            handle, name = tempfile.mkstemp(prefix="unreadable-", suffix=".txt")
+            os.close(handle)
+            file = Path(name)
+        self.file = file
+
+    def add(self, name: str, error: Exception) -> None:
+        """Note an image."""
+        with self.file.open("a", encoding="utf-8") as file:  # one short write: lines of several processes do not mix
+            file.write(f"{name}\t{type(error).__name__}: {error}\n".replace("\n", " ").rstrip() + "\n")
+
+    def names(self) -> list[str]:
+        """Each once, in the order of their first mention."""
+        if not self.file.exists():
+            return []
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        return list(dict.fromkeys(line.split("\t")[0] for line in lines))
+
+
+class Images(Dataset):
+    """Images and labels of a reader.
+
+    Args:
+        reader: Gives ``(file or PIL image, label)``.
+        num_classes: Labels must lie in 0 to ``num_classes - 1``.
+        indices: Which, in which order. Default: all.
+        channels: 1 for grey, 3 for colour.
+        on_unreadable: ``stop``: an error; ``replace``: the next one in its place (training); ``ignore``: an empty image with
+            the label -1, which counts nowhere (evaluation).
+        unreadable: Where they are noted.
+        transform: PIL image to array.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        num_classes: int,
+        indices: Sequence[int] | None = None,
+        channels: int = 3,
+        on_unreadable: Literal["stop", "replace", "ignore"] = "stop",
+        unreadable: Unreadable | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> None:
+        self.reader, self.num_classes, self.transform = reader, num_classes, transform
+        self.indices = range(len(reader)) if indices is None else indices
+        self.on_unreadable = on_unreadable
+        self.unreadable = unreadable or Unreadable()
+        self._mode = {1: "L", 3: "RGB"}.get(channels)
+        if self._mode is None:
+            raise ValueError(f"data.input_size: {channels} channels; pictures have 1 (grey) or 3 (colour).")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        """What the image at ``index`` is called."""
+        return self.reader.filename(self.indices[index])
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.on_unreadable != "replace":
+            return self._get(index)
+        for step in range(len(self)):
+            image, label = self._get((index + step) % len(self))
+            if label != IGNORED:
+                return image, label
+        raise ValueError(f"None of the {len(self)} images can be read; see {self.unreadable.file}.")
+
+    def _get(self, index: int) -> tuple[Any, int]:
+        try:
+            picture, label = self._open(self.indices[index])
+        except _CANNOT_READ as error:
+            if self.on_unreadable == "stop":
+                raise ValueError(
+                    f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or set data.broken_images=skip."
+                ) from error
+            self.unreadable.add(self.name(index), error)
+            picture, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED
+        else:
+            if not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"Image {self.name(index)} has label {label}, but data.num_classes is {self.num_classes}: labels run from 0 "
+                    f"to {self.num_classes - 1}."
+                )
+        return (picture if self.transform is None else self.transform(picture)), label
+
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        source, label = self.reader[index]
+        if isinstance(source, Image.Image):
+            return source.convert(self._mode), int(label)
+        with source, Image.open(source) as picture:
+            return picture.convert(self._mode), int(label)  # decodes, so that what is broken shows here

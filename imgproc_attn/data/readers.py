@@ -1,0 +1,237 @@
+"""Readers: what turns the name of a data set into encoded images and labels. timm's, and three it does not have."""
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+from timm.data import create_dataset
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+from torch.utils.data import IterableDataset
+
+DIGITS_HELD_OUT = 360
+SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "test", "eval", "evaluation"})
+
+
+class Digits(Reader):
+    """The 1,797 scanned digits of scikit-learn, 8 x 8 pixels of 17 grey levels, split class by class; 360 are the test split.
+
+    Args:
+        split: ``train`` or ``test``.
+        seed: Of the split.
+    """
+
+    def __init__(self, split: str, seed: int = 0) -> None:
+        super().__init__()
+        digits = datasets.load_digits()
+        train, test = train_test_split(
+            range(len(digits.target)), test_size=DIGITS_HELD_OUT, random_state=seed, stratify=digits.target
+        )
+        self._ids = train if _is_training(split) else test
+        self._pictures = np.round(digits.images * 255 / 16).astype(np.uint8)
+        self._labels = digits.target
+        self.class_to_idx = {str(i): i for i in range(10)}
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        i = self._ids[index]
+        return Image.fromarray(self._pictures[i]), int(self._labels[i])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"digit-{self._ids[index]}"
+
+
+class PackedImages(Reader):
+    """Encoded images in one ``.npz`` file.
+
+    It holds, for each split, ``<split>_bytes`` (all files one after the other, uint8), ``<split>_lengths`` and
+    ``<split>_labels``, and ``classes``. ``validation`` and ``test`` name the same split.
+
+    Args:
+        file: The ``.npz``.
+        split: Of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no such pack, is cut off, or has no such split.
+    """
+
+    def __init__(self, file: Path, split: str) -> None:
+        super().__init__()
+        if not file.is_file():
+            raise FileNotFoundError(f"data.root: there is no file {file}.")
+        try:
+            with np.load(file, allow_pickle=False) as pack:
+                splits = [name.removesuffix("_bytes") for name in pack.files if name.endswith("_bytes")]
+                found = [name for name in splits if name in _synonyms(split)]
+                if not found:
+                    raise ValueError(f"{file} has no split {split!r}; there are {', '.join(splits) or 'none'}.")
+                self._bytes, self._labels = pack[f"{found[0]}_bytes"], pack[f"{found[0]}_labels"].astype(int)
+                ends = np.cumsum(pack[f"{found[0]}_lengths"].astype(np.int64))  # the lengths' own type would overflow
+                classes = [str(name) for name in pack["classes"]]
+        except (OSError, KeyError, EOFError) as error:
+            raise ValueError(f"{file} is no pack of images: {error}") from error
+        if len(ends) != len(self._labels) or len(ends) == 0 or ends[-1] != len(self._bytes):
+            raise ValueError(
+                f"{file}: {len(ends)} lengths, {len(self._labels)} labels and {len(self._bytes)} bytes do not agree."
+            )
+        self._starts, self._ends, self._split = np.r_[0, ends[:-1]], ends, found[0]
+        self.class_to_idx = {name: i for i, name in enumerate(classes)}
+
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        return io.BytesIO(self._bytes[self._starts[index] : self._ends[index]].tobytes()), int(self._labels[index])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{self._split}-{index}"
+
+
+class TorchvisionImages(Reader):
+    """A torchvision data set of ``(PIL image, label)``."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self.class_to_idx = getattr(dataset, "class_to_idx", None)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        samples = getattr(self._dataset, "samples", None)
+        return str(samples[index][0]) if samples else f"{type(self._dataset).__name__}-{index}"
+
+
+def open_images(
+    name: str, root: str, split: str, seed: int = 0, training: bool = False, batch_size: int = 1, mode: str = "RGB"
+) -> Reader | IterableDataset:
+    """The reader of one split; a timm dataset for what can only be iterated over (WebDataset and its like).
+
+    Args:
+        name: As in `imgproc_attn.training.recipe.Data`.
+        root: Folder or file.
+        split: Name of the split, for folders a subfolder; empty for ``root`` itself.
+        seed: Of the digits' split, and of the shuffling of what can only be iterated over.
+        training: Shuffle what can only be iterated over.
+        batch_size: A hint for it.
+        mode: Of the pictures of what can only be iterated over: ``L`` or ``RGB``.
+
+    Raises:
+        FileNotFoundError: The data is not there.
+        ValueError: It is there, and not as it should be.
+    """
+    if name == "digits":
+        return Digits(split, seed)
+    if name == "npz":
+        return PackedImages(find_root(root), split)
+    if name == "folder":
+        return _open_folder(find_root(root), split)
+    try:
+        dataset = create_dataset(
+            name,
+            root=str(find_root(root)) if root else None,
+            split=split,
+            is_training=training,
+            batch_size=batch_size,
+            seed=seed,
+            **({"input_img_mode": mode} if not name.startswith("torch/") else {}),
+        )
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(f"data.name={name!r}, root {root!r}, split {split!r}: {error}") from error
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    return dataset.reader if isinstance(getattr(dataset, "reader", None), Reader) else TorchvisionImages(dataset)
+
+
+def find_root(root: str) -> Path:
+    """``root``, or the same in ``$IMGPROC_ATTN_DATA``.
+
+    Raises:
+        FileNotFoundError: Neither exists.
+    """
+    tried = [Path(root).expanduser()]
+    if os.environ.get("IMGPROC_ATTN_DATA") and not tried[0].is_absolute():
+        tried.append(Path(os.environ["IMGPROC_ATTN_DATA"]) / root)
+    for path in tried:
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"data.root: there is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH, or set IMGPROC_ATTN_DATA to the "
+        "folder a relative path starts from."
+    )
+
+
+def _open_folder(root: Path, split: str) -> Reader:
+    """A folder a class. timm would take ``root`` itself where the split is missing, and leave out empty classes."""
+    folder = root
+    if split and root.is_dir():
+        candidates = [root / name for name in [split, *sorted(_synonyms(split) - {split})]]
+        existing = [c for c in candidates if c.exists()]
+        if not existing:
+            there = sorted(p.name for p in root.iterdir())[:8]
+            raise FileNotFoundError(
+                f"{root} has no folder {split!r}; it holds {', '.join(there) or 'nothing'}. Name one of them as the split, or "
+                "give an empty split if the classes lie there."
+            )
+        folder = existing[0]
+    try:
+        reader = create_dataset("", root=str(folder), search_split=False).reader
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if folder.is_dir():
+        _check_no_class_is_empty(folder, reader.class_to_idx)
+    return reader
+
+
+def _check_no_class_is_empty(folder: Path, classes: Iterable[str]) -> None:
+    known, extensions = set(classes), get_img_extensions(as_set=True)
+    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in known):
+        if not any(file.suffix.lower() in extensions for file in entry.rglob("*")):
+            raise ValueError(
+                f"The class folder {entry} holds no image, and would shift the labels of the classes after it; "
+                "fill it, or remove it here and in every other split."
+            )
+
+
+def check_classes(classes: Any, num_classes: int, other: Any = None, names: tuple[str, str] = ("train", "test")) -> None:
+    """Refuse splits whose classes differ from each other or in number from ``num_classes``.
+
+    Args:
+        classes: ``{name: label}`` of a split, or None where the reader knows none.
+        num_classes: Of the recipe.
+        other: The same of another split.
+        names: Of the two splits.
+    """
+    if classes and len(classes) != num_classes:
+        raise ValueError(f"The {names[0]} split has {len(classes)} classes, but data.num_classes is {num_classes}.")
+    if classes and other and classes != other:
+        only = [sorted(set(a) - set(b)) for a, b in ((classes, other), (other, classes))]
+        parts = [
+            f"only in {name}: {', '.join(o[:5])}{', …' if len(o) > 5 else ''} ({len(o)})" for name, o in zip(names, only) if o
+        ]
+        raise ValueError(
+            f"The classes of the splits {names[0]} and {names[1]} differ: "
+            + ("; ".join(parts) or "same names, other labels")
+            + "."
+        )
+
+
+def _is_training(split: str) -> bool:
+    return split in SYNONYMS[0]
+
+
+def _synonyms(split: str) -> set[str]:
+    return next((group for group in SYNONYMS if split in group), {split})

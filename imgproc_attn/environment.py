@@ -1,0 +1,71 @@
+"""What a number was made with: versions, commit, machine."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "safetensors", "imgproc-attn")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions of what computes, the commit of a checkout, the machine; all as JSON takes it."""
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "device": device,
+        "hardware": _hardware(device),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout this package runs from, with ``+changes`` if it has any; None for an installed wheel."""
+    folder = Path(__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def _hardware(device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "system": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(torch.device(device))
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Keep glibc, for the rest of this process, from handing freed memory back to the system between runs.
+
+    Otherwise every step pays page faults, up to half its time, that depend on what ran before it.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-2, 1 << 28)  # M_TOP_PAD

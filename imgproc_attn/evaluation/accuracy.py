@@ -1,0 +1,153 @@
+"""Clean accuracy of a classifier on any reader: one prediction a sample, from which every number is counted."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import IGNORED, Images, Processes
+from .classification import wilson_interval
+
+
+@dataclass
+class Predictions:
+    """What a model said of each image, in the order of the data set.
+
+    Attributes:
+        top: ``[n, k]`` classes, best first; k is 5, or the number of classes if that is less.
+        labels: ``[n]``; -1 for images that could not be read.
+        losses: ``[n]`` cross-entropies, 0 for those.
+        seconds: Of the slowest process.
+    """
+
+    top: Tensor
+    labels: Tensor
+    losses: Tensor
+    seconds: float
+
+
+@torch.no_grad()
+def predict(
+    model: Callable[[Tensor], Tensor],
+    loader: Any,
+    autocast: Callable[[], Any],
+    processes: Processes = Processes(),
+    progress: Callable[[int], Any] = lambda images: None,
+) -> Predictions:
+    """Run a model over a loader of `imgproc_attn.data.evaluation_loader`; every process gets all predictions.
+
+    Raises:
+        FloatingPointError: Logits that are not finite, whose order means nothing.
+        ValueError: Labels beyond the model's classes.
+    """
+    parts, start = [], time.perf_counter()
+    for images, labels in loader:
+        with autocast():
+            logits = model(images)
+        logits = logits.float()
+        if not logits.isfinite().all():
+            raise FloatingPointError(
+                "The model gives logits that are not finite; it is broken, or overflows in this precision."
+            )
+        if labels.max() >= logits.shape[1]:
+            raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        parts.append((logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu(), labels.cpu(), losses.cpu()))
+        progress(len(images) * processes.count)
+    seconds = time.perf_counter() - start
+    if not parts:
+        raise ValueError("No image to evaluate on: the split is empty.")
+    shares = [(*(torch.cat(column) for column in zip(*parts)), seconds)]
+    if processes.count > 1:
+        shares = [None] * processes.count  # type: ignore[list-item]
+        dist.all_gather_object(shares, (*(torch.cat(column) for column in zip(*parts)), seconds))
+    top, labels, losses = (_interleave([share[i] for share in shares]) for i in range(3))
+    return Predictions(top, labels, losses, max(share[3] for share in shares))
+
+
+def _interleave(shares: Sequence[Tensor]) -> Tensor:
+    """Put back what every ``count``-th image was taken from."""
+    whole = shares[0].new_empty(sum(len(share) for share in shares), *shares[0].shape[1:])
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole
+
+
+def count_accuracy(predictions: Predictions, classes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Top-1 and top-5 with 95 % intervals (Wilson), loss, and a table by class.
+
+    Raises:
+        ValueError: No image could be read.
+    """
+    kept = predictions.labels != IGNORED
+    labels, found = predictions.labels[kept], predictions.top[kept] == predictions.labels[kept, None]
+    n = len(labels)
+    if n == 0:
+        raise ValueError("No image could be read; see the list of unreadable images.")
+    right = {"top1": found[:, 0], "top5": found.any(dim=1)}
+    names = {label: name for name, label in (classes or {}).items()}
+    table = []
+    for label in labels.unique().tolist():
+        of_class = labels == label
+        row: dict[str, Any] = {"label": label, "name": names.get(label, str(label)), "n": int(of_class.sum())}
+        table.append(row | {key: 100 * flags[of_class].double().mean().item() for key, flags in right.items()})
+    summary: dict[str, Any] = {"n": n, "loss": predictions.losses[kept].double().mean().item()}
+    for key, flags in right.items():
+        summary[key] = 100 * flags.double().mean().item()
+        summary[f"{key}_interval"] = list(wilson_interval(int(flags.sum()), n))
+    return {**summary, "per_class": table}
+
+
+def count_real(predictions: Predictions, names: Sequence[str], file: Path) -> dict[str, Any]:
+    """Accuracy by the reassessed labels of arXiv 2006.07159 (ReaL): an image may have several, and counts if it has any.
+
+    Args:
+        predictions: On the ImageNet validation set, or a part of it.
+        names: Of its files, which end in the number of the image, as ``ILSVRC2012_val_00000293.JPEG``.
+        file: ``real.json`` of that work: a list of lists of labels.
+
+    Raises:
+        ValueError: A name without a number, or a number the file does not have.
+    """
+    real = json.loads(file.read_text())
+    right = []
+    for name, top, label in zip(names, predictions.top[:, 0].tolist(), predictions.labels.tolist()):
+        number = re.search(r"(\d{8})\.\w+$", name)
+        if number is None or not 1 <= int(number.group(1)) <= len(real):
+            raise ValueError(f"{name}: not the name of an ImageNet validation image that {file} knows (…_val_00000001.JPEG).")
+        if label != IGNORED and real[int(number.group(1)) - 1]:
+            right.append(top in real[int(number.group(1)) - 1])
+    if not right:
+        raise ValueError(f"None of the {len(names)} images has a label in {file}.")
+    n = len(right)
+    return {"n": n, "top1": 100 * sum(right) / n, "top1_interval": list(wilson_interval(sum(right), n))}
+
+
+def names_hash(images: Images) -> str:
+    """Of the names of all images in order: equal hashes, equal samples."""
+    return hashlib.sha256("\n".join(images.name(i) for i in range(len(images))).encode()).hexdigest()
+
+
+def accuracy_table(result: Mapping[str, Any], worst: int = 5) -> str:
+    """The numbers of `count_accuracy`, and of `count_real` under ``real``, as Markdown; then the worst classes."""
+
+    def cells(name: str, part: Mapping[str, Any], key: str) -> str:
+        low, high = part[f"{key}_interval"]
+        return f"| {name} | {part[key]:.2f} | {low:.2f} to {high:.2f} | {part['n']} |"
+
+    lines = ["| | accuracy / % | 95 % interval | images |", "|---|---|---|---|"]
+    lines += [cells("top-1", result, "top1"), cells("top-5", result, "top5")]
+    if "real" in result:
+        lines.append(cells("ReaL top-1", result["real"], "top1"))
+    ranked = sorted(result["per_class"], key=lambda row: (row["top1"], row["label"]))[:worst]
+    rows = ", ".join(f"{row['name']} {row['top1']:.0f} % of {row['n']}" for row in ranked)
+    return "\n".join(lines) + f"\n\nWorst classes, top-1: {rows}."

@@ -1,0 +1,74 @@
+"""Counting right answers: top-1 and top-5, exact over processes, with their uncertainty."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import IGNORED
+
+
+class TopAccuracy:
+    """Loss, top-1 and top-5 of logits, in the protocol of timm's evaluators: ``update``, then ``compute``.
+
+    Images with the label -1 count nowhere.
+
+    Args:
+        device: Of the counts.
+    """
+
+    default_metric = "top1"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, loss, top-1, top-5
+
+    @torch.no_grad()
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Count a batch: logits ``[B, classes]`` and labels ``[B]``."""
+        kept = target != IGNORED
+        output, target = output[kept].float(), target[kept]
+        found = output.topk(min(5, output.shape[1]), dim=1).indices == target[:, None]
+        loss = F.cross_entropy(output, target, reduction="sum")
+        self._sums += torch.stack([kept.sum(), loss, found[:, :1].sum(), found.sum()])
+
+    def compute(self, distributed: bool = False) -> dict[str, float]:
+        """``n``, and mean ``loss``, ``top1`` and ``top5`` in percent; with ``distributed`` of all processes together.
+
+        Raises:
+            ValueError: No image was counted.
+        """
+        sums = self._sums.clone()
+        if distributed:
+            dist.all_reduce(sums)
+        n, loss, top1, top5 = sums.tolist()
+        if n == 0:
+            raise ValueError("No image to evaluate on: the split is empty, or none of its images could be read.")
+        return {"n": int(n), "loss": loss / n, "top1": 100 * top1 / n, "top5": 100 * top5 / n}
+
+
+def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % confidence interval of a share, in percent (Wilson 1927): sound for small n and shares near 0 and 1."""
+    p = correct / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+@torch.no_grad()
+def evaluate_loader(
+    model: Callable[[Tensor], Tensor],
+    loader: Any,
+    evaluator: Any,
+    autocast: Callable[[], Any],
+    distributed: bool = False,
+) -> dict[str, float]:
+    """Run ``model`` over a loader and let ``evaluator`` count."""
+    for images, targets in loader:
+        with autocast():
+            output = model(images)
+        evaluator.update(output, targets)
+    return evaluator.compute(distributed)

@@ -1,0 +1,47 @@
+"""What a run leaves to read: one JSON line an epoch, TensorBoard curves, a picture of the learning curve."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ..diagnostics import draw_run
+from ..files import write_atomically, write_text
+
+METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
+
+
+class Journal:
+    """Keeps the records of a run's epochs in its folder.
+
+    Args:
+        folder: Of the run.
+        records: Of the epochs done before, after a resume; lines of later epochs, written before a crash, are dropped.
+    """
+
+    def __init__(self, folder: Path, records: Sequence[dict[str, Any]] = ()) -> None:
+        self._folder, self.records = folder, list(records)
+        self._write()
+        self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep an epoch's record."""
+        self.records.append(record)
+        self._write()
+        for name, value in record.items():
+            if name != "epoch" and isinstance(value, int | float) and math.isfinite(value):
+                self._board.add_scalar(name, value, record["epoch"])
+        self._board.flush()
+
+    def close(self) -> None:
+        """Draw the learning curve, close TensorBoard's file."""
+        self._board.close()
+        if self.records:
+            write_atomically(self._folder / PICTURE, partial(draw_run(self.records).savefig, dpi=120))
+
+    def _write(self) -> None:
+        write_text(self._folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.records))

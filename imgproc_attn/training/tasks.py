@@ -1,0 +1,94 @@
+"""What is trained: a model with its loss, as timm's `TrainingTask`."""
+
+from typing import Any
+
+import torch
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from ..evaluation.attacks import PGD
+from ..evaluation.classification import TopAccuracy
+from ..evaluation.normalization import NormalizedModel
+from .recipe import Recipe
+
+
+class Classification(ClassificationTask):
+    """Classification, with an evaluator that counts exactly."""
+
+    def create_evaluator(self, **kwargs: Any) -> TopAccuracy:
+        return TopAccuracy(self.device, **kwargs)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+
+
+class AdversarialClassification(Classification):
+    """Classification of images attacked by PGD (arXiv 1706.06083).
+
+    The attack sees images in [0, 1], with the model in evaluation mode and its own random starts; the update then is the
+    usual one on what it found.
+
+    Args:
+        eps: Radius of the L-infinity ball, in units of [0, 1].
+        steps: Of PGD.
+        step_size: Of PGD. Default: ``2.5 eps / steps``.
+        warmup_epochs: The radius grows linearly over them; a given ``step_size`` with it.
+        mean: Of the normalisation of incoming images.
+        std: Of the normalisation of incoming images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        *,
+        eps: float,
+        steps: int,
+        step_size: float | None,
+        warmup_epochs: int,
+        mean: Any,
+        std: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, criterion, **kwargs)
+        self.eps, self.steps, self.step_size, self.warmup_epochs = eps, steps, step_size, warmup_epochs
+        self.mean, self.std = mean, std
+        self._share = 1.0
+
+    def start_epoch(self, epoch: int) -> None:
+        self._share = min(1.0, (epoch + 1) / (self.warmup_epochs + 1))
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return super().forward(self.attacked(input, target), target) if self.training else super().forward(input, target)
+
+    def attacked(self, input: Tensor, target: Tensor) -> Tensor:
+        """The batch under attack, normalised as it came."""
+        inner = unwrap_model(self.trainable_module)  # without DDP, whose hooks belong to the update alone
+        model = NormalizedModel(inner, self.mean, self.std).to(input.device)
+        labels = target.argmax(dim=1) if target.ndim == 2 else target
+        step_size = None if self.step_size is None else self.step_size * self._share
+        attack = PGD(self.eps * self._share, self.steps, step_size, seed=int(torch.randint(2**31, ())))
+        model.eval()
+        images = (input * model.std + model.mean).clamp(0, 1)
+        found = attack.perturb(model, images, labels, torch.arange(len(images)))
+        inner.train()
+        return (found - model.mean) / model.std
+
+
+def build_task(recipe: Recipe, model: nn.Module, mean: Any, std: Any, device: torch.device) -> Classification:
+    """The task of a recipe: its loss, its attack while training."""
+    run, kwargs = recipe.run, {"device": device, "verbose": False}
+    criterion: nn.Module
+    if run.loss == "bce":
+        criterion = BinaryCrossEntropy(0.0 if recipe.augmentation.mixes else run.label_smoothing)
+    elif recipe.augmentation.mixes:
+        criterion = SoftTargetCrossEntropy()
+    elif run.label_smoothing:
+        criterion = LabelSmoothingCrossEntropy(run.label_smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss()
+    if recipe.adversarial is None:
+        return Classification(model, criterion, **kwargs)
+    return AdversarialClassification(model, criterion, **recipe.adversarial.model_dump(), mean=mean, std=std, **kwargs)
