@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     t = commands.add_parser(
         "train",
         help="train the model of a recipe; under torchrun in many processes",
-        description="Train the model of a recipe. Several processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
+        description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
         formatter_class=defaults,
     )
     t.add_argument("recipe", help="a YAML file, or the name of a recipe of the package (see `imgproc-attn recipes`)")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import Images, Unreadable, evaluation_loader
+from .data import Images, Preparation, Unreadable, evaluation_loader
 from .diagnostics import (
     bandwidths,
     draw_adversarial,
@@ -35,7 +35,8 @@ from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
 from .training import Recipe, train
-from .training.run import check, create, open_splits
+from .training.run import check, create
+from .training.splits import open_splits
 
 # Disturbances by the recipe's key: name in tables and unit.
 DISTURBANCES = {
@@ -60,9 +61,10 @@ class TestImages:
         split = open_splits(recipe, Unreadable()).test
         if not isinstance(split, Images):
             raise ValueError("A comparison needs data.test_split, from a reader that knows its images by number.")
-        plain = ([0.0] * data.input_size[0], [1.0] * data.input_size[0])
+        label = next(iter(_variants(recipe)))
+        preparation = Preparation.of(create(recipe.variant(label, 0), device="meta").pretrained_cfg)
         place = torch.device(device)
-        loader = evaluation_loader(split, data.input_size, *plain, data.interpolation, data.crop_pct, 256, data.workers, place)
+        loader = evaluation_loader(split, preparation.without_normalisation(), 256, data.workers, place)
         batches = list(loader)
         images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
         self.images: Tensor = images[labels >= 0].clamp(0, 1)

@@ -1,14 +1,16 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
 from .images import IGNORED, Images, Unreadable
-from .loaders import Processes, evaluation_loader, training_loader
+from .loaders import ALONE, Preparation, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 
 __all__ = [
+    "ALONE",
     "IGNORED",
     "Digits",
     "Images",
     "PackedImages",
+    "Preparation",
     "Processes",
     "Unreadable",
     "check_classes",

@@ -4,14 +4,25 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from PIL import Image
-from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 
 IGNORED = -1  # label of an image that could not be read
 _CANNOT_READ = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+class Source(Protocol):
+    """What timm's readers are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def filename(self, index: int) -> str:
+        """What the image at ``index`` is called."""
+        ...
 
 
 class Unreadable:
@@ -57,7 +68,7 @@ class Images(Dataset):
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Source,
         num_classes: int,
         indices: Sequence[int] | None = None,
         channels: int = 3,
@@ -102,8 +113,8 @@ class Images(Dataset):
         else:
             if not 0 <= label < self.num_classes:
                 raise ValueError(
-                    f"Image {self.name(index)} has label {label}, but data.num_classes is {self.num_classes}: labels run from 0 "
-                    f"to {self.num_classes - 1}."
+                    f"Image {self.name(index)} has label {label}, but with {self.num_classes} classes labels run from 0 to "
+                    f"{self.num_classes - 1}."
                 )
         return (picture if self.transform is None else self.transform(picture)), label
 

@@ -6,8 +6,8 @@ processes, and evaluation covers each image once without padding: what exact res
 
 import os
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import create_transform
@@ -21,30 +21,60 @@ from .images import Images
 class Processes(NamedTuple):
     """Which of how many processes this is."""
 
-    rank: int = 0
-    count: int = 1
+    rank: int
+    world: int
+
+
+ALONE = Processes(0, 1)
+
+
+class Preparation(NamedTuple):
+    """How a model wants its images; the names are timm's.
+
+    Attributes:
+        input_size: ``(channels, height, width)``.
+        mean: Subtracted from images in [0, 1].
+        std: What they are divided by.
+        interpolation: Of resizing.
+        crop_pct: For evaluation the short side is resized to ``input_size / crop_pct``, and the centre cropped.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Preparation":
+        """From timm's data configuration, or a model's ``pretrained_cfg``."""
+        size, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
+        return cls(size, mean, std, config["interpolation"], config["crop_pct"])
+
+    def without_normalisation(self) -> "Preparation":
+        """The same images, in [0, 1]."""
+        channels = self.input_size[0]
+        return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def training_loader(
     images: Images | IterableDataset,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preparation: Preparation,
     batch_size: int,
     workers: int,
     device: torch.device,
-    processes: Processes = Processes(),
+    processes: Processes = ALONE,
     repeats: int = 1,
     erasing: float = 0.0,
 ) -> PrefetchLoader:
     """Shuffled whole batches on the device, normalised.
 
     Before each epoch call ``loader.sampler.set_epoch``; of the images of update ``i``, this process takes every
-    ``processes.count``-th.
+    ``processes.world``-th.
 
     Args:
         images: With their transform set.
-        mean: Subtracted from images in [0, 1].
-        std: What they are divided by.
+        preparation: Of which the normalisation is used.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
@@ -55,44 +85,34 @@ def training_loader(
     Raises:
         ValueError: Fewer images than one batch of all processes.
     """
-    sampler = None
+    sampler: Any = None
     if not isinstance(images, IterableDataset):
-        total = batch_size * processes.count
+        total = batch_size * processes.world
         if len(images) < total:
             raise ValueError(
                 f"run.batch_size needs {total} images at a time, but there are {len(images)} for training; lower it."
             )
         if repeats > 1:
-            sampler = RepeatAugSampler(images, processes.count, processes.rank, num_repeats=repeats)
+            sampler = RepeatAugSampler(images, processes.world, processes.rank, num_repeats=repeats)
         else:
-            sampler = DistributedSampler(images, processes.count, processes.rank, drop_last=True)
+            sampler = DistributedSampler(images, processes.world, processes.rank, drop_last=True)
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=True)
-    return PrefetchLoader(
-        loader, tuple(mean), tuple(std), len(mean), device, torch.float32, re_prob=erasing, re_mode="pixel", re_count=1
-    )
+    return _prefetch(loader, preparation, device, re_prob=erasing, re_mode="pixel")
 
 
 def evaluation_loader(
     images: Images | IterableDataset,
-    input_size: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str,
-    crop_pct: float,
+    preparation: Preparation,
     batch_size: int,
     workers: int,
     device: torch.device,
-    processes: Processes = Processes(),
+    processes: Processes = ALONE,
 ) -> PrefetchLoader:
     """All images in order, resized and centre-cropped, normalised; each in exactly one process.
 
     Args:
         images: Get timm's transform for evaluation.
-        input_size: ``[channels, height, width]``.
-        mean: Subtracted from images in [0, 1]; zeros, with ``std`` of ones, for images in [0, 1].
-        std: What they are divided by.
-        interpolation: Of resizing.
-        crop_pct: The short side is resized to ``input_size / crop_pct``.
+        preparation: Size, resizing and normalisation.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
@@ -102,24 +122,33 @@ def evaluation_loader(
         ValueError: A set that can only be iterated over, in several processes.
     """
     images.transform = create_transform(  # type: ignore[union-attr]
-        tuple(input_size), interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
+        preparation.input_size,
+        interpolation=preparation.interpolation,
+        crop_pct=preparation.crop_pct,
+        use_prefetcher=True,
     )
     sampler = None
     if not isinstance(images, IterableDataset):
-        sampler = range(processes.rank, len(images), processes.count)
-    elif processes.count > 1:
+        sampler = range(processes.rank, len(images), processes.world)
+    elif processes.world > 1:
         raise ValueError(
             "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without torchrun."
         )
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=False)
-    return PrefetchLoader(loader, tuple(mean), tuple(std), len(mean), device, torch.float32)
+    return _prefetch(loader, preparation, device)
 
 
-def _loader(images, batch_size: int, workers: int, device: torch.device, sampler, drop_last: bool) -> DataLoader:
+def _prefetch(loader: DataLoader, preparation: Preparation, device: torch.device, **erasing: Any) -> PrefetchLoader:
+    channels = preparation.input_size[0]
+    return PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+
+
+def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores:
         warnings.warn(
-            f"data.workers is {workers}, but this machine has {cores} cores; more processes slow each other.", stacklevel=3
+            f"{workers} workers were asked for, but this machine has {cores} cores; more processes slow each other.",
+            stacklevel=3,
         )
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
         images.set_loader_cfg(num_workers=workers)

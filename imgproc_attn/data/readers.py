@@ -139,6 +139,7 @@ def open_images(
         return PackedImages(find_root(root), split)
     if name == "folder":
         return _open_folder(find_root(root), split)
+    decoded: dict[str, Any] = {} if name.startswith("torch/") else {"input_img_mode": mode}
     try:
         dataset = create_dataset(
             name,
@@ -147,7 +148,7 @@ def open_images(
             is_training=training,
             batch_size=batch_size,
             seed=seed,
-            **({"input_img_mode": mode} if not name.startswith("torch/") else {}),
+            **decoded,
         )
     except (AssertionError, ImportError, RuntimeError) as error:
         raise ValueError(f"data.name={name!r}, root {root!r}, split {split!r}: {error}") from error
@@ -169,8 +170,8 @@ def find_root(root: str) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(
-        f"data.root: there is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH, or set IMGPROC_ATTN_DATA to the "
-        "folder a relative path starts from."
+        f"data.root: there is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH, or set IMGPROC_ATTN_DATA to "
+        "the folder a relative path starts from."
     )
 
 

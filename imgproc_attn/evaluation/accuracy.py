@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import IGNORED, Images, Processes
+from ..data import ALONE, IGNORED, Images, Processes
 from .classification import wilson_interval
 
 
@@ -40,7 +40,7 @@ def predict(
     model: Callable[[Tensor], Tensor],
     loader: Any,
     autocast: Callable[[], Any],
-    processes: Processes = Processes(),
+    processes: Processes = ALONE,
     progress: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
     """Run a model over a loader of `imgproc_attn.data.evaluation_loader`; every process gets all predictions.
@@ -62,16 +62,22 @@ def predict(
             raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         parts.append((logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu(), labels.cpu(), losses.cpu()))
-        progress(len(images) * processes.count)
+        progress(len(images) * processes.world)
     seconds = time.perf_counter() - start
     if not parts:
         raise ValueError("No image to evaluate on: the split is empty.")
-    shares = [(*(torch.cat(column) for column in zip(*parts)), seconds)]
-    if processes.count > 1:
-        shares = [None] * processes.count  # type: ignore[list-item]
-        dist.all_gather_object(shares, (*(torch.cat(column) for column in zip(*parts)), seconds))
-    top, labels, losses = (_interleave([share[i] for share in shares]) for i in range(3))
-    return Predictions(top, labels, losses, max(share[3] for share in shares))
+    top, labels, losses = (torch.cat(column) for column in zip(*parts))
+    own = Predictions(top, labels, losses, seconds)
+    shares = [own]
+    if processes.world > 1:
+        shares = [own] * processes.world
+        dist.all_gather_object(shares, own)
+    return Predictions(
+        _interleave([share.top for share in shares]),
+        _interleave([share.labels for share in shares]),
+        _interleave([share.losses for share in shares]),
+        max(share.seconds for share in shares),
+    )
 
 
 def _interleave(shares: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,17 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from ..data import IGNORED, Images, Processes, Unreadable, check_classes, evaluation_loader, open_images
+from ..data import (
+    ALONE,
+    IGNORED,
+    Images,
+    Preparation,
+    Processes,
+    Unreadable,
+    check_classes,
+    evaluation_loader,
+    open_images,
+)
 from ..environment import environment
 from ..files import write_json, write_text
 from ..models.checkpoints import load_weights
@@ -40,8 +50,8 @@ class Subject:
     input_size: tuple[int, int, int] | None = None
     crop_pct: float | None = None
 
-    def build(self) -> tuple[nn.Module, dict[str, Any]]:
-        """The model in evaluation mode, and how it wants its images (timm's data configuration).
+    def build(self) -> tuple[nn.Module, Preparation]:
+        """The model in evaluation mode, and how it wants its images.
 
         Raises:
             ValueError: Unknown names or options, or a checkpoint of another model.
@@ -64,7 +74,7 @@ class Subject:
             config["input_size"] = self.input_size
         if self.crop_pct is not None:
             config["crop_pct"] = self.crop_pct
-        return model.eval(), config
+        return model.eval(), Preparation.of(config)
 
 
 def evaluate_classifier(
@@ -74,7 +84,7 @@ def evaluate_classifier(
     split: str,
     output: Path,
     device: torch.device,
-    processes: Processes = Processes(),
+    processes: Processes = ALONE,
     *,
     batch_size: int = 128,
     workers: int = 2,
@@ -105,9 +115,9 @@ def evaluate_classifier(
     Returns:
         What ``result.json`` holds.
     """
-    model, config = subject.build()
+    model, preparation = subject.build()
     model.to(device)
-    channels, classes = config["input_size"][0], model.num_classes
+    channels, classes = preparation.input_size[0], int(model.num_classes)  # type: ignore[arg-type]
     reader: Any = open_images(data, root, split, seed, mode="L" if channels == 1 else "RGB")
     labels = getattr(reader, "class_to_idx", None)
     check_classes(labels, classes, names=(split or data, ""))
@@ -116,17 +126,15 @@ def evaluate_classifier(
     if not isinstance(reader, IterableDataset):
         chosen = None if limit is None else range(min(limit, len(reader)))
         images = Images(reader, classes, chosen, channels, "ignore" if skip_broken else "stop", unreadable)
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    loader = evaluation_loader(images, *(config[k] for k in keys), batch_size, workers, device, processes)
-    with tqdm(
-        total=None if images is reader else len(images), unit="img", disable=None if processes.rank == 0 else True
-    ) as bar:
+    loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
+    total, hidden = None if images is reader else len(images), None if processes.rank == 0 else True
+    with tqdm(total=total, unit="img", disable=hidden) as bar:
         predictions = predict(model, loader, autocast, processes, bar.update)
     result: dict[str, Any] = {
         "model": subject.model,
         "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
         "data": {"name": data, "root": root, "split": split},
-        "preprocessing": {k: config[k] for k in keys},
+        "preparation": preparation._asdict(),
         **count_accuracy(predictions, labels),
         "unreadable": unreadable.names(),
         "images_per_second": len(predictions.labels) / predictions.seconds,

@@ -21,18 +21,16 @@ def training_transform(a: Augmentation, input_size: Sequence[int], interpolation
         # torchvision's affine maps know no bicubic on pictures of Pillow
         mode = InterpolationMode.BILINEAR if mode == InterpolationMode.BICUBIC else mode
         first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=mode))
-    rest = create_transform(
-        tuple(input_size),
-        is_training=True,
-        scale=tuple(a.scale),
-        ratio=tuple(a.ratio),
-        hflip=a.hflip,
-        color_jitter=a.color_jitter or None,
-        auto_augment=a.auto_augment,
-        interpolation=interpolation,
-        use_prefetcher=True,
-    )
-    return Compose([*first, rest])
+    options: dict[str, Any] = {
+        "scale": tuple(a.scale),
+        "ratio": tuple(a.ratio),
+        "hflip": a.hflip,
+        "color_jitter": a.color_jitter or None,
+        "auto_augment": a.auto_augment,
+        "interpolation": interpolation,
+    }
+    size: Any = tuple(input_size)
+    return Compose([*first, create_transform(size, is_training=True, use_prefetcher=True, **options)])
 
 
 def mixup(a: Augmentation, num_classes: int, label_smoothing: float) -> Mixup | None:

@@ -20,7 +20,7 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..data import Processes
+from ..data import ALONE, Processes
 from ..evaluation.draws import mix
 from .recipe import Optimiser, Recipe, Schedule
 
@@ -29,15 +29,15 @@ def seed_everything(*numbers: int) -> None:
     """Seed Python's, numpy's and torch's generators from several numbers."""
     seed = mix(*numbers)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from it
     torch.manual_seed(seed)
 
 
 def build_optimiser(task: TrainingTask, o: Optimiser) -> torch.optim.Optimizer:
     """Timm's optimiser over the task's model; 1-D parameters, bandwidths among them, do not decay."""
-    given = {} if o.betas is None else {"betas": tuple(o.betas)}
+    given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}
     return create_optimizer_v2(
-        task.get_trainable_module(),
+        task.get_trainable_module() or task,
         o.name,
         lr=o.lr,
         weight_decay=o.weight_decay,
@@ -84,7 +84,7 @@ class Trainer:
     task: TrainingTask
     loader: Any
     recipe: Recipe
-    processes: Processes = Processes()
+    processes: Processes = ALONE
     mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     progress: Callable[[int], Any] = lambda images: None
     optimiser: torch.optim.Optimizer = field(init=False)
@@ -131,7 +131,7 @@ class Trainer:
             if len(recent) == run.log_every or i + 1 == self.updates * run.accumulate:
                 total += self._checked(recent, epoch, i + 1 - len(recent))
                 recent = []
-            self.progress(len(images) * self.processes.count)
+            self.progress(len(images) * self.processes.world)
         seconds = time.perf_counter() - start
         count = self.updates * run.accumulate
         return {
@@ -170,9 +170,9 @@ class Trainer:
             if not math.isfinite(value):
                 run, o = self.recipe.run, self.recipe.optimiser
                 raise FloatingPointError(
-                    f"The loss is {value} in epoch {epoch}, update {epoch * self.updates + batch // run.accumulate} (batch {batch} "
-                    f"of the epoch); its images: {', '.join(self.batch_names(batch)) or 'not known'}. Lower optimiser.lr, now "
-                    f"{o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
+                    f"The loss is {value} in epoch {epoch}, update {epoch * self.updates + batch // run.accumulate} (batch "
+                    f"{batch} of the epoch); its images: {', '.join(self.batch_names(batch)) or 'not known'}. Lower "
+                    f"optimiser.lr, now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
                 )
         return sum(values)
 
@@ -185,11 +185,11 @@ class Trainer:
         return [loader.dataset.name(i) for i in indices]
 
     def _mean_over_processes(self, value: float) -> float:
-        if self.processes.count == 1:
+        if self.processes.world == 1:
             return value
         mean = torch.tensor(value, dtype=torch.float64, device=self.task.device)
         dist.all_reduce(mean)
-        return mean.item() / self.processes.count
+        return mean.item() / self.processes.world
 
     def state_dict(self) -> dict[str, Any]:
         """All an epoch depends on, as ``torch.load(weights_only=True)`` takes it."""

@@ -8,6 +8,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from ..data import Preparation
 from ..evaluation.attacks import PGD
 from ..evaluation.classification import TopAccuracy
 from ..evaluation.normalization import NormalizedModel
@@ -77,9 +78,10 @@ class AdversarialClassification(Classification):
         return (found - model.mean) / model.std
 
 
-def build_task(recipe: Recipe, model: nn.Module, mean: Any, std: Any, device: torch.device) -> Classification:
+def build_task(recipe: Recipe, model: nn.Module, preparation: Preparation, device: torch.device) -> Classification:
     """The task of a recipe: its loss, its attack while training."""
-    run, kwargs = recipe.run, {"device": device, "verbose": False}
+    run = recipe.run
+    kwargs: dict[str, Any] = {"device": device, "verbose": False}
     criterion: nn.Module
     if run.loss == "bce":
         criterion = BinaryCrossEntropy(0.0 if recipe.augmentation.mixes else run.label_smoothing)
@@ -89,6 +91,7 @@ def build_task(recipe: Recipe, model: nn.Module, mean: Any, std: Any, device: to
         criterion = LabelSmoothingCrossEntropy(run.label_smoothing)
     else:
         criterion = nn.CrossEntropyLoss()
-    if recipe.adversarial is None:
+    attack: dict[str, Any] = recipe.adversarial.model_dump() if recipe.adversarial else {}
+    if not attack:
         return Classification(model, criterion, **kwargs)
-    return AdversarialClassification(model, criterion, **recipe.adversarial.model_dump(), mean=mean, std=std, **kwargs)
+    return AdversarialClassification(model, criterion, mean=preparation.mean, std=preparation.std, **attack, **kwargs)

@@ -1,0 +1,88 @@
+"""The folder of a run: whose it is, and whether there is room in it."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ..environment import environment
+from ..files import write_json, write_text
+from .recipe import Recipe, check_recipe
+
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+FREE_TO_CHANGE = ("title", "data.root", "run.log_every")  # no weight depends on them
+
+
+class Folder:
+    """The folder of a run.
+
+    Args:
+        path: Made by `prepare`.
+        recipe: What the run does.
+        resume: Go on with what the folder holds.
+
+    Raises:
+        FileExistsError: It holds a run, and ``resume`` was not asked for.
+        ValueError: It holds a run of another recipe; the message says what changed.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, resume: bool) -> None:
+        self.path, self.recipe = path, recipe
+        known = path / RECIPE
+        if known.exists() and not resume:
+            raise FileExistsError(f"{path} holds a run already: go on with --resume, or give another --output.")
+        if known.exists():
+            self._refuse_changes(check_recipe(yaml.safe_load(known.read_text(encoding="utf-8")), str(known)))
+
+    def _refuse_changes(self, before: Recipe) -> None:
+        old, new = _flat(before.model_dump()), _flat(self.recipe.model_dump())
+        keys = [key for key in [*new, *(k for k in old if k not in new)] if key not in FREE_TO_CHANGE]
+        changed = [f"{k}: {old.get(k, 'not set')} -> {new.get(k, 'not set')}" for k in keys if old.get(k) != new.get(k)]
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run of another recipe, which cannot go on under this one. Changed: {'; '.join(changed)}. "
+                "Undo the change, or give another --output."
+            )
+
+    def prepare(self, model: nn.Module, device: str) -> None:
+        """Write what the run is, and make sure that there is room for its checkpoints.
+
+        Raises:
+            OSError: The folder cannot be written to, or the disk has too little room.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.rglob(".*-*"):  # of writes that a crash cut off
+            left.unlink()
+        weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        # weights, two moments and an average in the state, weights in best and last; each twice while it is being replaced
+        needed, free = 2 * 6 * weights + 2**24, shutil.disk_usage(self.path).free
+        if free < needed:
+            raise OSError(
+                f"{self.path}: {free / 2**20:.0f} MiB are free, but the checkpoints of this run need up to "
+                f"{needed / 2**20:.0f} MiB; make room, or give another --output."
+            )
+        write_text(self.path / RECIPE, yaml.safe_dump(self.recipe.model_dump(), sort_keys=False, allow_unicode=True))
+        self._write_environment(environment(device))
+
+    def _write_environment(self, now: dict[str, Any]) -> None:
+        file = self.path / ENVIRONMENT
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        changed = [k for k in now["versions"] if before["versions"].get(k) != now["versions"][k]]
+        if changed or before["commit"] != now["commit"]:
+            warnings.warn(
+                f"{self.path} was begun with other versions ({', '.join(changed) or 'another commit'}); what follows may "
+                "differ from what an uninterrupted run gives.",
+                stacklevel=3,
+            )
+        write_json(file, {**now, **({"before": before} if before is not now else {})})
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

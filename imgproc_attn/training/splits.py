@@ -1,0 +1,73 @@
+"""The images of a recipe: what it trains, chooses and tests on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from ..data import Images, Unreadable, check_classes, open_images
+from .recipe import Data, Recipe
+
+ImageSet = Images | IterableDataset
+
+
+@dataclass
+class Splits:
+    """The images of a recipe."""
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet | None
+
+
+def open_splits(recipe: Recipe, unreadable: Unreadable) -> Splits:
+    """Open what a recipe trains, chooses and tests on.
+
+    Raises:
+        FileNotFoundError: Data that is not there.
+        ValueError: Splits with differing classes, more images asked for than there are, or as `open_images`.
+    """
+    data = recipe.data
+
+    def opened(split: str | None, training: bool = False) -> Any:
+        mode = "L" if data.input_size[0] == 1 else "RGB"
+        return (
+            None
+            if split is None
+            else open_images(data.name, data.root, split, data.seed, training, recipe.run.batch_size, mode)
+        )
+
+    def images(reader: Any, indices: Any, broken: Any = "ignore") -> ImageSet:
+        if isinstance(reader, IterableDataset):
+            return reader
+        policy: Any = "stop" if data.broken_images == "stop" else broken
+        return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable)
+
+    train, validation, test = opened(data.train_split, True), opened(data.validation_split), opened(data.test_split)
+    classes = getattr(train, "class_to_idx", None)
+    for name, reader in (("validation", validation), ("test", test)):
+        check_classes(classes, data.num_classes, getattr(reader, "class_to_idx", None), (data.train_split or "train", name))
+    kept, held_out = _shares(data, train)
+    first = None if test is None or data.test_images is None else range(min(data.test_images, len(test)))
+    return Splits(
+        images(train, kept, "replace"),
+        images(train, held_out) if held_out else None if validation is None else images(validation, None),
+        None if test is None else images(test, first),
+    )
+
+
+def _shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
+    """Indices to train on, None for all, and to hold out; drawn at random."""
+    if not data.validation_images and data.train_images is None:
+        return None, []
+    if isinstance(train, IterableDataset):
+        raise ValueError(f"data.validation_images and data.train_images cannot be taken from {data.name!r}; name a split.")
+    wanted = data.validation_images + (data.train_images or 1)
+    if wanted > len(train):
+        raise ValueError(
+            f"data.validation_images and data.train_images ask for {wanted} images, but the training split has {len(train)}."
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(data.seed)).tolist()
+    held_out, rest = order[: data.validation_images], order[data.validation_images :]
+    return sorted(rest[: data.train_images]), sorted(held_out)
