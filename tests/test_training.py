@@ -1,153 +1,458 @@
-"""Recipes are checked before anything is built; the loop is reproducible."""
+"""The loop and what a run leaves: reproducible, exact in what it keeps, clear in what it refuses."""
 
+import json
+import math
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
+from torch import nn
 
-from imgproc_attn.quickstart import build
-from imgproc_attn.training import find_recipe, fit, load_digits, load_recipe
+import imgproc_attn
+from imgproc_attn import cli
+from imgproc_attn.data import Processes
+from imgproc_attn.evaluation import PGD, NormalizedModel
+from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.training import Trainer, find_recipe, load_recipe, train
+from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.run import Run, create
+from imgproc_attn.training.tasks import AdversarialClassification, build_task
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
-QUICK = [
+SMALL = [
     "model.depth=1",
     "model.embed_dim=16",
     "model.num_heads=2",
-    "schedule.epochs=2",
+    "schedule.epochs=3",
     "schedule.warmup_epochs=1",
-    "run.seeds=[0]",
+    "data.validation_images=100",
+    "data.train_images=512",
+    "data.test_images=100",
 ]
+CPU = torch.device("cpu")
 
 
-def test_there_are_recipes():
-    assert len(RECIPES) >= 2
+def small(*overrides, label="bilateral + twicing", seed=0):
+    return load_recipe(find_recipe("quickstart"), [*SMALL, *overrides]).variant(label, seed)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_is_valid_and_its_models_take_a_step(path):
-    header = path.read_text().split("\n\n")[0]
-    for word in ("Purpose:", "Source:", "Hardware:", "Expected:", "Command:", "Status:"):
-        assert word in header, f"{path.name} does not say {word}"
-    recipe = load_recipe(path, ["schedule.epochs=1", "schedule.warmup_epochs=0", "run.seeds=[0]"])
-    split = load_digits(recipe.data.test_images, recipe.data.seed)
-    for label in recipe.variants:
-        history = fit(build(recipe, label, 0), split.train_images[:128], split.train_labels[:128], recipe, 0)
-        assert len(history) == 1
+def quiet(recipe, folder, **kwargs):
+    return train(recipe, folder, say=lambda line: None, **kwargs)
 
 
-def write(tmp_path, change):
-    content = yaml.safe_load(RECIPES[0].read_text())
-    change(content)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+def weights(folder, which="last"):
+    return load_weights_of(folder / which)
 
 
-BAD = [
-    (lambda c: c["optimiser"].update(learning_rat=1.0), "optimiser.learning_rat: unknown key"),
-    (lambda c: c["run"].update(batchsize=1), "run.batchsize: unknown key; did you mean 'batch_size'"),
-    (lambda c: c.update(optimizer={}), "optimizer: unknown key; did you mean 'optimiser'"),
-    (lambda c: c["optimiser"].update(lr="fast"), r"optimiser.lr: .*given: 'fast'"),
-    (lambda c: c["optimiser"].update(lr=-1.0), r"optimiser.lr: .*greater than 0.*given: -1.0"),
-    (lambda c: c["optimiser"].update(lr=float("nan")), r"optimiser.lr: "),
-    (lambda c: c["schedule"].update(warmup_epochs=50), "warmup_epochs is 50, but must be below epochs, 50"),
-    (lambda c: c["run"].update(seeds=[1, 1]), "each may stand there once"),
-    (lambda c: c["data"].update(name="digit"), "data.name: .*'digits'"),
-    (lambda c: c["evaluation"].update(fgsm=[8]), "evaluation.fgsm.0: .*less than or equal to 1"),
-    (lambda c: c.pop("data"), "data: Field required"),
-]
+def load_weights_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(("change", "message"), BAD)
-def test_refuses(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        load_recipe(write(tmp_path, change))
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_refuses_what_is_no_recipe(tmp_path):
-    path = tmp_path / "x.yaml"
-    path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="holds list"):
-        load_recipe(path)
-    path.write_text("a: [1")
-    with pytest.raises(ValueError, match="not a YAML file"):
-        load_recipe(path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    lines = []
+    result = train(small(), folder, say=lines.append)
+    return folder, result, lines
 
 
-def test_overrides():
-    recipe = load_recipe(find_recipe("quickstart"), ["optimiser.lr=1e-3", "run.seeds=[4,5]", "evaluation.pgd=[]"])
-    assert recipe.optimiser.lr == 1e-3
-    assert recipe.run.seeds == [4, 5]
-    assert recipe.evaluation.pgd == []
-    with pytest.raises(ValueError, match="has no '='"):
-        load_recipe(find_recipe("quickstart"), ["optimiser.lr"])
-    with pytest.raises(ValueError, match="is not a section"):
-        load_recipe(find_recipe("quickstart"), ["title.lr=1"])
+def test_what_a_run_leaves(finished):
+    folder, result, lines = finished
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["run"]["seed"] == 0
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"torch", "timm", "imgproc-attn"} <= set(environment["versions"])
+    assert environment["hardware"]["cores"] >= 1
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [0, 1, 2]
+    assert {"train_loss", "lr", "seconds", "images_per_second", "validation_top1", "saturated_rows"} <= set(records[0])
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert (folder / "learning.png").stat().st_size > 5000
+    assert json.loads((folder / "final.json").read_text()) == result
+    assert result["test"]["n"] == 100
+    assert result["validation"] == max(r["validation_top1"] for r in records)
+    assert len(lines) == 3
+    assert "img/s" in lines[0]
+    assert "left 0:00:00" in lines[-1]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [e.value for e in board.Scalars("validation_top1")] == pytest.approx([r["validation_top1"] for r in records])
 
 
-def test_unknown_recipe_lists_the_known():
-    with pytest.raises(FileNotFoundError, match="one of .*quickstart"):
-        find_recipe("quikstart")
+def test_timm_loads_what_a_run_leaves(finished):
+    folder, result, _ = finished
+    model = timm.create_model(f"local-dir:{folder / 'best'}", pretrained=True).eval()
+    assert same(model.state_dict(), weights(folder, "best"))
+    assert (list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["input_size"])) == ([0.5], [1, 8, 8])
+    assert isinstance(model.blocks[0].attn.residual, imgproc_attn.residuals.Twicing)
+    run = Run(small(), folder, CPU, Processes(0, 1))
+    run.model.load_state_dict(model.state_dict())
+    assert run.evaluate(run.splits.test) == result["test"]
 
 
-def test_digits():
-    split = load_digits(360, 0)
-    assert split.train_images.shape == (1437, 1, 8, 8)
-    assert split.test_labels.bincount().min() >= 35
-    assert split.train_images.min() == 0
-    assert split.train_images.max() == 1
-    seen = {image.numpy().tobytes() for image in split.train_images}
-    # scikit-learn's set holds no duplicates, so none may stand on both sides
-    assert not [image for image in split.test_images if image.numpy().tobytes() in seen]
-    with pytest.raises(ValueError, match=r"data.test_images is 3, but must lie in 10 to 1787"):
-        load_digits(3, 0)
+def test_a_run_is_reproducible_and_depends_on_its_seed(finished, tmp_path):
+    folder, _, _ = finished
+    quiet(small(), tmp_path / "again")
+    assert same(weights(folder), weights(tmp_path / "again"))
+    quiet(small(seed=1), tmp_path / "other")
+    assert not same(weights(folder), weights(tmp_path / "other"))
 
 
-def test_fit_is_reproducible_and_learns():
-    recipe = load_recipe(find_recipe("quickstart"), [*QUICK, "schedule.epochs=4"])
-    split = load_digits(360, 0)
-    runs = []
-    for seed in (0, 0, 1):
-        model = build(recipe, "bilateral + twicing", seed)
-        runs.append((fit(model, split.train_images, split.train_labels, recipe, seed), model))
-    assert [e.loss for e in runs[0][0]] == [e.loss for e in runs[1][0]]
-    for a, b in zip(runs[0][1].parameters(), runs[1][1].parameters()):
-        assert torch.equal(a, b)
-    assert runs[0][0][-1].loss != runs[2][0][-1].loss
-    assert runs[0][0][-1].loss < runs[0][0][0].loss
-    assert not runs[0][1].training
+def test_the_test_split_does_not_touch_training(finished, tmp_path):
+    folder, result, _ = finished
+    without = quiet(small("data.test_split=null"), tmp_path / "run")
+    assert without["test"] is None
+    assert same(weights(folder), weights(tmp_path / "run"))
+    assert without["validation"] == result["validation"]
 
 
-def test_schedule_warms_up_and_ends_at_zero():
-    recipe = load_recipe(find_recipe("quickstart"), [*QUICK, "schedule.epochs=6"])
-    split = load_digits(360, 0)
-    rates = [e.lr for e in fit(build(recipe, "plain", 0), split.train_images, split.train_labels, recipe, 0)]
-    assert rates[0] == pytest.approx(recipe.optimiser.lr, rel=0.1)
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.01 * recipe.optimiser.lr
+def test_a_finished_run_is_not_repeated(finished):
+    folder, result, _ = finished
+    before = (folder / "state.pt").stat().st_mtime_ns
+    assert quiet(small(), folder, resume=True) == result
+    assert (folder / "state.pt").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match=r"holds a run already: go on with --resume"):
+        quiet(small(), folder)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
-    recipe = load_recipe(find_recipe("quickstart"), QUICK)
-    split = load_digits(360, 0)
-    model = build(recipe, "plain", 0)
-    with torch.no_grad():
-        model.model.head.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="epoch 0, update 0; lower optimiser.lr"):
-        fit(model, split.train_images, split.train_labels, recipe, 0)
+def test_resuming_under_another_recipe_says_what_changed(finished):
+    folder, _, _ = finished
+    with pytest.raises(ValueError, match=r"Changed: model.depth: 1 -> 2; optimiser.lr: 0.006 -> 0.001"):
+        quiet(small("optimiser.lr=1e-3", "model.depth=2"), folder, resume=True)
+    with pytest.raises(ValueError, match=r"run.ema_decay: None -> 0.9"):
+        quiet(small("run.ema_decay=0.9"), folder, resume=True)
 
 
-def test_batch_larger_than_the_data():
-    recipe = load_recipe(find_recipe("quickstart"), QUICK)
-    split = load_digits(360, 0)
-    with pytest.raises(ValueError, match="run.batch_size is 128, but there are 50 training images"):
-        fit(build(recipe, "plain", 0), split.train_images[:50], split.train_labels[:50], recipe, 0)
+def run_of(tmp_path, *overrides, **kwargs):
+    return Run(small(*overrides, **kwargs), tmp_path, CPU, Processes(0, 1))
 
 
-def test_the_models_of_a_comparison_are_of_one_size():
-    recipe = load_recipe(find_recipe("quickstart"))
-    sizes = {label: sum(p.numel() for p in build(recipe, label, 0).parameters()) for label in recipe.variants}
-    assert max(sizes.values()) <= 1.25 * sizes["plain"]
-    assert isinstance(build(recipe, "plain", 0).model, timm.models.VisionTransformer)
+def test_schedule_warms_up_and_decays(tmp_path):
+    for name, floor in (("cosine", 0.0), ("poly", 1e-5)):
+        trainer = run_of(tmp_path, f"schedule.name={name}", "schedule.epochs=12", f"schedule.min_lr={floor}").trainer
+        rates = [trainer.train_epoch(epoch)["lr"] for epoch in range(12)]
+        assert rates[0] < rates[1]
+        assert rates[1] == max(rates) > 0.85 * 6e-3
+        assert rates[1:] == sorted(rates[1:], reverse=True)
+        assert floor <= rates[-1] < 0.1 * 6e-3
+
+
+def test_accumulated_batches_are_one_batch(tmp_path):
+    """Without clipping per batch, two halves accumulated are the whole."""
+    off = ["augmentation.degrees=0", "augmentation.translate=0", "augmentation.magnify=[1,1]"]
+    runs = [run_of(tmp_path, *off, f"run.accumulate={k}") for k in (1, 2)]
+    records = [run.trainer.train_epoch(0) for run in runs]
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-5)
+    for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["augmentation.mixup=0.8", "augmentation.cutmix=1.0", "run.label_smoothing=0.1"],
+        ["run.label_smoothing=0.1"],
+        ["run.loss=bce"],
+        ["augmentation.erasing=0.5"],
+        ["run.amp=bfloat16"],
+        ["run.channels_last=true"],
+        ["run.checkpoint_blocks=true"],
+        ["run.ema_decay=0.9"],
+        ["run.accumulate=2"],
+        ["model.drop_path_rate=0.2"],
+        ["optimiser.layer_decay=0.7"],
+        ["optimiser.name=lion", "optimiser.betas=[0.9,0.98]"],
+        ["augmentation.repeats=3"],
+        ["adversarial.eps=0.05", "adversarial.warmup_epochs=1"],
+    ],
+    ids=lambda o: o[0],
+)
+def test_options_train_and_resume_exactly(overrides, tmp_path):
+    """Each option learns, and its state is kept: after a break the weights are those of the unbroken run."""
+    recipe = small(*overrides, "schedule.epochs=2", "data.train_images=256")
+    quiet(recipe, tmp_path / "whole")
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(r["train_loss"]) for r in records)
+    assert records[1]["train_loss"] < 1.02 * records[0]["train_loss"]
+    stop_after(recipe, tmp_path / "broken", 1)
+    quiet(recipe, tmp_path / "broken", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(recipe, folder, epochs):
+    def say(line):
+        if line.startswith(f"epoch {epochs}/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(recipe, folder, say=say)
+
+
+@pytest.mark.slow
+def test_compiled_model(tmp_path):
+    recipe = small("run.compile=true", "schedule.epochs=2", "data.train_images=256")
+    quiet(recipe, tmp_path / "run")
+    assert "blocks.0.attn.qkv.weight" in weights(tmp_path / "run")
+
+
+def test_ema_is_what_is_kept(tmp_path):
+    quiet(small("run.ema_decay=0.99", "schedule.epochs=2"), tmp_path)
+    state = load_state(tmp_path)
+    assert same(weights(tmp_path), state["state_dict_ema"])
+    assert not same(state["state_dict"], state["state_dict_ema"])
+
+
+def test_bandwidths_do_not_decay(tmp_path):
+    groups = run_of(tmp_path).trainer.optimiser.param_groups
+    free = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    model = run_of(tmp_path).model
+    assert any(p.ndim == 1 for p in model.parameters())
+    names = [n for g in groups for n in g.get("param_names", [])]
+    assert not names or any("bandwidth" in n for n in names)
+    assert all(p.ndim > 1 for g in groups if g["weight_decay"] > 0 for p in g["params"])
+    assert free
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
+    run = run_of(tmp_path, "run.log_every=2")
+    broken = {2: None}
+
+    def poison(images, targets):
+        broken[2] = broken[2] or 0
+        broken[2] += 1
+        return (images * float("nan") if broken[2] == 3 else images), targets
+
+    run.trainer.mixup = poison
+    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 0, update 2 \(batch 2 of the epoch\)") as error:
+        run.trainer.train_epoch(0)
+    order = list(run.trainer.loader.sampler)[2 * 128 : 3 * 128]
+    assert error.value.images == [run.splits.train.name(i) for i in order]
+    assert f"its images: {error.value.images[0]}, " in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
+    recipe = small("optimiser.clip_grad=null")
+    stop_after(recipe, tmp_path, 1)
+    state = load_state(tmp_path)
+    state["state_dict"]["head.weight"].fill_(float("nan"))
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(FloatingPointError, match=r"epoch 1, update 4 .*last good checkpoint: .*last, of epoch 0"):
+        quiet(recipe, tmp_path, resume=True)
+    assert all(t.isfinite().all() for t in weights(tmp_path).values())
+    assert len(json.loads((tmp_path / "not-finite-0.json").read_text())["images"]) == 128
+
+
+def test_saturated_filters_are_warned_of(tmp_path):
+    run = run_of(tmp_path, label="bilateral + twicing")
+    assert run._look_at_filters()["saturated_rows"] < 0.01
+    for parameter in (p for n, p in run.model.named_parameters() if "range_bandwidth" in n):
+        parameter.data.fill_(-20)
+    with pytest.warns(UserWarning, match=r"% of the filter's rows copy one token"):
+        assert run._look_at_filters()["saturated_rows"] > 0.5
+
+
+def test_adversarial_training_attacks_within_the_ball(tmp_path):
+    recipe = small("adversarial.eps=0.06", "adversarial.warmup_epochs=2", label="plain")
+    model = create(recipe)
+    task = build_task(recipe, model, run_of(tmp_path).preparation, CPU)
+    assert isinstance(task, AdversarialClassification)
+    images = torch.rand(16, 1, 8, 8)
+    labels = torch.randint(10, (16,))
+    for epoch, share in ((0, 1 / 3), (1, 2 / 3), (2, 1.0), (9, 1.0)):
+        task.start_epoch(epoch)
+        attacked = task.attacked((images - 0.5) / 0.5, labels) * 0.5 + 0.5
+        largest = (attacked - images).abs().max().item()
+        assert 0.5 * share * 0.06 < largest <= share * 0.06 + 1e-6
+        assert attacked.min() >= -1e-6
+        assert attacked.max() <= 1 + 1e-6
+    assert task.train()(images, labels)["loss"] > 0
+    assert model.training
+    plain = task.eval()(images, labels)["output"]
+    assert torch.equal(plain, model(images))
+
+
+@pytest.mark.slow
+def test_adversarial_training_makes_robust(tmp_path):
+    """At the radius trained for, the trained model keeps far more than the one trained on clean images alone."""
+    robust = {}
+    for name, extra in (("clean", []), ("adversarial", ["adversarial.eps=0.1", "adversarial.steps=3"])):
+        recipe = load_recipe(find_recipe("quickstart"), ["schedule.epochs=30", *extra]).variant("plain", 0)
+        quiet(recipe, tmp_path / name)
+        run = Run(recipe, tmp_path / name, CPU, Processes(0, 1))
+        load_weights(run.model, tmp_path / name / "last")
+        model = NormalizedModel(run.model).eval()
+        images, labels = next(iter(torch.utils.data.DataLoader(run.splits.test, 360, collate_fn=_as_tensors)))
+        robust[name] = (~PGD(0.1, 10)(model, images, labels).success).double().mean().item()
+    assert robust["adversarial"] > robust["clean"] + 0.2, robust
+
+
+def _as_tensors(batch):
+    from torchvision.transforms.functional import to_tensor
+
+    return torch.stack([to_tensor(image) for image, _ in batch]), torch.tensor([label for _, label in batch])
+
+
+def test_checkpoints_of_other_models_are_refused(finished, tmp_path):
+    folder, _, _ = finished
+    other = create(small("model.depth=2"))
+    with pytest.raises(ValueError, match="is of another model than FilterVisionTransformer") as error:
+        load_weights(other, folder / "best")
+    assert "missing: blocks.1." in str(error.value)
+    with pytest.raises(ValueError, match=r"of another shape: .*embed.* \[1, 16, 16\], not \[1, 16, 32\]"):
+        load_weights(create(small("model.embed_dim=32")), folder / "best")
+    with pytest.raises(ValueError, match=r"unexpected: blocks\.0"):
+        load_weights(nn.Linear(2, 2), folder / "best")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        load_weights(other, tmp_path / "none.safetensors")
+
+
+def test_cut_off_and_malicious_checkpoints(finished, tmp_path):
+    folder, _, _ = finished
+    model = create(small())
+    for name, source in (("a.safetensors", folder / "best" / "model.safetensors"), ("a.pt", folder / "state.pt")):
+        (tmp_path / name).write_bytes(source.read_bytes()[:-1000])
+        with pytest.raises(ValueError, match="is cut off or no checkpoint"):
+            load_weights(model, tmp_path / name)
+    marker = tmp_path / "executed"
+    torch.save({"model": Payload(str(marker))}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="is cut off or no checkpoint"):
+        load_weights(model, tmp_path / "evil.pt")
+    assert not marker.exists()
+    torch.save({"note": 1}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match="holds no weights"):
+        load_weights(model, tmp_path / "empty.pt")
+    load_weights(model, folder / "state.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is cut off or no state of a run"):
+        load_state(tmp_path / "run")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_starting_from_a_checkpoint(finished, tmp_path):
+    folder, _, _ = finished
+    recipe = small(f"model.checkpoint={folder / 'best'}")
+    run = Run(recipe, tmp_path, CPU, Processes(0, 1))
+    assert same(run.model.state_dict(), weights(folder, "best"))
+    assert "checkpoint" not in json.loads((folder / "best" / "config.json").read_text())["model_args"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.name=npz", "data.root=/nowhere/x.npz"], "data.root: there is no /nowhere/x.npz"),
+        (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
+        (["run.batch_size=1000"], "needs 1000 images at a time, but there are 512"),
+        (["run.batch_size=512", "run.accumulate=2", "data.train_images=512"], None),
+        (["data.num_classes=7"], "train split has 10 classes, but data.num_classes is 7"),
+        (["data.input_size=[2,8,8]", "data.mean=null", "data.std=null"], "2 channels; pictures have 1 .* or 3"),
+    ],
+)
+def test_what_is_asked_for_and_is_not_there(overrides, message, tmp_path):
+    if message is None:
+        quiet(small(*overrides), tmp_path / "run")
+        return
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        quiet(small(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder_is_met_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        quiet(small(), tmp_path / "file" / "run")
+
+
+def test_too_little_room_is_met_before_training(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr("imgproc_attn.training.folder.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"1 MiB are free, but the checkpoints of this run need up to \d+ MiB"):
+        quiet(small(), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tmp_path):
+    """The system refuses to let files grow in the middle of the second state's write."""
+    recipe = small("schedule.epochs=2")
+    quiet(recipe, tmp_path / "whole")
+    stop_after(recipe, tmp_path / "full", 1)
+    size = (tmp_path / "full" / "state.pt").stat().st_size
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import small, quiet\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))\n"
+        f"quiet(small('schedule.epochs=2'), Path({str(tmp_path / 'full')!r}), resume=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "cannot be written, is the disk full?" in done.stderr, done.stderr
+    assert len(load_state(tmp_path / "full")["records"]) == 1
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    quiet(recipe, tmp_path / "full", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "full"))
+    assert not list((tmp_path / "full").rglob(".*-*"))
+
+
+def test_commands(tmp_path, capsys):
+    cli.main(["train", "quickstart", *SMALL, "schedule.epochs=2", "--variant", "plain", "--output", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    assert "epoch 2/2" in out
+    assert "Test: n 100" in out
+    cli.main(["recipes"])
+    assert "quickstart" in capsys.readouterr().out
+    cli.main(["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")])
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
+    for arguments, message in (
+        (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
+        (["train", "quickstart", "--variant", "y"], "No variant 'y'"),
+        (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
+        (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
+    ):
+        if "cuda:7" in arguments and torch.cuda.is_available():
+            continue
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_trainer_takes_any_task(tmp_path):
+    """The loop knows no classification: a task is what gives a loss for a batch."""
+    from timm.task import TrainingTask
+
+    class Regression(TrainingTask):
+        def __init__(self, model):
+            super().__init__(verbose=False)
+            self.trainable_module = model
+
+        def forward(self, input, target):
+            output = self.trainable_module(input)
+            return {"loss": (output[:, 0] - target).square().mean(), "output": output}
+
+    run = run_of(tmp_path)
+    trainer = Trainer(Regression(run.model), run.trainer.loader, run.recipe)
+    losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
+    assert losses[-1] < losses[0]

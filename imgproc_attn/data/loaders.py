@@ -4,8 +4,6 @@ timm's own ``create_loader`` takes no sampler. Here the order is a function of s
 processes, and evaluation covers each image once without padding: what exact resuming and exact counts need.
 """
 
-import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -144,12 +142,6 @@ def _prefetch(loader: DataLoader, preparation: Preparation, device: torch.device
 
 
 def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers > cores:
-        warnings.warn(
-            f"{workers} workers were asked for, but this machine has {cores} cores; more processes slow each other.",
-            stacklevel=3,
-        )
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
         images.set_loader_cfg(num_workers=workers)
     # workers are started anew each epoch, so that their random numbers depend on the epoch's seed alone

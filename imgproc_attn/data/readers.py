@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class PackedImages(Reader):
                 self._bytes, self._labels = pack[f"{found[0]}_bytes"], pack[f"{found[0]}_labels"].astype(int)
                 ends = np.cumsum(pack[f"{found[0]}_lengths"].astype(np.int64))  # the lengths' own type would overflow
                 classes = [str(name) for name in pack["classes"]]
-        except (OSError, KeyError, EOFError) as error:
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is no pack of images: {error}") from error
         if len(ends) != len(self._labels) or len(ends) == 0 or ends[-1] != len(self._bytes):
             raise ValueError(

@@ -1,11 +1,12 @@
 """What is kept of a run: its full state, to go on from, and weights that timm loads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ STATE, CONFIG = "state.pt", "config.json"
 
 def save_state(state: Mapping[str, Any], folder: Path) -> None:
     """Write ``state`` to ``folder/state.pt``: the old file or the new, whole, whatever happens."""
-    write_atomically(folder / STATE, partial(torch.save, dict(state)))
+    _write(folder / STATE, partial(torch.save, dict(state)))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -49,7 +50,17 @@ def save_weights(weights: Mapping[str, Tensor], model: nn.Module, arguments: Map
     # safetensors wants each tensor to own its memory
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     write_json(folder / CONFIG, timm_config(model, arguments))
-    write_atomically(folder / WEIGHTS, partial(save_file, own))
+    _write(folder / WEIGHTS, partial(save_file, own))
+
+
+def _write(file: Path, write: Callable[[Path], Any]) -> None:
+    """As `write_atomically`; what torch and safetensors call a full disk becomes an error of the system."""
+    try:
+        write_atomically(file, write)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise OSError(
+            f"{file} cannot be written, is the disk full? ({first_line(error)}) The file before it is whole."
+        ) from error
 
 
 def timm_config(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:

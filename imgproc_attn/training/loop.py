@@ -63,6 +63,18 @@ def build_scheduler(optimiser: torch.optim.Optimizer, s: Schedule, updates: int)
     return scheduler
 
 
+class NotFinite(FloatingPointError):
+    """A loss that is not finite.
+
+    Attributes:
+        images: Names of the batch, in this process.
+    """
+
+    def __init__(self, message: str, images: list[str]) -> None:
+        super().__init__(message)
+        self.images = images
+
+
 @dataclass
 class Trainer:
     """Trains a task, epoch by epoch; an epoch depends on the state before it, the seed and its number alone.
@@ -112,7 +124,7 @@ class Trainer:
             ``loss``, ``lr``, ``seconds`` and ``images_per_second``.
 
         Raises:
-            FloatingPointError: A loss that is not finite; the message names the update and its images.
+            NotFinite: A loss that is not finite; the message names the update and its images.
         """
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.processes.rank)
@@ -169,10 +181,13 @@ class Trainer:
         for batch, value in enumerate(values, first):
             if not math.isfinite(value):
                 run, o = self.recipe.run, self.recipe.optimiser
-                raise FloatingPointError(
+                names = self.batch_names(batch)
+                raise NotFinite(
                     f"The loss is {value} in epoch {epoch}, update {epoch * self.updates + batch // run.accumulate} (batch "
-                    f"{batch} of the epoch); its images: {', '.join(self.batch_names(batch)) or 'not known'}. Lower "
-                    f"optimiser.lr, now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
+                    f"{batch} of the epoch); its images: {', '.join(names[:8]) or 'not known'}"
+                    f"{', …' if len(names) > 8 else ''}. Lower optimiser.lr, now {o.lr}, or optimiser.clip_grad, now "
+                    f"{o.clip_grad}.",
+                    names,
                 )
         return sum(values)
 

@@ -29,7 +29,7 @@ from .augmentation import mixup, training_transform
 from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import Folder
 from .journal import Journal
-from .loop import Trainer, seed_everything
+from .loop import NotFinite, Trainer, seed_everything
 from .recipe import Recipe
 from .splits import ImageSet, open_splits
 from .tasks import build_task
@@ -103,7 +103,7 @@ class Run:
 
     Attributes:
         trainer: Trains.
-        best: The best validation metric so far; None without validation.
+        best: The best validation metric so far, in the first process; None without validation.
     """
 
     recipe: Recipe
@@ -222,7 +222,7 @@ class Run:
 
     def conclude(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Test what the run ends with, the best checkpoint or the last."""
-        chosen = BEST if self.best is not None else LAST
+        chosen = LAST if self.splits.validation is None else BEST  # the same in every process
         self.evaluated.load_state_dict(load_file(self.folder / chosen / WEIGHTS))
         return {
             "title": self.recipe.title,
@@ -299,10 +299,14 @@ def _train(run: Run, records: list[dict[str, Any]], say: Callable[[str], Any]) -
             start = time.perf_counter()
             try:
                 record = run.epoch(epoch)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"{error} The last good checkpoint: {run.folder / LAST}, epoch {epoch - 1}."
-                ) from error
+            except NotFinite as error:
+                good = (
+                    f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch - 1}." if epoch else "No epoch was whole."
+                )
+                message = f"{error} {good}"
+                file = run.folder / f"not-finite-{run.processes.rank}.json"
+                write_json(file, {"message": message, "images": error.images})
+                raise FloatingPointError(f"{message} All of its images: {file}.") from error
             records.append(record)
             if journal is not None:
                 run.keep(record, journal)

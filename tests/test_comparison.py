@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from imgproc_attn.quickstart import Result, findings, quickstart
 
 from imgproc_attn import cli
-from imgproc_attn.quickstart import Result, findings, quickstart
 from imgproc_attn.training import find_recipe, load_recipe
 
 SMALL = [

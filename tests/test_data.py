@@ -1,0 +1,307 @@
+"""Readers and loaders: real images, every one exactly once, broken and misplaced ones named."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data as photographs
+
+from imgproc_attn.data import (
+    Digits,
+    Images,
+    PackedImages,
+    Preparation,
+    Processes,
+    Unreadable,
+    check_classes,
+    evaluation_loader,
+    find_root,
+    open_images,
+    training_loader,
+)
+from imgproc_attn.training.augmentation import mixup, training_transform
+from imgproc_attn.training.recipe import Augmentation
+
+CPU = torch.device("cpu")
+DIGITS = Preparation((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)
+COLOUR = Preparation((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+
+
+def crops(count, size=24):
+    """Crops of scikit-image's astronaut, coffee and cat, by turns."""
+    sources = [photographs.astronaut(), photographs.coffee(), photographs.chelsea()]
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        picture = sources[i % 3]
+        y, x = rng.integers(0, picture.shape[0] - size), rng.integers(0, picture.shape[1] - size)
+        yield i % 3, Image.fromarray(picture[y : y + size, x : x + size])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """``train`` and ``val`` folders of three classes."""
+    names = ["astronaut", "coffee", "cat"]
+    for split, count in (("train", 12), ("val", 6)):
+        for i, (label, crop) in enumerate(crops(count)):
+            path = tmp_path / split / names[label]
+            path.mkdir(parents=True, exist_ok=True)
+            crop.save(path / f"{i:03}.png")
+    return tmp_path
+
+
+def pack(path, **changes):
+    content = {}
+    for split, count in (("train", 12), ("test", 6)):
+        files, labels = [], []
+        for label, crop in crops(count):
+            file = io.BytesIO()
+            crop.save(file, "JPEG")
+            files.append(file.getvalue())
+            labels.append(label)
+        content |= {
+            f"{split}_bytes": np.frombuffer(b"".join(files), np.uint8),
+            f"{split}_lengths": np.array([len(f) for f in files], np.uint16),
+            f"{split}_labels": np.array(labels, np.uint8),
+        }
+    np.savez(path, **{**content, "classes": np.array(["astronaut", "coffee", "cat"]), **changes})
+    return path
+
+
+def test_digits():
+    train, test = Digits("train", 0), Digits("test", 0)
+    assert (len(train), len(test)) == (1437, 360)
+    assert np.bincount([test[i][1] for i in range(360)]).min() >= 35
+    pictures = [np.asarray(train[i][0]) for i in range(1437)]
+    assert min(p.min() for p in pictures) == 0
+    assert max(p.max() for p in pictures) == 255
+    # scikit-learn's set holds no duplicates, so none may stand on both sides
+    seen = {p.tobytes() for p in pictures}
+    assert not [i for i in range(360) if np.asarray(test[i][0]).tobytes() in seen]
+    assert [test.filename(i) for i in range(5)] != [Digits("test", 1).filename(i) for i in range(5)]
+
+
+def test_packed_images(tmp_path):
+    reader = PackedImages(pack(tmp_path / "p.npz"), "validation")
+    assert len(reader) == 6
+    assert reader.class_to_idx == {"astronaut": 0, "coffee": 1, "cat": 2}
+    images = Images(reader, 3)
+    picture, label = images[4]
+    assert picture.size == (24, 24)
+    assert label == 1
+    assert images.name(4) == "test-4"
+
+
+def test_packed_images_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        PackedImages(tmp_path / "none.npz", "train")
+    with pytest.raises(ValueError, match=r"no split 'x'; there are train, test"):
+        PackedImages(pack(tmp_path / "p.npz"), "x")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:900])
+    with pytest.raises(ValueError, match="no pack of images"):
+        PackedImages(tmp_path / "cut.npz", "train")
+    with pytest.raises(ValueError, match="2 lengths, 12 labels"):
+        PackedImages(pack(tmp_path / "q.npz", train_lengths=np.array([3, 4], np.uint16)), "train")
+    np.savez(tmp_path / "pickled.npz", classes=np.array([{}], dtype=object), train_bytes=np.zeros(1))
+    with pytest.raises(ValueError, match="allow_pickle=False"):  # never unpickled
+        PackedImages(tmp_path / "pickled.npz", "train")
+
+
+def test_folder(folder):
+    reader = open_images("folder", str(folder), "validation")
+    assert len(reader) == 6
+    assert list(reader.class_to_idx) == ["astronaut", "cat", "coffee"]
+    assert len(open_images("folder", str(folder / "train"), "")) == 12
+    with pytest.raises(FileNotFoundError, match=r"has no folder 'test2'; it holds train, val"):
+        open_images("folder", str(folder), "test2")
+    (folder / "train" / "bear").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*bear holds no image"):
+        open_images("folder", str(folder), "train")
+
+
+def test_numeric_folders_sort_as_numbers(tmp_path):
+    """ImageNet-V2 names its folders 0 to 999; sorted as text, 10 would come before 2."""
+    for i, (_, crop) in enumerate(crops(12)):
+        (tmp_path / str(i)).mkdir()
+        crop.save(tmp_path / str(i) / "x.png")
+    assert open_images("folder", str(tmp_path), "").class_to_idx == {str(i): i for i in range(12)}
+
+
+def test_tar_of_a_folder(folder, tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(folder / "train", "train")
+    images = Images(open_images("folder", str(tmp_path / "train.tar"), ""), 3)
+    assert len(images) == 12
+    assert images[0][0].size == (24, 24)
+
+
+def test_torchvision_set(folder):
+    images = Images(open_images("torch/image_folder", str(folder), "train"), 3)
+    assert len(images) == 12
+    assert images.name(0).endswith("000.png")
+    with pytest.raises(ValueError, match="data.name='torch/nothing'.*Unknown torchvision dataset"):
+        open_images("torch/nothing", str(folder), "train")
+
+
+def test_webdataset(folder, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    with wds.ShardWriter(str(tmp_path / "shard-%03d.tar"), maxcount=6, verbose=0) as sink:
+        for i, (label, crop) in enumerate(crops(12)):
+            sink.write({"__key__": f"{i:03}", "png": crop, "cls": label})
+    (tmp_path / "_info.json").write_text(
+        '{"splits": {"train": {"name": "train", "num_samples": 12, "filenames": ["shard-000.tar", "shard-001.tar"], '
+        '"shard_lengths": [6, 6]}}}'
+    )
+    dataset = open_images("wds/shards", str(tmp_path), "train", batch_size=4)
+    loader = evaluation_loader(dataset, COLOUR, 4, 0, CPU)
+    labels = torch.cat([y for _, y in loader])
+    assert labels.bincount().tolist() == [4, 4, 4]
+    with pytest.raises(ValueError, match="evaluate it in one process"):
+        evaluation_loader(dataset, COLOUR, 4, 0, CPU, Processes(0, 2))
+
+
+def test_hugging_face_set(folder, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    table = {"image": [crop for _, crop in crops(6)], "label": [label for label, _ in crops(6)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    images = Images(open_images(f"hfds/{tmp_path / 'set'}", str(tmp_path), "train"), 3)
+    assert [images[i][1] for i in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_roots(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("IMGPROC_ATTN_DATA", str(tmp_path))
+    assert find_root("here") == tmp_path / "here"
+    with pytest.raises(FileNotFoundError, match=r"data.root: there is no nowhere and no .*nowhere\. Give data.root=PATH"):
+        find_root("nowhere")
+
+
+def test_classes_that_differ_are_shown():
+    a, b = {"cat": 0, "dog": 1}, {"cat": 0, "cow": 1}
+    with pytest.raises(ValueError, match=r"train and test differ: only in train: dog \(1\); only in test: cow \(1\)"):
+        check_classes(a, 2, b)
+    with pytest.raises(ValueError, match="same names, other labels"):
+        check_classes(a, 2, {"cat": 1, "dog": 0})
+    with pytest.raises(ValueError, match=r"has 2 classes, but data.num_classes is 10"):
+        check_classes(a, 10)
+    check_classes(None, 3, b)
+
+
+def test_labels_out_of_range_are_named():
+    images = Images(Digits("train"), 5)
+    with pytest.raises(ValueError, match=r"Image digit-\d+ has label \d, but with 5 classes labels run from 0 to 4"):
+        [images[i] for i in range(20)]
+
+
+def break_one(folder, number=4):
+    path = sorted((folder / "train").rglob("*.png"))[number]
+    path.write_bytes(path.read_bytes()[:40])
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images(folder, workers, tmp_path):
+    path = break_one(folder)
+    reader = open_images("folder", str(folder), "train")
+    unreadable = Unreadable(tmp_path / "unreadable.txt")
+    loader = evaluation_loader(Images(reader, 3, on_unreadable="ignore", unreadable=unreadable), COLOUR, 5, workers, CPU)
+    labels = torch.cat([y for _, y in loader])
+    assert labels.tolist().count(-1) == 1
+    assert unreadable.names() == [f"{path.parent.name}/{path.name}"]
+    assert "UnidentifiedImageError" in (tmp_path / "unreadable.txt").read_text()
+    images = Images(reader, 3, on_unreadable="replace", unreadable=unreadable)
+    assert [images[i][1] for i in range(12)].count(-1) == 0
+    assert images[4][1] == images[5][1]
+    assert len(unreadable.names()) == 1
+    stop = Images(reader, 3)
+    with pytest.raises(ValueError, match=r"Cannot read image .*png: .*data.broken_images=skip"):
+        [stop[i] for i in range(12)]
+    only = Images(reader, 3, [4], on_unreadable="replace", unreadable=unreadable)
+    with pytest.raises(ValueError, match="None of the 1 images can be read"):
+        only[0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_evaluation_sees_every_image_once(world):
+    images = Images(Digits("test"), 10, channels=1)
+    seen = []
+    for rank in range(world):
+        loader = evaluation_loader(images, DIGITS, 64, 0, CPU, Processes(rank, world))
+        for x, _ in loader:
+            seen += [image.numpy().tobytes() for image in x]
+    expected = [np.asarray(images.reader[i][0]).astype(np.float32) / 255 for i in range(360)]
+    assert sorted(seen) == sorted(e.tobytes() for e in expected)
+
+
+def training(world=1, rank=0, batch=64, workers=0, repeats=1, indices=None):
+    images = Images(Digits("train"), 10, indices, channels=1)
+    images.transform = training_transform(Augmentation(), (1, 8, 8), "bicubic")
+    return training_loader(images, DIGITS, batch // world, workers, CPU, Processes(rank, world), repeats)
+
+
+@pytest.mark.parametrize("count", [1437, 192, 191])
+def test_the_batches_of_one_process_are_those_of_two_together(count):
+    loaders = [training(indices=range(count)), training(2, 0, indices=range(count)), training(2, 1, indices=range(count))]
+    batches = []
+    for loader in loaders:
+        loader.sampler.set_epoch(3)
+        batches.append([sorted(image.numpy().tobytes() for image in x) for x, _ in loader])
+    assert len(batches[0]) == len(batches[1]) == len(batches[2]) == count // 64
+    for whole, a, b in zip(*batches):
+        assert whole == sorted(a + b)
+
+
+def test_epochs_differ_and_return():
+    loader = training()
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat([y for _, y in loader]))
+    assert torch.equal(orders[0], orders[2])
+    assert not torch.equal(orders[0], orders[1])
+
+
+def test_repeated_augmentation_repeats():
+    loader = training(repeats=3)
+    labels = next(iter(loader))[0]
+    assert len({image.numpy().tobytes() for image in labels}) == 22  # 64 images, three of each
+
+
+def test_too_few_images_and_too_many_workers():
+    with pytest.raises(ValueError, match="needs 64 images at a time, but there are 50"):
+        training(indices=range(50))
+    with pytest.warns(UserWarning, match="9999 worker processes"):
+        training(workers=9999)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training(workers=1)
+
+
+def test_augmentation():
+    picture = next(crops(1, 40))[1]
+    plain = training_transform(Augmentation(), (3, 40, 40), "bicubic")
+    assert np.array_equal(np.asarray(plain(picture)), np.asarray(picture).transpose(2, 0, 1)), "off by default"
+    for a in (
+        Augmentation(crop_padding=4),
+        Augmentation(scale=[0.2, 1.0]),
+        Augmentation(degrees=10.0),
+        Augmentation(translate=0.1),
+        Augmentation(hflip=1.0),
+        Augmentation(color_jitter=0.4),
+        Augmentation(auto_augment="rand-m9-mstd0.5-inc1"),
+    ):
+        transform = training_transform(a, (3, 40, 40), "bicubic")
+        results = [np.asarray(transform(picture)) for _ in range(8)]
+        assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
+        assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
+    assert mixup(Augmentation(), 10, 0.1) is None
+    mixed = mixup(Augmentation(mixup=0.8, cutmix=1.0), 10, 0.1)
+    _, targets = mixed(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    assert targets.shape == (4, 10)
+    assert torch.allclose(targets.sum(1), torch.ones(4))

@@ -1,0 +1,84 @@
+"""Two processes over gloo, started by torchrun, against one."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+PLAIN = [  # what draws random numbers in each process is off
+    "augmentation.degrees=0",
+    "augmentation.translate=0",
+    "augmentation.magnify=[1,1]",
+    "schedule.epochs=4",
+    "schedule.warmup_epochs=1",
+    "data.validation_images=101",
+    "data.train_images=999",
+    "data.test_images=99",
+    "model.depth=2",
+]
+
+
+def launch(processes, *arguments):
+    """The console command in so many processes."""
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, "imgproc_attn", *arguments], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"processes{processes}")
+        launch(processes, "train", "quickstart", *PLAIN, "--variant", "bilateral + twicing", "--output", str(folder / "run"))
+        folders.append(folder / "run")
+    return folders
+
+
+def test_the_same_batch_gives_the_same_loss_curve(runs):
+    one, two = map(records, runs)
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-4)
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-3)
+        assert a["validation_n"] == b["validation_n"] == 101
+        assert a["lr"] == b["lr"]
+    assert one[0]["train_loss"] == pytest.approx(two[0]["train_loss"], rel=1e-5)
+    a, b = (load_file(folder / "last" / "model.safetensors") for folder in runs)
+    assert a.keys() == b.keys(), "no wrapper's names are saved"
+
+
+def test_final_metrics_count_every_image_once(runs):
+    one, two = (json.loads((folder / "final.json").read_text())["test"] for folder in runs)
+    assert one["n"] == two["n"] == 99
+    assert abs(one["top1"] - two["top1"]) <= 100 / 99 + 1e-9  # one image at the border may turn
+
+
+def test_two_processes_resume(runs):
+    out = launch(2, "train", "quickstart", *PLAIN, "--variant", "bilateral + twicing", "--output", str(runs[1]), "--resume")
+    assert "Test: n 99" in out
+    assert out.count("Test:") == 1, "one process speaks"
+
+
+def test_evaluate_in_two_processes_is_evaluate_in_one(runs, tmp_path):
+    tables = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        where = ["--data", "digits", "--split", "test", "--batch-size", "64", "--workers", "0", "--output", str(output)]
+        launch(processes, "evaluate", str(runs[0] / "last"), *where)
+        tables.append(list(csv.reader((output / "predictions.csv").open())))
+        assert json.loads((output / "result.json").read_text())["n"] == 360
+    assert tables[0] == tables[1]
+    assert len({row[0] for row in tables[0][1:]}) == 360

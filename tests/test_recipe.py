@@ -1,0 +1,133 @@
+"""Recipes are checked before anything is built; every file of the package is valid and says what it is."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from imgproc_attn.training import find_recipe, list_recipes, load_recipe
+from imgproc_attn.training.recipe import Recipe, check_recipe
+from imgproc_attn.training.run import check
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+NAMES = [
+    path.relative_to(path.parents[len(path.parts) - len(Path(__file__).parents[1].parts) - 2]).as_posix() for path in RECIPES
+]
+
+
+def singles(recipe):
+    if recipe.comparison is None:
+        return {"": recipe}
+    return {label: recipe.variant(label, 0) for label in recipe.comparison.variants}
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_every_header_says_what_the_recipe_is(path):
+    header = path.read_text().split("\n\n")[0]
+    for word in ("Purpose:", "Source:", "Hardware:", "Expected:", "Command:", "Status:"):
+        assert word in header, f"{path.name} does not say {word}"
+    name = path.relative_to(Path(__file__).parents[1] / "recipes").with_suffix("").as_posix()
+    assert f" {name}" in header, "the command names another recipe"
+    assert re.search(r"reproduced here|not run here", header.partition("Status:")[2])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_every_recipe_is_valid_and_its_models_and_optimiser_can_be_built(path):
+    for single in singles(load_recipe(path)).values():
+        check(single)
+
+
+GOOD = yaml.safe_load(find_recipe("quickstart").read_text())
+BAD = [
+    (lambda c: c["optimiser"].update(learning_rat=1.0), "optimiser.learning_rat: unknown key"),
+    (lambda c: c["run"].update(batchsize=1), "run.batchsize: unknown key; did you mean 'batch_size'"),
+    (lambda c: c.update(optimizer={}), "optimizer: unknown key; did you mean 'optimiser'"),
+    (lambda c: c["comparison"].update(seed=[1]), "comparison.seed: unknown key; did you mean 'seeds'"),
+    (lambda c: c["optimiser"].update(lr="fast"), r"optimiser.lr: .*given: 'fast'"),
+    (lambda c: c["optimiser"].update(lr=-1.0), r"optimiser.lr: .*greater than 0.*given: -1.0"),
+    (lambda c: c["optimiser"].update(lr=float("nan")), r"optimiser.lr: "),
+    (lambda c: c["run"].update(batch_size=0), r"run.batch_size: .*greater than or equal to 1.*given: 0"),
+    (lambda c: c["schedule"].update(warmup_epochs=50), "warmup_epochs is 50, but must be below epochs, 50"),
+    (lambda c: c["comparison"].update(seeds=[1, 1]), "each may stand there once"),
+    (lambda c: c["data"].update(name="digit"), "data.name: 'digit' is no reader; there are folder, npz, digits"),
+    (lambda c: c["data"].update(name="npz"), "root is empty, but 'npz' reads from it"),
+    (lambda c: c["data"].update(validation_images=9, validation_split="test"), "exclude each other"),
+    (lambda c: c["data"].update(input_size=[8, 8]), "data.input_size: .*at least 3"),
+    (lambda c: c["run"].update(accumulate=3), "batch_size is 128, but must be a multiple of accumulate, 3"),
+    (lambda c: c["augmentation"].update(crop_padding=2, scale=[0.5, 1.0]), "only one of the two may crop"),
+    (lambda c: (c["augmentation"].update(mixup=0.8), c["run"].update(batch_size=5)), "mix pairs, but a batch has 5 images"),
+    (lambda c: c.update(adversarial={"eps": 0.1}, augmentation={"erasing": 0.5}), "erased pixels leave"),
+    (lambda c: c["evaluation"].update(fgsm=[8]), "evaluation.fgsm.0: .*less than or equal to 1"),
+    (lambda c: c["comparison"]["variants"]["plain"].pop("name"), "plain: no model is named"),
+    (lambda c: c.pop("data"), "data: Field required"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_refuses(change, message):
+    content = copy.deepcopy(GOOD)
+    change(content)
+    with pytest.raises(ValueError, match=message):
+        check_recipe(content, "recipe.yaml")
+
+
+def test_refuses_what_is_no_recipe(tmp_path):
+    path = tmp_path / "x.yaml"
+    for text, message in (
+        ("- 1\n", "holds list"),
+        ("a: [1", "not a YAML file"),
+        ("a: !!python/object:os.x {}", "not a YAML file"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(path)
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match="not a YAML file"):
+        load_recipe(path)
+
+
+def test_overrides():
+    recipe = load_recipe(find_recipe("quickstart"), ["optimiser.lr=1e-3", "comparison.seeds=[4,5]", "evaluation.pgd=[]"])
+    assert recipe.optimiser.lr == 1e-3
+    assert recipe.comparison.seeds == [4, 5]
+    assert recipe.evaluation.pgd == []
+    assert load_recipe(find_recipe("quickstart"), ["adversarial.eps=0.1"]).adversarial.eps == 0.1
+    with pytest.raises(ValueError, match="has no '='"):
+        load_recipe(find_recipe("quickstart"), ["optimiser.lr"])
+    with pytest.raises(ValueError, match="is not a section"):
+        load_recipe(find_recipe("quickstart"), ["title.lr=1"])
+
+
+def test_unknown_recipe_names_near_ones():
+    with pytest.raises(FileNotFoundError, match="Near it: .*quickstart"):
+        find_recipe("quikstart")
+    assert find_recipe("quickstart.yaml") == find_recipe("quickstart") == list_recipes()["quickstart"]
+
+
+def test_a_variant_is_a_recipe_of_one_model():
+    recipe = load_recipe(find_recipe("quickstart"))
+    single = recipe.variant("untied + twicing", 7)
+    assert (single.comparison, single.run.seed) == (None, 7)
+    assert single.model.model_dump()["residual"] == "twicing"
+    assert Recipe.model_validate(single.model_dump()) == single
+    with pytest.raises(ValueError, match="No variant 'x' in this recipe; there are plain"):
+        recipe.variant("x", 0)
+
+
+def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
+    recipe = load_recipe(find_recipe("quickstart"), ["data.input_size=[1,16,16]"]).variant("plain", 0)
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*16"):
+        check(recipe)
+    for override, message in (("model.residuals=twicing", "residuals"), ("optimiser.name=adamm", "adamm")):
+        with pytest.raises(ValueError, match=message):
+            check(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
+    with pytest.raises(ValueError, match="data.mean has 3 values for 1 channels"):
+        check(load_recipe(find_recipe("quickstart"), ["data.mean=[0.1,0.2,0.3]"]).variant("plain", 0))
+    assert torch.get_default_device().type == "cpu"

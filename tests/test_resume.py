@@ -1,0 +1,145 @@
+"""Killed for real, at any moment, a run goes on to exactly the weights of the uninterrupted one.
+
+A server process imports the library once and forks a child for every attempt; the child trains, and is killed with SIGKILL by
+the test at a random moment, or by itself in the middle of a write.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
+SERVER = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+import imgproc_attn.files as files
+from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.training import run, journal  # imported before the fork
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        writes, fsync = 0, os.fsync
+        def kill_in_write(descriptor):
+            global writes
+            writes += 1
+            if writes == job["kill_at_write"]:
+                if job["half"]:  # half of the file is on the disk
+                    os.ftruncate(os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY), os.fstat(descriptor).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(descriptor)
+        files.os.fsync = kill_in_write
+        recipe = load_recipe(find_recipe("quickstart"), job["overrides"]).variant("bilateral + twicing", 0)
+        train(recipe, Path(job["folder"]), resume=True, say=lambda line: None)
+        os._exit(0)
+    print(json.dumps({"pid": child}), flush=True)
+    _, status = os.waitpid(child, 0)
+    print(json.dumps({"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, "status": status}), flush=True)
+"""
+OVERRIDES = [
+    "model.depth=1",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "model.drop_path_rate=0.1",
+    "augmentation.mixup=0.2",
+    "run.ema_decay=0.9",
+    "schedule.epochs=12",
+    "schedule.warmup_epochs=1",
+    "data.validation_images=64",
+    "data.train_images=384",
+    "data.test_images=64",
+]
+
+
+class Server:
+    def __init__(self, overrides):
+        self.overrides = overrides
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def run(self, folder, kill_after=None, kill_at_write=0, half=False):
+        """Train until the end or the kill; the signal that ended it."""
+        job = {"overrides": self.overrides, "folder": str(folder), "kill_at_write": kill_at_write, "half": half}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        pid = json.loads(self.process.stdout.readline())["pid"]
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)  # a zombie, if it has ended: the server has not waited yet, or the kill fails below
+        ended = json.loads(self.process.stdout.readline())
+        assert ended["signal"] or ended["status"] == 0, ended
+        return ended["signal"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def survive(workers, kills, tmp_path):
+    """Kill a run ``kills`` times, by turns at random and in a write, then let it end."""
+    server = Server([*OVERRIDES, f"data.workers={workers}"])
+    try:
+        assert server.run(tmp_path / "whole") == 0
+        start = time.perf_counter()  # without the server's imports
+        assert server.run(tmp_path / "twice") == 0
+        duration = time.perf_counter() - start
+        compare(tmp_path / "whole", tmp_path / "twice")
+        rng, killed, rounds, folder, progress = random.Random(workers), 0, 0, tmp_path / "broken", []
+        while killed < kills:
+            if (folder / "final.json").exists():  # it got through between kills: once more from the start
+                rounds += 1
+                folder.rename(tmp_path / f"survived-{rounds}")
+                compare(tmp_path / "whole", tmp_path / f"survived-{rounds}")
+            if killed % 2:
+                ended = server.run(folder, kill_at_write=rng.randint(1, 14), half=rng.random() < 0.7)
+            else:
+                try:
+                    ended = server.run(folder, kill_after=rng.uniform(0.02, 0.5) * duration)
+                except ProcessLookupError:
+                    ended = json.loads(server.process.stdout.readline())["signal"]
+            killed += ended == signal.SIGKILL
+            if (folder / "state.pt").exists():
+                progress.append(len(torch.load(folder / "state.pt", weights_only=True)["records"]))  # whole at all times
+        assert server.run(folder) == 0
+        compare(tmp_path / "whole", folder)
+        assert len(set(progress)) > 1
+    finally:
+        server.close()
+
+
+def compare(whole, broken):
+    for which in ("best", "last"):
+        a, b = (load_file(folder / which / "model.safetensors") for folder in (whole, broken))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    results = [json.loads((folder / "final.json").read_text()) for folder in (whole, broken)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, broken)]
+    assert [json.loads(line)["epoch"] for line in lines[1]] == list(range(12))
+    assert [json.loads(line)["train_loss"] for line in lines[0]] == [json.loads(line)["train_loss"] for line in lines[1]]
+    assert not [file for file in Path(broken).rglob(".*") if file.is_file()]
+
+
+def test_killed_runs_end_where_whole_runs_end(tmp_path):
+    survive(0, 20, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_runs_with_workers_end_where_whole_runs_end(tmp_path):
+    survive(2, 20, tmp_path)
