@@ -48,7 +48,7 @@ DISTURBANCES = {
 EVALUATION = "evaluation.json"
 
 
-class TestImages:
+class HeldOutImages:
     """The images all models of a comparison are judged on, in memory.
 
     Attributes:
@@ -120,7 +120,7 @@ def disturbances(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def run_one(
-    recipe: Recipe, label: str, seed: int, test: TestImages, folder: Path, device: str, bar: tqdm
+    recipe: Recipe, label: str, seed: int, test: HeldOutImages, folder: Path, device: str, bar: tqdm
 ) -> tuple[Result, NormalizedModel]:
     """Train and evaluate one model; what its folder holds already is not repeated."""
     single = recipe.variant(label, seed)
@@ -133,7 +133,7 @@ def run_one(
     load_weights(model.model, folder / final["checkpoint"])
     model.eval()
     protocol = {"evaluation": recipe.evaluation.model_dump(), "n": len(test.labels), **environment(device)}
-    protocol.pop("hardware")
+    protocol = {key: value for key, value in protocol.items() if key not in ("hardware", "commit")}
     key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
     file = folder / EVALUATION
     known = json.loads(file.read_text()) if file.is_file() else {}
@@ -180,7 +180,7 @@ def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = F
     """
     check_comparison(recipe)
     assert recipe.comparison is not None
-    test = TestImages(recipe, device)
+    test = HeldOutImages(recipe, device)
     if restart:
         shutil.rmtree(output / "runs", ignore_errors=True)
     protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}
@@ -266,7 +266,7 @@ def write_report(
     recipe: Recipe,
     results: list[Result],
     models: Mapping[str, NormalizedModel],
-    test: TestImages,
+    test: HeldOutImages,
     protocol: dict[str, Any],
     output: Path,
 ) -> Path:
@@ -302,7 +302,7 @@ def _mean_seconds(results: list[Result], label: str) -> float:
 
 
 def _pictures(
-    recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], test: TestImages
+    recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], test: HeldOutImages
 ) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
@@ -338,7 +338,7 @@ def _has_space(model: FilterVisionTransformer) -> bool:
     return any(isinstance(module, FilterAttention) and len(module.positions) > 0 for module in model.modules())
 
 
-def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], test: TestImages) -> Figure:
+def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], test: HeldOutImages) -> Figure:
     """The first image of each class under PGD in the middle of the recipe's radii."""
     radii = sorted(recipe.evaluation.pgd)
     eps = radii[len(radii) // 2]

@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
-from imgproc_attn.quickstart import Result, findings, quickstart
+import timm
+import torch
 
 from imgproc_attn import cli
+from imgproc_attn.comparison import HeldOutImages, Result, build, compare, findings
 from imgproc_attn.training import find_recipe, load_recipe
 
 SMALL = [
@@ -15,7 +17,7 @@ SMALL = [
     "model.num_heads=2",
     "schedule.epochs=2",
     "schedule.warmup_epochs=1",
-    "run.seeds=[0,1]",
+    "comparison.seeds=[0,1]",
     "evaluation.fgsm=[0.05]",
     "evaluation.pgd=[0.02,0.05]",
     "evaluation.pgd_steps=2",
@@ -25,7 +27,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    quickstart(load_recipe(find_recipe("quickstart"), SMALL), folder)
+    compare(load_recipe(find_recipe("quickstart"), SMALL), folder)
     return folder
 
 
@@ -42,24 +44,40 @@ def test_report(output):
     for result in results["results"]:
         assert result["accuracies"]["PGD 0.05"] <= result["accuracies"]["clean"]
         assert result["largest_perturbation"]["PGD 0.05"] <= 0.05 + 1e-6
+        final = json.loads(
+            (output / "runs" / f"{result['label'].replace(' + ', '---')}-seed{result['seed']}" / "final.json").read_text()
+        )
+        assert result["accuracies"]["clean"] == pytest.approx(final["test"]["top1"], abs=0.3)
 
 
-def test_finished_runs_are_kept_and_others_are_not(output):
-    record = output / "runs" / "plain-seed0.json"
-    content = json.loads(record.read_text())
-    content["accuracies"]["clean"] = 12.5
-    record.write_text(json.dumps(content))
-    before = (output / "runs" / "twicing-seed1.json").stat().st_mtime_ns
-    (output / "runs" / "plain-seed1.json").unlink()
-    quickstart(load_recipe(find_recipe("quickstart"), SMALL), output)
-    assert (output / "runs" / "twicing-seed1.json").stat().st_mtime_ns == before
-    assert (output / "runs" / "plain-seed1.json").exists()
-    results = json.loads((output / "results.json").read_text())["results"]
-    assert results[0]["accuracies"]["clean"] == 12.5
-    # another recipe: the record no longer counts
-    quickstart(load_recipe(find_recipe("quickstart"), [*SMALL, "optimiser.lr=1e-3"]), output)
-    results = json.loads((output / "results.json").read_text())["results"]
-    assert results[0]["accuracies"]["clean"] != 12.5
+def times(output, name):
+    return {file.parent.name: file.stat().st_mtime_ns for file in (output / "runs").rglob(name)}
+
+
+def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output):
+    trained, evaluated = times(output, "state.pt"), times(output, "evaluation.json")
+    (output / "runs" / "plain-seed1" / "evaluation.json").unlink()
+    compare(load_recipe(find_recipe("quickstart"), SMALL), output)
+    assert times(output, "state.pt") == trained
+    changed = {k for k, v in times(output, "evaluation.json").items() if evaluated[k] != v}
+    assert changed == {"plain-seed1"}
+    # other attacks: evaluated anew, not trained anew
+    compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.pgd_steps=3"]), output)
+    assert times(output, "state.pt") == trained
+    assert all(v != evaluated[k] for k, v in times(output, "evaluation.json").items())
+    # another recipe: nothing is lost by mistake
+    other = load_recipe(find_recipe("quickstart"), [*SMALL, "optimiser.lr=1e-3"])
+    with pytest.raises(ValueError, match="Changed: optimiser.lr: 0.006 -> 0.001"):
+        compare(other, output)
+    compare(other, output, restart=True)
+    assert all(v != trained[k] for k, v in times(output, "state.pt").items())
+
+
+def test_images_are_the_test_split_in_0_to_1():
+    test = HeldOutImages(load_recipe(find_recipe("quickstart"), ["data.test_images=50"]), "cpu")
+    assert test.images.shape == (50, 1, 8, 8)
+    assert (test.images.min(), test.images.max()) == (0, 1)
+    assert torch.allclose((test.images * 255).round() / 255, test.images)
 
 
 def result(pgd, saturation=0.0):
@@ -77,25 +95,27 @@ def test_findings():
 
 def test_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
-        cli.main(["quickstart", "run.sedes=[0]", "--output", str(tmp_path)])
+        cli.main(["quickstart", "comparison.sedes=[0]", "--output", str(tmp_path)])
     assert end.value.code == 2
-    assert "run.sedes: unknown key; did you mean 'seeds'" in capsys.readouterr().err
+    assert "comparison.sedes: unknown key; did you mean 'seeds'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit) as end:
         cli.main(["--help"])
     assert end.value.code == 0
-    help = capsys.readouterr().out
-    assert "quickstart" in help
-    assert "benchmark" in help
+    text = capsys.readouterr().out
+    for command in ("train", "quickstart", "compare", "evaluate", "recipes", "benchmark"):
+        assert re.search(rf"^    {command}\b", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seeds=[0", "the value is not YAML"),
-        ("variants.plain.name=vit_tinny", "variants.plain: .*vit_tinny"),
-        ("variants.twicing.residual=twiceing", "variants.twicing: .*Did you mean 'twicing'"),
+        ("comparison.seeds=[0", "the value is not YAML"),
+        ("comparison.variants.plain.name=vit_tinny", "comparison.variants.plain: .*vit_tinny"),
+        ("comparison.variants.twicing.residual=twiceing", "comparison.variants.twicing: .*Did you mean 'twicing'"),
         ("optimiser.name=adamm", "adamm"),
+        ("comparison.variants={a b: {name: x}, a-b: {name: x}}", "differ too little in letters and digits"),
+        ("comparison=null", "no model is named"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(override, message, tmp_path, capsys):
@@ -104,3 +124,10 @@ def test_mistakes_are_found_before_anything_is_trained(override, message, tmp_pa
     assert end.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_models_of_a_comparison_are_of_one_size():
+    recipe = load_recipe(find_recipe("quickstart"))
+    sizes = {label: sum(p.numel() for p in build(recipe, label, 0).parameters()) for label in recipe.comparison.variants}
+    assert max(sizes.values()) <= 1.25 * sizes["plain"]
+    assert isinstance(build(recipe, "plain", 0).model, timm.models.VisionTransformer)

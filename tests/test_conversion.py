@@ -13,6 +13,7 @@ from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.models import seam_names
 from imgproc_attn.positions import RelativeTable, SpatialGaussian
 from imgproc_attn.residuals import Plain, Twicing
+from imgproc_attn.training.checkpoints import save_weights
 
 # One of each kind, at its own widths where these are small, and on few patches.
 SOURCES = {
@@ -350,3 +351,30 @@ def test_every_vision_transformer_of_timm_is_converted_or_refused_with_the_reaso
     assert len(names) > 150
     assert len(refused) < 0.1 * len(names)
     assert all("only the pre-norm Block" in reason or "only timm's plain Attention" in reason for reason in refused)
+
+
+def test_by_name(tmp_path):
+    """A recipe's name for a conversion, and the way back from a folder of weights."""
+    options = {
+        "residual": "twicing",
+        "positions": "spatial_gaussian",
+        "num_classes": 7,
+        "img_size": 64,
+        "embed_dim": 32,
+        "depth": 2,
+    }
+    torch.manual_seed(0)
+    model = timm.create_model("converted_vit", source="vit_tiny_patch16_224", num_heads=2, **options).eval()
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=64, embed_dim=32, depth=2, num_heads=2).eval()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(x), source(x))  # every gate is closed
+    for name, parameter in model.named_parameters():
+        if "gate" in name:
+            parameter.data.fill_(0.3)
+    save_weights(model.state_dict(), model, {"source": "vit_tiny_patch16_224", "num_heads": 2, **options}, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(loaded(x), model(x))
+    assert not torch.allclose(loaded(x), source(x))
+    with pytest.raises(TypeError, match="converts timm's VisionTransformer"):
+        timm.create_model("converted_vit", source="resnet18")

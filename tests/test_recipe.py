@@ -1,16 +1,20 @@
 """Recipes are checked before anything is built; every file of the package is valid and says what it is."""
 
 import copy
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
+from skimage import data
 
+from imgproc_attn.data import ALONE
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe
 from imgproc_attn.training.recipe import Recipe, check_recipe
-from imgproc_attn.training.run import check
+from imgproc_attn.training.run import Run, check
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 NAMES = [
@@ -44,6 +48,60 @@ def test_every_recipe_is_valid_and_its_models_and_optimiser_can_be_built(path):
         check(single)
 
 
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    """Crops of scikit-image's photographs in class folders, in the place of ImageNet and CIFAR."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name, picture in {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}.items():
+        for split, count in (("train", 6), ("test", 2)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(picture[10 * i : 10 * i + 96, 20 * i : 20 * i + 96]).save(root / split / name / f"{i}.png")
+    return root
+
+
+def steps(single, shots, folder):
+    """An epoch on real pictures, few and small; all else as the recipe says."""
+    content = single.model_dump()
+    if content["data"]["name"] != "digits":
+        content["data"] |= {"name": "folder", "root": str(shots), "num_classes": 3, "train_images": 12, "test_images": 6}
+        content["data"] |= {"validation_images": 4 if content["data"]["validation_images"] else 0}
+    if content["data"]["input_size"] == [3, 224, 224]:
+        content["data"]["input_size"] = [3, 64, 64]
+        content["model"] |= {"img_size": 64, "pretrained": False}
+    content["data"]["workers"] = 0
+    content["run"] |= {"batch_size": 4 if content["data"]["name"] == "folder" else 128, "amp": None}
+    run = Run(check_recipe(content, "small"), folder, torch.device("cpu"), ALONE)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    record = run.epoch(0)
+    assert math.isfinite(record["train_loss"])
+    still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
+    assert not still, f"not trained: {still}"
+    assert run.evaluate(run.splits.test)["n"] > 0
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "small" not in p.stem], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_trains(path, shots, tmp_path):
+    for single in singles(load_recipe(path)).values():
+        steps(single, shots, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in RECIPES if "small" in p.stem], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_larger_recipe_trains(path, shots, tmp_path):
+    test_every_recipe_trains(path, shots, tmp_path)
+
+
+def test_recipes_to_be_compared_differ_in_the_model_alone():
+    families = {}
+    for path in RECIPES:
+        if path.parent.name == "imagenet" and path.stem.endswith("_300e"):
+            content = load_recipe(path).model_dump(exclude={"title"})
+            families.setdefault("300e", []).append({**content, "model": content["model"]["drop_path_rate"]})
+    assert len(families["300e"]) == 20
+    assert all(content == families["300e"][0] for content in families["300e"])
+
+
 GOOD = yaml.safe_load(find_recipe("quickstart").read_text())
 BAD = [
     (lambda c: c["optimiser"].update(learning_rat=1.0), "optimiser.learning_rat: unknown key"),
@@ -64,6 +122,7 @@ BAD = [
     (lambda c: c["augmentation"].update(crop_padding=2, scale=[0.5, 1.0]), "only one of the two may crop"),
     (lambda c: (c["augmentation"].update(mixup=0.8), c["run"].update(batch_size=5)), "mix pairs, but a batch has 5 images"),
     (lambda c: c.update(adversarial={"eps": 0.1}, augmentation={"erasing": 0.5}), "erased pixels leave"),
+    (lambda c: (c.update(adversarial={"eps": 0.1}), c["run"].update(amp="float16")), "attack's gradients to zero"),
     (lambda c: c["evaluation"].update(fgsm=[8]), "evaluation.fgsm.0: .*less than or equal to 1"),
     (lambda c: c["comparison"]["variants"]["plain"].pop("name"), "plain: no model is named"),
     (lambda c: c.pop("data"), "data: Field required"),

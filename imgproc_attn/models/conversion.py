@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import timm
 from timm.layers import Attention, use_fused_attn
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -13,6 +15,7 @@ from torch import nn
 from ..filters import SoftmaxFilter
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
+from .checkpoints import load_weights
 from .filter_vit import FilterVisionTransformer
 from .seams import (
     LAYER_POSITIONS,
@@ -92,6 +95,45 @@ def from_timm(
         if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
             module.training = model.training
     return source
+
+
+@register_model
+def converted_vit(
+    pretrained: bool = False,
+    source: str = "vit_tiny_patch16_224",
+    kernel: Spec = "dot_product",
+    positions: Spec | Iterable[Spec] | None = None,
+    residual: Spec = "plain",
+    stream: Spec = "plain",
+    fused_attn: bool | None = None,
+    pretrained_cfg: Any = None,
+    **kwargs: Any,
+) -> FilterVisionTransformer:
+    """`from_timm` by name, so that recipes and checkpoints can say it.
+
+    ``timm.create_model("converted_vit", pretrained=True, source="vit_small_patch16_224.augreg_in1k", residual="twicing")`` is
+    ``from_timm(timm.create_model("vit_small_patch16_224.augreg_in1k", pretrained=True), residual="twicing")``.
+
+    Args:
+        pretrained: With the trained weights of ``source``; or, from a folder (``local-dir:``), with those in it.
+        source: timm's name of the model to convert.
+        kernel: As in `from_timm`.
+        positions: As in `from_timm`.
+        residual: As in `from_timm`.
+        stream: As in `from_timm`.
+        fused_attn: As in `from_timm`.
+        pretrained_cfg: timm's, of a folder.
+        **kwargs: Of the source, as ``num_classes`` and ``img_size``.
+    """
+    own = pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
+    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):  # timm's way of saying what `own` says
+        kwargs.pop(name, None)
+    plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
+    model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
+    model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "converted_vit"}
+    if pretrained and own is not None:
+        load_weights(model, Path(own["file"]))
+    return model
 
 
 def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spec:

@@ -14,7 +14,8 @@ from ..files import write_json, write_text
 from .recipe import Recipe, check_recipe
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
-FREE_TO_CHANGE = ("title", "data.root", "run.log_every")  # no weight depends on them
+# no weight depends on these
+FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "run.log_every", "evaluation.")
 
 
 class Folder:
@@ -40,7 +41,7 @@ class Folder:
 
     def _refuse_changes(self, before: Recipe) -> None:
         old, new = _flat(before.model_dump()), _flat(self.recipe.model_dump())
-        keys = [key for key in [*new, *(k for k in old if k not in new)] if key not in FREE_TO_CHANGE]
+        keys = [key for key in [*new, *(k for k in old if k not in new)] if not key.startswith(FREE_TO_CHANGE)]
         changed = [f"{k}: {old.get(k, 'not set')} -> {new.get(k, 'not set')}" for k in keys if old.get(k) != new.get(k)]
         if changed:
             raise ValueError(

@@ -330,6 +330,8 @@ class Recipe(_Section):
             )
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
+        if self.adversarial and self.run.amp == "float16":
+            raise ValueError("adversarial training in float16 would round the attack's gradients to zero; use run.amp=bfloat16")
         for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
             if not (self.model.name or options.get("name")):
                 raise ValueError(f"{label}: no model is named; give model.name")
