@@ -5,9 +5,11 @@ lift included in the operator's time. Peak memory: on a CUDA device the allocato
 a fresh process that does the step once.
 """
 
+import math
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .carried import Carried, hand_on
+from .data import ALONE
 from .filtering import bilateral_filter, non_local_means
 from .filters import SoftmaxFilter
 from .geometry import grid_geometry
@@ -31,6 +34,8 @@ from .layers import FilterAttention
 from .models import FAMILIES
 from .positions import Alibi2D, RelativeTable, SpatialGaussian
 from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
+from .training import find_recipe, load_recipe
+from .training.run import Run
 
 GRIDS = {196: (14, 14), 784: (28, 28), 3136: (56, 56)}
 HEADS, HEAD_DIM = 6, 64
@@ -267,6 +272,44 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
 
 
+def _loops(overrides: Sequence[str], folder: Path, device: str) -> dict[str, Step]:
+    """An epoch of the library's loop, and of the least one could write, over equal models, losses, optimisers and loaders."""
+    recipe = load_recipe(find_recipe("quickstart"), overrides).variant("plain", 0)
+    ours, bare = (Run(recipe, folder / name, torch.device(device), ALONE).trainer for name in ("loop", "bare"))
+
+    def bare_epoch() -> None:
+        model, loss_function = bare.task.get_trainable_module(), nn.CrossEntropyLoss()
+        assert model is not None
+        model.train()
+        for images, targets in bare.loader:
+            loss = loss_function(model(images), targets)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip_grad or math.inf)
+            bare.optimiser.step()
+            bare.optimiser.zero_grad()
+
+    return {"bare loop": bare_epoch, "training loop": lambda: ours.train_epoch(0)}
+
+
+def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """Time of an epoch of the training loop beside a bare loop, on scikit-learn's digits, small and at 32 x 32."""
+    sizes = {
+        "8 x 8, 0.1 M parameters": [],
+        "32 x 32, 1 M parameters": [
+            *("data.input_size=[1,32,32]", "model.img_size=32", "model.patch_size=4", "model.embed_dim=128", "model.depth=5"),
+            *("model.mlp_ratio=4.0", "data.train_images=512"),
+        ],
+    }
+    rows = []
+    with tqdm(total=len(sizes) * (runs + 2), unit="round", desc="training", dynamic_ncols=True) as bar:
+        for size, overrides in sizes.items():
+            with tempfile.TemporaryDirectory() as folder:
+                steps = _loops(overrides, Path(folder), device)
+                found = summarise(measure(steps, runs, _synchronizer(device), bar), "bare loop")
+            rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in found]
+    return rows
+
+
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
     """Rows as a table."""
     lines = [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -282,7 +325,7 @@ TIME_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quartiles / ms": lambda r: " to ".join(f"{1e3 * q:.2f}" for q in r["quartiles_s"]),
     "ratio": lambda r: f"{r['ratio']:.2f}",
 }
-FILTERING_COLUMNS = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
+TRAINING_COLUMNS = FILTERING_COLUMNS = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
 MEMORY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokens": lambda r: f"{r['tokens']}",
     "name": lambda r: r["name"],

@@ -125,6 +125,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     if "filtering" in args.what:
         result["filtering"] = b.benchmark_filtering(args.runs, args.device)
         print(b.markdown("Filters on a 512 x 512 photograph, 11 x 11 window", result["filtering"], b.FILTERING_COLUMNS))
+    if "training" in args.what:
+        result["training"] = b.benchmark_training(args.runs, args.device)
+        print(b.markdown("An epoch of training", result["training"], b.TRAINING_COLUMNS))
     write_json(args.output, result)
     print(f"Written: {args.output}")
 
@@ -200,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
         help="speed and memory beside plain attention and timm's ViT",
         formatter_class=defaults,
     )
-    subjects = ["operators", "models", "memory", "filtering"]
+    subjects = ["operators", "models", "memory", "filtering", "training"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
     p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")

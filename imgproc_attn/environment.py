@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "
 def environment(device: str) -> dict[str, Any]:
     """Versions of what computes, the commit of a checkout, the machine; all as JSON takes it."""
     return {
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "python": platform.python_version(),
         "commit": _commit(),
         "device": device,

@@ -6,6 +6,7 @@ import timm
 import torch
 
 from imgproc_attn import benchmark, cli
+from imgproc_attn.training import Trainer
 
 
 def test_operators_do_the_same_work():
@@ -31,7 +32,7 @@ def test_command_writes_json(tmp_path, capsys):
     cli.main(["benchmark", "--what", "operators", "--tokens", "196", "--runs", "2", "--output", str(file)])
     content = json.loads(file.read_text())
     assert len(content["operators"]) == 2 * len(benchmark.operators((14, 14), "cpu"))
-    assert content["machine"]["torch"] == torch.__version__
+    assert content["environment"]["versions"]["torch"] == torch.__version__
     assert "bilateral" in capsys.readouterr().out
 
 
@@ -41,6 +42,21 @@ def test_filters_beside_their_peers(tmp_path):
     names = {row["name"]: row["ratio"] for row in json.loads(file.read_text())["filtering"]}
     assert names["kornia bilateral_blur"] == 1
     assert {"bilateral_filter", "non_local_means", "scikit-image denoise_nl_means, slow"} < set(names)
+
+
+def test_both_loops_train(tmp_path):
+    """The same batches and updates: after an epoch the weights agree."""
+    steps = benchmark._loops(["data.train_images=256", "run.batch_size=64"], tmp_path, "cpu")
+    trainers = [
+        next(c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, Trainer)) for step in steps.values()
+    ]
+    before = [trainer.task.trainable_module.head.weight.clone() for trainer in trainers]
+    assert torch.equal(*before)
+    for step in steps.values():
+        step()
+    for trainer, weight in zip(trainers, before):
+        assert not torch.equal(trainer.task.trainable_module.head.weight, weight)
+    assert len({trainer.updates for trainer in trainers}) == 1
 
 
 def test_memory_of_a_model():

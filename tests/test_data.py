@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from skimage import data as photographs
@@ -305,3 +306,19 @@ def test_augmentation():
     _, targets = mixed(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
     assert targets.shape == (4, 10)
     assert torch.allclose(targets.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "test_nlm_vit", "tf_efficientnet_lite0"]
+)
+def test_images_are_prepared_as_timm_prepares_them(name, folder):
+    """Size, interpolation, crop and its mode, mean: what timm's own transform gives for the model's configuration."""
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    config = timm.data.resolve_data_config(pretrained_cfg=cfg)
+    picture = photographs.coffee()
+    Image.fromarray(picture).save(folder / "train" / "cat" / "wide.png")
+    reader = open_images("folder", str(folder), "train")
+    index = [reader.filename(i) for i in range(len(reader))].index("cat/wide.png")
+    loader = evaluation_loader(Images(reader, 3, [index]), Preparation.of(config), 1, 0, CPU)
+    expected = timm.data.create_transform(**config)(Image.fromarray(picture))
+    torch.testing.assert_close(next(iter(loader))[0][0], expected, rtol=1e-5, atol=1e-5)

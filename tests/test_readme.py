@@ -10,13 +10,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_snippets_run_in_order():
+def test_snippets_run_in_order(tmp_path):
     assert len(BLOCKS) >= 3
-    namespace = {}
+    namespace = {"folder": tmp_path / "run"}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["filters"].shape == (1, 6, 196, 196)
     assert namespace["smooth"].shape == namespace["picture"].shape
+    assert namespace["result"]["test"]["n"] == 360
     # the plug-ins of the guide: each short, each at work
     model, (guide,) = namespace["model"].eval(), [block for block in BLOCKS if "class Cosine" in block]
     for name, body in re.findall(r"class (\w+)\(.*?\):\n(.*?)(?=\n\n\n)", guide, re.DOTALL):

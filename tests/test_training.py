@@ -456,3 +456,27 @@ def test_trainer_takes_any_task(tmp_path):
     trainer = Trainer(Regression(run.model), run.trainer.loader, run.recipe)
     losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the resident set of a process from /proc")
+def test_a_hundred_thousand_steps_hold_memory_flat(tmp_path):
+    code = (
+        "import json, sys; from pathlib import Path; import torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import small, train\n"
+        "torch.set_num_threads(1)\n"
+        "recipe = small('run.batch_size=8', 'data.train_images=1337', 'schedule.epochs=600', 'run.ema_decay=0.99')\n"
+        "seen = []\n"
+        "def resident(line):\n"
+        "    status = Path('/proc/self/status').read_text()\n"
+        "    seen.append(int(status.partition('VmRSS:')[2].split()[0]) / 1024)\n"
+        f"train(recipe, Path({str(tmp_path / 'run')!r}), say=resident)\n"
+        "print(json.dumps(seen))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])  # MiB after each of 600 epochs of 167 updates: 100,200 in all
+    early, late = max(seen[50:150]), max(seen[-100:])
+    assert late < early + 10, f"{early:.1f} MiB after some 20,000 steps, {late:.1f} MiB at the end"

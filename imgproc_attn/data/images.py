@@ -1,7 +1,7 @@
 """A split as torch's data set: decoded, transformed, unreadable files named."""
 
-import os
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,14 +29,12 @@ class Unreadable:
     """Names of the images that could not be read, gathered from all worker processes in a file.
 
     Args:
-        file: One line an image, appended. Default: a temporary file.
+        file: One line an image, appended; there is none until an image cannot be read. Default: in the temporary folder.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         if file is None:
-            handle, name = tempfile.mkstemp(prefix="unreadable-", suffix=".txt")
-            os.close(handle)
-            file = Path(name)
+            file = Path(tempfile.gettempdir()) / f"unreadable-{uuid.uuid4().hex}.txt"
         self.file = file
 
     def add(self, name: str, error: Exception) -> None:

@@ -35,6 +35,7 @@ class Preparation(NamedTuple):
         std: What they are divided by.
         interpolation: Of resizing.
         crop_pct: For evaluation the short side is resized to ``input_size / crop_pct``, and the centre cropped.
+        crop_mode: ``center``; or ``squash``, both sides resized; or ``border``, the long side resized, the rest filled.
     """
 
     input_size: tuple[int, int, int]
@@ -42,12 +43,13 @@ class Preparation(NamedTuple):
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preparation":
         """From timm's data configuration, or a model's ``pretrained_cfg``."""
         size, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
-        return cls(size, mean, std, config["interpolation"], config["crop_pct"])
+        return cls(size, mean, std, config["interpolation"], config["crop_pct"], config.get("crop_mode", "center"))
 
     def without_normalisation(self) -> "Preparation":
         """The same images, in [0, 1]."""
@@ -123,6 +125,7 @@ def evaluation_loader(
         preparation.input_size,
         interpolation=preparation.interpolation,
         crop_pct=preparation.crop_pct,
+        crop_mode=preparation.crop_mode,
         use_prefetcher=True,
     )
     sampler = None
