@@ -1,7 +1,6 @@
 """The console command ``imgproc-attn``."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,11 +18,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.variant is not None:
         recipe = recipe.variant(args.variant, recipe.run.seed)
     output = args.output or Path("runs") / path.stem
-    result = train(recipe, output, args.device, args.resume)
-    if os.environ.get("RANK", "0") == "0":
-        test = result.get("test", {})
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in test.items())
-        print(f"Test: {numbers or 'no test split'}. Everything is in {output}.")
+    train(recipe, output, args.device, args.resume)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -217,7 +212,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; problems with what was asked for end in one line and exit status 2."""
-    args = parser().parse_args(arguments)
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    changes = next((getattr(args, name) for name in ("overrides", "options") if hasattr(args, name)), None)
+    if rest and (changes is None or any(text.startswith("-") or "=" not in text for text in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes a command's changes in one row only
+        changes.extend(rest)  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
     if getattr(args, "device", "") == "cpu":
         from .environment import keep_freed_memory

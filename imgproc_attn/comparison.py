@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from timm.utils import world_info_from_env
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
 from .training import Recipe, train
-from .training.run import check, create
+from .training.run import SaturationWarning, check, create
 from .training.splits import open_splits
 
 # Disturbances by the recipe's key: name in tables and unit.
@@ -126,15 +127,13 @@ def run_one(
     single = recipe.variant(label, seed)
     bar.set_description(f"{label}, seed {seed}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # saturation stands in the report
+        warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
         final = train(single, folder, device, resume=True, say=bar.set_postfix_str)
     bar.update()
     model = build(recipe, label, seed).to(device)
     load_weights(model.model, folder / final["checkpoint"])
     model.eval()
-    protocol = {"evaluation": recipe.evaluation.model_dump(), "n": len(test.labels), **environment(device)}
-    protocol = {key: value for key, value in protocol.items() if key not in ("hardware", "commit")}
-    key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    key = _key(recipe, model, test, device)
     file = folder / EVALUATION
     known = json.loads(file.read_text()) if file.is_file() else {}
     if known.get("key") != key:
@@ -160,6 +159,17 @@ def run_one(
     return result, model
 
 
+def _key(recipe: Recipe, model: NormalizedModel, test: HeldOutImages, device: str) -> str:
+    """A hash of all that the numbers of an evaluation depend on."""
+    content = hashlib.sha256()
+    for tensor in (*model.state_dict().values(), test.images, test.labels):
+        content.update(tensor.cpu().numpy().tobytes())
+    found = environment(device)
+    protocol = [recipe.evaluation.model_dump(), found["versions"], found["python"], device]
+    content.update(json.dumps(protocol, sort_keys=True).encode())
+    return content.hexdigest()
+
+
 def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = False) -> Path:
     """Run the comparison and write a report.
 
@@ -180,6 +190,8 @@ def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = F
     """
     check_comparison(recipe)
     assert recipe.comparison is not None
+    if world_info_from_env()[2] > 1:
+        raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
     test = HeldOutImages(recipe, device)
     if restart:
         shutil.rmtree(output / "runs", ignore_errors=True)

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "safetensors", "imgproc-attn")
+from . import __version__
+
+PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scikit-learn", "safetensors")
 
 
 def environment(device: str) -> dict[str, Any]:
     """Versions of what computes, the commit of a checkout, the machine; all as JSON takes it."""
     return {
-        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
+        "versions": {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "commit": _commit(),
         "device": device,

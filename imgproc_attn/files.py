@@ -7,6 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = ".imgproc-attn-unfinished-"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a crash during `write_atomically` left in ``folder`` itself."""
+    for file in folder.glob(f"{UNFINISHED}*"):
+        file.unlink()
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a file beside ``path``, then move it there.
@@ -16,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         write: Gets the path of an empty file with the same suffix and fills it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

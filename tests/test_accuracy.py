@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from skimage import data as photographs
 
 from imgproc_attn import cli
-from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real
+from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
 from imgproc_attn.evaluation.classification import TopAccuracy, wilson_interval
 
 
@@ -43,10 +43,10 @@ def test_real_labels(tmp_path):
     """An image counts if any of its labels is predicted, and not at all if it has none."""
     (tmp_path / "real.json").write_text(json.dumps([[3, 4], [], [7], [1]]))
     names = [f"n0{i}/ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2, 3, 4)]
-    found = count_real(predictions([[4, 0], [0, 1], [6, 7], [1, 0]], [3, 0, 7, 1]), names, tmp_path / "real.json")
+    found = count_real(predictions([[4, 0], [0, 1], [6, 7], [1, 0]], [3, 0, 7, 1]), load_real(names, tmp_path / "real.json"))
     assert (found["n"], found["top1"]) == (3, pytest.approx(200 / 3))
     with pytest.raises(ValueError, match="not the name of an ImageNet validation image"):
-        count_real(predictions([[4, 0]], [3]), ["x.JPEG"], tmp_path / "real.json")
+        load_real(["x.JPEG"], tmp_path / "real.json")
 
 
 def test_evaluator_ignores_what_could_not_be_read():

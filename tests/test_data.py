@@ -1,6 +1,7 @@
 """Readers and loaders: real images, every one exactly once, broken and misplaced ones named."""
 
 import io
+import shutil
 import warnings
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_packed_images_that_are_none(tmp_path):
         PackedImages(tmp_path / "cut.npz", "train")
     with pytest.raises(ValueError, match="2 lengths, 12 labels"):
         PackedImages(pack(tmp_path / "q.npz", train_lengths=np.array([3, 4], np.uint16)), "train")
-    np.savez(tmp_path / "pickled.npz", classes=np.array([{}], dtype=object), train_bytes=np.zeros(1))
+    pack(tmp_path / "pickled.npz", classes=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):  # never unpickled
         PackedImages(tmp_path / "pickled.npz", "train")
 
@@ -135,9 +136,33 @@ def test_tar_of_a_folder(folder, tmp_path):
 
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         tar.add(folder / "train", "train")
-    images = Images(open_images("folder", str(tmp_path / "train.tar"), ""), 3)
-    assert len(images) == 12
-    assert images[0][0].size == (24, 24)
+    shutil.rmtree(folder / "train")
+    for root, split in ((tmp_path / "train.tar", ""), (tmp_path, "training")):
+        reader = open_images("folder", str(root), split)
+        assert list(reader.class_to_idx) == ["astronaut", "cat", "coffee"]
+        images = Images(reader, 3)
+        assert len(images) == 12
+        assert images[0][0].size == (24, 24)
+    # read once here, then in two workers at once: a shared open file would mix the images up
+    expected = [np.asarray(image) for image, _ in (images[i] for i in range(12))]
+    images.transform = np.asarray
+    for image, index in torch.utils.data.DataLoader(Indexed(images, 50), None, num_workers=2):
+        assert np.array_equal(image, expected[index])
+    with pytest.raises(ValueError, match=r"train.tar is one file, and has no split 'validation'"):
+        open_images("folder", str(tmp_path / "train.tar"), "validation")
+
+
+class Indexed(torch.utils.data.Dataset):
+    """Images again and again, with their numbers."""
+
+    def __init__(self, images, times):
+        self.images, self.times = images, times
+
+    def __len__(self):
+        return self.times * len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index % len(self.images)][0], index % len(self.images)
 
 
 def test_torchvision_set(folder):
@@ -173,6 +198,7 @@ def test_hugging_face_set(folder, monkeypatch, tmp_path):
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     images = Images(open_images(f"hfds/{tmp_path / 'set'}", str(tmp_path), "train"), 3)
     assert [images[i][1] for i in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert len({images.name(i) for i in range(6)}) == 6
 
 
 def test_roots(tmp_path, monkeypatch):
@@ -189,7 +215,7 @@ def test_classes_that_differ_are_shown():
         check_classes(a, 2, b)
     with pytest.raises(ValueError, match="same names, other labels"):
         check_classes(a, 2, {"cat": 1, "dog": 0})
-    with pytest.raises(ValueError, match=r"has 2 classes, but data.num_classes is 10"):
+    with pytest.raises(ValueError, match=r"has 2 classes, but 10 are expected"):
         check_classes(a, 10)
     check_classes(None, 3, b)
 
@@ -242,7 +268,7 @@ def test_evaluation_sees_every_image_once(world):
 
 def training(world=1, rank=0, batch=64, workers=0, repeats=1, indices=None):
     images = Images(Digits("train"), 10, indices, channels=1)
-    images.transform = training_transform(Augmentation(), (1, 8, 8), "bicubic")
+    images.transform = training_transform(Augmentation(), DIGITS)
     return training_loader(images, DIGITS, batch // world, workers, CPU, Processes(rank, world), repeats)
 
 
@@ -274,6 +300,11 @@ def test_repeated_augmentation_repeats():
     assert len({image.numpy().tobytes() for image in labels}) == 22  # 64 images, three of each
 
 
+def test_fewer_images_than_processes():
+    with pytest.raises(ValueError, match="There are 2 images for 3 processes"):
+        evaluation_loader(Images(Digits("test"), 10, [0, 1], 1), DIGITS, 4, 0, CPU, Processes(0, 3))
+
+
 def test_too_few_images_and_too_many_workers():
     with pytest.raises(ValueError, match="needs 64 images at a time, but there are 50"):
         training(indices=range(50))
@@ -286,7 +317,8 @@ def test_too_few_images_and_too_many_workers():
 
 def test_augmentation():
     picture = next(crops(1, 40))[1]
-    plain = training_transform(Augmentation(), (3, 40, 40), "bicubic")
+    size = COLOUR._replace(input_size=(3, 40, 40))
+    plain = training_transform(Augmentation(), size)
     assert np.array_equal(np.asarray(plain(picture)), np.asarray(picture).transpose(2, 0, 1)), "off by default"
     for a in (
         Augmentation(crop_padding=4),
@@ -297,10 +329,13 @@ def test_augmentation():
         Augmentation(color_jitter=0.4),
         Augmentation(auto_augment="rand-m9-mstd0.5-inc1"),
     ):
-        transform = training_transform(a, (3, 40, 40), "bicubic")
+        transform = training_transform(a, size)
         results = [np.asarray(transform(picture)) for _ in range(8)]
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
+    grey = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
+    for _ in range(60):  # policies fill what moves into view by the mean, of as many values as there are channels
+        assert np.asarray(grey(picture.convert("L"))).shape == (1, 8, 8)
     assert mixup(Augmentation(), 10, 0.1) is None
     mixed = mixup(Augmentation(mixup=0.8, cutmix=1.0), 10, 0.1)
     _, targets = mixed(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))

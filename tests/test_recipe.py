@@ -117,6 +117,13 @@ BAD = [
     (lambda c: c["data"].update(name="digit"), "data.name: 'digit' is no reader; there are folder, npz, digits"),
     (lambda c: c["data"].update(name="npz"), "root is empty, but 'npz' reads from it"),
     (lambda c: c["data"].update(validation_images=9, validation_split="test"), "exclude each other"),
+    (
+        lambda c: c["data"].update(name="wds/x", root="x", test_images=9, broken_images="skip"),
+        "test_images needs images by number",
+    ),
+    (lambda c: c["data"].update(name="wds/x", root="x"), "skips broken images by itself"),
+    (lambda c: c["model"].update(pretrained=1), "model.pretrained: .*boolean"),
+    (lambda c: c["optimiser"].update(betas=[0.9, 1.0]), "optimiser.betas.1: .*less than 1"),
     (lambda c: c["data"].update(input_size=[8, 8]), "data.input_size: .*at least 3"),
     (lambda c: c["run"].update(accumulate=3), "batch_size is 128, but must be a multiple of accumulate, 3"),
     (lambda c: c["augmentation"].update(crop_padding=2, scale=[0.5, 1.0]), "only one of the two may crop"),
@@ -184,7 +191,11 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
     recipe = load_recipe(find_recipe("quickstart"), ["data.input_size=[1,16,16]"]).variant("plain", 0)
     with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*16"):
         check(recipe)
-    for override, message in (("model.residuals=twicing", "residuals"), ("optimiser.name=adamm", "adamm")):
+    for override, message in (
+        ("model.residuals=twicing", "residuals"),
+        ("optimiser.name=adamm", "adamm"),
+        ("optimiser={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
+    ):
         with pytest.raises(ValueError, match=message):
             check(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
     with pytest.raises(ValueError, match="data.mean has 3 values for 1 channels"):

@@ -1,6 +1,6 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
-from .images import IGNORED, Images, Unreadable
+from .images import IGNORED, Images, Unreadable, check_label
 from .loaders import ALONE, Preparation, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 
@@ -14,6 +14,7 @@ __all__ = [
     "Processes",
     "Unreadable",
     "check_classes",
+    "check_label",
     "evaluation_loader",
     "find_root",
     "open_images",

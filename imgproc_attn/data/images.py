@@ -50,6 +50,20 @@ class Unreadable:
         return list(dict.fromkeys(line.split("\t")[0] for line in lines))
 
 
+def check_label(label: int, num_classes: int, name: str = "") -> int:
+    """``label``, if there is such a class.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not 0 <= label < num_classes:
+        raise ValueError(
+            f"Image {name or '(its name is not known)'} has label {label}, but with {num_classes} classes labels run from 0 to "
+            f"{num_classes - 1}."
+        )
+    return label
+
+
 class Images(Dataset):
     """Images and labels of a reader.
 
@@ -82,12 +96,17 @@ class Images(Dataset):
         if self._mode is None:
             raise ValueError(f"data.input_size: {channels} channels; pictures have 1 (grey) or 3 (colour).")
 
+    @property
+    def classes(self) -> dict[str, int] | None:
+        """``{name: label}``, where the reader knows names."""
+        return getattr(self.reader, "class_to_idx", None)
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
         """What the image at ``index`` is called."""
-        return self.reader.filename(self.indices[index])
+        return self.reader.filename(self.indices[index]) or f"image-{self.indices[index]}"
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if self.on_unreadable != "replace":
@@ -109,11 +128,7 @@ class Images(Dataset):
             self.unreadable.add(self.name(index), error)
             picture, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED
         else:
-            if not 0 <= label < self.num_classes:
-                raise ValueError(
-                    f"Image {self.name(index)} has label {label}, but with {self.num_classes} classes labels run from 0 to "
-                    f"{self.num_classes - 1}."
-                )
+            check_label(label, self.num_classes, self.name(index))
         return (picture if self.transform is None else self.transform(picture)), label
 
     def _open(self, index: int) -> tuple[Image.Image, int]:

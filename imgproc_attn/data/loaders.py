@@ -93,7 +93,7 @@ def training_loader(
                 f"run.batch_size needs {total} images at a time, but there are {len(images)} for training; lower it."
             )
         if repeats > 1:
-            sampler = RepeatAugSampler(images, processes.world, processes.rank, num_repeats=repeats)
+            sampler = RepeatAugSampler(images, processes.world, processes.rank, num_repeats=repeats, selected_round=0)
         else:
             sampler = DistributedSampler(images, processes.world, processes.rank, drop_last=True)
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=True)
@@ -131,6 +131,8 @@ def evaluation_loader(
     sampler = None
     if not isinstance(images, IterableDataset):
         sampler = range(processes.rank, len(images), processes.world)
+        if len(images) < processes.world:
+            raise ValueError(f"There are {len(images)} images for {processes.world} processes; evaluate in fewer.")
     elif processes.world > 1:
         raise ValueError(
             "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without torchrun."

@@ -177,10 +177,16 @@ def find_root(root: str) -> Path:
 
 
 def _open_folder(root: Path, split: str) -> Reader:
-    """A folder a class. timm would take ``root`` itself where the split is missing, and leave out empty classes."""
+    """A folder a class, or a tar file of such, named as the split.
+
+    Beyond timm: a missing split is not replaced by ``root`` itself, and empty classes are not left out.
+    """
     folder = root
-    if split and root.is_dir():
-        candidates = [root / name for name in [split, *sorted(_synonyms(split) - {split})]]
+    if split and not root.is_dir():
+        raise ValueError(f"{root} is one file, and has no split {split!r}; give the folder it lies in, or an empty split.")
+    if split:
+        names = [split, *sorted(_synonyms(split) - {split})]
+        candidates = [root / f"{name}{ending}" for name in names for ending in ("", ".tar")]
         existing = [c for c in candidates if c.exists()]
         if not existing:
             there = sorted(p.name for p in root.iterdir())[:8]
@@ -189,12 +195,16 @@ def _open_folder(root: Path, split: str) -> Reader:
                 "give an empty split if the classes lie there."
             )
         folder = existing[0]
+    # worker processes that share an open tar file would read each other's images; its index would be a pickle
+    options: dict[str, Any] = {} if folder.is_dir() else {"cache_tarfiles": False, "cache_tarinfo": False}
     try:
-        reader = create_dataset("", root=str(folder), search_split=False).reader
+        reader = create_dataset("", root=str(folder), search_split=False, **options).reader
     except RuntimeError as error:
         raise ValueError(f"{folder}: {error}") from error
     if folder.is_dir():
         _check_no_class_is_empty(folder, reader.class_to_idx)
+    else:
+        reader.class_to_idx = reader.class_name_to_idx
     return reader
 
 
@@ -218,7 +228,10 @@ def check_classes(classes: Any, num_classes: int, other: Any = None, names: tupl
         names: Of the two splits.
     """
     if classes and len(classes) != num_classes:
-        raise ValueError(f"The {names[0]} split has {len(classes)} classes, but data.num_classes is {num_classes}.")
+        raise ValueError(
+            f"The {names[0]} split has {len(classes)} classes, but {num_classes} are expected (data.num_classes of a recipe, "
+            "num_classes of a model)."
+        )
     if classes and other and classes != other:
         only = [sorted(set(a) - set(b)) for a, b in ((classes, other), (other, classes))]
         parts = [

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import ALONE, IGNORED, Images, Processes
+from ..data import ALONE, IGNORED, Processes
 from .classification import wilson_interval
 
 
@@ -113,34 +113,47 @@ def count_accuracy(predictions: Predictions, classes: Mapping[str, int] | None =
     return {**summary, "per_class": table}
 
 
-def count_real(predictions: Predictions, names: Sequence[str], file: Path) -> dict[str, Any]:
-    """Accuracy by the reassessed labels of arXiv 2006.07159 (ReaL): an image may have several, and counts if it has any.
+def load_real(names: Sequence[str], file: Path) -> list[list[int]]:
+    """The reassessed labels of images (ReaL, arXiv 2006.07159); an image may have several, or none.
 
     Args:
-        predictions: On the ImageNet validation set, or a part of it.
-        names: Of its files, which end in the number of the image, as ``ILSVRC2012_val_00000293.JPEG``.
+        names: Files of the ImageNet validation set, which end in the number of the image: ``ILSVRC2012_val_00000293.JPEG``.
         file: ``real.json`` of that work: a list of lists of labels.
 
     Raises:
-        ValueError: A name without a number, or a number the file does not have.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is none of theirs, or a name has no number that it knows.
     """
-    real = json.loads(file.read_text())
-    right = []
-    for name, top, label in zip(names, predictions.top[:, 0].tolist(), predictions.labels.tolist()):
+    try:
+        real = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no file of ReaL labels: {error}") from error
+    labels = []
+    for name in names:
         number = re.search(r"(\d{8})\.\w+$", name)
         if number is None or not 1 <= int(number.group(1)) <= len(real):
             raise ValueError(f"{name}: not the name of an ImageNet validation image that {file} knows (…_val_00000001.JPEG).")
-        if label != IGNORED and real[int(number.group(1)) - 1]:
-            right.append(top in real[int(number.group(1)) - 1])
+        labels.append(real[int(number.group(1)) - 1])
+    return labels
+
+
+def count_real(predictions: Predictions, real: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Top-1 by `load_real`: right is any of an image's labels; images without one do not count.
+
+    Raises:
+        ValueError: No image has a label.
+    """
+    given = zip(real, predictions.top[:, 0].tolist(), predictions.labels.tolist())
+    right = [top in labels for labels, top, label in given if labels and label != IGNORED]
     if not right:
-        raise ValueError(f"None of the {len(names)} images has a label in {file}.")
+        raise ValueError(f"None of the {len(real)} images has a ReaL label.")
     n = len(right)
     return {"n": n, "top1": 100 * sum(right) / n, "top1_interval": list(wilson_interval(sum(right), n))}
 
 
-def names_hash(images: Images) -> str:
-    """Of the names of all images in order: equal hashes, equal samples."""
-    return hashlib.sha256("\n".join(images.name(i) for i in range(len(images))).encode()).hexdigest()
+def names_hash(names: Sequence[str]) -> str:
+    """Equal hashes, equal samples in equal order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def accuracy_table(result: Mapping[str, Any], worst: int = 5) -> str:

@@ -19,7 +19,6 @@ from ..data import (
     Images,
     Preparation,
     Processes,
-    Unreadable,
     check_classes,
     evaluation_loader,
     open_images,
@@ -27,7 +26,7 @@ from ..data import (
 from ..environment import environment
 from ..files import write_json, write_text
 from ..models.checkpoints import load_weights
-from .accuracy import accuracy_table, count_accuracy, count_real, names_hash, predict
+from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 
 
 @dataclass
@@ -117,53 +116,51 @@ def evaluate_classifier(
     """
     model, preparation = subject.build()
     model.to(device)
-    channels, classes = preparation.input_size[0], int(model.num_classes)  # type: ignore[arg-type]
-    reader: Any = open_images(data, root, split, seed, mode="L" if channels == 1 else "RGB")
-    labels = getattr(reader, "class_to_idx", None)
-    check_classes(labels, classes, names=(split or data, ""))
-    unreadable = Unreadable()
-    images: Any = reader
-    if not isinstance(reader, IterableDataset):
-        chosen = None if limit is None else range(min(limit, len(reader)))
-        images = Images(reader, classes, chosen, channels, "ignore" if skip_broken else "stop", unreadable)
+    images = _open(data, root, split, seed, preparation.input_size[0], model, limit, skip_broken)
+    names = [images.name(i) for i in range(len(images))] if isinstance(images, Images) else []
+    if real_labels is not None and not names:
+        raise ValueError(f"ReaL labels belong to files by name, and {data!r} has none; give --data folder.")
+    real = None if real_labels is None else load_real(names, real_labels)
     loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
-    total, hidden = None if images is reader else len(images), None if processes.rank == 0 else True
-    with tqdm(total=total, unit="img", disable=hidden) as bar:
+    with tqdm(total=len(names) or None, unit="img", disable=None if processes.rank == 0 else True) as bar:
         predictions = predict(model, loader, autocast, processes, bar.update)
+    names = names or [str(i) for i in range(len(predictions.labels))]
     result: dict[str, Any] = {
         "model": subject.model,
         "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
-        "data": {"name": data, "root": root, "split": split},
+        "data": {"name": data, "root": root, "split": split, "names_sha256": names_hash(names)},
         "preparation": preparation._asdict(),
-        **count_accuracy(predictions, labels),
-        "unreadable": unreadable.names(),
-        "images_per_second": len(predictions.labels) / predictions.seconds,
-        "environment": environment(str(device)),
+        **count_accuracy(predictions, getattr(images, "classes", None)),
+        **({} if real is None else {"real": count_real(predictions, real)}),
+        "unreadable": [name for name, label in zip(names, predictions.labels.tolist()) if label == IGNORED],
+        "images_per_second": len(names) / predictions.seconds,
+        "environment": {**environment(str(device)), "processes": processes.world},
     }
-    if isinstance(images, Images):
-        result["names_sha256"] = names_hash(images)
-        if real_labels is not None:
-            result["real"] = count_real(predictions, [images.name(i) for i in range(len(images))], real_labels)
-    elif real_labels is not None:
-        raise ValueError("ReaL labels belong to files by name; this reader has none. Use a folder.")
     if processes.rank == 0:
-        _write(result, predictions, images, output)
+        _write(result, predictions, names, output)
     return result
 
 
-def _write(result: dict[str, Any], predictions: Any, images: Any, output: Path) -> None:
+def _open(data: str, root: str, split: str, seed: int, channels: int, model: Any, limit: int | None, skip: bool) -> Any:
+    """The images, with as many classes as the model has."""
+    reader: Any = open_images(data, root, split, seed, mode="L" if channels == 1 else "RGB")
+    check_classes(getattr(reader, "class_to_idx", None), model.num_classes, names=(split or data, ""))
+    if isinstance(reader, IterableDataset):
+        if limit is not None or not skip:
+            raise ValueError(f"{data!r} gives no images by number, and skips broken ones: no --limit, and say --skip-broken.")
+        return reader
+    chosen = None if limit is None else range(min(limit, len(reader)))
+    return Images(reader, model.num_classes, chosen, channels, "ignore" if skip else "stop")
+
+
+def _write(result: dict[str, Any], predictions: Predictions, names: list[str], output: Path) -> None:
     write_json(output / "result.json", result)
     write_text(output / "result.md", accuracy_table(result) + "\n")
     write_text(output / "per_class.csv", _csv(list(result["per_class"][0]), [list(r.values()) for r in result["per_class"]]))
-    names = [images.name(i) for i in range(len(images))] if isinstance(images, Images) else range(len(predictions.labels))
-    rows = [
-        [name, label, *top]
-        for name, label, top in zip(names, predictions.labels.tolist(), predictions.top.tolist())
-        if label != IGNORED
-    ]
-    write_text(
-        output / "predictions.csv", _csv(["image", "label", *(f"top{i + 1}" for i in range(predictions.top.shape[1]))], rows)
-    )
+    found = zip(names, predictions.labels.tolist(), predictions.top.tolist())
+    ranks = [f"top{i + 1}" for i in range(predictions.top.shape[1])]
+    rows = [[name, label, *top] for name, label, top in found if label != IGNORED]
+    write_text(output / "predictions.csv", _csv(["image", "label", *ranks], rows))
 
 
 def _csv(header: list[str], rows: list[list[Any]]) -> str:

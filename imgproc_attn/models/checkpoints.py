@@ -1,6 +1,8 @@
 """Weights of plain vision transformers in filter models: what fits is loaded; what is new keeps its start, and is named."""
 
+import argparse
 import logging
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -98,8 +100,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {file}.")
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and tensor readers each have their own
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in timm's and DeiT's checkpoints
+            content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} holds objects other than tensors, numbers and text, which could run code when loaded, or is no "
+            "checkpoint. Save its weights alone, best as safetensors."
+        ) from error
+    except Exception as error:  # zip and tensor readers each have their own
         raise ValueError(f"{file} is cut off or no checkpoint: {first_line(error)}") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -1,36 +1,35 @@
 """The recipe's augmentation, made of timm's and torchvision's transforms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop
 
+from ..data import Preparation
 from .recipe import Augmentation
 
 
-def training_transform(a: Augmentation, input_size: Sequence[int], interpolation: str) -> Callable[[Image.Image], Any]:
+def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[Image.Image], Any]:
     """PIL image to an array of bytes ``[channels, height, width]``. Random erasing and mixup come later, on the device."""
     first: list[Any] = []
     if a.crop_padding:
-        first.append(RandomCrop(tuple(input_size[1:]), padding=a.crop_padding, padding_mode="reflect"))
+        first.append(RandomCrop(preparation.input_size[1:], padding=a.crop_padding, padding_mode="reflect"))
     if a.degrees or a.translate or list(a.magnify) != [1.0, 1.0]:
-        mode = InterpolationMode.BILINEAR if interpolation == "random" else str_to_interp_mode(interpolation)
-        # torchvision's affine maps know no bicubic on pictures of Pillow
-        mode = InterpolationMode.BILINEAR if mode == InterpolationMode.BICUBIC else mode
-        first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=mode))
+        bilinear = InterpolationMode.BILINEAR
+        first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=bilinear))
     options: dict[str, Any] = {
         "scale": tuple(a.scale),
         "ratio": tuple(a.ratio),
         "hflip": a.hflip,
         "color_jitter": a.color_jitter or None,
         "auto_augment": a.auto_augment,
-        "interpolation": interpolation,
+        "interpolation": a.interpolation or preparation.interpolation,
+        "mean": preparation.mean,  # fills what a policy moves into view
     }
-    size: Any = tuple(input_size)
-    return Compose([*first, create_transform(size, is_training=True, use_prefetcher=True, **options)])
+    rest = create_transform(preparation.input_size, is_training=True, use_prefetcher=True, **options)
+    return Compose([*first, rest])
 
 
 def mixup(a: Augmentation, num_classes: int, label_smoothing: float) -> Mixup | None:

@@ -10,10 +10,11 @@ import yaml
 from torch import nn
 
 from ..environment import environment
-from ..files import write_json, write_text
+from ..files import remove_unfinished, write_json, write_text
 from .recipe import Recipe, check_recipe
 
-RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+RECIPE, ENVIRONMENT, BEST, LAST = "recipe.yaml", "environment.json", "best", "last"
+FINAL = "final.json"
 # no weight depends on these
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "run.log_every", "evaluation.")
 
@@ -49,15 +50,26 @@ class Folder:
                 "Undo the change, or give another --output."
             )
 
-    def prepare(self, model: nn.Module, device: str) -> None:
+    @property
+    def tested_on(self) -> dict[str, Any]:
+        """What may change and yet changes the test."""
+        return self.recipe.data.model_dump(include={"root", "test_split", "test_images"})
+
+    def finished(self) -> dict[str, Any] | None:
+        """What the run ended with, if it did, tested on what the recipe says now."""
+        file = self.path / FINAL
+        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return result if result.pop("tested_on", None) == self.tested_on else None
+
+    def prepare(self, model: nn.Module, device: str, processes: int) -> None:
         """Write what the run is, and make sure that there is room for its checkpoints.
 
         Raises:
             OSError: The folder cannot be written to, or the disk has too little room.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.rglob(".*-*"):  # of writes that a crash cut off
-            left.unlink()
+        for folder in (self.path, self.path / BEST, self.path / LAST):
+            remove_unfinished(folder)
         weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         # weights, two moments and an average in the state, weights in best and last; each twice while it is being replaced
         needed, free = 2 * 6 * weights + 2**24, shutil.disk_usage(self.path).free
@@ -67,19 +79,22 @@ class Folder:
                 f"{needed / 2**20:.0f} MiB; make room, or give another --output."
             )
         write_text(self.path / RECIPE, yaml.safe_dump(self.recipe.model_dump(), sort_keys=False, allow_unicode=True))
-        self._write_environment(environment(device))
+        self._write_environment({**environment(device), "processes": processes})
 
     def _write_environment(self, now: dict[str, Any]) -> None:
         file = self.path / ENVIRONMENT
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
-        changed = [k for k in now["versions"] if before["versions"].get(k) != now["versions"][k]]
-        if changed or before["commit"] != now["commit"]:
-            warnings.warn(
-                f"{self.path} was begun with other versions ({', '.join(changed) or 'another commit'}); what follows may "
-                "differ from what an uninterrupted run gives.",
-                stacklevel=3,
-            )
-        write_json(file, {**now, **({"before": before} if before is not now else {})})
+        before = json.loads(file.read_text(encoding="utf-8"))["sessions"] if file.exists() else []
+        if before and now not in before:
+            last = before[-1]
+            changed = [k for k in now["versions"] if last["versions"].get(k) != now["versions"][k]]
+            changed += [k for k in ("commit", "device", "processes") if last[k] != now[k]]
+            if changed:
+                warnings.warn(
+                    f"{self.path} was begun with another {', '.join(changed)}; what follows may differ from what an "
+                    "uninterrupted run gives.",
+                    stacklevel=3,
+                )
+        write_json(file, {"sessions": before if now in before[-1:] else [*before, now]})
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

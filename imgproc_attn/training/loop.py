@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
-from timm.utils import dispatch_clip_grad
-from torch import Tensor
+from timm.utils import dispatch_clip_grad, unwrap_model
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, Processes
@@ -33,11 +33,21 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_optimiser(task: TrainingTask, o: Optimiser) -> torch.optim.Optimizer:
-    """Timm's optimiser over the task's model; 1-D parameters, bandwidths among them, do not decay."""
+def build_optimiser(model: nn.Module, o: Optimiser) -> torch.optim.Optimizer:
+    """Timm's optimiser; 1-D parameters, bandwidths among them, and what the model says do not decay.
+
+    Args:
+        model: Bare: wrapped in DDP or compiled, it would hide its groups from timm.
+        o: The recipe's section.
+
+    Raises:
+        ValueError: No such optimiser, or one that takes no betas and is given some.
+    """
+    if o.betas is not None and not get_optimizer_info(o.name).has_betas:
+        raise ValueError(f"optimiser.betas is {o.betas}, but {o.name} has none; leave it out.")
     given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}
     return create_optimizer_v2(
-        task.get_trainable_module() or task,
+        model,
         o.name,
         lr=o.lr,
         weight_decay=o.weight_decay,
@@ -79,6 +89,8 @@ class NotFinite(FloatingPointError):
 class Trainer:
     """Trains a task, epoch by epoch; an epoch depends on the state before it, the seed and its number alone.
 
+    (But for sets that can only be iterated over: they shuffle by themselves.)
+
     Args:
         task: Model and loss; its ``start_epoch``, if it has one, is called before each epoch.
         loader: Batches ``(input, target)`` on the device, with a ``sampler`` that takes ``set_epoch``.
@@ -109,7 +121,7 @@ class Trainer:
                 f"run.accumulate is {run.accumulate}, but an epoch has {len(self.loader)} batches of "
                 f"{run.batch_size // run.accumulate} images; lower run.batch_size."
             )
-        self.optimiser = build_optimiser(self.task, self.recipe.optimiser)
+        self.optimiser = build_optimiser(unwrap_model(self.task.get_trainable_module()), self.recipe.optimiser)
         self._scheduler = build_scheduler(self.optimiser, self.recipe.schedule, self.updates)
         device = self.task.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=run.amp == "float16")
@@ -140,7 +152,7 @@ class Trainer:
             recent.append(self._backward(images, targets, last))
             if last:
                 self._update(epoch * self.updates + i // run.accumulate)
-            if len(recent) == run.log_every or i + 1 == self.updates * run.accumulate:
+            if len(recent) == run.log_every * run.accumulate or i + 1 == self.updates * run.accumulate:
                 total += self._checked(recent, epoch, i + 1 - len(recent))
                 recent = []
             self.progress(len(images) * self.processes.world)

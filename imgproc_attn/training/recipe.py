@@ -33,7 +33,7 @@ class Model(BaseModel):
     Further keys are keyword arguments of the model. Classes and channels come from the section ``data``.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = ""
     pretrained: bool = False
@@ -60,8 +60,8 @@ class Data(_Section):
         input_size: ``[channels, height, width]`` of what the model gets.
         mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
         std: What they are divided by. Default: of the model's ``pretrained_cfg``.
-        interpolation: Of resizing.
-        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the centre.
+        interpolation: Of resizing. Default: of the model's ``pretrained_cfg``.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the centre. Default: as the mean.
         broken_images: An unreadable image is named and ``skip``ped, or ``stop``s the run.
         workers: Processes that read and augment, for each training process.
     """
@@ -79,8 +79,8 @@ class Data(_Section):
     input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
     mean: Annotated[list[float], Field(min_length=1)] | None = None
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
-    interpolation: Literal["bicubic", "bilinear", "nearest", "random"] = "bicubic"
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     broken_images: Literal["skip", "stop"] = "stop"
     workers: Annotated[int, Field(ge=0)] = 2
 
@@ -100,6 +100,20 @@ class Data(_Section):
         if self.name != "digits" and not self.name.startswith(("hfds/", "hfids/")) and not self.root:
             raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
         return self
+
+    @model_validator(mode="after")
+    def _images_by_number(self) -> "Data":
+        for key in ("validation_images", "train_images", "test_images"):
+            if self.iterates and getattr(self, key):
+                raise ValueError(f"{key} needs images by number, which {self.name!r} does not give; name a split instead")
+        if self.iterates and self.broken_images == "stop":
+            raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say broken_images: skip")
+        return self
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the reader gives images one after the other alone."""
+        return self.name.startswith(("wds/", "hfids/", "tfds/"))
 
 
 READERS = ("folder", "npz", "digits")
@@ -124,6 +138,7 @@ class Augmentation(_Section):
         cutmix: Alpha of cutmix.
         mix_probability: Of mixup or cutmix for a batch.
         mix_switch: Probability of cutmix where both are on.
+        interpolation: Of the random resized crop; ``random``: bilinear or bicubic. Default: that of evaluation.
         repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
     """
 
@@ -141,6 +156,7 @@ class Augmentation(_Section):
     cutmix: NotNegative = 0.0
     mix_probability: Share = 1.0
     mix_switch: Share = 0.5
+    interpolation: Literal["bicubic", "bilinear", "nearest", "random"] | None = None
     repeats: Count = 1
 
     @model_validator(mode="after")
@@ -188,7 +204,7 @@ class Optimiser(_Section):
     lr: Positive
     weight_decay: NotNegative = 0.0
     momentum: Share = 0.9
-    betas: Annotated[list[Share], Field(min_length=2, max_length=3)] | None = None
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     clip_grad: Positive | None = None
 
@@ -327,6 +343,10 @@ class Recipe(_Section):
         if self.augmentation.mixes and batch % 2:
             raise ValueError(
                 f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / accumulate even"
+            )
+        if self.data.iterates and self.augmentation.repeats > 1:
+            raise ValueError(
+                f"augmentation.repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
             )
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")

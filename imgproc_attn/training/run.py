@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
-from timm.optim import create_optimizer_v2
 from timm.utils import init_distributed_device, unwrap_model
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,15 +26,19 @@ from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, load_weights
 from .augmentation import mixup, training_transform
 from .checkpoints import STATE, load_state, save_state, save_weights
-from .folder import Folder
+from .folder import BEST, FINAL, LAST, Folder
 from .journal import Journal
-from .loop import NotFinite, Trainer, seed_everything
+from .loop import NotFinite, Trainer, build_optimiser, seed_everything
 from .recipe import Recipe
 from .splits import ImageSet, open_splits
 from .tasks import build_task
 
-FINAL, UNREADABLE, BEST, LAST = "final.json", "unreadable.txt", "best", "last"
+UNREADABLE = "unreadable.txt"
 SATURATED = 0.01  # share of filter rows above which a warning is due
+
+
+class SaturationWarning(UserWarning):
+    """Filters that copy single tokens."""
 
 
 def start_processes(device: str) -> tuple[torch.device, Processes]:
@@ -64,7 +67,7 @@ def create(recipe: Recipe, **kwargs: Any) -> Any:
     seed_everything(recipe.run.seed)
     model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
     data = recipe.data
-    given = data.model_dump(include={"input_size", "mean", "std", "interpolation", "crop_pct"}, exclude_none=True)
+    given = data.model_dump(include=set(Preparation._fields), exclude_none=True)
     for name in ("mean", "std"):
         if len(given.get(name, [0])) not in (1, data.input_size[0]):
             raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
@@ -81,7 +84,7 @@ def check(recipe: Recipe) -> None:
     """
     try:
         model = create(recipe, device="meta", pretrained=False)
-        create_optimizer_v2(model, recipe.optimiser.name, lr=recipe.optimiser.lr)
+        build_optimiser(model, recipe.optimiser)
         output = model.eval()(torch.empty(1, *recipe.data.input_size, device="meta"))
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
@@ -116,7 +119,13 @@ class Run:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.unreadable = Unreadable(self.folder / UNREADABLE)
-        self.splits = open_splits(recipe, self.unreadable)
+        self.splits = open_splits(recipe, self.unreadable, self._share_of_batch())
+        evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
+        if self.processes.world > 1 and evaluated and recipe.data.iterates:
+            raise ValueError(
+                f"data.name={recipe.data.name!r} cannot be shared out exactly for evaluation in {self.processes.world} "
+                "processes; train with data.test_split=null and no data.validation_split, and evaluate in one process."
+            )
         self.model = create(recipe)
         if recipe.model.checkpoint:
             load_weights(self.model, Path(recipe.model.checkpoint))
@@ -134,9 +143,9 @@ class Run:
         self.trainer = Trainer(task, loader, recipe, self.processes, mix)
 
     def _training_loader(self) -> Any:
-        a, data, images = self.recipe.augmentation, self.recipe.data, self.splits.train
-        images.transform = training_transform(a, data.input_size, data.interpolation)  # type: ignore[union-attr]
-        where = (self._share_of_batch(), data.workers, self.device, self.processes)
+        a, images = self.recipe.augmentation, self.splits.train
+        images.transform = training_transform(a, self.preparation)  # type: ignore[union-attr]
+        where = (self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
         return training_loader(images, self.preparation, *where, repeats=a.repeats, erasing=a.erasing)
 
     def _share_of_batch(self) -> int:
@@ -145,6 +154,11 @@ class Run:
             raise ValueError(
                 f"run.batch_size is {run.batch_size}, but must be a multiple of {parts}: {self.processes.world} processes "
                 f"times run.accumulate, {run.accumulate}."
+            )
+        if self.recipe.augmentation.mixes and run.batch_size // parts % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs, but each of {self.processes.world} processes has {run.batch_size // parts} images "
+                "a batch; change run.batch_size."
             )
         return run.batch_size // parts
 
@@ -174,26 +188,28 @@ class Run:
 
     def _look_at_filters(self) -> dict[str, float]:
         """Warn of saturated filters: they train badly, and feign robustness to attacks that follow the gradient."""
-        if not isinstance(self.model, FilterVisionTransformer):
+        probe = self._probe()
+        if not isinstance(self.model, FilterVisionTransformer) or probe is None:
             return {}
-        share = saturation(self.model.eval(), self._probe())
+        share = saturation(self.model.eval(), probe)
         if share > SATURATED:
             warnings.warn(
                 f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4): hardly any gradient "
                 "reaches their bandwidths, queries and keys. A smaller learning rate or a larger initial bandwidth helps.",
+                SaturationWarning,
                 stacklevel=2,
             )
         return {"saturated_rows": share}
 
-    def _probe(self) -> Tensor:
-        """Four images as evaluation sees them."""
+    def _probe(self) -> Tensor | None:
+        """Four images as evaluation sees them; None from a reader whose iteration must not be disturbed."""
+        if self.recipe.data.iterates:
+            return None
+        splits = (self.splits.validation, self.splits.test, self.splits.train)
+        source: Any = next(images for images in splits if images is not None)
         if not hasattr(self, "_four_images"):
-            source = self.splits.validation or self.splits.test or self.splits.train
-            if isinstance(source, Images):
-                four = Images(source.reader, source.num_classes, source.indices[:4], self.preparation.input_size[0], "ignore")
-                source = four
-            loader = evaluation_loader(source, self.preparation, 4, 0, self.device)
-            self._four_images = next(iter(loader))[0]
+            four = Images(source.reader, source.num_classes, source.indices[:4], self.preparation.input_size[0], "ignore")
+            self._four_images = next(iter(evaluation_loader(four, self.preparation, 4, 0, self.device)))[0]
         return self._four_images
 
     def keep(self, record: dict[str, Any], journal: Journal) -> None:
@@ -269,10 +285,13 @@ def train(
     check(recipe)
     place, processes = start_processes(device)
     folder = Folder(output, recipe, resume)
+    finished = folder.finished()
+    if finished is not None:
+        return finished
     _wait(processes)  # all have looked before one writes
     run = Run(recipe, output, place, processes)
     if processes.rank == 0:
-        folder.prepare(run.model, str(place))
+        folder.prepare(run.model, str(place), processes.world)
     _wait(processes)
     records = run.restore()
     if not records and processes.rank == 0:
@@ -281,7 +300,9 @@ def train(
     _wait(processes)  # the chosen weights are written
     result = run.conclude(records)
     if processes.rank == 0:
-        write_json(output / FINAL, result)
+        write_json(output / FINAL, {**result, "tested_on": folder.tested_on})
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in (result["test"] or {}).items())
+        say(f"Test: {numbers or 'no test split'}. Everything is in {output}.")
     return result
 
 

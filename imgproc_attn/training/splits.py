@@ -1,12 +1,13 @@
 """The images of a recipe: what it trains, chooses and tests on."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
-from ..data import Images, Unreadable, check_classes, open_images
+from ..data import Images, Unreadable, check_classes, check_label, open_images
 from .recipe import Data, Recipe
 
 ImageSet = Images | IterableDataset
@@ -21,8 +22,13 @@ class Splits:
     test: ImageSet | None
 
 
-def open_splits(recipe: Recipe, unreadable: Unreadable) -> Splits:
+def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> Splits:
     """Open what a recipe trains, chooses and tests on.
+
+    Args:
+        recipe: Whose section ``data`` says which.
+        unreadable: Where images that cannot be read are noted.
+        batch_size: Of this process: a hint for what can only be iterated over.
 
     Raises:
         FileNotFoundError: Data that is not there.
@@ -32,14 +38,11 @@ def open_splits(recipe: Recipe, unreadable: Unreadable) -> Splits:
 
     def opened(split: str | None, training: bool = False) -> Any:
         mode = "L" if data.input_size[0] == 1 else "RGB"
-        return (
-            None
-            if split is None
-            else open_images(data.name, data.root, split, data.seed, training, recipe.run.batch_size, mode)
-        )
+        return None if split is None else open_images(data.name, data.root, split, data.seed, training, batch_size, mode)
 
     def images(reader: Any, indices: Any, broken: Any = "ignore") -> ImageSet:
         if isinstance(reader, IterableDataset):
+            reader.target_transform = partial(check_label, num_classes=data.num_classes)  # type: ignore[attr-defined]
             return reader
         policy: Any = "stop" if data.broken_images == "stop" else broken
         return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable)
@@ -48,6 +51,7 @@ def open_splits(recipe: Recipe, unreadable: Unreadable) -> Splits:
     classes = getattr(train, "class_to_idx", None)
     for name, reader in (("validation", validation), ("test", test)):
         check_classes(classes, data.num_classes, getattr(reader, "class_to_idx", None), (data.train_split or "train", name))
+    _refuse_overlap({data.train_split: train, "validation": validation, "test": test})
     kept, held_out = _shares(data, train)
     first = None if test is None or data.test_images is None else range(min(data.test_images, len(test)))
     return Splits(
@@ -57,12 +61,23 @@ def open_splits(recipe: Recipe, unreadable: Unreadable) -> Splits:
     )
 
 
+def _refuse_overlap(readers: dict[str, Any]) -> None:
+    """Synonyms may name one split twice; what is trained or chosen on would then be the test."""
+    seen: dict[Any, str] = {}
+    for name, reader in readers.items():
+        if reader is None or isinstance(reader, IterableDataset):
+            continue
+        kind, last = type(reader), len(reader) - 1
+        mark = (kind, last, reader.filename(0, absolute=True), reader.filename(last, absolute=True))
+        if mark in seen and None not in mark:
+            raise ValueError(f"The splits {seen[mark] or 'train'} and {name} are the same images; name another split.")
+        seen[mark] = name
+
+
 def _shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
     """Indices to train on, None for all, and to hold out; drawn at random."""
     if not data.validation_images and data.train_images is None:
         return None, []
-    if isinstance(train, IterableDataset):
-        raise ValueError(f"data.validation_images and data.train_images cannot be taken from {data.name!r}; name a split.")
     wanted = data.validation_images + (data.train_images or 1)
     if wanted > len(train):
         raise ValueError(
