@@ -13,20 +13,29 @@ from . import __version__
 def _train(args: argparse.Namespace) -> None:
     from .training import find_recipe, load_recipe, train
 
-    path = find_recipe(args.recipe)
-    recipe = load_recipe(path, args.overrides)
+    recipe = load_recipe(args.recipe, args.overrides)
     if args.variant is not None:
         recipe = recipe.variant(args.variant, recipe.run.seed)
-    output = args.output or Path("runs") / path.stem
-    train(recipe, output, args.device, args.resume)
+    output = args.output or _output(find_recipe(args.recipe))
+    train(recipe, output, args.device, args.resume, args.restart)
+
+
+def _output(recipe: Path) -> Path:
+    """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
+    from .training import list_recipes
+
+    if recipe.name == "recipe.yaml" and (recipe.parent / "metrics.jsonl").exists():
+        return recipe.parent
+    names = {file: name for name, file in list_recipes().items()}
+    return Path("runs") / names.get(recipe, recipe.stem)
 
 
 def _compare(args: argparse.Namespace) -> None:
     from .comparison import compare
     from .training import find_recipe, load_recipe
 
-    path = find_recipe(args.recipe)
-    report = compare(load_recipe(path, args.overrides), args.output or Path("runs") / path.stem, args.device, args.restart)
+    output = args.output or _output(find_recipe(args.recipe))
+    report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart)
     print(report.read_text())
     print(f"Report: {report}")
 
@@ -45,12 +54,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         None if args.input_size is None else tuple(args.input_size),
         args.crop_pct,
     )
+    data, root, split = _where(args)
     device, processes = start_processes(args.device)
     result = evaluate_classifier(
         subject,
-        args.data,
-        args.root,
-        args.split,
+        data,
+        root,
+        split,
         args.output,
         device,
         processes,
@@ -66,6 +76,24 @@ def _evaluate(args: argparse.Namespace) -> None:
         if result["unreadable"]:
             print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
         print(f"\nWritten: {args.output}")
+
+
+def _where(args: argparse.Namespace) -> tuple[str, str, str]:
+    """Reader, root and split: as given, else the test split of the run that is evaluated."""
+    from .training import load_recipe
+
+    run = Path(args.model)
+    run = run if (run / "recipe.yaml").is_file() else run.parent
+    if args.data is None and args.root is None and (run / "recipe.yaml").is_file():
+        data = load_recipe(run).data
+        split = data.test_split if args.split is None else args.split
+        if split is None:
+            raise ValueError(f"{run} has no test split; give --split.")
+        return data.name, data.root, split
+    name = args.data or "folder"
+    if args.root is None and name in ("folder", "npz"):
+        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
+    return name, args.root or "", args.split or ""
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -142,11 +170,12 @@ def parser() -> argparse.ArgumentParser:
         description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
         formatter_class=defaults,
     )
-    t.add_argument("recipe", help="a YAML file, or the name of a recipe of the package (see `imgproc-attn recipes`)")
+    t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
     t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
     t.add_argument("--variant", help="which model of a comparison")
     t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE)")
-    t.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+    t.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
+    t.add_argument("--restart", action="store_true", help="remove the run in the folder first")
     t.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
     t.set_defaults(function=_train)
 
@@ -159,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
             c.add_argument("recipe", help="a YAML file with a section comparison, or the name of such a recipe of the package")
         c.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. comparison.seeds=[0]")
         c.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
-        c.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+        c.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
         c.add_argument("--restart", action="store_true", help="forget the runs in the folder instead of going on with them")
         c.set_defaults(function=_compare, **({} if recipe is None else {"recipe": recipe}))
 
@@ -169,22 +198,22 @@ def parser() -> argparse.ArgumentParser:
         description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images.",
         formatter_class=defaults,
     )
-    e.add_argument("model", help="a timm name, or a folder with config.json and weights, as RUN/best")
+    e.add_argument("model", help="a timm name, the folder of a run, or one with timm's config.json and weights")
     e.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
     e.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
     e.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
-    e.add_argument("--data", default="folder", help="reader: folder, npz, digits, torch/…, wds/…, hfds/…, tfds/…")
-    e.add_argument("--root", default="", help="folder or file of the images; $IMGPROC_ATTN_DATA is looked in too")
-    e.add_argument("--split", default="", help="split or subfolder; empty for the root itself")
+    e.add_argument("--data", help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/… (default: a run's own, else folder)")
+    e.add_argument("--root", help="folder or file of the images; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
+    e.add_argument("--split", help="split or subfolder (default: a run's test split, else the root itself)")
     e.add_argument("--real-labels", type=Path, help="real.json: also count by ReaL labels (ImageNet validation)")
     e.add_argument("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
     e.add_argument("--crop-pct", type=float, help="resize to size / crop_pct, then crop (default: the model's)")
     e.add_argument("--batch-size", type=int, default=128)
     e.add_argument("--workers", type=int, default=2, help="processes that read")
     e.add_argument("--amp", choices=["bfloat16", "float16"], help="autocast (default: float32)")
-    e.add_argument("--limit", type=int, help="only the first so many images")
+    e.add_argument("--limit", type=int, help="only so many images, drawn at random")
     e.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images (default: stop at one)")
-    e.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
+    e.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
     e.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="folder of result.json and tables")
     e.set_defaults(function=_evaluate)
 
@@ -220,18 +249,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rest:  # argparse takes a command's changes in one row only
         changes.extend(rest)  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
-    if getattr(args, "device", "") == "cpu":
+    if getattr(args, "device", "") in ("cpu", "auto"):
         from .environment import keep_freed_memory
 
         keep_freed_memory()
     try:
         args.function(args)
+    except KeyboardInterrupt:
+        print("imgproc-attn: stopped; training goes on with --resume, a comparison with the same command.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         sys.exit(_fail(error))
 
 
 def _fail(error: Exception) -> int:
-    print(f"imgproc-attn: {error}", file=sys.stderr)
+    message = str(error)
+    if "Original Traceback" in message:  # of a loader's process: its last line is the error
+        message = message.rstrip().splitlines()[-1].partition(": ")[2]
+    print(f"imgproc-attn: {message}", file=sys.stderr)
     return 2
 
 

@@ -36,7 +36,7 @@ from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
 from .training import Recipe, train
-from .training.run import SaturationWarning, check, create
+from .training.run import SaturationWarning, check, create, start_processes
 from .training.splits import open_splits
 
 # Disturbances by the recipe's key: name in tables and unit.
@@ -170,7 +170,7 @@ def _key(recipe: Recipe, model: NormalizedModel, test: HeldOutImages, device: st
     return content.hexdigest()
 
 
-def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = False) -> Path:
+def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False) -> Path:
     """Run the comparison and write a report.
 
     Every model has its folder in ``output/runs``, as `imgproc_attn.training.train` leaves it; called again, finished runs are
@@ -192,6 +192,7 @@ def compare(recipe: Recipe, output: Path, device: str = "cpu", restart: bool = F
     assert recipe.comparison is not None
     if world_info_from_env()[2] > 1:
         raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
+    device = str(start_processes(device)[0])
     test = HeldOutImages(recipe, device)
     if restart:
         shutil.rmtree(output / "runs", ignore_errors=True)

@@ -372,7 +372,7 @@ def test_by_name(tmp_path):
     for name, parameter in model.named_parameters():
         if "gate" in name:
             parameter.data.fill_(0.3)
-    save_weights(model.state_dict(), model, {"source": "vit_tiny_patch16_224", "num_heads": 2, **options}, tmp_path)
+    save_weights(model.state_dict(), model, {"source": "vit_tiny_patch16_224", "num_heads": 2, **options}, None, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(x), model(x))
     assert not torch.allclose(loaded(x), source(x))

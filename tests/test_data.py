@@ -86,7 +86,7 @@ def test_digits():
 
 
 def test_packed_images(tmp_path):
-    reader = PackedImages(pack(tmp_path / "p.npz"), "validation")
+    reader = PackedImages(pack(tmp_path / "p.npz"), "test")
     assert len(reader) == 6
     assert reader.class_to_idx == {"astronaut": 0, "coffee": 1, "cat": 2}
     images = Images(reader, 3)
@@ -99,8 +99,10 @@ def test_packed_images(tmp_path):
 def test_packed_images_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         PackedImages(tmp_path / "none.npz", "train")
-    with pytest.raises(ValueError, match=r"no split 'x'; there are train, test"):
-        PackedImages(pack(tmp_path / "p.npz"), "x")
+    with pytest.raises(ValueError, match=r"no split 'validation'; there are train, test"):
+        PackedImages(pack(tmp_path / "p.npz"), "validation")
+    with pytest.raises(FileNotFoundError, match=r"is a folder; name the .npz file in it: p.npz"):
+        PackedImages(tmp_path, "train")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:900])
     with pytest.raises(ValueError, match="no pack of images"):
         PackedImages(tmp_path / "cut.npz", "train")
@@ -116,8 +118,10 @@ def test_folder(folder):
     assert len(reader) == 6
     assert list(reader.class_to_idx) == ["astronaut", "cat", "coffee"]
     assert len(open_images("folder", str(folder / "train"), "")) == 12
-    with pytest.raises(FileNotFoundError, match=r"has no folder 'test2'; it holds train, val"):
-        open_images("folder", str(folder), "test2")
+    with pytest.raises(FileNotFoundError, match=r"has no folder 'test'; it holds train, val"):
+        open_images("folder", str(folder), "test")
+    with pytest.raises(ValueError, match="holds splits, train, val, in the place of classes"):
+        open_images("folder", str(folder), "")
     (folder / "train" / "bear").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*bear holds no image"):
         open_images("folder", str(folder), "train")
@@ -199,6 +203,8 @@ def test_hugging_face_set(folder, monkeypatch, tmp_path):
     images = Images(open_images(f"hfds/{tmp_path / 'set'}", str(tmp_path), "train"), 3)
     assert [images[i][1] for i in range(6)] == [0, 1, 2, 0, 1, 2]
     assert len({images.name(i) for i in range(6)}) == 6
+    with pytest.raises(ValueError, match=r"root .*\(here: data.download=true\)"):
+        open_images("torch/cifar10", str(tmp_path), "train")
 
 
 def test_roots(tmp_path, monkeypatch):

@@ -67,8 +67,20 @@ def test_final_metrics_count_every_image_once(runs):
 
 
 def test_two_processes_resume(runs):
-    out = launch(2, "train", "quickstart", *PLAIN, "--variant", "bilateral + twicing", "--output", str(runs[1]), "--resume")
-    assert "Test: n 99" in out
+    out = launch(
+        2,
+        "train",
+        "quickstart",
+        *PLAIN,
+        "data.test_images=98",
+        "--variant",
+        "bilateral + twicing",
+        "--output",
+        str(runs[1]),
+        "--resume",
+    )
+    assert "of 98 images" in out
+    assert "Going on after epoch 4 of 4." in out
     assert out.count("Test:") == 1, "one process speaks"
 
 

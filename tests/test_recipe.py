@@ -53,7 +53,7 @@ def shots(tmp_path_factory):
     """Crops of scikit-image's photographs in class folders, in the place of ImageNet and CIFAR."""
     root = tmp_path_factory.mktemp("photographs")
     for name, picture in {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}.items():
-        for split, count in (("train", 6), ("test", 2)):
+        for split, count in (("train", 6), ("val", 2), ("test", 2)):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(picture[10 * i : 10 * i + 96, 20 * i : 20 * i + 96]).save(root / split / name / f"{i}.png")
@@ -164,11 +164,21 @@ def test_overrides():
     assert recipe.optimiser.lr == 1e-3
     assert recipe.comparison.seeds == [4, 5]
     assert recipe.evaluation.pgd == []
-    assert load_recipe(find_recipe("quickstart"), ["adversarial.eps=0.1"]).adversarial.eps == 0.1
+    assert load_recipe("quickstart", ["adversarial.eps=4/255"]).adversarial.eps == 4 / 255
     with pytest.raises(ValueError, match="has no '='"):
         load_recipe(find_recipe("quickstart"), ["optimiser.lr"])
     with pytest.raises(ValueError, match="is not a section"):
         load_recipe(find_recipe("quickstart"), ["title.lr=1"])
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        find_recipe("quickstart").read_text().replace("6.0e-3", "6e-3").replace("[0.02, 0.05, 0.1, 0.15]", "[4/255, 0.1]")
+    )
+    recipe = load_recipe(str(file))
+    assert recipe.optimiser.lr == 6e-3
+    assert recipe.evaluation.pgd == [4 / 255, 0.1]
 
 
 def test_unknown_recipe_names_near_ones():
@@ -193,6 +203,7 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
         check(recipe)
     for override, message in (
         ("model.residuals=twicing", "residuals"),
+        ("comparison.variants.twicing.name=twicing_vit_tinny", "near it: twicing_vit_tiny"),
         ("optimiser.name=adamm", "adamm"),
         ("optimiser={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
     ):

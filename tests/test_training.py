@@ -18,12 +18,13 @@ from torch import nn
 
 import imgproc_attn
 from imgproc_attn import cli
-from imgproc_attn.data import Preparation, Processes
+from imgproc_attn.data import ALONE, Preparation, Processes
 from imgproc_attn.evaluation import PGD, NormalizedModel
-from imgproc_attn.files import UNFINISHED
+from imgproc_attn.files import UNFINISHED, write_json
 from imgproc_attn.models.checkpoints import load_weights
 from imgproc_attn.training import Trainer, find_recipe, load_recipe, train
 from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.folder import Folder
 from imgproc_attn.training.run import Run, create
 from imgproc_attn.training.tasks import AdversarialClassification, Classification, build_task
 
@@ -85,10 +86,13 @@ def test_what_a_run_leaves(finished):
     assert json.loads((folder / "final.json").read_text()).items() > result.items()
     assert result["test"]["n"] == 100
     assert result["validation"] == max(r["validation_top1"] for r in records)
-    assert len(lines) == 4
-    assert "img/s" in lines[0]
-    assert "left 0:00:00" in lines[2]
-    assert lines[3].startswith("Test: n 100")
+    assert len(lines) == 6
+    assert lines[0].startswith("bilateral_vit_tiny, 0.00 M parameters, on cpu in 1 process(es)")
+    assert "512 training, 100 validation, 100 test images of 10 classes; 4 updates an epoch" in lines[1]
+    assert "img/s" in lines[2]
+    assert "left 0:00:00" in lines[4]
+    assert lines[5].startswith(f"Test: top-1 {result['test']['top1']:.2f} % of 100 images.")
+    assert result["best_epoch"] == 1 + [r["validation_top1"] for r in records].index(result["validation"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -285,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
         return (images * float("nan") if broken[2] == 3 else images), targets
 
     run.trainer.mixup = poison
-    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 0, update 2 \(batch 2 of the epoch\)") as error:
+    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 1, update 3/4; its images") as error:
         run.trainer.train_epoch(0)
     order = list(run.trainer.loader.sampler)[2 * 128 : 3 * 128]
     assert error.value.images == [run.splits.train.name(i) for i in order]
@@ -298,7 +302,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
     state = load_state(tmp_path)
     state["state_dict"]["head.weight"].fill_(float("nan"))
     torch.save(state, tmp_path / "state.pt")
-    with pytest.raises(FloatingPointError, match=r"epoch 1, update 4 .*last good checkpoint: .*last, of epoch 0"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, update 1/4; .*last good checkpoint: .*last, of epoch 1"):
         quiet(recipe, tmp_path, resume=True)
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
     assert len(json.loads((tmp_path / "not-finite-0.json").read_text())["images"]) == 128
@@ -467,7 +471,7 @@ def test_commands(tmp_path, capsys):
     cli.main(["train", "quickstart", *SMALL, "schedule.epochs=2", "--variant", "plain", "--output", str(tmp_path / "run")])
     out = capsys.readouterr().out
     assert "epoch 2/2" in out
-    assert "Test: n 100" in out
+    assert "of 100 images" in out
     cli.main(["recipes"])
     assert "quickstart" in capsys.readouterr().out
     cli.main(["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")])
@@ -530,12 +534,87 @@ def test_a_hundred_thousand_steps_hold_memory_flat(tmp_path):
     assert late < early + 10, f"{early:.1f} MiB after some 20,000 steps, {late:.1f} MiB at the end"
 
 
+def test_a_new_classifier_and_another_image_size(tmp_path):
+    """A trained ViT goes on with other classes and a finer grid; what is not loaded is said."""
+    trained = create(small("data.num_classes=7", "model.patch_size=4", label="plain"))
+    torch.save({"model": trained.state_dict()}, tmp_path / "w.pt")
+    lines = []
+    recipe = small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.patch_size=4", label="twicing")
+    run = Run(recipe, tmp_path / "run", CPU, ALONE, lines.append)
+    assert "but for the new classifier: head.weight, head.bias" in lines[0]
+    assert torch.equal(run.model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
+    finer = Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, ALONE, lines.append)
+    assert finer.model.pos_embed.shape[1] == 16
+    assert not torch.equal(finer.model.pos_embed, create(small(label="twicing")).pos_embed)
+    with pytest.raises(ValueError, match=r"missing: blocks.1"):
+        Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, ALONE)
+
+
+def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
+    """What broke off before its first epoch blocks nothing; what is resumed and is not there is said."""
+    recipe = small("schedule.epochs=2", "data.seed=3")
+    run = Run(recipe, tmp_path, CPU, ALONE)
+    Folder(tmp_path, recipe, False).prepare(run.model, "cpu", 1)
+    run.save_state([])
+    lines = []
+    train(small("schedule.epochs=2"), str(tmp_path), resume=True, say=lines.append)
+    assert f"Nothing to resume in {tmp_path}: starting anew." in lines
+
+
+def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
+    folder, result, _ = finished
+    stop_after(small("schedule.epochs=2"), tmp_path, 1)
+    with pytest.warns(UserWarning, match="data.workers: 0 -> 1: what follows will differ"):
+        quiet(small("schedule.epochs=2", "data.workers=1"), tmp_path, resume=True)
+    (tmp_path / "mine.txt").write_text("kept")
+    assert train(small(), tmp_path, restart=True, say=lambda line: None)["test"] == result["test"]
+    assert same(weights(folder), weights(tmp_path))
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_run_folder_is_enough(finished, tmp_path, capsys):
+    """To resume, and to evaluate on what it was tested on."""
+    folder, _, _ = finished
+    cli.main(["train", str(folder), "--resume"])
+    cli.main(["evaluate", str(folder), "--output", str(tmp_path), "--workers", "0"])
+    assert json.loads((tmp_path / "result.json").read_text())["n"] == 360
+    cli.main(["evaluate", str(folder), "--data", "digits", "--split", "train", "--limit", "50", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "result.json").read_text())["n"] == 50
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(folder), "--data", "npz"])
+    assert "give --root PATH" in capsys.readouterr().err
+    # classes with the same number of other names
+    config = json.loads((folder / "best" / "config.json").read_text())
+    assert config["label_names"] == [str(i) for i in range(10)]
+    shutil.copytree(folder / "best", tmp_path / "other")
+    write_json(tmp_path / "other" / "config.json", {**config, "label_names": [*map(str, range(9)), "zz"]})
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(tmp_path / "other"), "--data", "digits", "--split", "test"])
+    assert "differ: only in test: 9 (1); only in trained on: zz (1)" in capsys.readouterr().err
+
+
+def test_changes_may_stand_after_options(tmp_path, capsys):
+    cli.main(["train", "quickstart", "--variant", "plain", "--output", str(tmp_path / "run"), *SMALL, "schedule.epochs=2"])
+    assert "epoch 2/2" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "quickstart", "--varient", "plain"])
+    assert "unrecognized arguments: --varient plain" in capsys.readouterr().err
+    assert end.value.code == 2
+
+
+def test_progress_in_a_log(tmp_path):
+    lines = []
+    train(small("run.log_every=2", "schedule.epochs=2"), tmp_path, say=lines.append)
+    assert [line for line in lines if line.startswith("epoch 1, update 2/4: loss ")]
+
+
 def test_splits_that_are_one_are_refused(tmp_path):
     """Synonyms may name the test split twice."""
     with pytest.raises(ValueError, match="The splits validation and test are the same images"):
-        quiet(small("data.validation_images=0", "data.validation_split=validation"), tmp_path / "run")
+        quiet(small("data.validation_images=0", "data.validation_split=test"), tmp_path / "run")
     with pytest.raises(ValueError, match="The splits train and test are the same images"):
-        quiet(small("data.test_split=training"), tmp_path / "run")
+        quiet(small("data.test_split=train"), tmp_path / "run")
 
 
 def test_webdataset_trains_and_counts_every_epoch(tmp_path):

@@ -1,6 +1,6 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
-from .images import IGNORED, Images, Unreadable, check_label
+from .images import IGNORED, Images, Unreadable, check_label, some_of
 from .loaders import ALONE, Preparation, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 
@@ -18,5 +18,6 @@ __all__ = [
     "evaluation_loader",
     "find_root",
     "open_images",
+    "some_of",
     "training_loader",
 ]

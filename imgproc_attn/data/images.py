@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -25,6 +26,16 @@ class Source(Protocol):
         ...
 
 
+def some_of(count: int, wanted: int | None, seed: int) -> list[int] | None:
+    """Numbers of ``wanted`` random images out of ``count``; None for all.
+
+    Random, because the first of a class folder are of one class.
+    """
+    if wanted is None or wanted >= count:
+        return None
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].tolist())
+
+
 class Unreadable:
     """Names of the images that could not be read, gathered from all worker processes in a file.
 
@@ -38,7 +49,9 @@ class Unreadable:
         self.file = file
 
     def add(self, name: str, error: Exception) -> None:
-        """Note an image."""
+        """Note an image, once."""
+        if name in self.names():
+            return
         with self.file.open("a", encoding="utf-8") as file:  # one short write: lines of several processes do not mix
             file.write(f"{name}\t{type(error).__name__}: {error}\n".replace("\n", " ").rstrip() + "\n")
 

@@ -17,7 +17,7 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import IterableDataset
 
 DIGITS_HELD_OUT = 360
-SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "test", "eval", "evaluation"})
+SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evaluation"})  # timm's; a test is neither
 
 
 class Digits(Reader):
@@ -34,7 +34,9 @@ class Digits(Reader):
         train, test = train_test_split(
             range(len(digits.target)), test_size=DIGITS_HELD_OUT, random_state=seed, stratify=digits.target
         )
-        self._ids = train if _is_training(split) else test
+        if split not in ("train", "test"):
+            raise ValueError(f"digits has no split {split!r}; there are train and test.")
+        self._ids = train if split == "train" else test
         self._pictures = np.round(digits.images * 255 / 16).astype(np.uint8)
         self._labels = digits.target
         self.class_to_idx = {str(i): i for i in range(10)}
@@ -54,7 +56,7 @@ class PackedImages(Reader):
     """Encoded images in one ``.npz`` file.
 
     It holds, for each split, ``<split>_bytes`` (all files one after the other, uint8), ``<split>_lengths`` and
-    ``<split>_labels``, and ``classes``. ``validation`` and ``test`` name the same split.
+    ``<split>_labels``, and ``classes``.
 
     Args:
         file: The ``.npz``.
@@ -68,11 +70,16 @@ class PackedImages(Reader):
     def __init__(self, file: Path, split: str) -> None:
         super().__init__()
         if not file.is_file():
-            raise FileNotFoundError(f"data.root: there is no file {file}.")
+            packs = ", ".join(sorted(p.name for p in file.glob("*.npz"))) if file.is_dir() else ""
+            raise FileNotFoundError(
+                f"data.root: {file} is a folder; name the .npz file in it{f': {packs}' if packs else ''}."
+                if file.is_dir()
+                else f"data.root: there is no file {file}."
+            )
         try:
             with np.load(file, allow_pickle=False) as pack:
                 splits = [name.removesuffix("_bytes") for name in pack.files if name.endswith("_bytes")]
-                found = [name for name in splits if name in _synonyms(split)]
+                found = [name for name in [split, *sorted(_synonyms(split))] if name in splits]
                 if not found:
                     raise ValueError(f"{file} has no split {split!r}; there are {', '.join(splits) or 'none'}.")
                 self._bytes, self._labels = pack[f"{found[0]}_bytes"], pack[f"{found[0]}_labels"].astype(int)
@@ -117,7 +124,14 @@ class TorchvisionImages(Reader):
 
 
 def open_images(
-    name: str, root: str, split: str, seed: int = 0, training: bool = False, batch_size: int = 1, mode: str = "RGB"
+    name: str,
+    root: str,
+    split: str,
+    seed: int = 0,
+    training: bool = False,
+    batch_size: int = 1,
+    mode: str = "RGB",
+    download: bool = False,
 ) -> Reader | IterableDataset:
     """The reader of one split; a timm dataset for what can only be iterated over (WebDataset and its like).
 
@@ -128,6 +142,7 @@ def open_images(
         seed: Of the digits' split, and of the shuffling of what can only be iterated over.
         training: Shuffle what can only be iterated over.
         batch_size: A hint for it.
+        download: Fetch what is not there, for torchvision's sets and what can only be iterated over.
         mode: Of the pictures of what can only be iterated over: ``L`` or ``RGB``.
 
     Raises:
@@ -149,10 +164,12 @@ def open_images(
             is_training=training,
             batch_size=batch_size,
             seed=seed,
+            download=download,
             **decoded,
         )
     except (AssertionError, ImportError, RuntimeError) as error:
-        raise ValueError(f"data.name={name!r}, root {root!r}, split {split!r}: {error}") from error
+        hint = " (here: data.download=true)" if "download=True" in str(error) else ""
+        raise ValueError(f"data.name={name!r}, root {Path(root).absolute()}, split {split!r}: {error}{hint}") from error
     if isinstance(dataset, IterableDataset):
         return dataset
     return dataset.reader if isinstance(getattr(dataset, "reader", None), Reader) else TorchvisionImages(dataset)
@@ -184,6 +201,10 @@ def _open_folder(root: Path, split: str) -> Reader:
     folder = root
     if split and not root.is_dir():
         raise ValueError(f"{root} is one file, and has no split {split!r}; give the folder it lies in, or an empty split.")
+    if not split and root.is_dir():
+        splits = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name in {"test", *SYNONYMS[0], *SYNONYMS[1]})
+        if splits:
+            raise ValueError(f"{root} holds splits, {', '.join(splits)}, in the place of classes; name one of them.")
     if split:
         names = [split, *sorted(_synonyms(split) - {split})]
         candidates = [root / f"{name}{ending}" for name in names for ending in ("", ".tar")]
@@ -242,10 +263,6 @@ def check_classes(classes: Any, num_classes: int, other: Any = None, names: tupl
             + ("; ".join(parts) or "same names, other labels")
             + "."
         )
-
-
-def _is_training(split: str) -> bool:
-    return split in SYNONYMS[0]
 
 
 def _synonyms(split: str) -> set[str]:

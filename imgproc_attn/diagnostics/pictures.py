@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..models import FilterVisionTransformer
@@ -67,6 +68,7 @@ def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
         for key, name in curves:
             ax.plot(epochs, [record[key] for record in records], marker="o", markersize=2, label=name)
         ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
     return figure

@@ -22,6 +22,7 @@ from ..data import (
     check_classes,
     evaluation_loader,
     open_images,
+    some_of,
 )
 from ..environment import environment
 from ..files import write_json, write_text
@@ -34,7 +35,8 @@ class Subject:
     """What is evaluated.
 
     Attributes:
-        model: A timm name, ``local-dir:FOLDER``, ``hf-hub:NAME``, or a folder with timm's ``config.json``, as training leaves.
+        model: A timm name, ``local-dir:FOLDER``, ``hf-hub:NAME``, a run's folder (its best weights, or its last), or one with
+            timm's ``config.json``.
         checkpoint: File of weights to load; None for what the name brings.
         pretrained: Load timm's trained weights of that name; folders bring theirs.
         options: Keyword arguments of the model.
@@ -56,6 +58,7 @@ class Subject:
             ValueError: Unknown names or options, or a checkpoint of another model.
         """
         name, pretrained = self.model, self.pretrained
+        name = next((f"{name}/{part}" for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), name)
         if (Path(name) / "config.json").is_file():
             name = f"local-dir:{name}"
         if name.startswith(("local-dir:", "hf-hub:")):
@@ -107,9 +110,9 @@ def evaluate_classifier(
         workers: Processes that read.
         autocast: Context of the forward pass.
         skip_broken: Leave out unreadable images, and name them; else they stop it.
-        limit: Only the first so many images.
+        limit: Only so many images, drawn at random from ``seed``.
         real_labels: ``real.json``, for ImageNet's validation set.
-        seed: Of the split of ``digits``.
+        seed: Of that draw, and of the split of ``digits``.
 
     Returns:
         What ``result.json`` holds.
@@ -144,12 +147,14 @@ def evaluate_classifier(
 def _open(data: str, root: str, split: str, seed: int, channels: int, model: Any, limit: int | None, skip: bool) -> Any:
     """The images, with as many classes as the model has."""
     reader: Any = open_images(data, root, split, seed, mode="L" if channels == 1 else "RGB")
-    check_classes(getattr(reader, "class_to_idx", None), model.num_classes, names=(split or data, ""))
+    known = model.pretrained_cfg.get("label_names")
+    trained = {name: label for label, name in enumerate(known)} if known else None
+    check_classes(getattr(reader, "class_to_idx", None), model.num_classes, trained, (split or data, "trained on"))
     if isinstance(reader, IterableDataset):
         if limit is not None or not skip:
             raise ValueError(f"{data!r} gives no images by number, and skips broken ones: no --limit, and say --skip-broken.")
         return reader
-    chosen = None if limit is None else range(min(limit, len(reader)))
+    chosen = some_of(len(reader), limit, seed)
     return Images(reader, model.num_classes, chosen, channels, "ignore" if skip else "stop")
 
 

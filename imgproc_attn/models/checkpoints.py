@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
+from timm.models import VisionTransformer, clean_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"  # what timm looks for in a folder
@@ -118,6 +119,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return clean_state_dict(content)
 
 
+def start_from(model: nn.Module, path: Path) -> list[str]:
+    """Load a checkpoint to train on from: as `load_weights`, but other classes, image sizes and patches are adapted.
+
+    Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
+    classes stays as it was initialised.
+
+    Returns:
+        The names that were not loaded.
+    """
+    weights = read_weights(path)
+    if isinstance(model, VisionTransformer):
+        weights = checkpoint_filter_fn(weights, model)
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    heads = cfg.get("classifier", ())
+    prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    own = model.state_dict()
+    left = [n for n in weights if n.startswith(prefixes) and n in own and own[n].shape != weights[n].shape]
+    _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)
+    return left
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load all of a checkpoint into ``model``.
 
@@ -127,7 +149,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError: Missing, unexpected or mis-shaped names; the message lists them. Or as `read_weights`.
         FileNotFoundError: There is no such file.
     """
-    weights, own = read_weights(path), model.state_dict()
+    _load(model, read_weights(path), path, [])
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path, left: list[str]) -> None:
+    """All of ``weights``; every name of the model but those ``left`` must be among them."""
+    own = model.state_dict()
     shapes = [
         f"{name} {list(weights[name].shape)}, not {list(own[name].shape)}"
         for name in own
@@ -135,7 +162,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     fitting = {name: weights[name] for name in weights if name not in own or weights[name].shape == own[name].shape}
     result = model.load_state_dict(fitting, strict=False)  # filter models complete a plain ViT's weights here
-    missing = [name for name in result.missing_keys if name not in weights and not name.endswith("num_batches_tracked")]
+    counters = [name for name in result.missing_keys if name.endswith("num_batches_tracked")]
+    missing = [name for name in result.missing_keys if name not in (*weights, *left, *counters)]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
         for what, names in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes))

@@ -38,18 +38,25 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def save_weights(weights: Mapping[str, Tensor], model: nn.Module, arguments: Mapping[str, Any], folder: Path) -> None:
+def save_weights(
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    classes: Mapping[str, int] | None,
+    folder: Path,
+) -> None:
     """Write weights, and the model's configuration beside them, so that ``timm.create_model("local-dir:…")`` loads both.
 
     Args:
         weights: State of ``model``'s form.
         model: Gives name, classes and ``pretrained_cfg``.
         arguments: Keyword arguments that made it.
+        classes: ``{name: label}``, where names are known.
         folder: Made if need be.
     """
     # safetensors wants each tensor to own its memory
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    write_json(folder / CONFIG, timm_config(model, arguments))
+    write_json(folder / CONFIG, timm_config(model, arguments, classes))
     _write(folder / WEIGHTS, partial(save_file, own))
 
 
@@ -63,7 +70,7 @@ def _write(file: Path, write: Callable[[Path], Any]) -> None:
         ) from error
 
 
-def timm_config(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def timm_config(model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None) -> dict[str, Any]:
     """``config.json`` as timm reads it: architecture, arguments, and how images are prepared."""
     cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     origin = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load", "tag", "label_offset")
@@ -73,5 +80,6 @@ def timm_config(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": dict(arguments),
+        **({"label_names": sorted(classes, key=classes.__getitem__)} if classes else {}),
         "pretrained_cfg": kept,
     }

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,16 @@ from torch import nn
 
 from ..environment import environment
 from ..files import remove_unfinished, write_json, write_text
+from ..models.checkpoints import WEIGHTS
+from .checkpoints import CONFIG, STATE
+from .journal import CURVES, METRICS, PICTURE
 from .recipe import Recipe, check_recipe
 
-RECIPE, ENVIRONMENT, BEST, LAST = "recipe.yaml", "environment.json", "best", "last"
-FINAL = "final.json"
+RECIPE, ENVIRONMENT, FINAL, UNREADABLE = "recipe.yaml", "environment.json", "final.json", "unreadable.txt"
+BEST, LAST = "best", "last"
 # no weight depends on these
-FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "run.log_every", "evaluation.")
+CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and what one finds there
+FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
 
 
 class Folder:
@@ -27,23 +33,46 @@ class Folder:
         recipe: What the run does.
         resume: Go on with what the folder holds.
 
+    Attributes:
+        begun: Whether it holds a whole epoch.
+
     Raises:
-        FileExistsError: It holds a run, and ``resume`` was not asked for.
-        ValueError: It holds a run of another recipe; the message says what changed.
+        FileExistsError: It holds a whole epoch or more, and ``resume`` was not asked for.
+        ValueError: It holds such of another recipe; the message says what changed.
     """
 
     def __init__(self, path: Path, recipe: Recipe, resume: bool) -> None:
         self.path, self.recipe = path, recipe
-        known = path / RECIPE
-        if known.exists() and not resume:
-            raise FileExistsError(f"{path} holds a run already: go on with --resume, or give another --output.")
-        if known.exists():
+        known, metrics = path / RECIPE, path / METRICS
+        self.begun = known.exists() and metrics.exists() and metrics.stat().st_size > 0
+        if self.begun and not resume:
+            raise FileExistsError(
+                f"{path} holds a run already: go on with --resume, begin anew with --restart, or give another --output."
+            )
+        if self.begun:
             self._refuse_changes(check_recipe(yaml.safe_load(known.read_text(encoding="utf-8")), str(known)))
+
+    @staticmethod
+    def clear(path: Path) -> None:
+        """Remove the run in ``path``, and nothing else."""
+        for name in (METRICS, RECIPE, ENVIRONMENT, STATE, FINAL, PICTURE, UNREADABLE):  # what says that there is one goes first
+            (path / name).unlink(missing_ok=True)
+        for part in (BEST, LAST):
+            for name in (WEIGHTS, CONFIG):
+                (path / part / name).unlink(missing_ok=True)
+        for events in (path / CURVES).glob("events.out.tfevents.*"):
+            events.unlink()
 
     def _refuse_changes(self, before: Recipe) -> None:
         old, new = _flat(before.model_dump()), _flat(self.recipe.model_dump())
         keys = [key for key in [*new, *(k for k in old if k not in new)] if not key.startswith(FREE_TO_CHANGE)]
         changed = [f"{k}: {old.get(k, 'not set')} -> {new.get(k, 'not set')}" for k in keys if old.get(k) != new.get(k)]
+        harmless = [c for c in changed if c.startswith(CHANGES_DRAWS)]
+        if harmless:
+            warnings.warn(
+                f"{'; '.join(harmless)}: what follows will differ from what an uninterrupted run gives.", stacklevel=3
+            )
+        changed = [c for c in changed if c not in harmless]
         if changed:
             raise ValueError(
                 f"{self.path} holds a run of another recipe, which cannot go on under this one. Changed: {'; '.join(changed)}. "
@@ -79,12 +108,13 @@ class Folder:
                 f"{needed / 2**20:.0f} MiB; make room, or give another --output."
             )
         write_text(self.path / RECIPE, yaml.safe_dump(self.recipe.model_dump(), sort_keys=False, allow_unicode=True))
-        self._write_environment({**environment(device), "processes": processes})
+        now = {**environment(device), "processes": processes}
+        self._write_environment({**now, "command": sys.argv, "started": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _write_environment(self, now: dict[str, Any]) -> None:
         file = self.path / ENVIRONMENT
         before = json.loads(file.read_text(encoding="utf-8"))["sessions"] if file.exists() else []
-        if before and now not in before:
+        if before:
             last = before[-1]
             changed = [k for k in now["versions"] if last["versions"].get(k) != now["versions"][k]]
             changed += [k for k in ("commit", "device", "processes") if last[k] != now[k]]
@@ -94,7 +124,7 @@ class Folder:
                     "uninterrupted run gives.",
                     stacklevel=3,
                 )
-        write_json(file, {"sessions": before if now in before[-1:] else [*before, now]})
+        write_json(file, {"sessions": [*before, now]})
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..diagnostics import draw_run
 from ..files import write_atomically, write_text
 
 METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
+DRAW_EVERY = 60  # seconds
 
 
 class Journal:
@@ -26,6 +28,7 @@ class Journal:
     def __init__(self, folder: Path, records: Sequence[dict[str, Any]] = ()) -> None:
         self._folder, self.records = folder, list(records)
         self._write()
+        self._drawn = time.monotonic()
         self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records))
 
     def add(self, record: dict[str, Any]) -> None:
@@ -36,12 +39,18 @@ class Journal:
             if name != "epoch" and isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(name, value, record["epoch"])
         self._board.flush()
+        if time.monotonic() - self._drawn > DRAW_EVERY:
+            self._draw()
 
     def close(self) -> None:
         """Draw the learning curve, close TensorBoard's file."""
         self._board.close()
         if self.records:
-            write_atomically(self._folder / PICTURE, partial(draw_run(self.records).savefig, dpi=120))
+            self._draw()
+
+    def _draw(self) -> None:
+        write_atomically(self._folder / PICTURE, partial(draw_run(self.records).savefig, dpi=120))
+        self._drawn = time.monotonic()
 
     def _write(self) -> None:
         write_text(self._folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.records))

@@ -98,6 +98,7 @@ class Trainer:
         processes: Which process this is.
         mixup: timm's, applied to batches.
         progress: Called with the number of images of each batch, over all processes.
+        report: Called with a line at each look at the loss but the last of an epoch.
 
     Attributes:
         optimiser: timm's.
@@ -111,6 +112,7 @@ class Trainer:
     processes: Processes = ALONE
     mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     progress: Callable[[int], Any] = lambda images: None
+    report: Callable[[str], Any] = lambda line: None
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +155,10 @@ class Trainer:
             if last:
                 self._update(epoch * self.updates + i // run.accumulate)
             if len(recent) == run.log_every * run.accumulate or i + 1 == self.updates * run.accumulate:
-                total += self._checked(recent, epoch, i + 1 - len(recent))
+                found = self._checked(recent, epoch, i + 1 - len(recent))
+                total += found
+                if i + 1 < self.updates * run.accumulate:
+                    self._report(epoch, i // run.accumulate, found / len(recent), time.perf_counter() - start)
                 recent = []
             self.progress(len(images) * self.processes.world)
         seconds = time.perf_counter() - start
@@ -164,6 +169,11 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": self.updates * run.batch_size / seconds,
         }
+
+    def _report(self, epoch: int, update: int, loss: float, seconds: float) -> None:
+        speed = (update + 1) * self.recipe.run.batch_size / seconds
+        lr = max(group["lr"] for group in self.optimiser.param_groups)
+        self.report(f"epoch {epoch + 1}, update {update + 1}/{self.updates}: loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} img/s")
 
     def _backward(self, images: Tensor, targets: Tensor, last: bool) -> Tensor:
         """Add the batch's gradient; between processes it is averaged with the last batch of an update."""
@@ -195,10 +205,9 @@ class Trainer:
                 run, o = self.recipe.run, self.recipe.optimiser
                 names = self.batch_names(batch)
                 raise NotFinite(
-                    f"The loss is {value} in epoch {epoch}, update {epoch * self.updates + batch // run.accumulate} (batch "
-                    f"{batch} of the epoch); its images: {', '.join(names[:8]) or 'not known'}"
-                    f"{', …' if len(names) > 8 else ''}. Lower optimiser.lr, now {o.lr}, or optimiser.clip_grad, now "
-                    f"{o.clip_grad}.",
+                    f"The loss is {value} in epoch {epoch + 1}, update {batch // run.accumulate + 1}/{self.updates}; its "
+                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. Lower optimiser.lr, now {o.lr}, "
+                    f"or optimiser.clip_grad, now {o.clip_grad}.",
                     names,
                 )
         return sum(values)

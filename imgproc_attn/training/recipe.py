@@ -1,6 +1,7 @@
 """Recipes: a YAML file, read into a typed schema that refuses what it does not know, before anything is built."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -54,8 +55,9 @@ class Data(_Section):
         validation_images: So many random images of the training split are held out for validation. With 0 and no
             ``validation_split`` nothing is chosen, and the last checkpoint is the result.
         train_images: So many random images of the rest are trained on. Default: all.
-        test_images: The first so many images of the test split. Default: all.
+        test_images: So many random images of the test split. Default: all.
         seed: Of these random choices, equal for all models and training seeds; for ``digits`` of the split too.
+        download: Fetch what is not there; for ``torch/…``, ``hfids/…`` and ``tfds/…``.
         num_classes: Labels run from 0 to ``num_classes - 1``.
         input_size: ``[channels, height, width]`` of what the model gets.
         mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
@@ -75,6 +77,7 @@ class Data(_Section):
     train_images: Count | None = None
     test_images: Count | None = None
     seed: int = 0
+    download: bool = False
     num_classes: Annotated[int, Field(ge=2)]
     input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
     mean: Annotated[list[float], Field(min_length=1)] | None = None
@@ -391,15 +394,16 @@ def list_recipes() -> dict[str, Path]:
     return known
 
 
-def find_recipe(name: str) -> Path:
-    """The file ``name``, or the recipe of that name (with or without ``.yaml``) that comes with the package.
+def find_recipe(name: str | Path) -> Path:
+    """The file ``name``, the recipe of a run's folder, or the recipe of that name that comes with the package.
 
     Raises:
         FileNotFoundError: Neither is there; the nearest recipes that are get named.
     """
-    if Path(name).is_file():
-        return Path(name)
-    known, short = list_recipes(), name.removesuffix(".yaml")
+    for file in (Path(name), Path(name) / "recipe.yaml"):
+        if file.is_file():
+            return file
+    known, short = list_recipes(), str(name).removesuffix(".yaml")
     if short in known:
         return known[short]
     near = difflib.get_close_matches(short, known, n=3) or [k for k in known if short in k] or list(known)
@@ -409,16 +413,17 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: A YAML file.
+        name: As in `find_recipe`.
         overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimiser.lr=1e-3``.
 
     Raises:
         ValueError: What is wrong, by its place in the file; for an unknown key the nearest known one.
     """
+    path = find_recipe(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -427,7 +432,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"{path}: holds {type(content).__name__}, but a recipe is a mapping of sections.")
     for override in overrides:
         _override(content, override)
-    return check_recipe(content, str(path))
+    return check_recipe(_numbers(content), str(path))
 
 
 def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
@@ -458,10 +463,20 @@ def _override(content: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"Override {override!r}: the value is not YAML: {error}") from None
-    try:  # YAML reads 1e-3 as a string
-        content[key] = float(parsed) if isinstance(parsed, str) else parsed
-    except ValueError:
-        content[key] = parsed
+    content[key] = parsed
+
+
+def _numbers(content: Any) -> Any:
+    """``1e-3`` and ``4/255`` as the numbers they are; YAML reads both as text."""
+    if isinstance(content, dict):
+        return {key: _numbers(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_numbers(value) for value in content]
+    if isinstance(content, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", content):
+        return float(content)
+    if isinstance(content, str) and (fraction := re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)", content)):
+        return float(fraction[1]) / float(fraction[2]) if float(fraction[2]) else content
+    return content
 
 
 def _problem(error: Any) -> str:

@@ -1,5 +1,6 @@
 """A training run from a recipe: what is built, what is kept, how it goes on after a crash."""
 
+import difflib
 import time
 import warnings
 from collections.abc import Callable
@@ -23,17 +24,16 @@ from ..diagnostics import saturation
 from ..evaluation.classification import evaluate_loader
 from ..files import write_json
 from ..models import FilterVisionTransformer
-from ..models.checkpoints import WEIGHTS, load_weights
+from ..models.checkpoints import WEIGHTS, start_from
 from .augmentation import mixup, training_transform
 from .checkpoints import STATE, load_state, save_state, save_weights
-from .folder import BEST, FINAL, LAST, Folder
+from .folder import BEST, FINAL, LAST, UNREADABLE, Folder
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything
 from .recipe import Recipe
 from .splits import ImageSet, open_splits
 from .tasks import build_task
 
-UNREADABLE = "unreadable.txt"
 SATURATED = 0.01  # share of filter rows above which a warning is due
 
 
@@ -42,7 +42,18 @@ class SaturationWarning(UserWarning):
 
 
 def start_processes(device: str) -> tuple[torch.device, Processes]:
-    """Join the processes that torchrun or SLURM started, if any; with several GPUs, each takes its own."""
+    """Join the processes that torchrun or SLURM started, if any; with several GPUs, each takes its own.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}; there are auto, cpu, cuda and cuda:0, cuda:1, …")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device is {device}, but torch sees no GPU; use --device cpu.")
     if dist.is_available() and dist.is_initialized():
@@ -51,6 +62,11 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
     found = SimpleNamespace(device=device)
     place = init_distributed_device(found)
     return place, Processes(found.rank, found.world_size)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The weights of a run's folder, the best before the last; any other path as it is."""
+    return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
 
 
 def arguments(recipe: Recipe) -> dict[str, Any]:
@@ -89,7 +105,9 @@ def check(recipe: Recipe) -> None:
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{recipe.model.name}: {error}") from error
+        near = difflib.get_close_matches(recipe.model.name, timm.list_models(), n=3) if "Unknown model" in str(error) else []
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"{recipe.model.name}: {error}{hint}") from error
     if tuple(output.shape) != (1, recipe.data.num_classes):
         raise ValueError(f"{recipe.model.name} gives {list(output.shape)}, not one logit for each of data.num_classes.")
 
@@ -103,6 +121,7 @@ class Run:
         folder: Where everything is kept.
         device: Of this process.
         processes: Which process this is.
+        say: Prints a line.
 
     Attributes:
         trainer: Trains.
@@ -113,6 +132,7 @@ class Run:
     folder: Path
     device: torch.device
     processes: Processes
+    say: Callable[[str], Any] = print
     best: float | None = None
     trainer: Trainer = field(init=False)
 
@@ -128,7 +148,9 @@ class Run:
             )
         self.model = create(recipe)
         if recipe.model.checkpoint:
-            load_weights(self.model, Path(recipe.model.checkpoint))
+            left = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
+            if left:
+                self.say(f"From {recipe.model.checkpoint}, but for the new classifier: {', '.join(left)}.")
         self.preparation = Preparation.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.checkpoint_blocks:
@@ -157,8 +179,8 @@ class Run:
             )
         if self.recipe.augmentation.mixes and run.batch_size // parts % 2:
             raise ValueError(
-                f"mixup and cutmix mix pairs, but each of {self.processes.world} processes has {run.batch_size // parts} images "
-                "a batch; change run.batch_size."
+                f"mixup and cutmix mix pairs, but each of {self.processes.world} processes has {run.batch_size // parts} "
+                "images a batch; change run.batch_size."
             )
         return run.batch_size // parts
 
@@ -174,6 +196,22 @@ class Run:
         loader = evaluation_loader(images, self.preparation, *where)
         evaluator, together = self.trainer.task.create_evaluator(), self.processes.world > 1
         return evaluate_loader(self.evaluated.eval(), loader, evaluator, self.trainer.autocast, together)
+
+    def introduce(self, records: list[dict[str, Any]], resume: bool) -> None:
+        """Say what is about to happen, and on what."""
+        recipe, updates = self.recipe, self.trainer.updates
+        parameters = sum(p.numel() for p in self.model.parameters())
+        splits: dict[str, Any] = {"training": self.splits.train}
+        splits |= {"validation": self.splits.validation, "test": self.splits.test}
+        counts = ", ".join(f"{len(images)} {name}" for name, images in splits.items() if images is not None)
+        self.say(
+            f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.processes.world} process(es)"
+        )
+        self.say(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates an epoch; {self.folder}")
+        if records:
+            self.say(f"Going on after epoch {len(records)} of {recipe.schedule.epochs}.")
+        elif resume:
+            self.say(f"Nothing to resume in {self.folder}: starting anew.")
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train, validate, look at the filters: the record of an epoch."""
@@ -215,7 +253,8 @@ class Run:
     def keep(self, record: dict[str, Any], journal: Journal) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
         metric = record.get(f"validation_{self.trainer.task.create_evaluator().default_metric}")
-        kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe))
+        classes = getattr(self.splits.train, "classes", None)
+        kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
         if metric is not None and (self.best is None or metric > self.best):
             self.best = metric
             save_weights(*kept, self.folder / BEST)
@@ -240,6 +279,7 @@ class Run:
         """Test what the run ends with, the best checkpoint or the last."""
         chosen = LAST if self.splits.validation is None else BEST  # the same in every process
         self.evaluated.load_state_dict(load_file(self.folder / chosen / WEIGHTS))
+        best = [r.get(f"validation_{self.trainer.task.create_evaluator().default_metric}", 0.0) for r in records]
         return {
             "title": self.recipe.title,
             "model": self.recipe.model.name,
@@ -249,13 +289,19 @@ class Run:
             "seconds": sum(r["seconds"] for r in records),
             "losses": [r["train_loss"] for r in records],
             "checkpoint": chosen,
+            "best_epoch": None if self.best is None else 1 + best.index(max(best)),
             "validation": self.best,
             "test": None if self.splits.test is None else self.evaluate(self.splits.test),
         }
 
 
 def train(
-    recipe: Recipe, output: Path, device: str = "cpu", resume: bool = False, say: Callable[[str], Any] = print
+    recipe: Recipe,
+    output: str | Path,
+    device: str = "auto",
+    resume: bool = False,
+    restart: bool = False,
+    say: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
     """Train the model of a recipe; everything is kept in ``output``.
 
@@ -266,8 +312,9 @@ def train(
         output: Folder of the run: ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
             ``learning.png``, ``state.pt`` (to resume), ``best/`` and ``last/`` (weights and configuration, for
             ``timm.create_model("local-dir:…")``), ``final.json``.
-        device: ``cpu``, ``cuda``, ``cuda:1``.
+        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
         resume: Go on after the last whole epoch, to exactly what an uninterrupted run ends with.
+        restart: Remove the run in ``output`` first.
         say: Prints a line.
 
     Returns:
@@ -275,7 +322,7 @@ def train(
 
     Raises:
         FileNotFoundError: Data that is not there.
-        FileExistsError: ``output`` holds a run, and ``resume`` was not asked for.
+        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``restart`` was asked for.
         FloatingPointError: The loss is not finite.
         ValueError: Whatever is wrong with recipe, data or checkpoint, before anything is trained.
         OSError: ``output`` cannot be written to, or the disk is full; the last checkpoint stays whole.
@@ -283,30 +330,37 @@ def train(
     if not recipe.model.name:
         raise ValueError("This recipe compares models: name one of its variants, or use `imgproc-attn compare`.")
     check(recipe)
+    output = Path(output)
     place, processes = start_processes(device)
+    first = processes.rank == 0
+    if restart and first:
+        Folder.clear(output)
+    _wait(processes)
     folder = Folder(output, recipe, resume)
     finished = folder.finished()
-    if finished is not None:
-        return finished
     _wait(processes)  # all have looked before one writes
-    run = Run(recipe, output, place, processes)
-    if processes.rank == 0:
+    if finished is not None:
+        if first:
+            say(f"{output} is finished. {_summary(finished, output)}")
+        return finished
+    run = Run(recipe, output, place, processes, say if first else lambda line: None)
+    if first:
         folder.prepare(run.model, str(place), processes.world)
     _wait(processes)
-    records = run.restore()
-    if not records and processes.rank == 0:
+    records = run.restore() if folder.begun else []
+    if first and not folder.begun:
         run.save_state([])
-    _train(run, records, say)
+    run.introduce(records, resume)
+    _train(run, records)
     _wait(processes)  # the chosen weights are written
     result = run.conclude(records)
-    if processes.rank == 0:
+    if first:
         write_json(output / FINAL, {**result, "tested_on": folder.tested_on})
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in (result["test"] or {}).items())
-        say(f"Test: {numbers or 'no test split'}. Everything is in {output}.")
+    run.say(_summary(result, output))
     return result
 
 
-def _train(run: Run, records: list[dict[str, Any]], say: Callable[[str], Any]) -> None:
+def _train(run: Run, records: list[dict[str, Any]]) -> None:
     """The epochs that are left."""
     epochs, first = run.recipe.schedule.epochs, run.processes.rank == 0
     journal = Journal(run.folder, records) if first else None
@@ -316,14 +370,13 @@ def _train(run: Run, records: list[dict[str, Any]], say: Callable[[str], Any]) -
         total=epochs * images, initial=len(records) * images, unit="img", unit_scale=True, dynamic_ncols=True, disable=hidden
     ) as bar:
         run.trainer.progress = bar.update
+        run.trainer.report = bar.set_postfix_str if first and not bar.disable else run.say
         for epoch in range(len(records), epochs):
             start = time.perf_counter()
             try:
                 record = run.epoch(epoch)
             except NotFinite as error:
-                good = (
-                    f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch - 1}." if epoch else "No epoch was whole."
-                )
+                good = f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was whole."
                 message = f"{error} {good}"
                 file = run.folder / f"not-finite-{run.processes.rank}.json"
                 write_json(file, {"message": message, "images": error.images})
@@ -331,7 +384,7 @@ def _train(run: Run, records: list[dict[str, Any]], say: Callable[[str], Any]) -
             records.append(record)
             if journal is not None:
                 run.keep(record, journal)
-                say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1)))
+                run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1)))
     if journal is not None:
         journal.close()
 
@@ -343,6 +396,12 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
     if record["unreadable_images"]:
         parts.append(f"{record['unreadable_images']} unreadable images skipped ({UNREADABLE})")
     return "  ".join([*parts, f"{record['images_per_second']:.0f} img/s", f"left {timedelta(seconds=round(seconds_left))}"])
+
+
+def _summary(result: dict[str, Any], output: Path) -> str:
+    test, weights = result["test"], output / result["checkpoint"]
+    found = "no test split" if test is None else f"top-1 {test['top1']:.2f} % of {test['n']} images" if "top1" in test else test
+    return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
 
 
 def _wait(processes: Processes) -> None:

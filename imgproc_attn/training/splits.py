@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from ..data import Images, Unreadable, check_classes, check_label, open_images
+from ..data import Images, Unreadable, check_classes, check_label, open_images, some_of
 from .recipe import Data, Recipe
 
 ImageSet = Images | IterableDataset
@@ -38,7 +38,11 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
 
     def opened(split: str | None, training: bool = False) -> Any:
         mode = "L" if data.input_size[0] == 1 else "RGB"
-        return None if split is None else open_images(data.name, data.root, split, data.seed, training, batch_size, mode)
+        return (
+            None
+            if split is None
+            else open_images(data.name, data.root, split, data.seed, training, batch_size, mode, data.download)
+        )
 
     def images(reader: Any, indices: Any, broken: Any = "ignore") -> ImageSet:
         if isinstance(reader, IterableDataset):
@@ -53,11 +57,10 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
         check_classes(classes, data.num_classes, getattr(reader, "class_to_idx", None), (data.train_split or "train", name))
     _refuse_overlap({data.train_split: train, "validation": validation, "test": test})
     kept, held_out = _shares(data, train)
-    first = None if test is None or data.test_images is None else range(min(data.test_images, len(test)))
     return Splits(
         images(train, kept, "replace"),
         images(train, held_out) if held_out else None if validation is None else images(validation, None),
-        None if test is None else images(test, first),
+        None if test is None else images(test, some_of(len(test), data.test_images, data.seed)),
     )
 
 
