@@ -206,8 +206,8 @@ class Trainer:
                 names = self.batch_names(batch)
                 raise NotFinite(
                     f"The loss is {value} in epoch {epoch + 1}, update {batch // run.accumulate + 1}/{self.updates}; its "
-                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. Lower optimiser.lr, now {o.lr}, "
-                    f"or optimiser.clip_grad, now {o.clip_grad}.",
+                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. Lower optimiser.lr, "
+                    f"now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}.",
                     names,
                 )
         return sum(values)
