@@ -36,8 +36,9 @@ from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
 from .training import Recipe, train
-from .training.run import SaturationWarning, check, create, start_processes
+from .training.run import check, create, start_processes
 from .training.splits import open_splits
+from .training.watch import SaturationWarning
 
 # Disturbances by the recipe's key: name in tables and unit.
 DISTURBANCES = {

@@ -5,12 +5,16 @@ import timm
 import torch
 from reference import errors, filter_values, spatial_log_weights, squared_distances
 
+from imgproc_attn.data import ALONE
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import GaussianRange
 from imgproc_attn.models import FAMILIES
+from imgproc_attn.models.checkpoints import load_weights
 from imgproc_attn.positions import SpatialGaussian
 from imgproc_attn.terms import product
+from imgproc_attn.training import load_recipe, train
+from imgproc_attn.training.run import Run
 
 pytestmark = pytest.mark.gpu
 
@@ -46,3 +50,18 @@ def test_models_agree_with_the_cpu(name):
     torch.testing.assert_close(model(images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         assert (model(images.cuda()).float().cpu() - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "overrides", [["run.amp=float16"], ["run.amp=bfloat16", "run.channels_last=true"], ["run.compile=true"]]
+)
+def test_training(overrides, tmp_path):
+    """A recipe learns on the GPU in each precision, resumes, and leaves weights the CPU evaluates alike."""
+    recipe = load_recipe("quickstart", ["schedule.epochs=12", "data.validation_images=200", *overrides])
+    single = recipe.variant("bilateral + twicing", 0)
+    result = train(single, tmp_path, "cuda")
+    assert result["test"]["top1"] > 80
+    assert train(single, tmp_path, "cuda", resume=True) == result
+    on_cpu = Run(single, tmp_path, torch.device("cpu"), ALONE)
+    load_weights(on_cpu.model, tmp_path / "best")
+    assert on_cpu.evaluate(on_cpu.splits.test)["top1"] == pytest.approx(result["test"]["top1"], abs=1.0)

@@ -310,11 +310,12 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
 
 def test_saturated_filters_are_warned_of(tmp_path):
     run = run_of(tmp_path, label="bilateral + twicing")
-    assert run._look_at_filters()["saturated_rows"] < 0.01
+    assert run.watch(run.model)["saturated_rows"] < 0.01
+    assert run.watch(nn.Linear(2, 2)) == {}
     for parameter in (p for n, p in run.model.named_parameters() if "range_bandwidth" in n):
         parameter.data.fill_(-20)
     with pytest.warns(UserWarning, match=r"% of the filter's rows copy one token"):
-        assert run._look_at_filters()["saturated_rows"] > 0.5
+        assert run.watch(run.model)["saturated_rows"] > 0.5
 
 
 def test_adversarial_training_attacks_within_the_ball(tmp_path):

@@ -2,7 +2,6 @@
 
 import difflib
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,14 +15,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.utils import init_distributed_device, unwrap_model
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, training_loader
-from ..diagnostics import saturation
 from ..evaluation.classification import evaluate_loader
 from ..files import write_json
-from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, start_from
 from .augmentation import mixup, training_transform
 from .checkpoints import STATE, load_state, save_state, save_weights
@@ -33,12 +30,7 @@ from .loop import NotFinite, Trainer, build_optimiser, seed_everything
 from .recipe import Recipe
 from .splits import ImageSet, open_splits
 from .tasks import build_task
-
-SATURATED = 0.01  # share of filter rows above which a warning is due
-
-
-class SaturationWarning(UserWarning):
-    """Filters that copy single tokens."""
+from .watch import SaturationWatch
 
 
 def start_processes(device: str) -> tuple[torch.device, Processes]:
@@ -163,6 +155,9 @@ class Run:
             task.prepare_distributed(device_ids=[self.device] if self.device.type == "cuda" else None)
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
         self.trainer = Trainer(task, loader, recipe, self.processes, mix)
+        seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
+        # to look at what can only be iterated over would disturb its iteration
+        self.watch = SaturationWatch(seen, self.preparation, self.device) if isinstance(seen, Images) else None
 
     def _training_loader(self) -> Any:
         a, images = self.recipe.augmentation, self.splits.train
@@ -220,35 +215,9 @@ class Run:
         if self.splits.validation is not None:
             record |= {f"validation_{k}": v for k, v in self.evaluate(self.splits.validation).items()}
         if self.processes.rank == 0:
-            record |= self._look_at_filters()
+            record |= self.watch(self.model) if self.watch else {}
             record["unreadable_images"] = len(self.unreadable.names())
         return record
-
-    def _look_at_filters(self) -> dict[str, float]:
-        """Warn of saturated filters: they train badly, and feign robustness to attacks that follow the gradient."""
-        probe = self._probe()
-        if not isinstance(self.model, FilterVisionTransformer) or probe is None:
-            return {}
-        share = saturation(self.model.eval(), probe)
-        if share > SATURATED:
-            warnings.warn(
-                f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4): hardly any gradient "
-                "reaches their bandwidths, queries and keys. A smaller learning rate or a larger initial bandwidth helps.",
-                SaturationWarning,
-                stacklevel=2,
-            )
-        return {"saturated_rows": share}
-
-    def _probe(self) -> Tensor | None:
-        """Four images as evaluation sees them; None from a reader whose iteration must not be disturbed."""
-        if self.recipe.data.iterates:
-            return None
-        splits = (self.splits.validation, self.splits.test, self.splits.train)
-        source: Any = next(images for images in splits if images is not None)
-        if not hasattr(self, "_four_images"):
-            four = Images(source.reader, source.num_classes, source.indices[:4], self.preparation.input_size[0], "ignore")
-            self._four_images = next(iter(evaluation_loader(four, self.preparation, 4, 0, self.device)))[0]
-        return self._four_images
 
     def keep(self, record: dict[str, Any], journal: Journal) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
