@@ -1,20 +1,46 @@
 """Evaluation: attacks, corruptions, and the protocol that counts with them."""
 
-from .attacks import FGSM, PGD, AttackResult
+from .attacks import (
+    APGDCE,
+    APGDDLR,
+    FGSM,
+    MIFGSM,
+    PGD,
+    SPSA,
+    Attack,
+    AttackResult,
+    Square,
+    TargetedAPGD,
+    WorstOf,
+    strong_ensemble,
+)
 from .corruptions import GaussianBlur, GaussianNoise
 from .normalization import NormalizedModel
 from .protocol import Evaluation, evaluate
 from .statistics import PairedDifference, paired_difference
+from .threat import L2_NORM, LINF, ThreatModel
 
 __all__ = [
+    "APGDCE",
+    "APGDDLR",
     "FGSM",
+    "L2_NORM",
+    "LINF",
+    "MIFGSM",
     "PGD",
+    "SPSA",
+    "Attack",
     "AttackResult",
     "Evaluation",
     "GaussianBlur",
     "GaussianNoise",
     "NormalizedModel",
     "PairedDifference",
+    "Square",
+    "TargetedAPGD",
+    "ThreatModel",
+    "WorstOf",
     "evaluate",
     "paired_difference",
+    "strong_ensemble",
 ]

@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Radius = Annotated[float, Field(gt=0, le=1)]
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 
@@ -184,7 +185,7 @@ class Adversarial(_Section):
         warmup_epochs: The radius grows linearly over the first of them.
     """
 
-    eps: Annotated[float, Field(gt=0, le=1)]
+    eps: Radius
     steps: Count = 3
     step_size: Positive | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
@@ -286,8 +287,8 @@ class EvaluationSection(_Section):
         gaussian_blur: Standard deviations in pixels.
     """
 
-    fgsm: list[Share] = []
-    pgd: list[Share] = []
+    fgsm: list[Radius] = []
+    pgd: list[Radius] = []
     pgd_steps: Count = 20
     pgd_restarts: Count = 1
     gaussian_noise: list[Positive] = []

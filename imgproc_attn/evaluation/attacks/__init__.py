@@ -1,0 +1,29 @@
+"""Adversarial attacks.
+
+An attack is an object with settings; calling it with ``(model, images, labels)`` returns adversarial images and whether each
+fools the model. The model takes images in [0, 1] (see `imgproc_attn.evaluation.NormalizedModel`), eps is in the same units
+(8/255 is 8 grey levels), and what is found lies in the ball and in [0, 1], by construction.
+"""
+
+from .apgd import APGDCE, APGDDLR, TargetedAPGD
+from .base import Attack, AttackResult, check_images, is_correct
+from .black_box import SPSA, Square
+from .ensemble import WorstOf, strong_ensemble
+from .gradient import FGSM, MIFGSM, PGD
+
+__all__ = [
+    "APGDCE",
+    "APGDDLR",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "SPSA",
+    "Attack",
+    "AttackResult",
+    "Square",
+    "TargetedAPGD",
+    "WorstOf",
+    "check_images",
+    "is_correct",
+    "strong_ensemble",
+]

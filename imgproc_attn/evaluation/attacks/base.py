@@ -1,0 +1,170 @@
+"""What all attacks share: what they refuse, whom they leave alone, what they return."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..draws import draw
+from ..threat import ThreatModel
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+class AttackResult(NamedTuple):
+    """What an attack found.
+
+    Attributes:
+        adversarial: ``[B, C, H, W]``, within the threat model around the images.
+        success: ``[B]`` bool, whether the prediction for it is what the adversary wants.
+    """
+
+    adversarial: Tensor
+    success: Tensor
+
+
+def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
+    """Refuse what would make a robustness number wrong.
+
+    Raises:
+        ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images that are no finite floats in
+            ``bounds``, labels that are not one class index each.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout and its like feign robustness; call model.eval().")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Attacks need gradients, which torch.inference_mode() rules out; call them outside it (no_grad is fine)."
+        )
+    if not images.is_floating_point() or images.ndim != 4:
+        raise ValueError(
+            f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]."
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
+    if not len(images):
+        return
+    low, high = images.min().item(), images.max().item()
+    if bounds is not None and not (bounds[0] <= low and high <= bounds[1]):
+        raise ValueError(
+            f"Images range from {low:.4g} to {high:.4g}, but must lie in [{bounds[0]:g}, {bounds[1]:g}]; leave normalisation "
+            "to NormalizedModel."
+        )
+    if not images.isfinite().all():
+        raise ValueError("Images hold values that are not finite.")
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B]`` predicted classes.
+
+    Raises:
+        FloatingPointError: Logits that are not finite, whose argmax would count as a prediction.
+        ValueError: Labels that the model has no logit for.
+    """
+    logits = model(images)
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            f"{(~logits.isfinite()).sum()} of {logits.numel()} logits are not finite; the model is broken."
+        )
+    if len(labels) and labels.max() >= logits.shape[1]:
+        raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
+    return logits.argmax(dim=1)
+
+
+def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B]`` bool, whether the prediction is the label. As `predict` otherwise."""
+    return predict(model, images, labels) == labels
+
+
+def gradient_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values ``[B]`` of an objective, its gradient by the images, and the logits; whatever surrounds the call."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        logits = model(images)
+        values = objective(logits, labels)
+        return values.detach(), torch.autograd.grad(values.sum(), images)[0], logits.detach()
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack with its settings; calling it attacks.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+    """
+
+    threat: Any  # a number becomes a ThreatModel
+
+    restarts = 1  # of those that have several
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "threat", ThreatModel.of(self.threat))
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that make no sense."""
+        check_at_least(self, restarts=1)
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball."""
+        return self.threat.eps
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
+        """Attack those who are not fooled yet, restart by restart.
+
+        Args:
+            model: Maps images to logits, in evaluation mode.
+            images: ``[B, C, H, W]``, in the threat model's range.
+            labels: ``[B]``.
+            sample_ids: ``[B]`` numbers of the images in their data set, which random draws depend on; default 0 to B - 1.
+
+        Raises:
+            ValueError: As `check_images`, or settings that do not fit the model.
+            FloatingPointError: Logits that are not finite.
+        """
+        threat = self.threat
+        check_images(model, images, labels, threat.bounds)
+        ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
+        adversarial = images.clone()
+        success = threat.succeeded(predict(model, images, labels), labels)
+        for restart in range(self.restarts):
+            left = (~success).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            found = self.search(model, images[left], labels[left], ids[left.cpu()], restart)
+            adversarial[left] = found
+            success[left] = threat.succeeded(predict(model, found, labels[left]), labels[left])
+        return AttackResult(adversarial, success)
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        """What one restart finds for every image, already fooled or not (adversarial training trains on it)."""
+
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
+        """The worst points that one restart comes by; what `perturb` ends with, unless an attack knows better."""
+        return self.perturb(model, images, labels, ids, restart)
+
+    def random_start(self, images: Tensor, ids: Tensor, key: tuple[int, ...]) -> Tensor:
+        """Points of the balls, by sample and ``key``."""
+        threat = self.threat
+        inside = draw(images, ids, key, lambda shape, g: threat.norm.random(shape, g))
+        return threat.project(images + threat.eps * inside, images)
+
+
+def check_at_least(attack: object, **least: int) -> None:
+    """Refuse counts below their least.
+
+    Raises:
+        ValueError: The first of them.
+    """
+    for name, limit in least.items():
+        if getattr(attack, name) < limit:
+            raise ValueError(f"{type(attack).__name__}: {name} is {getattr(attack, name)}, but must be at least {limit}.")

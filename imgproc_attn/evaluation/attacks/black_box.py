@@ -1,0 +1,144 @@
+"""Attacks that see logits alone: Square and SPSA. What they break and gradients do not is a sign of masked gradients."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..draws import draw, mix
+from ..objectives import margin, targeted_margin
+from .base import Attack, Objective, check_at_least
+
+
+def _margin(attack: Attack) -> Objective:
+    return targeted_margin if attack.threat.targeted else margin
+
+
+def _linf_alone(attack: Attack) -> None:
+    if attack.threat.norm.name != "Linf":
+        raise ValueError(f"{type(attack).__name__} is written for the L-infinity ball, not for {attack.threat.norm.name}.")
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Square attack (arXiv 1912.00049) in the L-infinity ball: random search by squares of one colour at the ball's corners.
+
+    Starts from vertical stripes; a square is kept if the margin of the label shrinks. Sizes shrink by the published schedule.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        queries: Of the model, a restart and sample.
+        share: Of the image that the first squares cover.
+        restarts: Searches a sample.
+        seed: Of all draws, which depend on it, the sample's id, the restart and the step.
+    """
+
+    queries: int = 5000
+    share: float = 0.8
+    restarts: int = 1
+    seed: int = 0
+
+    def _check(self) -> None:
+        check_at_least(self, queries=1, restarts=1)
+        _linf_alone(self)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Square: share is {self.share}, but must lie in (0, 1].")
+
+    @torch.no_grad()
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        eps, objective = self.eps, _margin(self)
+
+        def stripes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+            signs = torch.randint(2, (shape[0], 1, shape[2]), generator=generator) * 2.0 - 1
+            return signs.expand(shape)
+
+        best = self.threat.project(images + eps * draw(images, ids, (self.seed, restart, 0), stripes), images)
+        value = objective(model(best), labels)
+        for query in range(1, self.queries):
+            left = (value <= 0).nonzero()[:, 0]  # positive: fooled
+            if len(left) == 0:
+                break
+            tried = best[left]
+            side = self._side(query, images.shape[-2], images.shape[-1])
+            for i, sample in enumerate(left.tolist()):
+                self._place(tried[i], images[sample], side, mix(self.seed, restart, query, int(ids[sample])))
+            found = objective(model(tried), labels[left])
+            better = found > value[left]
+            best[left[better]], value[left[better]] = tried[better], found[better]
+        return best
+
+    def _place(self, tried: Tensor, image: Tensor, side: int, seed: int) -> None:
+        """Put one square on ``tried``, at a corner of the ball around ``image``."""
+        generator = torch.Generator().manual_seed(seed)
+        channels, height, width = image.shape
+        y = int(torch.randint(height - side + 1, (), generator=generator))
+        x = int(torch.randint(width - side + 1, (), generator=generator))
+        signs = (torch.randint(2, (channels, 1, 1), generator=generator) * 2.0 - 1).to(image)
+        window = (slice(None), slice(y, y + side), slice(x, x + side))
+        tried[window] = self.threat.project((image[window] + self.eps * signs)[None], image[window][None])[0]
+
+    def _side(self, query: int, height: int, width: int) -> int:
+        """Of the square: its area falls by halves at published shares of 10,000 queries, rescaled to ours."""
+        done = int(query / self.queries * 10000)
+        halvings = sum(done > mark for mark in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        side = round(math.sqrt(self.share / 2**halvings * height * width))
+        return min(max(side, 1), height, width)
+
+
+@dataclass(frozen=True)
+class SPSA(Attack):
+    """SPSA (arXiv 1802.05666): Adam on gradients estimated from differences along random signs.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        steps: Of Adam.
+        samples: Pairs of queries a step.
+        delta: Half the distance within a pair.
+        lr: Of Adam, in units of the images.
+        batch: Pairs evaluated at a time.
+        restarts: Random starting points a sample.
+        seed: Of all draws, which depend on it, the sample's id, the restart and the step.
+    """
+
+    steps: int = 40
+    samples: int = 128
+    delta: float = 0.01
+    lr: float = 0.01
+    batch: int = 32
+    restarts: int = 1
+    seed: int = 0
+
+    def _check(self) -> None:
+        check_at_least(self, steps=1, samples=1, batch=1, restarts=1)
+        for name in ("delta", "lr"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"SPSA: {name} is {getattr(self, name)}, but must be positive and finite.")
+
+    @torch.no_grad()
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        adversarial = self.random_start(images, ids, (self.seed, restart, 0))
+        mean, square = torch.zeros_like(images), torch.zeros_like(images)
+        for step in range(1, self.steps + 1):
+            gradient = self._estimate(model, adversarial, labels, ids, restart, step)
+            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+            rise = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            adversarial = self.threat.project(adversarial + self.lr * rise, images)
+        return adversarial
+
+    def _estimate(self, model: nn.Module, points: Tensor, labels: Tensor, ids: Tensor, restart: int, step: int) -> Tensor:
+        """Of the margin's gradient."""
+        objective, total = _margin(self), torch.zeros_like(points)
+        for first in range(0, self.samples, self.batch):
+            count = min(self.batch, self.samples - first)
+
+            def signs(shape: tuple[int, ...], generator: torch.Generator, count: int = count) -> Tensor:
+                return torch.randint(2, (count, *shape), generator=generator) * 2.0 - 1
+
+            directions = draw(points, ids, (self.seed, restart, step, first), signs)  # [B, count, C, H, W]
+            spread = points[:, None] + self.delta * torch.stack([directions, -directions])  # [2, B, count, C, H, W]
+            repeated = labels[None, :, None].expand(2, -1, count).flatten()
+            values = objective(model(spread.flatten(0, 2)), repeated).view(2, len(points), count)
+            slopes = (values[0] - values[1]) / (2 * self.delta)
+            total += (slopes[:, :, None, None, None] * directions).sum(1)
+        return total / self.samples

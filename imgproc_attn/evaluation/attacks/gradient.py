@@ -1,0 +1,116 @@
+"""Attacks that follow the gradient with steps of a set length: FGSM, PGD, MI-FGSM."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..objectives import cross_entropy, targeted_cross_entropy
+from .base import Attack, Objective, check_at_least, gradient_of
+
+
+def _cross_entropy(attack: Attack) -> Objective:
+    return targeted_cross_entropy if attack.threat.targeted else cross_entropy
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """Fast gradient sign method (arXiv 1412.6572): one step of length eps where the loss rises fastest; no random numbers.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+    """
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        gradient = gradient_of(_cross_entropy(self), model, images, labels)[1]
+        return self.threat.project(images + self.eps * self.threat.steepest(gradient), images)
+
+
+@dataclass(frozen=True)
+class _Stepwise(Attack):
+    """Settings of attacks in steps."""
+
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    start_at_random: bool = True
+    seed: int = 0
+
+    def _check(self) -> None:
+        check_at_least(self, steps=1, restarts=1)
+        if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
+            raise ValueError(f"{type(self).__name__}: step_size is {self.step_size}, but must be positive and finite; or None.")
+
+    def _start(self, images: Tensor, ids: Tensor, restart: int) -> Tensor:
+        return self.random_start(images, ids, (self.seed, restart)) if self.start_at_random else images.clone()
+
+
+@dataclass(frozen=True)
+class PGD(_Stepwise):
+    """Projected gradient descent (arXiv 1706.06083): steps from random points of the ball, projected back.
+
+    The worst point of all restarts counts: a sample is left alone as soon as it is fooled, wherever on its way that is. (As
+    published, the last point of a restart counts, which can only find less; `perturb` is that.)
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        steps: Gradient steps a restart.
+        step_size: Length of a step. Default ``2.5 eps / steps``, which lets a point cross the ball.
+        restarts: Starting points a sample.
+        start_at_random: Else the image is where each restart starts, which makes more than one useless.
+        seed: Of the starting points, which depend on it, the restart and the sample's id alone.
+    """
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        adversarial = self._start(images, ids, restart)
+        for _ in range(self.steps):
+            adversarial, _ = self._step(model, adversarial, images, labels)
+        return adversarial
+
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
+        adversarial, left = self._start(images, ids, restart), torch.arange(len(images), device=images.device)
+        for _ in range(self.steps):
+            moved, logits = self._step(model, adversarial[left], images[left], labels[left])
+            stays = ~self.threat.succeeded(logits.argmax(dim=1), labels[left])  # judged before the step, at no cost
+            left = left[stays]
+            adversarial[left] = moved[stays]
+            if len(left) == 0:
+                break
+        return adversarial
+
+    def _step(self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The next points, and the logits of these."""
+        length = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        _, gradient, logits = gradient_of(_cross_entropy(self), model, points, labels)
+        return self.threat.project(points + length * self.threat.steepest(gradient), images), logits
+
+
+@dataclass(frozen=True)
+class MIFGSM(_Stepwise):
+    """Momentum iterative FGSM (arXiv 1710.06081): steps along an average of gradients, each scaled to an L1 norm of 1.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        steps: Gradient steps.
+        step_size: Length of a step. Default ``eps / steps``, as published.
+        restarts: Starting points a sample.
+        start_at_random: Else the image is where it starts, as published.
+        seed: Of the starting points.
+        decay: What of the average each step keeps.
+    """
+
+    steps: int = 10
+    start_at_random: bool = False
+    decay: float = 1.0
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
+        objective, adversarial = _cross_entropy(self), self._start(images, ids, restart)
+        length = self.eps / self.steps if self.step_size is None else self.step_size
+        average = torch.zeros_like(images)
+        for _ in range(self.steps):
+            gradient = gradient_of(objective, model, adversarial, labels)[1]
+            scale = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+            average = self.decay * average + gradient / scale[:, None, None, None]
+            adversarial = self.threat.project(adversarial + length * self.threat.steepest(average), images)
+        return adversarial

@@ -1,0 +1,134 @@
+"""Threat models: how far an adversarial image may lie from its image, and in which space.
+
+A threat model is an object: a norm, a radius, whether labels are targets, and the range images must keep. By default it is the
+usual one, on images in [0, 1]; `ThreatModel.normalized` is that of papers which attack normalised tensors without a range.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Norm(ABC):
+    """A norm on images ``[B, C, H, W]``, and the geometry of its balls."""
+
+    name: str
+
+    @abstractmethod
+    def size(self, difference: Tensor) -> Tensor:
+        """``[B]`` norms."""
+
+    @abstractmethod
+    def project(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        """The nearest points of the balls around ``images``."""
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Of norm 1, and along it a linear function of that gradient rises fastest; 0 where the gradient is 0."""
+
+    @abstractmethod
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """A point of the unit ball, uniformly distributed, for one image of ``shape``."""
+
+
+class Linf(Norm):
+    """The largest change of a value."""
+
+    name = "Linf"
+
+    def size(self, difference: Tensor) -> Tensor:
+        return difference.abs().flatten(1).amax(1)
+
+    def project(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        return points.clamp(images - eps, images + eps)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+
+class L2(Norm):
+    """The Euclidean length of the change."""
+
+    name = "L2"
+
+    def size(self, difference: Tensor) -> Tensor:
+        return difference.flatten(1).norm(dim=1)
+
+    def project(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        difference = points - images
+        shrink = (eps / self.size(difference).clamp_min(eps))[:, None, None, None]
+        return images + difference * shrink
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        # divided by the largest first: the squares of small gradients vanish in float32
+        scaled = gradient / gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
+        return scaled / self.size(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        direction = torch.randn(shape, generator=generator)
+        radius = torch.rand((), generator=generator) ** (1 / math.prod(shape))
+        return direction * (radius / direction.norm())
+
+
+LINF, L2_NORM = Linf(), L2()
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an adversary may do.
+
+    Args:
+        eps: Radius of the ball, in the units of the images: 8/255 is 8 grey levels.
+        norm: Of the ball.
+        targeted: Labels are classes the adversary wants, not those to avoid.
+        bounds: Range every value must keep; None for no range.
+
+    Raises:
+        ValueError: A radius that is not positive and finite.
+    """
+
+    eps: float
+    norm: Norm = LINF
+    targeted: bool = False
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"eps is {self.eps}, but must be positive and finite; at 0 accuracy is clean accuracy.")
+        if self.bounds is not None and self.norm.name == "Linf" and self.eps > self.bounds[1] - self.bounds[0]:
+            low, high = self.bounds
+            raise ValueError(f"eps is {self.eps}, but images range from {low:g} to {high:g}; 8 grey levels are eps=8/255.")
+
+    @classmethod
+    def of(cls, threat: "ThreatModel | float") -> "ThreatModel":
+        """A radius is that of the L-infinity ball on images in [0, 1]."""
+        return threat if isinstance(threat, ThreatModel) else cls(threat)
+
+    @classmethod
+    def normalized(cls, eps: float, norm: Norm = LINF) -> "ThreatModel":
+        """The convention of the papers' code: eps in units of normalised tensors, no range (see `pixel_eps`)."""
+        return cls(eps, norm, bounds=None)
+
+    def pixel_eps(self, std: Sequence[float]) -> list[float]:
+        """The radius in units of images in [0, 1], a channel: about 4.4 times weaker than it looks with ImageNet's ``std``."""
+        return [self.eps * s for s in std] if self.bounds is None else [self.eps for _ in std]
+
+    def project(self, points: Tensor, images: Tensor) -> Tensor:
+        """Into the ball around ``images``, and into the range."""
+        points = self.norm.project(points, images, self.eps)
+        return points if self.bounds is None else points.clamp(*self.bounds)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of norm 1 along which an objective of that gradient rises fastest."""
+        return self.norm.steepest(gradient)
+
+    def succeeded(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """``[B]`` bool, whether predictions are what the adversary wants."""
+        return predictions == labels if self.targeted else predictions != labels

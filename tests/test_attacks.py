@@ -1,0 +1,323 @@
+"""Attacks against closed forms, against each other, and on a network trained on real digits."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_evaluation import Linear, photograph
+from torch import nn
+
+from imgproc_attn.data import Digits
+from imgproc_attn.evaluation import (
+    APGDCE,
+    APGDDLR,
+    FGSM,
+    L2_NORM,
+    MIFGSM,
+    PGD,
+    SPSA,
+    Square,
+    TargetedAPGD,
+    ThreatModel,
+    WorstOf,
+    evaluate,
+    strong_ensemble,
+)
+from imgproc_attn.evaluation.attacks.apgd import checkpoints
+from imgproc_attn.evaluation.objectives import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
+from imgproc_attn.evaluation.threat import L2, Linf
+
+WHITE_BOX = {
+    "FGSM": FGSM,
+    "PGD": lambda threat: PGD(threat, 10),
+    "PGD, restarts": lambda threat: PGD(threat, 5, restarts=3),
+    "MI-FGSM": MIFGSM,
+    "APGD-CE": lambda threat: APGDCE(threat, 20),
+}
+BLACK_BOX = {"Square": lambda threat: Square(threat, 200), "SPSA": lambda threat: SPSA(threat, 5, 16)}
+LINF_ATTACKS = {**WHITE_BOX, **BLACK_BOX}
+
+
+def by_name(table):
+    return pytest.mark.parametrize("attack", table.values(), ids=table.keys())
+
+
+@pytest.fixture
+def linear():
+    images = photograph() * 0.5 + 0.25  # far from the border for the eps used
+    w = torch.randn(3, 32, 32)
+    scores = (images * w).flatten(1).sum(1)
+    model = Linear(w, -scores.median().item()).eval()
+    return model, images, model(images).argmax(1), (scores + model.b).abs(), w
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small convolutional network trained on scikit-learn's digits, and its test images."""
+    torch.manual_seed(0)
+
+    def tensors(split):
+        reader = Digits(split)
+        pictures = [torch.tensor(np.asarray(picture), dtype=torch.float32)[None] / 255 for picture, _ in reader]
+        return torch.stack(pictures), torch.tensor([label for _, label in reader])
+
+    (images, labels), (test, answers) = tensors("train"), tensors("test")
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    assert (model(test).argmax(1) == answers).double().mean() > 0.95
+    return model.eval(), test, answers
+
+
+def robust(attack, digits, count=120):
+    model, images, labels = digits
+    result = attack(model, images[:count], labels[:count], torch.arange(count))
+    return (~result.success).double().mean().item()
+
+
+@by_name(WHITE_BOX)
+def test_linear_model_falls_exactly_where_it_must(linear, attack):
+    """|w.x + b| / |w|_1 is the least L-infinity radius that fools two linear classes."""
+    model, images, labels, scores, w = linear
+    least = scores / w.abs().sum()
+    for eps in least.quantile(torch.tensor([0.2, 0.5, 0.9])).tolist():
+        result = attack(eps * 1.0001)(model, images, labels)
+        assert bool((result.success >= (least < eps * 0.999)).all())
+        assert bool((result.success <= (least < eps * 1.001)).all())
+
+
+# from a random point the Euclidean ball is far to cross: longer steps
+@by_name({**WHITE_BOX, "PGD": lambda t: PGD(t, 20, t.eps), "PGD, restarts": lambda t: PGD(t, 20, t.eps, restarts=3)})
+def test_linear_model_falls_exactly_where_it_must_in_l2(linear, attack):
+    """|w.x + b| / |w|_2 is the least Euclidean radius."""
+    model, images, labels, scores, w = linear
+    least = scores / w.norm()
+    for eps in least.quantile(torch.tensor([0.2, 0.5, 0.9])).tolist():
+        result = attack(ThreatModel(eps * 1.0001, L2_NORM))(model, images, labels)
+        assert bool((result.success >= (least < eps * 0.999)).all())
+        assert bool((result.success <= (least < eps * 1.001)).all())
+
+
+@by_name(BLACK_BOX)
+def test_search_never_finds_what_is_not_there(linear, attack):
+    model, images, labels, scores, w = linear
+    least = scores / w.abs().sum()
+    eps = least.median().item()
+    result = attack(eps)(model, images, labels)
+    assert bool((result.success <= (least < eps * 1.001)).all())
+    assert result.success.any()
+
+
+@by_name(LINF_ATTACKS)
+@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.5, 1.0])
+def test_what_is_found_lies_in_the_ball_and_in_the_range(attack, eps):
+    """Without tolerance: between fl(x - eps) and fl(x + eps), and in [0, 1]."""
+    images = photograph()[:6]
+    model = Linear(torch.randn(3, 32, 32), 0.0).eval()
+    found = attack(eps)(model, images, model(images).argmax(1)).adversarial
+    assert bool((found >= images - eps).all())
+    assert bool((found <= images + eps).all())
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@by_name({**WHITE_BOX, "SPSA": BLACK_BOX["SPSA"]})
+def test_what_is_found_lies_in_the_l2_ball(attack):
+    images = photograph()[:6]
+    model = Linear(torch.randn(3, 32, 32), 0.0).eval()
+    for eps in (0.1, 1.0, 10.0):
+        found = attack(ThreatModel(eps, L2_NORM))(model, images, model(images).argmax(1)).adversarial
+        assert ((found - images).flatten(1).norm(dim=1) <= eps * (1 + 1e-6)).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
+
+
+@by_name(LINF_ATTACKS)
+def test_attacks_leave_no_trace(attack):
+    images = photograph()[:4]
+    model = Linear(torch.randn(3, 32, 32), 0.0).eval()
+    before = images.clone()
+    with torch.no_grad():
+        attack(0.1)(model, images, model(images).argmax(1))
+    assert torch.equal(images, before)
+    assert model.w.grad is None
+
+
+@by_name({**LINF_ATTACKS, "APGD-T": lambda threat: TargetedAPGD(threat, 5, restarts=3)})
+def test_flags_do_not_depend_on_batching(attack, digits):
+    model, images, labels = digits
+    attacks = {"a": attack(0.08)}
+    whole = evaluate(model, images[:100], labels[:100], attacks, batch_size=100)
+    parts = evaluate(model, images[:100], labels[:100], attacks, batch_size=7)
+    assert (whole.correct["a"] != parts.correct["a"]).sum() <= 0  # 0.1 % of 100
+
+
+@by_name({**LINF_ATTACKS, "SPSA": lambda threat: SPSA(threat, 30, 32, lr=0.05)})
+def test_targets_are_reached(attack, digits):
+    model, images, labels = digits
+    targets = (labels[:60] + 1) % 10
+    result = attack(ThreatModel(0.4, targeted=True))(model, images[:60], targets)
+    assert torch.equal(result.success, model(result.adversarial).argmax(1) == targets)
+    clean = (model(images[:60]).argmax(1) == targets).double().mean()
+    assert result.success.double().mean() > clean + 0.1
+
+
+def test_stronger_attacks_are_stronger(digits):
+    """On the trained network each step of the field's history breaks at least as much, up to one image in a hundred."""
+    eps = 0.1
+    found = {
+        "clean": robust(PGD(1e-9, 1), digits),
+        "Square": robust(Square(eps, 500), digits),
+        "FGSM": robust(FGSM(eps), digits),
+        "PGD": robust(PGD(eps, 20), digits),
+        "APGD-CE": robust(APGDCE(eps, 50), digits),
+        "APGD-T": robust(TargetedAPGD(eps, 50), digits),
+        "ensemble": robust(strong_ensemble(eps, 10, queries=200), digits),
+    }
+    assert found["clean"] > 0.95
+    order = ["clean", "FGSM", "PGD", "APGD-CE", "APGD-T", "ensemble"]
+    for weak, strong in itertools.pairwise(order):
+        assert found[strong] <= found[weak] + 0.01, found
+    assert found["ensemble"] <= min(found.values())
+    assert 0 < found["ensemble"] < found["Square"] < found["clean"], found
+
+
+def test_more_restarts_and_queries_never_help_the_model(digits):
+    model, images, labels = digits
+    for few, many in ((PGD(0.08, 3), PGD(0.08, 3, restarts=3)), (Square(0.1, 20), Square(0.1, 200))):
+        assert robust(many, digits) <= robust(few, digits)
+    counts = [PGD(0.08, 3, restarts=r)(model, images[:50], labels[:50]).success for r in (1, 3)]
+    assert bool((counts[1] >= counts[0]).all())
+
+
+def test_scaled_logits_do_not_hide_from_dlr(digits):
+    """Cross-entropy gradients vanish in float32 when logits are scaled by 1000; the ratio does not care."""
+    model, images, labels = digits
+    scaled = nn.Sequential(model, Scale(1000.0)).eval()
+    plain, blind = robust(APGDDLR(0.1, 30), digits), robust(PGD(0.1, 20), (scaled, images, labels))
+    assert robust(APGDDLR(0.1, 30), (scaled, images, labels)) == pytest.approx(plain, abs=0.02)
+    assert blind > plain + 0.1
+
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_who_is_fooled_is_left_alone(digits):
+    model, images, labels = digits
+    wrong = (labels[:30] + 1) % 10
+    fooled = model(images[:30]).argmax(1) != wrong
+    result = PGD(0.05)(model, images[:30], wrong)
+    assert torch.equal(result.adversarial[fooled], images[:30][fooled])
+    assert result.success[fooled].all()
+
+
+def test_ensemble_is_the_worst_case(digits):
+    model, images, labels = digits
+    parts = {"FGSM": FGSM(0.08), "PGD": PGD(0.08, 5), "Square": Square(0.08, 50)}
+    together = WorstOf(parts)(model, images[:80], labels[:80])
+    alone = [attack(model, images[:80], labels[:80]).success for attack in parts.values()]
+    assert torch.equal(together.success, torch.stack(alone).any(0))
+    with pytest.raises(ValueError, match="different threat models"):
+        WorstOf({"a": FGSM(0.1), "b": FGSM(0.2)})
+    with pytest.raises(ValueError, match="no attacks given"):
+        WorstOf({})
+    assert list(strong_ensemble(0.1, 2).attacks) == ["APGD-CE", "Square"]
+    assert list(strong_ensemble(0.1, 3).attacks) == ["APGD-CE", "APGD-DLR", "Square"]
+    assert list(strong_ensemble(ThreatModel(1.0, L2_NORM), 10).attacks) == ["APGD-CE", "APGD-T"]
+
+
+def test_checkpoints_of_apgd():
+    """The published ones for 100 steps."""
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_objectives():
+    logits, labels = torch.tensor([[3.0, 1.0, 0.0, -1.0]]), torch.tensor([0])
+    assert margin(logits, labels).item() == -2
+    assert difference_of_logits_ratio(logits, labels).item() == pytest.approx(-2 / 3)
+    assert targeted_difference_of_logits_ratio(logits, labels, torch.tensor([2])).item() == pytest.approx(-3 / 3.5)
+
+
+def test_class_counts_are_read_from_the_model(linear):
+    model, images, labels, _, _ = linear
+    with pytest.raises(ValueError, match="DLR needs 3 classes, but the model has 2"):
+        APGDDLR(0.1)(model, images, labels)
+    with pytest.raises(ValueError, match="Targeted DLR needs 4 classes, but the model has 2"):
+        TargetedAPGD(0.1)(model, images, labels)
+    with pytest.raises(ValueError, match="A label is 7, but the model has 2 classes"):
+        FGSM(0.1)(model, images, torch.full_like(labels, 7))
+
+
+@pytest.mark.parametrize("norm", [Linf(), L2()])
+def test_norms(norm):
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    g = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    assert torch.allclose(norm.size(norm.steepest(g)), torch.ones(5, dtype=torch.float64))
+    assert (norm.steepest(torch.zeros_like(g)) == 0).all()
+    assert norm.steepest(g.float() * 1e-30).isfinite().all()
+    assert torch.allclose(norm.steepest(g.float() * 1e-30), norm.steepest(g).float(), atol=1e-5)
+    projected = norm.project(x + 3 * g, x, 0.5)
+    assert (norm.size(projected - x) <= 0.5 * (1 + 1e-12)).all()
+    assert torch.equal(norm.project(x + 1e-3 * g, x, 100.0), x + 1e-3 * g)
+    points = torch.stack([norm.random((3, 4, 4), torch.Generator().manual_seed(i)) for i in range(400)])
+    sizes = norm.size(points)
+    assert sizes.max() <= 1 + 1e-6
+    # uniform in the ball: the size to the power of the dimension is uniform
+    assert (sizes**48).mean().item() == pytest.approx(0.5, abs=0.1 if isinstance(norm, L2) else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(8), "PGD: eps is 8, but images range from 0 to 1; 8 grey levels are eps=8/255"),
+        (lambda: FGSM(0.0), "FGSM: eps is 0.0, but must be positive"),
+        (lambda: FGSM(-0.1), "FGSM: eps is -0.1, but must be positive"),
+        (lambda: FGSM(math.nan), "FGSM: eps is nan"),
+        (lambda: PGD(0.1, steps=0), "PGD: steps is 0, but must be at least 1"),
+        (lambda: PGD(0.1, restarts=0), "PGD: restarts is 0"),
+        (lambda: PGD(0.1, step_size=-1.0), "PGD: step_size is -1.0, but must be positive"),
+        (lambda: APGDCE(0.1, 0), "APGDCE: steps is 0"),
+        (lambda: Square(0.1, 0), "Square: queries is 0"),
+        (lambda: Square(ThreatModel(1.0, L2_NORM)), "Square is written for the L-infinity ball, not for L2"),
+        (lambda: Square(0.1, share=2.0), "share is 2.0"),
+        (lambda: SPSA(0.1, delta=0.0), "SPSA: delta is 0.0"),
+        (lambda: TargetedAPGD(ThreatModel(0.1, targeted=True)), "chooses by itself which classes to reach"),
+    ],
+)
+def test_refuses_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_papers_space(digits):
+    """On normalised tensors, without a range; eps is weaker there by the standard deviation."""
+    model, images, labels = digits
+    mean, std = 0.3, 0.25
+    outer = nn.Sequential(Shift(mean, std), model).eval()
+    threat = ThreatModel.normalized(0.1)
+    assert threat.pixel_eps([std]) == [pytest.approx(0.025)]
+    found = PGD(threat, 5)(outer, (images[:40] - mean) / std, labels[:40])
+    assert ((found.adversarial * std + mean) - images[:40]).abs().max() <= 0.025 + 1e-6
+    assert found.adversarial.min() * std + mean < 0  # no range
+
+
+class Shift(nn.Module):
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x):
+        return x * self.std + self.mean
