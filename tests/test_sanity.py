@@ -1,0 +1,168 @@
+"""The checks catch what masks gradients, and let honest models pass."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.data import Digits
+from imgproc_attn.evaluation import NormalizedModel, ThreatModel
+from imgproc_attn.evaluation.sanity import (
+    check_flags,
+    check_gradients,
+    check_outputs,
+    check_saturation,
+    check_strength,
+    sanity_checks,
+    widened,
+)
+from imgproc_attn.kernels import GaussianRange
+
+VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
+EPS = ThreatModel(0.08)
+
+
+def tensors(split):
+    import numpy as np
+
+    reader = Digits(split)
+    pictures = [torch.tensor(np.asarray(picture), dtype=torch.float32)[None] / 255 for picture, _ in reader]
+    return torch.stack(pictures), torch.tensor([label for _, label in reader])
+
+
+def trained(model, epochs=40):
+    torch.manual_seed(0)
+    images, labels = tensors("train")
+    optimiser = torch.optim.AdamW(model.parameters(), 4e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(256):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    images, labels = tensors("test")
+    return images[:100], labels[:100]
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+    kinds = {"convolutions": convolutions}
+    for name in ("vit_tiny_patch16_224", "nlm_vit_tiny", "elliptical_vit_tiny"):
+        kinds[name] = NormalizedModel(timm.create_model(name, **VIT), [0.5], [0.5])
+    return {name: trained(model) for name, model in kinds.items()}
+
+
+def names(findings):
+    return {finding.check for finding in findings}
+
+
+@pytest.mark.parametrize("name", ["convolutions", "vit_tiny_patch16_224", "nlm_vit_tiny"])
+def test_honest_models_give_no_finding(models, name, test_set):
+    assert sanity_checks(models[name], *test_set, EPS) == []
+
+
+class Rounded(nn.Module):
+    """Grey levels cut to 8 before the model; ``straight_through`` lets the gradient pass as if nothing had been."""
+
+    def __init__(self, model, straight_through=False):
+        super().__init__()
+        self.model, self.straight_through = model, straight_through
+
+    def forward(self, x):
+        rounded = (x * 8).round() / 8
+        return self.model(x + (rounded - x).detach() if self.straight_through else rounded)
+
+
+def test_a_rounding_layer_is_caught(models, test_set):
+    rounded = Rounded(models["convolutions"]).eval()
+    assert names(check_gradients(rounded, *test_set)) == {"vanishing gradients"}
+    assert {"vanishing gradients", "black box beats white box"} <= names(sanity_checks(rounded, *test_set, EPS))
+    passed_on = Rounded(models["convolutions"], True).eval()
+    assert names(check_gradients(passed_on, *test_set)) == {"wrong gradients"}
+
+
+def test_a_detached_metric_is_caught(models, test_set):
+    model = models["elliptical_vit_tiny"]
+    assert check_gradients(model, *test_set) == []
+    inner = timm.create_model("elliptical_vit_tiny", kernel={"name": "elliptical", "detach": True}, **VIT)
+    inner.load_state_dict(model.model.state_dict())
+    detached = NormalizedModel(inner, [0.5], [0.5]).eval()
+    for block in inner.blocks:
+        block.attn.kernel.train()  # the published code detaches at all times, ours in training alone
+    images, labels = test_set
+    found = _gradients_as_it_stands(detached, images, labels)
+    assert names(found) == {"wrong gradients"}
+
+
+def _gradients_as_it_stands(model, images, labels):
+    """`check_gradients` sets evaluation mode; the kernel of this model ignores that."""
+    for block in model.model.blocks:
+        block.attn.kernel.eval = lambda kernel=block.attn.kernel: kernel
+        block.attn.kernel.train = lambda mode=True, kernel=block.attn.kernel: kernel
+    return check_gradients(model, images, labels)
+
+
+def test_a_very_small_bandwidth_is_caught(models, test_set):
+    """The trained weights, with kernels so narrow that every token sees itself alone."""
+    model = models["nlm_vit_tiny"]
+    narrow = widened(model, 0.12)
+    assert {"saturated filters"} <= names(check_saturation(narrow, *test_set, EPS))
+    assert check_saturation(model, *test_set, EPS) == []
+
+
+def test_random_outputs_and_probabilities(models, test_set):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return models["convolutions"](x + 0.1 * torch.randn_like(x))
+
+    assert names(check_outputs(Noisy(), test_set[0])) == {"random outputs"}
+    assert names(check_outputs(nn.Sequential(models["convolutions"], nn.Softmax(1)), test_set[0])) == {"probabilities"}
+    assert check_outputs(models["convolutions"], test_set[0]) == []
+
+
+def test_large_logits_are_caught(models, test_set):
+    class Sure(nn.Module):
+        def forward(self, x):
+            return 1e3 * models["convolutions"](x)
+
+    assert "scale of the logits" in names(check_strength(Sure().eval(), *test_set, EPS))
+
+
+def test_flags_against_each_other():
+    yes, no = torch.ones(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
+    assert names(check_flags({"FGSM": no, "PGD": yes}, ["PGD"], [])) == {"PGD weaker than FGSM"}
+    assert names(check_flags({"PGD": yes, "Square": no}, ["PGD"], ["Square"])) == {"black box beats white box"}
+    assert check_flags({"FGSM": yes, "PGD": no, "Square": yes}, ["PGD"], ["Square"]) == []
+
+
+def test_a_model_that_is_always_wrong_has_nothing_to_doubt(models, test_set):
+    with pytest.raises(ValueError, match="none of 100 images right"):
+        sanity_checks(Wrong(models["convolutions"]), *test_set, EPS)
+
+
+class Wrong(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, x):
+        return -self.model(x)
+
+
+def test_widening(models):
+    kernel = GaussianRange(2, 8, range_bandwidth=1.5)
+    wide = widened(nn.ModuleDict({"kernel": kernel}), 4)
+    assert torch.allclose(wide["kernel"].range_bandwidth(), torch.full((2,), 6.0))
+    assert widened(models["convolutions"], 2) is None
+    plain = models["vit_tiny_patch16_224"]
+    assert widened(plain, 2).model.blocks[0].attn.scale == plain.model.blocks[0].attn.scale / 4
