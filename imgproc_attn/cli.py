@@ -260,6 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         sys.exit(_fail(error))
+    finally:
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    """Leave the process group, if any: its threads would otherwise outlive the interpreter, and abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _fail(error: Exception) -> int:
