@@ -1,0 +1,101 @@
+"""The 15 corruptions of ImageNet-C and its 4 extra ones (arXiv 1903.12261), generated on the fly for pictures of any size.
+
+Written to the definitions of the authors' generator, constants and slips included, on numpy, scipy and Pillow. The published
+files were compressed as JPEG of quality 85 after that, which is not done here: call these numbers "generated", not ImageNet-C.
+Lengths in pixels are those meant for 224 x 224, whatever the size.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
+from .noise import Generator, Picture, gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from .weather import brightness, fog, frost, snow, spatter
+
+COMMON: Mapping[str, Callable[..., Picture]] = {
+    "gaussian_noise": gaussian_noise,
+    "shot_noise": shot_noise,
+    "impulse_noise": impulse_noise,
+    "defocus_blur": defocus_blur,
+    "glass_blur": glass_blur,
+    "motion_blur": motion_blur,
+    "zoom_blur": zoom_blur,
+    "snow": snow,
+    "frost": frost,
+    "fog": fog,
+    "brightness": brightness,
+    "contrast": contrast,
+    "elastic_transform": elastic_transform,
+    "pixelate": pixelate,
+    "jpeg_compression": jpeg_compression,
+}
+EXTRA: Mapping[str, Callable[..., Picture]] = {
+    "speckle_noise": speckle_noise,
+    "gaussian_blur": gaussian_blur,
+    "spatter": spatter,
+    "saturate": saturate,
+}
+
+
+@dataclass(frozen=True)
+class ImageNetC:
+    """A corruption of a severity; calling it corrupts images.
+
+    Args:
+        name: One of `COMMON` or `EXTRA`.
+        severity: 1 to 5.
+        seed: Of all draws, which depend on it, the name, the severity and the sample's id.
+        frost_folder: Of the photographs ``frost`` adds (see `imgproc_attn.evaluation.imagenet_c.weather.frost`).
+
+    Raises:
+        ValueError: No such corruption or severity, or ``frost`` without its photographs.
+    """
+
+    name: str
+    severity: int
+    seed: int = 0
+    frost_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        known = {**COMMON, **EXTRA}
+        if self.name not in known:
+            raise ValueError(f"There is no corruption {self.name!r}; there are {', '.join(known)}.")
+        if self.severity not in range(1, 6):
+            raise ValueError(f"{self.name}: severity is {self.severity}, but must be one of 1 to 5.")
+        if self.name == "frost" and self.frost_folder is None:
+            raise ValueError(
+                "frost: its photographs do not come with this package. Fetch frost1.png to frost5.jpg from "
+                "github.com/hendrycks/robustness, ImageNet-C/create_c, and give their folder."
+            )
+
+    def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits."""
+        ids = range(len(images)) if sample_ids is None else sample_ids.tolist()
+        corrupted = [self._corrupt(image, int(i)) for image, i in zip(images.detach().cpu(), ids)]
+        return torch.stack(corrupted).to(images) if corrupted else images.clone()
+
+    def _corrupt(self, image: Tensor, sample: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.severity, sample])
+        pixels = np.rint(image.permute(1, 2, 0).double().numpy() * 255) / 255
+        found = corrupt(
+            self.name, np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy(), self.severity, rng, self.frost_folder
+        )
+        found = found if image.shape[0] == 3 else found.mean(axis=2, keepdims=True)
+        return torch.from_numpy(found).permute(2, 0, 1)
+
+
+def corrupt(name: str, x: Picture, severity: int, rng: Generator, frost_folder: Path | None = None) -> Picture:
+    """A picture ``[H, W, 3]`` in [0, 1], corrupted, cut to [0, 1] and, as the authors' files, down to 8 bits."""
+    options = {"folder": frost_folder} if name == "frost" else {}
+    # the addition keeps what is a grey level already from falling to the one below by rounding
+    return np.floor(np.clip({**COMMON, **EXTRA}[name](x, severity, rng, **options), 0, 1) * 255 + 1e-6) / 255
+
+
+__all__ = ["COMMON", "EXTRA", "ImageNetC", "corrupt"]

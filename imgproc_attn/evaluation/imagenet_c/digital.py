@@ -1,0 +1,78 @@
+"""Digital corruptions of ImageNet-C (arXiv 1903.12261): contrast, elastic, pixelate, JPEG; and saturate."""
+
+import io
+
+import numpy as np
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
+from PIL import Image
+from scipy import ndimage
+
+from .noise import Generator, Picture
+
+
+def contrast(x: Picture, severity: int, rng: Generator) -> Picture:
+    """Nearer to the mean of each channel."""
+    mean = x.mean(axis=(0, 1), keepdims=True)
+    return (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1] + mean
+
+
+def saturate(x: Picture, severity: int, rng: Generator) -> Picture:
+    """The saturation of HSV, scaled and raised."""
+    scale, add = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[severity - 1]
+    hsv = rgb_to_hsv(x)
+    hsv[..., 1] = np.clip(hsv[..., 1] * scale + add, 0, 1)
+    return hsv_to_rgb(hsv)
+
+
+def jpeg_compression(x: Picture, severity: int, rng: Generator) -> Picture:
+    """Compressed by Pillow at qualities 25 to 7."""
+    file = io.BytesIO()
+    _picture(x).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
+    with Image.open(file) as compressed:
+        return np.asarray(compressed.convert("RGB"), dtype=np.float64) / 255
+
+
+def pixelate(x: Picture, severity: int, rng: Generator) -> Picture:
+    """Reduced and enlarged, each pixel a box."""
+    share, (height, width) = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1], x.shape[:2]
+    small = _picture(x).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+    return np.asarray(small.resize((width, height), Image.Resampling.BOX), dtype=np.float64) / 255
+
+
+def elastic_transform(x: Picture, severity: int, rng: Generator) -> Picture:
+    """A random affine map, then a smooth random displacement; lengths are the published ones, meant for 224 pixels."""
+    strength, sigma, corner = (
+        (244 * 2, 244 * 0.7, 244 * 0.1),
+        (244 * 2, 244 * 0.08, 244 * 0.2),
+        (244 * 0.05, 244 * 0.01, 244 * 0.02),
+        (244 * 0.07, 244 * 0.01, 244 * 0.02),
+        (244 * 0.12, 244 * 0.01, 244 * 0.02),
+    )[severity - 1]
+    height, width = x.shape[:2]
+    x = _moved(x, corner, rng)
+    dx, dy = (
+        strength * ndimage.gaussian_filter(rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3)
+        for _ in range(2)
+    )
+    rows, columns = np.mgrid[:height, :width]
+    places = np.stack([rows + dy, columns + dx])
+    return np.stack([ndimage.map_coordinates(x[..., c], places, order=1, mode="reflect") for c in range(x.shape[2])], axis=2)
+
+
+def _moved(x: Picture, corner: float, rng: Generator) -> Picture:
+    """The affine map that moves three points about the centre by up to ``corner`` pixels each way."""
+    height, width = x.shape[:2]
+    centre, side = np.array([height // 2, width // 2], dtype=np.float64), min(height, width) // 3
+    points = np.stack([centre + side, centre + [side, -side], centre - side])  # (x, y), as the published code takes them
+    moved = points + rng.uniform(-corner, corner, size=points.shape)
+    # result(x, y) = picture(inverse of the map)
+    back = np.linalg.solve(np.c_[moved, np.ones(3)], points).T
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
+    source_x = back[0, 0] * columns + back[0, 1] * rows + back[0, 2]
+    source_y = back[1, 0] * columns + back[1, 1] * rows + back[1, 2]
+    places = np.stack([source_y, source_x])
+    return np.stack([ndimage.map_coordinates(x[..., c], places, order=1, mode="mirror") for c in range(x.shape[2])], axis=2)
+
+
+def _picture(x: Picture) -> Image.Image:
+    return Image.fromarray(np.rint(x * 255).astype(np.uint8))
