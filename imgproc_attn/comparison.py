@@ -31,7 +31,7 @@ from .diagnostics import (
 from .environment import environment
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
 from .evaluation.statistics import mean_and_std
-from .files import write_atomically, write_json, write_text
+from .files import slug, write_atomically, write_json, write_text
 from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
@@ -102,7 +102,7 @@ def check_comparison(recipe: Recipe) -> None:
     if recipe.comparison is None:
         raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
     labels = list(recipe.comparison.variants)
-    if len({_slug(label) for label in labels}) != len(labels):
+    if len({slug(label) for label in labels}) != len(labels):
         raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
     for label in labels:
         try:
@@ -145,7 +145,7 @@ def run_one(
     inner = model.model
     saturated = None
     if isinstance(inner, FilterVisionTransformer):
-        saturated = saturation(inner, (test.images[:100] - model.mean) / model.std)
+        saturated = saturation(inner, model.normalize(test.images[:100]))
     result = Result(
         label,
         seed,
@@ -203,7 +203,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     models: dict[str, NormalizedModel] = {}
     with tqdm(total=2 * len(jobs), dynamic_ncols=True) as bar:
         for label, seed in jobs:
-            folder = output / "runs" / f"{_slug(label)}-seed{seed}"
+            folder = output / "runs" / f"{slug(label)}-seed{seed}"
             result, model = run_one(recipe, label, seed, test, folder, device, bar)
             results.append(result)
             models.setdefault(label, model)
@@ -212,10 +212,6 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
 
 def _variants(recipe: Recipe) -> list[str]:
     return list(recipe.comparison.variants) if recipe.comparison else []
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in label).strip("-")
 
 
 def findings(results: list[Result], recipe: Recipe) -> list[str]:
@@ -343,8 +339,8 @@ def _pictures(
             image = test.images[0]
             rows, columns = model.model.patch_embed.grid_size
             patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
-            normalized = (image - model.mean) / model.std
-            pictures[f"kernel-rows-{_slug(label)}"] = draw_kernel_rows(model.model, image.cpu(), normalized, 0, patches)
+            normalized = model.normalize(image)
+            pictures[f"kernel-rows-{slug(label)}"] = draw_kernel_rows(model.model, image.cpu(), normalized, 0, patches)
     return pictures
 
 

@@ -1,13 +1,20 @@
 """Writing files so that a crash leaves the old content or the new, never half of it."""
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".imgproc-attn-unfinished-"
+
+
+def slug(name: str) -> str:
+    """``name`` as a part of file names: letters, digits, dots, and ``-`` for the rest."""
+    return "".join(c if c.isalnum() or c == "." else "-" for c in name).strip("-")
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -42,6 +49,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """``text`` in UTF-8."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """``rows``, the first of them the header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -43,7 +43,8 @@ def test_real_labels(tmp_path):
     """An image counts if any of its labels is predicted, and not at all if it has none."""
     (tmp_path / "real.json").write_text(json.dumps([[3, 4], [], [7], [1]]))
     names = [f"n0{i}/ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2, 3, 4)]
-    found = count_real(predictions([[4, 0], [0, 1], [6, 7], [1, 0]], [3, 0, 7, 1]), load_real(names, tmp_path / "real.json"))
+    predicted, labels = torch.tensor([4, 0, 6, 1]), torch.tensor([3, 0, 7, 1])
+    found = count_real(predicted, labels, load_real(names, tmp_path / "real.json"))
     assert (found["n"], found["top1"]) == (3, pytest.approx(200 / 3))
     with pytest.raises(ValueError, match="not the name of an ImageNet validation image"):
         load_real(["x.JPEG"], tmp_path / "real.json")

@@ -3,13 +3,12 @@
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
+from digits import convolutions, tensors, trained
 from test_evaluation import Linear, photograph
 from torch import nn
 
-from imgproc_attn.data import Digits
 from imgproc_attn.evaluation import (
     APGDCE,
     APGDDLR,
@@ -57,23 +56,9 @@ def linear():
 def digits():
     """A small convolutional network trained on scikit-learn's digits, and its test images."""
     torch.manual_seed(0)
-
-    def tensors(split):
-        reader = Digits(split)
-        pictures = [torch.tensor(np.asarray(picture), dtype=torch.float32)[None] / 255 for picture, _ in reader]
-        return torch.stack(pictures), torch.tensor([label for _, label in reader])
-
-    (images, labels), (test, answers) = tensors("train"), tensors("test")
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(144, 10)
-    )
-    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(150):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimiser.step()
+    model, (test, answers) = trained(convolutions()), tensors("test")
     assert (model(test).argmax(1) == answers).double().mean() > 0.95
-    return model.eval(), test, answers
+    return model, test, answers
 
 
 def robust(attack, digits, count=120):

@@ -94,3 +94,20 @@ def test_evaluate_in_two_processes_is_evaluate_in_one(runs, tmp_path):
         assert json.loads((output / "result.json").read_text())["n"] == 360
     assert tables[0] == tables[1]
     assert len({row[0] for row in tables[0][1:]}) == 360
+
+
+def test_flags_are_the_same_in_two_processes(runs, tmp_path):
+    """Under attack, on corrupted images, and after a start in another number of processes."""
+    model = str(runs[0] / "best")
+    common = [model, "--limit", "61", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
+    for processes in (1, 2):
+        attack = ["attack", *common, "--attacks", "pgd", "spsa", "--eps", "0.05", "--steps", "3", "--checks", "4"]
+        launch(processes, *attack, "--output", str(tmp_path / f"attack{processes}"))
+        corrupt = ["corrupt", *common, "--corruptions", "shot_noise", "--severities", "3"]
+        launch(processes, *corrupt, "--output", str(tmp_path / f"corrupt{processes}"))
+    for kind in ("attack", "corrupt"):
+        one, two = ((tmp_path / f"{kind}{processes}" / "flags.csv").read_text() for processes in (1, 2))
+        assert one == two
+        result = json.loads((tmp_path / f"{kind}2" / "result.json").read_text())
+        assert result["n"] == 61
+        assert result["environment"]["processes"] == 2

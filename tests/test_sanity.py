@@ -3,12 +3,13 @@
 import pytest
 import timm
 import torch
+from digits import SMALL, convolutions, tensors, trained
 from torch import nn
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.data import Digits
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.sanity import (
+    Trial,
     check_flags,
     check_gradients,
     check_outputs,
@@ -19,28 +20,7 @@ from imgproc_attn.evaluation.sanity import (
 )
 from imgproc_attn.kernels import GaussianRange
 
-VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
 EPS = ThreatModel(0.08)
-
-
-def tensors(split):
-    import numpy as np
-
-    reader = Digits(split)
-    pictures = [torch.tensor(np.asarray(picture), dtype=torch.float32)[None] / 255 for picture, _ in reader]
-    return torch.stack(pictures), torch.tensor([label for _, label in reader])
-
-
-def trained(model, epochs=40):
-    torch.manual_seed(0)
-    images, labels = tensors("train")
-    optimiser = torch.optim.AdamW(model.parameters(), 4e-3)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images)).split(256):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimiser.step()
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +32,9 @@ def test_set():
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    convolutions = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(144, 10)
-    )
-    kinds = {"convolutions": convolutions}
+    kinds = {"convolutions": convolutions()}
     for name in ("vit_tiny_patch16_224", "nlm_vit_tiny", "elliptical_vit_tiny"):
-        kinds[name] = NormalizedModel(timm.create_model(name, **VIT), [0.5], [0.5])
+        kinds[name] = NormalizedModel(timm.create_model(name, **SMALL), [0.5], [0.5])
     return {name: trained(model) for name, model in kinds.items()}
 
 
@@ -93,7 +70,7 @@ def test_a_rounding_layer_is_caught(models, test_set):
 def test_a_detached_metric_is_caught(models, test_set):
     model = models["elliptical_vit_tiny"]
     assert check_gradients(model, *test_set) == []
-    inner = timm.create_model("elliptical_vit_tiny", kernel={"name": "elliptical", "detach": True}, **VIT)
+    inner = timm.create_model("elliptical_vit_tiny", kernel={"name": "elliptical", "detach": True}, **SMALL)
     inner.load_state_dict(model.model.state_dict())
     detached = NormalizedModel(inner, [0.5], [0.5]).eval()
     for block in inner.blocks:
@@ -115,8 +92,8 @@ def test_a_very_small_bandwidth_is_caught(models, test_set):
     """The trained weights, with kernels so narrow that every token sees itself alone."""
     model = models["nlm_vit_tiny"]
     narrow = widened(model, 0.12)
-    assert {"saturated filters"} <= names(check_saturation(narrow, *test_set, EPS))
-    assert check_saturation(model, *test_set, EPS) == []
+    assert {"saturated filters"} <= names(check_saturation(Trial(narrow, *test_set, EPS)))
+    assert check_saturation(Trial(model, *test_set, EPS)) == []
 
 
 def test_random_outputs_and_probabilities(models, test_set):
@@ -134,7 +111,7 @@ def test_large_logits_are_caught(models, test_set):
         def forward(self, x):
             return 1e3 * models["convolutions"](x)
 
-    assert "scale of the logits" in names(check_strength(Sure().eval(), *test_set, EPS))
+    assert "scale of the logits" in names(check_strength(Trial(Sure().eval(), *test_set, EPS)))
 
 
 def test_flags_against_each_other():

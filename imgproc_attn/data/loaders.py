@@ -101,7 +101,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: Images | IterableDataset,
+    images: Any,
     preparation: Preparation,
     batch_size: int,
     workers: int,
@@ -111,7 +111,7 @@ def evaluation_loader(
     """All images in order, resized and centre-cropped, normalised; each in exactly one process.
 
     Args:
-        images: Get timm's transform for evaluation.
+        images: Whose ``transform`` becomes timm's for evaluation: `Images`, or what has one likewise.
         preparation: Size, resizing and normalisation.
         batch_size: Of this process.
         workers: Processes that read.
@@ -121,7 +121,7 @@ def evaluation_loader(
     Raises:
         ValueError: A set that can only be iterated over, in several processes.
     """
-    images.transform = create_transform(  # type: ignore[union-attr]
+    images.transform = create_transform(
         preparation.input_size,
         interpolation=preparation.interpolation,
         crop_pct=preparation.crop_pct,

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..bandwidths import Bandwidth
 from ..models import FilterVisionTransformer
 
+SATURATED_SHARE = 0.01  # of filter rows, above which a model is warned of
+
 
 def bandwidths(model: nn.Module) -> dict[str, dict[str, list[float]]]:
     """All bandwidths of a model, ``{name: {layer: [value of each head]}}``, names as ``range_bandwidth``."""

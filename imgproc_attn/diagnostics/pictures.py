@@ -77,8 +77,8 @@ def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
 def draw_adversarial(
     images: Tensor,
     adversarial: Mapping[str, Tensor],
-    labels: Sequence[int],
-    predictions: Mapping[str, Sequence[int]],
+    labels: Sequence[int | str],
+    predictions: Mapping[str, Sequence[int | str]],
     eps: float,
 ) -> Figure:
     """A column an image: clean, then for each model the adversarial image and what was added, eps black to white.
@@ -107,6 +107,38 @@ def draw_adversarial(
     for i, model in enumerate(adversarial):
         axes[1 + 2 * i, 0].set_ylabel(model.replace(" + ", "\n+ "), fontsize="small")
         axes[2 + 2 * i, 0].set_ylabel("difference", fontsize="small")
+    return figure
+
+
+def draw_heat_map(accuracies: Mapping[str, Mapping[int, float]], title: str) -> Figure:
+    """Accuracy in percent by corruption (rows) and severity (columns), ``{corruption: {severity: accuracy}}``."""
+    severities = sorted({severity for row in accuracies.values() for severity in row})
+    values = np.array([[row.get(severity, np.nan) for severity in severities] for row in accuracies.values()])
+    figure = Figure(figsize=(1.5 + 0.7 * len(severities) + 1.5, 1.2 + 0.3 * len(accuracies)), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    ax.set_xticks(range(len(severities)), [str(severity) for severity in severities])
+    ax.set_yticks(range(len(accuracies)), list(accuracies))
+    ax.set(xlabel="severity", title=title)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize="small", color="black" if value > 60 else "white")
+    figure.colorbar(image, label="accuracy / %")
+    return figure
+
+
+def draw_grid(pictures: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Pictures ``{row: {column: [C, H, W] in [0, 1]}}`` in a grid; the first row's columns are everybody's."""
+    rows, columns = list(pictures), list(next(iter(pictures.values())))
+    figure = Figure(figsize=(1.3 * len(columns) + 1.4, 1.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            axes[i, j].set(xticks=[], yticks=[])
+            axes[i, j].imshow(_picture(pictures[row][column]), cmap="gray", vmin=0, vmax=1)
+            if i == 0:
+                axes[i, j].set_title(column, fontsize="small")
+        axes[i, 0].set_ylabel(row.replace("_", "\n"), fontsize="small")
     return figure
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -113,38 +114,44 @@ def count_accuracy(predictions: Predictions, classes: Mapping[str, int] | None =
     return {**summary, "per_class": table}
 
 
-def load_real(names: Sequence[str], file: Path) -> list[list[int]]:
+def load_real(names: Sequence[str], file: Path | None = None) -> list[list[int]]:
     """The reassessed labels of images (ReaL, arXiv 2006.07159); an image may have several, or none.
 
     Args:
         names: Files of the ImageNet validation set, which end in the number of the image: ``ILSVRC2012_val_00000293.JPEG``.
-        file: ``real.json`` of that work: a list of lists of labels.
+        file: ``real.json`` of that work: a list of lists of labels. Default: timm's copy.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is none of theirs, or a name has no number that it knows.
     """
+    known = file or files("timm.data").joinpath("_info", "imagenet_real_labels.json")
     try:
-        real = json.loads(file.read_text(encoding="utf-8"))
+        real = json.loads(known.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no file of ReaL labels: {error}") from error
+        raise ValueError(f"{known} is no file of ReaL labels: {error}") from error
     labels = []
     for name in names:
         number = re.search(r"(\d{8})\.\w+$", name)
         if number is None or not 1 <= int(number.group(1)) <= len(real):
-            raise ValueError(f"{name}: not the name of an ImageNet validation image that {file} knows (…_val_00000001.JPEG).")
+            raise ValueError(f"{name}: not the name of an ImageNet validation image that {known} knows (…_val_00000001.JPEG).")
         labels.append(real[int(number.group(1)) - 1])
     return labels
 
 
-def count_real(predictions: Predictions, real: Sequence[Sequence[int]]) -> dict[str, Any]:
+def count_real(predicted: Tensor, labels: Tensor, real: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Top-1 by `load_real`: right is any of an image's labels; images without one do not count.
+
+    Args:
+        predicted: ``[n]`` classes.
+        labels: ``[n]``; -1 for images that could not be read.
+        real: Labels of each.
 
     Raises:
         ValueError: No image has a label.
     """
-    given = zip(real, predictions.top[:, 0].tolist(), predictions.labels.tolist())
-    right = [top in labels for labels, top, label in given if labels and label != IGNORED]
+    given = zip(real, predicted.tolist(), labels.tolist())
+    right = [top in answers for answers, top, label in given if answers and label != IGNORED]
     if not right:
         raise ValueError(f"None of the {len(real)} images has a ReaL label.")
     n = len(right)

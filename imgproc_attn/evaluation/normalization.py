@@ -44,5 +44,9 @@ class NormalizedModel(nn.Module):
         inner = getattr(self.model, "no_weight_decay", set)
         return {f"model.{name}" for name in inner()}
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the inner model gets for images in [0, 1]."""
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.model((images - self.mean.to(images.dtype)) / self.std.to(images.dtype))
+        return self.model(self.normalize(images))

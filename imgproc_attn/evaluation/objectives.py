@@ -18,7 +18,7 @@ def targeted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The largest other logit less the label's: positive where the sample is fooled."""
     own = logits.gather(1, labels[:, None])[:, 0]
-    return _others(logits, labels).amax(1) - own
+    return others(logits, labels).amax(1) - own
 
 
 def targeted_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def targeted_difference_of_logits_ratio(logits: Tensor, labels: Tensor, targets:
     return (wanted - own) / (ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + 1e-12)
 
 
-def _others(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits with the label's out of the way."""
+def others(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits with the labels' out of the way, below all."""
     return logits.scatter(1, labels[:, None], torch.finfo(logits.dtype).min)
 
 

@@ -7,8 +7,9 @@ saturated filters, which pass no gradient to queries and keys.
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,12 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from ..bandwidths import Bandwidth
-from ..diagnostics import saturation
+from ..diagnostics import SATURATED_SHARE, saturation
 from ..kernels import DotProduct
 from ..models import FilterVisionTransformer
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .normalization import NormalizedModel
-from .threat import ThreatModel
+from .threat import LINF, ThreatModel
 
 GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
 LOST_SHARE = 0.05  # of samples
@@ -29,7 +30,7 @@ DERIVATIVE_ERROR = 1e-2  # relative, in float64
 POINTS = 0.5  # of accuracy, by which a weaker attack may beat a stronger one
 MORE_POINTS = 2.0  # of accuracy, which five times the steps, or another form of the gradient, may still win
 BY_CHANCE = 2  # images that a random search may find before a single run of PGD does
-SATURATED_SHARE = 0.01  # of filter rows
+WIDER = (2, 4, 8)  # times, in the backward pass of the adaptive attack
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,50 @@ class Finding:
     check: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}"
+
+
+@dataclass
+class Trial:
+    """A model, images it gets right, and the threat model its robustness is judged under.
+
+    Attributes:
+        model: Maps images to logits, in evaluation mode.
+        images: ``[B, C, H, W]``.
+        labels: ``[B]``.
+        threat: Threat model.
+        seed: Of all draws.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    threat: ThreatModel
+    seed: int = 0
+
+    def robust(self, attack: Attack, model: nn.Module | None = None) -> Tensor:
+        """``[B]`` bool, what withstands an attack, of another model's logits if one is given."""
+        return ~attack(model or self.model, self.images, self.labels).success
+
+    def left(self, attack: Attack, model: nn.Module | None = None) -> float:
+        """The share of `robust`, in percent."""
+        return _percent(self.robust(attack, model))
+
+    @cached_property
+    def withstand_pgd(self) -> Tensor:
+        """``[B]`` bool, after PGD of 20 steps, which several checks compare with."""
+        return self.robust(self.pgd)
+
+    @property
+    def pgd(self) -> PGD:
+        """That attack."""
+        return PGD(self.threat, 20, seed=self.seed)
+
+
+def _percent(flags: Tensor) -> float:
+    return 100 * flags.double().mean().item()
+
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
@@ -54,9 +99,8 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
         found.append(
             Finding(
                 "random outputs",
-                "Two passes over the same images differ: gradients are of other models than the one they attack. Switch "
-                "off what "
-                "draws random numbers, or attack the average of many passes.",
+                "Two passes over the same images differ: gradients are of other models than the one they attack. Switch off "
+                "what draws random numbers, or attack the average of many passes.",
             )
         )
     if first.min() >= 0 and first.max() <= 1 and torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-4):
@@ -82,24 +126,23 @@ def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Fi
         value = losses(points).sum()
         gradient = torch.autograd.grad(value, points)[0] if value.requires_grad else torch.zeros_like(points)
     largest = gradient.flatten(1).abs().amax(1)
-    lost = (largest < GRADIENT_LOST).double().mean().item()
+    lost = largest < GRADIENT_LOST
     found = []
-    if lost > LOST_SHARE:
+    if lost.double().mean() > LOST_SHARE:
         found.append(
             Finding(
                 "vanishing gradients",
-                f"The loss has no gradient for {100 * lost:.0f} % of the images (largest value below {GRADIENT_LOST:g}): "
-                f"attacks "
-                "that follow it stand still. Look for rounding, saturated softmaxes, detached tensors; attack with Square.",
+                f"The loss has no gradient for {_percent(lost):.0f} % of the images (largest value below {GRADIENT_LOST:g}): "
+                "attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors; attack with "
+                "Square.",
             )
         )
-    wrong = _derivative_errors(losses, images, gradient)[largest >= GRADIENT_LOST] > DERIVATIVE_ERROR
+    wrong = _derivative_errors(losses, images, gradient)[~lost] > DERIVATIVE_ERROR
     if len(wrong) and wrong.double().mean() > LOST_SHARE:
         found.append(
             Finding(
                 "wrong gradients",
-                f"For {100 * wrong.double().mean():.0f} % of the images autograd's gradient is not that of the function "
-                f"(finite "
+                f"For {_percent(wrong):.0f} % of the images autograd's gradient is not that of the function (finite "
                 f"differences in float64 differ by more than {100 * DERIVATIVE_ERROR:g} %): something in the forward pass is "
                 "detached, rounded or replaced in the backward pass. Lift it while attacking.",
             )
@@ -108,7 +151,7 @@ def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Fi
 
 
 @torch.no_grad()
-def _derivative_errors(losses, images: Tensor, gradient: Tensor, step: float = 1e-5) -> Tensor:
+def _derivative_errors(losses: Callable[[Tensor], Tensor], images: Tensor, gradient: Tensor, step: float = 1e-5) -> Tensor:
     """``[B]`` relative errors of the derivative along the gradient, by central differences of two lengths."""
     direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
     expected = (gradient * direction).flatten(1).sum(1)
@@ -119,7 +162,7 @@ def _derivative_errors(losses, images: Tensor, gradient: Tensor, step: float = 1
     return torch.minimum(*errors)
 
 
-def check_flags(robust: Mapping[str, Tensor], white_box: list[str], black_box: list[str]) -> list[Finding]:
+def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
     """What the flags of several attacks under one threat model say about each other.
 
     Args:
@@ -128,112 +171,115 @@ def check_flags(robust: Mapping[str, Tensor], white_box: list[str], black_box: l
         black_box: Those that do not.
     """
     found = []
-    accuracy = {name: 100 * flags.double().mean().item() for name, flags in robust.items()}
-    if {"FGSM", "PGD"} <= accuracy.keys() and accuracy["PGD"] > accuracy["FGSM"] + POINTS:
+    if {"FGSM", "PGD"} <= robust.keys() and _percent(robust["PGD"]) > _percent(robust["FGSM"]) + POINTS:
         found.append(
             Finding(
                 "PGD weaker than FGSM",
-                f"PGD leaves {accuracy['PGD']:.1f} %, FGSM {accuracy['FGSM']:.1f} %: many small steps find less than a "
-                f"large one, "
-                "so the gradient misleads. Report no minimum of the two; look for masking.",
+                f"PGD leaves {_percent(robust['PGD']):.1f} %, FGSM {_percent(robust['FGSM']):.1f} %: many small steps find "
+                "less than a large one, so the gradient misleads. Report no minimum of the two; look for masking.",
             )
         )
     if white_box and black_box:
-        by_white = torch.stack([robust[name] for name in white_box]).all(0)
-        by_black = torch.stack([robust[name] for name in black_box]).all(0)
-        missed = 100 * (by_white & ~by_black).double().mean().item()
-        if missed > POINTS and (by_white & ~by_black).sum() > BY_CHANCE:
+        missed = torch.stack([robust[name] for name in white_box]).all(0)
+        missed &= ~torch.stack([robust[name] for name in black_box]).all(0)
+        if _percent(missed) > POINTS and missed.sum() > BY_CHANCE:
             found.append(
                 Finding(
                     "black box beats white box",
-                    f"{missed:.1f} % of the images withstand {', '.join(white_box)} and fall to {', '.join(black_box)}, which "
-                    f"see "
-                    "no gradient: it is masked. Attack adaptively.",
+                    f"{_percent(missed):.1f} % of the images withstand {', '.join(white_box)} and fall to "
+                    f"{', '.join(black_box)}, which see no gradient: it is masked. Attack adaptively.",
                 )
             )
     return found
 
 
-def check_strength(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int = 0) -> list[Finding]:
+def check_strength(trial: Trial) -> list[Finding]:
     """Whether PGD has converged, whether it wins in the end, and whether the scale of the logits holds it back."""
-
-    def left(attack: Attack, model: nn.Module = model) -> float:
-        return 100 * (~attack(model, images, labels).success).double().mean().item()
-
-    found = []
-    few, many = left(PGD(threat, 20, seed=seed)), left(PGD(threat, 100, restarts=2, seed=seed))
+    found, threat = [], trial.threat
+    few, many = _percent(trial.withstand_pgd), trial.left(PGD(threat, 100, restarts=2, seed=trial.seed))
     if few - many > MORE_POINTS:
         found.append(
             Finding(
                 "more steps still help",
-                f"PGD leaves {few:.1f} % after 20 steps and {many:.1f} % after 100 steps from 2 starts: it has not "
-                f"converged. Give "
-                "it more, or use APGD.",
+                f"PGD leaves {few:.1f} % after 20 steps and {many:.1f} % after 100 steps from 2 starts: it has not converged. "
+                "Give it more, or use APGD.",
             )
         )
-    if threat.bounds is not None and threat.norm.name == "Linf":
-        radii = [radius for radius in (0.25, 0.5) if radius > threat.eps] or [1.0]
-        grown = [left(PGD(eps, 40, seed=seed)) for eps in radii]
-        chance = 100 / model(images[:1]).shape[1]
-        if grown[-1] > max(POINTS, chance / 2) or any(b > a + POINTS for a, b in itertools.pairwise([few, *grown])):
-            found.append(
-                Finding(
-                    "accuracy does not fall to 0",
-                    f"Accuracy under PGD at eps {', '.join(f'{r:g}' for r in radii)} is "
-                    f"{', '.join(f'{a:.1f} %' for a in grown)}, though almost any image lies in such a ball: the attack is "
-                    "stuck.",
-                )
-            )
+    if threat.bounds is not None and threat.norm == LINF:
+        found += _check_large_radii(trial, few)
     for factor in (0.1, 0.01):
-        scaled = left(PGD(threat, 20, seed=seed), _Scaled(model, factor).eval())
+        scaled = trial.left(trial.pgd, _Scaled(trial.model, factor).eval())
         if few - scaled > MORE_POINTS:
             found.append(
                 Finding(
                     "scale of the logits",
                     f"PGD leaves {few:.1f} %, and {scaled:.1f} % with logits multiplied by {factor:g}: the loss is flat where "
-                    f"the "
-                    "model is sure. Use APGD-DLR, whose objective has no scale.",
+                    "the model is sure. Use APGD-DLR, whose objective has no scale.",
                 )
             )
             break
     return found
 
 
-def check_saturation(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int = 0) -> list[Finding]:
+def _check_large_radii(trial: Trial, left: float) -> list[Finding]:
+    radii = [radius for radius in (0.25, 0.5) if radius > trial.threat.eps] or [1.0]
+    grown = [trial.left(PGD(radius, 40, seed=trial.seed)) for radius in radii]
+    chance = 100 / trial.model(trial.images[:1]).shape[1]
+    falls = all(b <= a + POINTS for a, b in itertools.pairwise([left, *grown]))
+    if falls and grown[-1] <= max(POINTS, chance / 2):
+        return []
+    return [
+        Finding(
+            "accuracy does not fall to 0",
+            f"Accuracy under PGD at eps {', '.join(f'{r:g}' for r in radii)} is {', '.join(f'{a:.1f} %' for a in grown)}, "
+            "though almost any image lies in such a ball: the attack is stuck.",
+        )
+    ]
+
+
+def check_saturation(trial: Trial) -> list[Finding]:
     """Saturated filters, and what an attack gains that widens the kernels in its backward pass (2, 4, 8 times).
 
     The forward pass stays the model's; only gradients are those of wider kernels, which are not flat.
     """
-    found = []
-    inner = model.model if isinstance(model, NormalizedModel) else model
-    if isinstance(inner, FilterVisionTransformer):
-        seen = (images - model.mean) / model.std if isinstance(model, NormalizedModel) else images
-        share = saturation(inner, seen)
-        if share > SATURATED_SHARE:
-            found.append(
-                Finding(
-                    "saturated filters",
-                    f"{100 * share:.1f} % of the filter's rows have a weight above 1 - 1e-4: hardly any gradient reaches their "
-                    "queries and keys, and attacks that follow it are blind there. See what the adaptive attack leaves.",
-                )
+    found, plain = [], _percent(trial.withstand_pgd)
+    adaptive = {factor: trial.left(trial.pgd, wide) for factor in WIDER if (wide := _backward_of_wider(trial.model, factor))}
+    share = _saturated_rows(trial.model, trial.images)
+    if share > SATURATED_SHARE:
+        found.append(
+            Finding(
+                "saturated filters",
+                f"{100 * share:.1f} % of the filter's rows have a weight above 1 - 1e-4: hardly any gradient reaches their "
+                f"queries and keys, and attacks that follow it are blind there. PGD leaves {plain:.1f} %; with gradients of "
+                f"kernels {', '.join(map(str, adaptive))} times as wide "
+                f"{', '.join(f'{left:.1f} %' for left in adaptive.values())}. Report the lowest, and a strong attack's.",
             )
-    plain = 100 * (~PGD(threat, 20, seed=seed)(model, images, labels).success).double().mean().item()
-    for factor in (2, 4, 8):
-        wide = widened(model, factor)
-        if wide is None:
-            return found
-        attacked = StraightThrough(model, wide).eval()
-        adaptive = 100 * (~PGD(threat, 20, seed=seed)(attacked, images, labels).success).double().mean().item()
-        if plain - adaptive > MORE_POINTS:
-            found.append(
-                Finding(
-                    "adaptive attack",
-                    f"PGD leaves {plain:.1f} %, and {adaptive:.1f} % with gradients of kernels {factor} times as wide: sharp "
-                    "kernels mask the gradient. Report the adaptive number.",
-                )
+        )
+    if adaptive and plain - min(adaptive.values()) > MORE_POINTS:
+        factor = min(adaptive, key=adaptive.__getitem__)
+        found.append(
+            Finding(
+                "adaptive attack",
+                f"PGD leaves {plain:.1f} %, and {adaptive[factor]:.1f} % with gradients of kernels {factor} times as wide: "
+                "sharp kernels mask the gradient. Report the adaptive number.",
             )
-            break
+        )
     return found
+
+
+def _saturated_rows(model: nn.Module, images: Tensor) -> float:
+    """Of the filter backbone in ``model``; 0 if there is none."""
+    for module in model.modules():
+        if isinstance(module, NormalizedModel):
+            images = module.normalize(images)
+        if isinstance(module, FilterVisionTransformer):
+            return saturation(module, images)
+    return 0.0
+
+
+def _backward_of_wider(model: nn.Module, factor: float) -> nn.Module | None:
+    wide = widened(model, factor)
+    return None if wide is None else StraightThrough(model, wide).eval()
 
 
 def sanity_checks(
@@ -251,20 +297,20 @@ def sanity_checks(
     Raises:
         ValueError: The model gets none of the images right.
     """
-    threat = ThreatModel.of(threat)
     right = is_correct(model, images, labels)
     if not right.any():
         raise ValueError(f"The model gets none of {len(images)} images right: there is no robustness to doubt.")
-    images, labels = images[right], labels[right]
-    found = [*check_outputs(model, images), *check_gradients(model, images[:32], labels[:32])]
-    attacks: dict[str, Attack] = {"FGSM": FGSM(threat), "PGD": PGD(threat, 20, seed=seed)}
-    black_box = []
-    if threat.norm.name == "Linf":
-        attacks["Square"], black_box = Square(threat, 300, seed=seed), ["Square"]
-    robust = {name: ~attack(model, images, labels).success for name, attack in attacks.items()}
-    found += check_flags(robust, ["FGSM", "PGD"], black_box)
-    found += check_strength(model, images, labels, threat, seed)
-    return found + check_saturation(model, images, labels, threat, seed)
+    trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed)
+    robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
+    if trial.threat.norm == LINF:
+        robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
+    return [
+        *check_outputs(model, trial.images),
+        *check_gradients(model, trial.images[:32], trial.labels[:32]),
+        *check_flags(robust, ["FGSM", "PGD"], black_box),
+        *check_strength(trial),
+        *check_saturation(trial),
+    ]
 
 
 class _Scaled(nn.Module):

@@ -35,6 +35,7 @@ class Norm(ABC):
         """A point of the unit ball, uniformly distributed, for one image of ``shape``."""
 
 
+@dataclass(frozen=True)
 class Linf(Norm):
     """The largest change of a value."""
 
@@ -53,6 +54,7 @@ class Linf(Norm):
         return torch.rand(shape, generator=generator) * 2 - 1
 
 
+@dataclass(frozen=True)
 class L2(Norm):
     """The Euclidean length of the change."""
 
@@ -102,7 +104,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps}, but must be positive and finite; at 0 accuracy is clean accuracy.")
-        if self.bounds is not None and self.norm.name == "Linf" and self.eps > self.bounds[1] - self.bounds[0]:
+        if self.bounds is not None and self.norm == LINF and self.eps > self.bounds[1] - self.bounds[0]:
             low, high = self.bounds
             raise ValueError(f"eps is {self.eps}, but images range from {low:g} to {high:g}; 8 grey levels are eps=8/255.")
 
@@ -115,6 +117,11 @@ class ThreatModel:
     def normalized(cls, eps: float, norm: Norm = LINF) -> "ThreatModel":
         """The convention of the papers' code: eps in units of normalised tensors, no range (see `pixel_eps`)."""
         return cls(eps, norm, bounds=None)
+
+    @property
+    def space(self) -> str:
+        """Of what the radius is meant: ``images`` in [0, 1], or ``normalized`` tensors."""
+        return "images" if self.bounds is not None else "normalized"
 
     def pixel_eps(self, std: Sequence[float]) -> list[float]:
         """The radius in units of images in [0, 1], a channel: about 4.4 times weaker than it looks with ImageNet's ``std``."""

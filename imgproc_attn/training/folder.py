@@ -14,6 +14,7 @@ from torch import nn
 from ..environment import environment
 from ..files import remove_unfinished, write_json, write_text
 from ..models.checkpoints import WEIGHTS
+from ..records import changes
 from .checkpoints import CONFIG, STATE
 from .journal import CURVES, METRICS, PICTURE
 from .recipe import Recipe, check_recipe
@@ -64,9 +65,8 @@ class Folder:
             events.unlink()
 
     def _refuse_changes(self, before: Recipe) -> None:
-        old, new = _flat(before.model_dump()), _flat(self.recipe.model_dump())
-        keys = [key for key in [*new, *(k for k in old if k not in new)] if not key.startswith(FREE_TO_CHANGE)]
-        changed = [f"{k}: {old.get(k, 'not set')} -> {new.get(k, 'not set')}" for k in keys if old.get(k) != new.get(k)]
+        found = changes(before.model_dump(), self.recipe.model_dump())
+        changed = [f"{key}: {change}" for key, change in found.items() if not key.startswith(FREE_TO_CHANGE)]
         harmless = [c for c in changed if c.startswith(CHANGES_DRAWS)]
         if harmless:
             warnings.warn(
@@ -125,10 +125,3 @@ class Folder:
                     stacklevel=3,
                 )
         write_json(file, {"sessions": [*before, now]})
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

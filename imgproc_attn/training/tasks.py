@@ -75,7 +75,7 @@ class AdversarialClassification(Classification):
         images = (input * model.std + model.mean).clamp(0, 1)
         found = attack.perturb(model, images, labels, torch.arange(len(images)))
         inner.train()
-        return (found - model.mean) / model.std
+        return model.normalize(found)
 
 
 def build_task(recipe: Recipe, model: nn.Module, preparation: Preparation, device: torch.device) -> Classification:

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from ..data import Images, Preparation, evaluation_loader
-from ..diagnostics import saturation
+from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer
-
-SATURATED = 0.01  # share of filter rows above which a warning is due
 
 
 class SaturationWarning(UserWarning):
@@ -35,7 +33,7 @@ class SaturationWatch:
         if not isinstance(model, FilterVisionTransformer):
             return {}
         share = saturation(model.eval(), self._images)
-        if share > SATURATED:
+        if share > SATURATED_SHARE:
             warnings.warn(
                 f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4): hardly any gradient "
                 "reaches their bandwidths, queries and keys. A smaller learning rate or a larger initial bandwidth helps.",

@@ -6,7 +6,7 @@ fools the model. The model takes images in [0, 1] (see `imgproc_attn.evaluation.
 """
 
 from .apgd import APGDCE, APGDDLR, TargetedAPGD
-from .base import Attack, AttackResult, check_images, is_correct
+from .base import Attack, AttackResult, Passes, check_images, is_correct
 from .black_box import SPSA, Square
 from .ensemble import WorstOf, strong_ensemble
 from .gradient import FGSM, MIFGSM, PGD
@@ -20,6 +20,7 @@ __all__ = [
     "SPSA",
     "Attack",
     "AttackResult",
+    "Passes",
     "Square",
     "TargetedAPGD",
     "WorstOf",

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ..objectives import (
     cross_entropy,
     difference_of_logits_ratio,
+    others,
     targeted_cross_entropy,
     targeted_difference_of_logits_ratio,
 )
-from .base import Attack, Objective, check_at_least, gradient_of
+from .base import Attack, Objective, Passes, check_at_least, gradient_of
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -42,8 +43,13 @@ class _APGD(Attack):
     momentum = 0.75  # alpha of the paper
     least_rises = 0.75  # rho: the share of steps since the last checkpoint that must have raised the objective
 
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(self.steps + 1, self.steps + 1)
+
     def _check(self) -> None:
-        check_at_least(self, steps=1, restarts=1)
+        super()._check()
+        check_at_least(self, steps=1)
 
     @abstractmethod
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
@@ -131,6 +137,10 @@ class TargetedAPGD(_APGD):
 
     restarts: int = 9
 
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(self.steps + 2, self.steps + 1)
+
     def _check(self) -> None:
         super()._check()
         _refuse_targets(self)
@@ -138,8 +148,8 @@ class TargetedAPGD(_APGD):
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
         with torch.no_grad():
             logits = model(images)
-        others = logits.scatter(1, labels[:, None], torch.finfo(logits.dtype).min).argsort(dim=1, descending=True)
-        targets = others[:, min(restart, logits.shape[1] - 2)]
+        likeliest = others(logits, labels).argsort(dim=1, descending=True)
+        targets = likeliest[:, min(restart, logits.shape[1] - 2)]
         return lambda logits, labels: targeted_difference_of_logits_ratio(logits, labels, targets)
 
 

@@ -26,6 +26,13 @@ class AttackResult(NamedTuple):
     success: Tensor
 
 
+class Passes(NamedTuple):
+    """What an attack costs a sample at most: passes through the model, forward and backward."""
+
+    forward: int
+    backward: int
+
+
 def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
     """Refuse what would make a robustness number wrong.
 
@@ -151,6 +158,17 @@ class Attack(ABC):
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
         """The worst points that one restart comes by; what `perturb` ends with, unless an attack knows better."""
         return self.perturb(model, images, labels, ids, restart)
+
+    @property
+    @abstractmethod
+    def passes_a_restart(self) -> Passes:
+        """Of `search`."""
+
+    @property
+    def passes(self) -> Passes:
+        """Of a call, for a sample that withstands."""
+        forward, backward = self.passes_a_restart
+        return Passes(1 + self.restarts * (forward + 1), self.restarts * backward)
 
     def random_start(self, images: Tensor, ids: Tensor, key: tuple[int, ...]) -> Tensor:
         """Points of the balls, by sample and ``key``."""

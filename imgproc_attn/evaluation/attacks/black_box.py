@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..draws import draw, mix
 from ..objectives import margin, targeted_margin
-from .base import Attack, Objective, check_at_least
+from ..threat import LINF
+from .base import Attack, Objective, Passes, check_at_least
 
 
 def _margin(attack: Attack) -> Objective:
@@ -16,7 +17,7 @@ def _margin(attack: Attack) -> Objective:
 
 
 def _linf_alone(attack: Attack) -> None:
-    if attack.threat.norm.name != "Linf":
+    if attack.threat.norm != LINF:
         raise ValueError(f"{type(attack).__name__} is written for the L-infinity ball, not for {attack.threat.norm.name}.")
 
 
@@ -39,8 +40,13 @@ class Square(Attack):
     restarts: int = 1
     seed: int = 0
 
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(self.queries, 0)
+
     def _check(self) -> None:
-        check_at_least(self, queries=1, restarts=1)
+        super()._check()
+        check_at_least(self, queries=1)
         _linf_alone(self)
         if not 0 < self.share <= 1:
             raise ValueError(f"Square: share is {self.share}, but must lie in (0, 1].")
@@ -109,8 +115,13 @@ class SPSA(Attack):
     restarts: int = 1
     seed: int = 0
 
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(2 * self.samples * self.steps, 0)
+
     def _check(self) -> None:
-        check_at_least(self, steps=1, samples=1, batch=1, restarts=1)
+        super()._check()
+        check_at_least(self, steps=1, samples=1, batch=1)
         for name in ("delta", "lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"SPSA: {name} is {getattr(self, name)}, but must be positive and finite.")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..threat import ThreatModel
+from ..threat import LINF, ThreatModel
 from .apgd import APGDCE, APGDDLR, TargetedAPGD
-from .base import Attack, AttackResult
+from .base import Attack, AttackResult, Passes
 from .black_box import Square
 
 
@@ -42,6 +42,12 @@ class WorstOf:
         """Radius of the ball."""
         return self.threat.eps
 
+    @property
+    def passes(self) -> Passes:
+        """Of a call, for a sample that withstands."""
+        all_of_them = [attack.passes for attack in self.attacks.values()]
+        return Passes(sum(p.forward for p in all_of_them), sum(p.backward for p in all_of_them))
+
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
         """As `Attack`."""
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
@@ -72,6 +78,6 @@ def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int 
         attacks["APGD-T"] = TargetedAPGD(threat, seed=seed)
     elif num_classes == 3:
         attacks["APGD-DLR"] = APGDDLR(threat, seed=seed)
-    if ThreatModel.of(threat).norm.name == "Linf":
+    if ThreatModel.of(threat).norm == LINF:
         attacks["Square"] = Square(threat, queries, seed=seed)
     return WorstOf(attacks)

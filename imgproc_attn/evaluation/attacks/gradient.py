@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import cross_entropy, targeted_cross_entropy
-from .base import Attack, Objective, check_at_least, gradient_of
+from .base import Attack, Objective, Passes, check_at_least, gradient_of
 
 
 def _cross_entropy(attack: Attack) -> Objective:
@@ -21,6 +21,10 @@ class FGSM(Attack):
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
     """
+
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(1, 1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
         gradient = gradient_of(_cross_entropy(self), model, images, labels)[1]
@@ -37,8 +41,13 @@ class _Stepwise(Attack):
     start_at_random: bool = True
     seed: int = 0
 
+    @property
+    def passes_a_restart(self) -> Passes:
+        return Passes(self.steps, self.steps)
+
     def _check(self) -> None:
-        check_at_least(self, steps=1, restarts=1)
+        super()._check()
+        check_at_least(self, steps=1)
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"{type(self).__name__}: step_size is {self.step_size}, but must be positive and finite; or None.")
 

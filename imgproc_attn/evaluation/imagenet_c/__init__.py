@@ -78,17 +78,17 @@ class ImageNetC:
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits."""
         ids = range(len(images)) if sample_ids is None else sample_ids.tolist()
-        corrupted = [self._corrupt(image, int(i)) for image, i in zip(images.detach().cpu(), ids)]
-        return torch.stack(corrupted).to(images) if corrupted else images.clone()
+        pixels = images.detach().cpu().double().mul(255).round().to(torch.uint8).numpy()
+        corrupted = [torch.from_numpy(self.corrupt(image, int(i))) for image, i in zip(pixels, ids)]
+        return torch.stack(corrupted).to(images) / 255 if corrupted else images.clone()
 
-    def _corrupt(self, image: Tensor, sample: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.severity, sample])
-        pixels = np.rint(image.permute(1, 2, 0).double().numpy() * 255) / 255
-        found = corrupt(
-            self.name, np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy(), self.severity, rng, self.frost_folder
-        )
-        found = found if image.shape[0] == 3 else found.mean(axis=2, keepdims=True)
-        return torch.from_numpy(found).permute(2, 0, 1)
+    def corrupt(self, pixels: np.ndarray, sample_id: int) -> np.ndarray:
+        """One image ``[C, H, W]`` in 8 bits, corrupted: what `__call__` does, for the processes that read images."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.severity, sample_id])
+        picture = np.broadcast_to(pixels.transpose(1, 2, 0) / 255, (*pixels.shape[1:], 3)).copy()
+        found = corrupt(self.name, picture, self.severity, rng, self.frost_folder)
+        found = found if pixels.shape[0] == 3 else found.mean(axis=2, keepdims=True)
+        return np.rint(found * 255).astype(np.uint8).transpose(2, 0, 1)
 
 
 def corrupt(name: str, x: Picture, severity: int, rng: Generator, frost_folder: Path | None = None) -> Picture:

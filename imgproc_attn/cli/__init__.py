@@ -1,0 +1,60 @@
+"""The console command ``imgproc-attn``."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .. import __version__
+from . import benchmark, evaluation, training
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    top = argparse.ArgumentParser(prog="imgproc-attn", description="Vision transformers whose attention is an image filter.")
+    top.add_argument("--version", action="version", version=f"imgproc-attn {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in (training, evaluation, benchmark):
+        group.add_commands(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; problems with what was asked for end in one line and exit status 2."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    changes = next((getattr(args, name) for name in ("overrides", "options") if hasattr(args, name)), None)
+    if rest and (changes is None or any(text.startswith("-") or "=" not in text for text in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes a command's changes in one row only
+        changes.extend(rest)  # type: ignore[union-attr]
+    warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
+    if getattr(args, "device", "") in ("cpu", "auto"):
+        from ..environment import keep_freed_memory
+
+        keep_freed_memory()
+    try:
+        args.function(args)
+    except KeyboardInterrupt:
+        print("imgproc-attn: stopped; training goes on with --resume, all else with the same command.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
+        sys.exit(_fail(error))
+    finally:
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    """Leave the process group, if any: its threads would otherwise outlive the interpreter, and abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _fail(error: Exception) -> int:
+    message = str(error)
+    if "Original Traceback" in message:  # of a loader's process: its last line is the error
+        message = message.rstrip().splitlines()[-1].partition(": ")[2]
+    print(f"imgproc-attn: {message}", file=sys.stderr)
+    return 2

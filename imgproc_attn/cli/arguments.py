@@ -1,0 +1,108 @@
+"""Arguments that several commands share, and what they mean."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """What is evaluated."""
+    parser.add_argument("model", help="a timm name, the folder of a run, or one with timm's config.json and weights")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
+    parser.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
+    parser.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
+    parser.add_argument("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
+    parser.add_argument("--crop-pct", type=float, help="resize to size / crop_pct, then crop (default: the model's)")
+
+
+def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
+    """The images it is evaluated on; ``where`` they are, unless the command has its own words for that."""
+    if where:
+        parser.add_argument("--data", help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/… (default: a run's own; folder)")
+        parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
+        parser.add_argument("--split", help="split or subfolder (default: a run's test split, else the root itself)")
+        parser.add_argument(
+            "--classes",
+            metavar="MAP",
+            help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
+        )
+    parser.add_argument("--limit", type=int, help="only so many images, drawn at random")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
+
+
+def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str) -> None:
+    """Where and how it runs."""
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="of each process")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--amp", choices=["bfloat16", "float16"], help="autocast (default: float32)")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder of the results")
+    add_device(parser)
+
+
+def subject_of(args: argparse.Namespace) -> Any:
+    """The `Subject` of `add_subject`."""
+    from ..evaluation.subject import Subject
+
+    run = run_of(args)
+    return Subject(
+        args.model,
+        args.checkpoint,
+        args.pretrained,
+        dict(_option(o) for o in args.options),
+        None if args.input_size is None else tuple(args.input_size),
+        args.crop_pct,
+        None if run is None else run.run.seed,
+    )
+
+
+def source_of(args: argparse.Namespace) -> Any:
+    """The `ImageSource` of `add_images`: as given, else the test split of the run that is evaluated."""
+    from ..evaluation.classes import class_map
+    from ..evaluation.subject import ImageSource
+
+    classes = None if args.classes is None else class_map(args.classes)
+    options = {"classes": classes, "limit": args.limit, "skip_broken": args.skip_broken}
+    run = run_of(args)
+    if args.data is None and args.root is None and run is not None:
+        split = run.data.test_split if args.split is None else args.split
+        if split is None:
+            raise ValueError(f"The run {args.model} has no test split; give --split.")
+        return ImageSource(run.data.name, run.data.root, split, **options)
+    name = args.data or "folder"
+    if args.root is None and name in ("folder", "npz"):
+        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
+    return ImageSource(name, args.root or "", args.split or "", **options)
+
+
+def run_of(args: argparse.Namespace) -> Any:
+    """The recipe of the run that is evaluated; None if it is none."""
+    from ..training import load_recipe
+
+    model = Path(args.model.removeprefix("local-dir:"))
+    folders = [folder for folder in (model, model.parent) if model.is_dir() and (folder / "recipe.yaml").is_file()]
+    return load_recipe(folders[0]) if folders else None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text!r} has no '='; write key=value.")
+    return key, yaml.safe_load(value)
+
+
+def number(text: str) -> float:
+    """A number or a fraction, ``4/255``."""
+    top, _, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction like 4/255") from None

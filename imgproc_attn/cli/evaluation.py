@@ -1,0 +1,278 @@
+"""Commands that evaluate: evaluate, attack, corrupt, shift, report."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .arguments import DEFAULTS, add_images, add_place, add_subject, number, source_of, subject_of
+
+ATTACK_TEXT = """\
+Accuracy of a classifier under adversarial attacks, with sanity checks that say when not to believe it.
+
+Images are attacked in [0, 1], with normalisation inside the model; eps is in the same units (4/255: four grey levels). Random
+draws belong to the sample, so batch size and number of processes change nothing. Killed at any moment, the same command goes
+on where it was.
+In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL …
+
+presets:
+"""
+CORRUPT_TEXT = """\
+Accuracy on corrupted images: the 15 + 4 corruptions of ImageNet-C at 5 severities, generated on the fly for any images, or the
+published files of ImageNet-C and CIFAR-10-C (--files). Generated ones are not compressed as JPEG, as the published files are:
+do not compare the two. Frost needs photographs that do not come with this package (--frost-folder).
+"""
+VALIDATION = "imagenet-val"
+SHIFT_TEXT = """\
+Accuracy on naturally shifted ImageNet: give the folders you have. Class folders are called by WordNet id or, as ImageNet-V2's,
+by number. ImageNet-A and -R count the logits of their 200 classes; ImageNet-O, with the validation set, the AUPR of telling its
+images by low confidence.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the subparsers ``commands``."""
+    _add_evaluate(commands)
+    _add_attack(commands)
+    _add_corrupt(commands)
+    _add_shift(commands)
+    _add_report(commands)
+
+
+def _add_evaluate(commands: Any) -> None:
+    e = commands.add_parser(
+        "evaluate",
+        help="accuracy of any timm model or checkpoint on any images",
+        description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images.",
+        formatter_class=DEFAULTS,
+    )
+    add_subject(e)
+    add_images(e)
+    e.add_argument(
+        "--real-labels",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also count by ReaL labels, real.json or timm's copy (ImageNet validation)",
+    )
+    add_place(e, 128, "runs/evaluate")
+    e.set_defaults(function=_evaluate)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and tells defaults."""
+
+
+def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
+    add_subject(parser)
+    parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws")
+    parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
+    parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
+    add_place(parser, 64, f"runs/{name}")
+    return parser
+
+
+def _add_attack(commands: Any) -> None:
+    from ..evaluation.presets import ATTACKS, ENSEMBLE, NORMS, PRESETS
+
+    presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
+    a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
+    add_images(a)
+    a.add_argument("--preset", choices=PRESETS, help="a protocol by name (default: grid, unless --attacks are given)")
+    a.add_argument(
+        "--attacks", nargs="+", choices=[*ATTACKS, ENSEMBLE], metavar="ATTACK", help=f"{', '.join(ATTACKS)}, {ENSEMBLE}"
+    )
+    a.add_argument("--eps", nargs="+", type=number, metavar="EPS", help="radii, e.g. 1/255 4/255")
+    a.add_argument("--norm", choices=NORMS, default="Linf", help="of the ball")
+    a.add_argument(
+        "--space",
+        choices=["images", "normalized"],
+        default="images",
+        help="what eps is meant of; normalized is the convention of the attention papers' code: no range, the model's own "
+        "predictions for labels",
+    )
+    a.add_argument("--targeted", action="store_true", help="towards a random other class")
+    a.add_argument("--steps", type=int, help="of attacks in steps (default: each attack's own)")
+    a.add_argument("--step-size", type=number, help="of PGD and MI-FGSM (default: 2.5 eps / steps, eps / steps)")
+    a.add_argument("--restarts", type=int, help="random starts a sample (default: each attack's own)")
+    a.add_argument("--queries", type=int, help="of Square")
+    a.add_argument("--checks", type=int, default=64, metavar="N", help="images that the sanity checks look at")
+    a.set_defaults(function=_attack)
+
+
+def _add_corrupt(commands: Any) -> None:
+    c = _add_robustness(commands, "corrupt", CORRUPT_TEXT, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly")
+    add_images(c)
+    c.add_argument("--corruptions", nargs="+", default=["common"], metavar="NAME", help="names, common (15), extra (4), or all")
+    c.add_argument("--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1…5")
+    c.add_argument("--frost-folder", type=Path, help="frost1.png to frost5.jpg of github.com/hendrycks/robustness")
+    c.add_argument("--files", action="store_true", help="--root holds published files; all that are there, by default")
+    c.set_defaults(function=_corrupt)
+
+
+def _add_shift(commands: Any) -> None:
+    s = _add_robustness(commands, "shift", SHIFT_TEXT, "accuracy on naturally shifted ImageNet: A, R, Sketch, V2, O, ReaL")
+    from ..evaluation.shifts import shifts
+
+    for name, shift in shifts().items():
+        s.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"{shift.title} ({shift.source})")
+    s.add_argument("--imagenet-o", type=Path, metavar="FOLDER", help="ImageNet-O (arXiv 1907.07174); wants --imagenet-val too")
+    s.add_argument("--real-labels", nargs="?", const="", metavar="FILE", help="count --imagenet-val by ReaL labels too")
+    add_images(s, where=False)
+    s.set_defaults(function=_shift)
+
+
+def _add_report(commands: Any) -> None:
+    r = commands.add_parser(
+        "report",
+        help="one page of many results: models side by side, paired where samples are the same",
+        description="One self-contained HTML page of the results of attack, corrupt and shift: models side by side, "
+        "differences to the first model paired by sample or, with several runs of one label, by training seed.",
+        formatter_class=DEFAULTS,
+    )
+    r.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of results, or of folders of results")
+    r.add_argument("--output", type=Path, default=Path("runs/report.html"))
+    r.set_defaults(function=_report)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from ..evaluation.accuracy import accuracy_table
+    from ..evaluation.run import evaluate_classifier
+    from ..training.loop import autocast
+    from ..training.run import start_processes
+
+    subject, source = subject_of(args), source_of(args)
+    device, processes = start_processes(args.device)
+    result = evaluate_classifier(
+        subject,
+        source,
+        args.output,
+        device,
+        processes,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        autocast=autocast(device.type, args.amp),
+        real=args.real_labels is not None,
+        real_labels=Path(args.real_labels) if args.real_labels else None,
+    )
+    if processes.rank == 0:
+        print(accuracy_table(result))
+        if result["unreadable"]:
+            print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
+        print(f"\nWritten: {args.output}")
+
+
+def _place(args: argparse.Namespace) -> Any:
+    """The `Place` of a robustness command."""
+    from ..evaluation.assessment import Place
+    from ..training.run import start_processes
+
+    device, processes = start_processes(args.device)
+    return Place(args.output, device, processes, args.batch_size, args.workers)
+
+
+def _assess(args: argparse.Namespace, source: Any, place: Any) -> Any:
+    """The `Assessment` that a robustness command is about."""
+    from ..evaluation.assessment import Assessment, forget
+    from ..training.loop import autocast
+
+    if args.restart and place.processes.rank == 0 and not args.dry_run:
+        forget(place.output)
+    context = None if args.amp is None else autocast(place.device.type, args.amp)
+    return Assessment(subject_of(args), source, place, args.label, context, args.amp or "float32", args.seed)
+
+
+def _attack(args: argparse.Namespace) -> None:
+    from ..evaluation.presets import NORMS, PRESETS, build_attacks
+    from ..evaluation.robustness import attack_conditions, plan, run_attacks
+    from ..evaluation.threat import ThreatModel
+
+    own = {key: getattr(args, key) for key in ("steps", "step_size", "restarts", "queries")}
+    if args.attacks is None:
+        changed = [key for key, value in {**own, "eps": args.eps}.items() if value is not None]
+        if changed or args.targeted or args.space != "images" or args.norm != "Linf":
+            raise ValueError("A preset fixes its attacks and their settings; name --attacks to set your own.")
+    elif args.preset is not None:
+        raise ValueError(f"--preset {args.preset} and --attacks exclude each other.")
+    elif not args.eps:
+        raise ValueError("--attacks need radii: give --eps, e.g. --eps 1/255 4/255.")
+    assessment = _assess(args, source_of(args), _place(args))
+    preset = None if args.attacks else (args.preset or "grid")
+    if preset is not None:
+        attacks = PRESETS[preset].build(assessment.classes, args.seed)
+    else:
+        bounds = (0.0, 1.0) if args.space == "images" else None
+        threats = [ThreatModel(eps, NORMS[args.norm], args.targeted, bounds) for eps in args.eps]
+        attacks = build_attacks(args.attacks, threats, assessment.classes, args.seed, **own)
+    if args.dry_run:
+        print(f"preset {preset}: {PRESETS[preset].purpose}\n" if preset else "", end="")
+        return print(plan(assessment, attack_conditions(assessment.samples(), attacks), args.checks))
+    _tell(run_attacks(assessment, attacks, args.checks, preset=preset), args.output)
+
+
+def _corrupt(args: argparse.Namespace) -> None:
+    from ..evaluation.imagenet_c.published import published_conditions
+    from ..evaluation.robustness import corruption_conditions, known_corruptions, plan, run_corruptions
+
+    source = source_of(args)
+    assessment = _assess(args, source, _place(args))
+    if args.files:
+        names = None if args.corruptions == ["common"] else known_corruptions(args.corruptions, Path())
+        conditions = published_conditions(source, assessment.inner, assessment.preparation, names, args.severities)
+    else:
+        names = known_corruptions(args.corruptions, args.frost_folder)
+        if assessment.place.processes.rank == 0 and "frost" not in names and {"common", "all"} & set(args.corruptions):
+            print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
+        conditions = corruption_conditions(assessment.samples(), names, args.severities, args.seed, args.frost_folder)
+    if args.dry_run:
+        return print(plan(assessment, conditions))
+    _tell(run_corruptions(assessment, conditions, generated=not args.files), args.output)
+
+
+def _shift(args: argparse.Namespace) -> None:
+    from ..evaluation.classes import classes_of
+    from ..evaluation.robustness import plan, run_shift, run_unknown, shift_conditions, unknown_conditions
+    from ..evaluation.shifts import shifts
+    from ..evaluation.subject import ImageSource
+
+    def assess(name: str, folder: Path, classes: Any) -> Any:
+        source = ImageSource("folder", str(folder), "", classes, args.limit, args.skip_broken)
+        return _assess(args, source, replace(place, output=args.output / name))
+
+    given = {name: getattr(args, name.replace("-", "_")) for name in shifts()}
+    asked = {name: folder for name, folder in given.items() if folder is not None}
+    if not asked and args.imagenet_o is None:
+        raise ValueError(f"No data set given; name the folder of one: --{', --'.join(given)}, --imagenet-o.")
+    if (args.imagenet_o is not None or args.real_labels is not None) and VALIDATION not in asked:
+        raise ValueError(f"--imagenet-o and --real-labels need ImageNet's validation images: give --{VALIDATION} FOLDER.")
+    place = _place(args)
+    for name, folder in asked.items():
+        assessment, title = assess(name, folder, shifts()[name].classes), shifts()[name].title
+        if args.dry_run:
+            print(plan(assessment, shift_conditions(assessment, title)), end="\n\n")
+            continue
+        real = args.real_labels if name == VALIDATION else None
+        _tell(run_shift(assessment, title, real is not None, Path(real) if real else None), assessment.place.output)
+    if args.imagenet_o is not None:
+        classes = classes_of("ImageNet-O", [p.name for p in sorted(args.imagenet_o.iterdir()) if p.is_dir()])
+        unknown = assess("imagenet-o", args.imagenet_o, classes)
+        known = assess("imagenet-o", asked[VALIDATION], replace(classes, alone=True))
+        if args.dry_run:
+            return print(plan(unknown, unknown_conditions(unknown, known)))
+        _tell(run_unknown(unknown, known), unknown.place.output)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from ..evaluation.report import write_report
+
+    write_report(args.folders, args.output)
+    print(f"Written: {args.output}")
+
+
+def _tell(result: dict[str, Any], output: Path) -> None:
+    """Print the table of results, in the process that has it."""
+    if result:
+        print((output / "result.md").read_text(encoding="utf-8"))
+        print(f"Written: {output}\n")

@@ -1,0 +1,99 @@
+"""Commands that train: train, quickstart, compare; and the recipes they run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import DEFAULTS, add_device
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the subparsers ``commands``."""
+    t = commands.add_parser(
+        "train",
+        help="train the model of a recipe; under torchrun in many processes",
+        description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
+        formatter_class=DEFAULTS,
+    )
+    t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
+    t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
+    t.add_argument("--variant", help="which model of a comparison")
+    t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE)")
+    t.add_argument("--restart", action="store_true", help="remove the run in the folder first")
+    t.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
+    add_device(t)
+    t.set_defaults(function=_train)
+
+    q = commands.add_parser(
+        "quickstart",
+        help="train models on real images, attack and corrupt them, report, within minutes",
+        description="Train models on real images, attack and corrupt them, report, within minutes.",
+        formatter_class=DEFAULTS,
+    )
+    q.set_defaults(recipe="quickstart")
+    c = commands.add_parser(
+        "compare",
+        help="the same for any recipe of several models",
+        description="Train, attack, corrupt and report the models of a recipe, paired by seed.",
+        formatter_class=DEFAULTS,
+    )
+    c.add_argument("recipe", help="a YAML file with a section comparison, or the name of such a recipe of the package")
+    for p in (q, c):
+        p.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. comparison.seeds=[0]")
+        p.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
+        p.add_argument("--restart", action="store_true", help="forget the runs in the folder instead of going on with them")
+        add_device(p)
+        p.set_defaults(function=_compare)
+
+    r = commands.add_parser("recipes", help="list the recipes of the package, or copy one", formatter_class=DEFAULTS)
+    r.add_argument("--copy", metavar="NAME", help="copy this one")
+    r.add_argument("--to", type=Path, help="where (default: its file name, here)")
+    r.set_defaults(function=_recipes)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from ..training import find_recipe, load_recipe, train
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.variant is not None:
+        recipe = recipe.variant(args.variant, recipe.run.seed)
+    output = args.output or _output(find_recipe(args.recipe))
+    train(recipe, output, args.device, args.resume, args.restart)
+
+
+def _output(recipe: Path) -> Path:
+    """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
+    from ..training import list_recipes
+
+    if recipe.name == "recipe.yaml" and (recipe.parent / "metrics.jsonl").exists():
+        return recipe.parent
+    names = {file: name for name, file in list_recipes().items()}
+    return Path("runs") / names.get(recipe, recipe.stem)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from ..comparison import compare
+    from ..training import find_recipe, load_recipe
+
+    output = args.output or _output(find_recipe(args.recipe))
+    report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart)
+    print(report.read_text())
+    print(f"Report: {report}")
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from ..files import write_text
+    from ..training import find_recipe, list_recipes
+
+    if args.copy is None:
+        for name, file in list_recipes().items():
+            purpose = file.read_text(encoding="utf-8").partition("Purpose:")[2].partition("\n# Source:")[0]
+            print(f"{name:<44} {' '.join(purpose.replace('#', '').split())}")
+        return
+    path = find_recipe(args.copy)
+    target = args.to or Path(path.name)
+    target = target / path.name if target.is_dir() else target
+    if target.exists():
+        raise FileExistsError(f"{target} exists; give another name with --to.")
+    write_text(target, path.read_text(encoding="utf-8"))
+    print(f"Copied to {target}; run it with: imgproc-attn train {target}")

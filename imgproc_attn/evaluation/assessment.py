@@ -1,0 +1,232 @@
+"""One model under many conditions: what ``attack``, ``corrupt`` and ``shift`` share, from its name to a folder of results."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from ..data import ALONE, Images, Processes
+from ..environment import environment
+from ..files import write_atomically, write_json
+from .accuracy import names_hash
+from .attacks import is_correct
+from .conditions import Condition
+from .evaluator import Evaluator, images_of, weights_hash
+from .flags import Flags
+from .normalization import NormalizedModel
+from .results import row, write_result
+from .samples import Samples
+from .sanity import Finding, check_outputs, sanity_checks
+from .subject import ImageSource, Subject
+from .threat import ThreatModel
+
+FLAG_FOLDER, CHECKS = "flags", "checks.json"
+
+
+class InPrecision(nn.Module):
+    """A model whose forward pass runs under autocast, and whose logits are float32.
+
+    Args:
+        model: Any classifier.
+        autocast: Makes the context.
+    """
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            logits = self.model(images)
+        return logits.float()
+
+
+@dataclass
+class Place:
+    """Where and how an evaluation runs; no flag depends on it.
+
+    Attributes:
+        output: Folder of the results, made if need be; one for all processes.
+        device: Of this process.
+        processes: Which process this is.
+        batch_size: Of this process.
+        workers: Processes that read.
+    """
+
+    output: Path
+    device: torch.device
+    processes: Processes = ALONE
+    batch_size: int = 64
+    workers: int = 2
+
+
+class Assessment:
+    """A model, ready to be asked about the images of a source.
+
+    Args:
+        subject: The model.
+        source: The images.
+        place: Where it runs.
+        label: What the model is called in reports. Default: the subject's.
+        autocast: Context of the forward pass; None for float32.
+        dtype: Its name, for the record.
+        seed: Of all draws.
+
+    Raises:
+        ValueError: Model, weights or images are not there or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        source: ImageSource,
+        place: Place,
+        label: str | None = None,
+        autocast: Callable[[], Any] | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        self.subject, self.source, self.place, self.seed = subject, source, place, seed
+        self.label, self.dtype = label or subject.label, dtype
+        inner, self.preparation = subject.build()
+        # weights do not tell everything: a fixed residual rule leaves no trace in them
+        self.weights, self.architecture = weights_hash(inner), hashlib.sha256(repr(inner).encode()).hexdigest()
+        self.parameters = sum(p.numel() for p in inner.parameters())
+        self.classes = source.classes.num_classes if source.classes else int(inner.num_classes)  # type: ignore[arg-type]
+        self.inner = inner
+        asked = source.restrict(inner)
+        asked = asked if autocast is None else InPrecision(asked, autocast)
+        self.model = NormalizedModel(asked, self.preparation.mean, self.preparation.std).to(place.device).eval()
+
+    def samples(self) -> Samples:
+        """The images of the source.
+
+        Raises:
+            ValueError: A reader that only iterates: flags belong to numbered images.
+        """
+        images = self.source.open(self.inner, self.preparation.input_size[0])
+        if isinstance(images, IterableDataset):
+            raise ValueError(f"{self.source.data!r} gives no images by number, which flags are kept by; use another reader.")
+        assert isinstance(images, Images)
+        return Samples(images)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What flags depend on beside images and condition."""
+        classes = None if self.source.classes is None else self.source.classes.name
+        versions = environment("cpu")["versions"]
+        return {
+            "weights_sha256": self.weights,
+            "architecture_sha256": self.architecture,
+            "options": {key: str(value) for key, value in self.subject.options.items()},
+            "classes": classes,
+            "dtype": self.dtype,
+            "versions": {name: versions[name] for name in ("imgproc-attn", "torch", "timm")},
+        }
+
+    def ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
+        """The flags of all conditions; what the folder holds already is not computed again."""
+        place = self.place
+        total = sum(len(condition.samples) for condition in conditions)
+        hidden = True if place.processes.rank else None
+        with tqdm(total=total, unit="img", dynamic_ncols=True, disable=hidden) as bar:
+
+            def progress(condition: str, samples: int) -> None:
+                bar.set_description(condition)
+                bar.update(min(samples, total - bar.n))
+
+            evaluator = Evaluator(
+                self.model,
+                self.preparation,
+                place.output / FLAG_FOLDER,
+                self.protocol,
+                place.device,
+                place.processes,
+                place.batch_size,
+                place.workers,
+                progress,
+            )
+            return evaluator(conditions)
+
+    def check(self, samples: Samples, threat: ThreatModel | None, count: int) -> list[Finding]:
+        """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
+
+        Without a threat model, those of the outputs alone.
+        """
+        file = self.place.output / CHECKS
+        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
+        ids = samples.ids[chosen].tolist()
+        key = json.loads(json.dumps({"protocol": self.protocol, "ids": ids, "threat": repr(threat), "seed": self.seed}))
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if known.get("key") == key:
+            return [Finding(**found) for found in known["findings"]]
+        images, labels = images_of(samples, self.preparation, self.place.device, ids)
+        found = self._checks(images, labels, threat)
+        write_json(file, {"key": key, "findings": [asdict(finding) for finding in found]})
+        return found
+
+    def _checks(self, images: Tensor, labels: Tensor, threat: ThreatModel | None) -> list[Finding]:
+        if threat is None:
+            return check_outputs(self.model, images)
+        if not is_correct(self.model, images, labels).any():
+            return [
+                Finding("nothing to check", f"The model gets none of {len(images)} images right: there is nothing to attack.")
+            ]
+        return sanity_checks(self.model, images, labels, threat, self.seed)
+
+    def write(
+        self,
+        kind: str,
+        conditions: Sequence[Condition],
+        flags: Mapping[str, Flags],
+        findings: Sequence[Finding],
+        checked_on: int,
+        figures: Mapping[str, Figure],
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write all results to the folder; what ``result.json`` holds is returned."""
+        place = self.place
+        place.output.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            write_atomically(place.output / f"{name}.png", partial(figure.savefig, dpi=120))
+        samples = conditions[0].samples
+        names = dict(zip(samples.ids.tolist(), samples.names))
+        result = {
+            "kind": kind,
+            "label": self.label,
+            "model": self.subject.model,
+            "checkpoint": None if self.subject.checkpoint is None else str(self.subject.checkpoint),
+            "training_seed": self.subject.training_seed,
+            "parameters": self.parameters,
+            **self.protocol,
+            "data": self.source.record,
+            "seed": self.seed,
+            "n": len(samples),
+            "names_sha256": names_hash(samples.names),
+            "preparation": self.preparation._asdict(),
+            "conditions": [row(condition, flags[condition.name], self.preparation.std) for condition in conditions],
+            "checked_on": checked_on,
+            "unreadable": [names[i] for i in flags[conditions[0].name].unreadable],
+            "pictures": [f"{name}.png" for name in figures],
+            "environment": {**environment(str(place.device)), "processes": place.processes.world},
+            **more,
+        }
+        write_result(place.output, result, conditions, flags, findings)
+        return result
+
+
+def forget(output: Path) -> None:
+    """Remove the flags and checks of an earlier evaluation."""
+    shutil.rmtree(output / FLAG_FOLDER, ignore_errors=True)
+    (output / CHECKS).unlink(missing_ok=True)

@@ -1,0 +1,183 @@
+"""Conditions: under what circumstances a model is asked, and when its answer counts as right.
+
+A condition is a name, the samples it is asked about, and a judge. A judge gets batches and says of each sample whether the
+answer counts as right; every number of an evaluation is a count of these flags.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Preparation
+from ..records import describe
+from .attacks import Attack, AttackResult, Passes, check_images
+from .attacks.base import predict
+from .draws import mix
+from .normalization import NormalizedModel
+from .samples import Samples
+from .threat import ThreatModel
+
+
+class Judged(NamedTuple):
+    """What came of a batch.
+
+    Attributes:
+        correct: ``[B]`` bool.
+        images: ``[B, C, H, W]`` that were judged: those given, or adversarial ones.
+        predictions: ``[B]`` classes; None where an attack decides by itself, for a second pass might disagree with it.
+        scores: ``[B]`` what else the judge has to say: under attack, the distance of the images from those given, in the norm
+            of the threat model; None for nothing.
+    """
+
+    correct: Tensor
+    images: Tensor
+    predictions: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class Judge(Protocol):
+    """Says what a model makes of a batch."""
+
+    @property
+    def passes(self) -> Passes:
+        """What that costs a sample at most."""
+        ...
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
+        """``model`` maps images in [0, 1] to logits; ``ids`` are numbers of the samples in their data set."""
+        ...
+
+
+class SampleAttack(Protocol):
+    """An attack under one threat model: `Attack`, or several as `WorstOf`."""
+
+    @property
+    def threat(self) -> ThreatModel:
+        """What it may do."""
+        ...
+
+    @property
+    def passes(self) -> Passes:
+        """What it costs a sample at most."""
+        ...
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
+        """As `Attack`."""
+        ...
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """The images as they are: right where the label is predicted."""
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(1, 0)
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
+        check_images(model, images, labels)
+        predictions = predict(model, images, labels)
+        return Judged(predictions == labels, images, predictions)
+
+
+@dataclass(frozen=True)
+class UnderAttack:
+    """Right where the label is predicted for the image, and the attack does not find what it looks for.
+
+    A threat model with targets gets, for each sample, one class that is not its label, drawn by the sample's number.
+
+    Args:
+        attack: On images in [0, 1].
+    """
+
+    attack: SampleAttack
+
+    @property
+    def passes(self) -> Passes:
+        return self.attack.passes
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
+        wanted, correct = labels, torch.ones_like(labels, dtype=torch.bool)
+        if self.attack.threat.targeted:
+            check_images(model, images, labels)
+            logits = model(images)
+            wanted, correct = targets_of(labels, ids, logits.shape[1]), logits.argmax(dim=1) == labels
+        adversarial, success = self.attack(model, images, wanted, ids)
+        distances = self.attack.threat.norm.size(adversarial - images)
+        return Judged(correct & ~success, adversarial, scores=distances)
+
+
+def targets_of(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:
+    """``[B]`` classes that are not the labels, by the samples' numbers."""
+    shifts = torch.tensor([1 + mix(num_classes, int(i)) % (num_classes - 1) for i in ids.tolist()], dtype=labels.dtype)
+    return (labels + shifts.to(labels.device)) % num_classes
+
+
+@dataclass(frozen=True)
+class AsPublished:
+    """The convention of the attention papers' code (papers that attack DeiT by cleverhans), for comparison with their numbers.
+
+    The attack works on normalised tensors, without a range, against the model's own predictions; each image is attacked once,
+    broken already or not, and the last point is what counts: right where the label is predicted for it.
+
+    Args:
+        attack: Under a threat model of `ThreatModel.normalized`.
+    """
+
+    attack: Attack
+
+    @property
+    def passes(self) -> Passes:
+        forward, backward = self.attack.passes_a_restart
+        return Passes(forward + 2, backward)
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
+        if not isinstance(model, NormalizedModel):
+            raise ValueError("An attack on normalised tensors needs a NormalizedModel, which says how they are normalised.")
+        check_images(model, images, labels)
+        inner, normalized = model.model, model.normalize(images)
+        own = predict(inner, normalized, labels)
+        adversarial = self.attack.perturb(inner, normalized, own, ids.cpu())
+        predictions = predict(inner, adversarial, labels)
+        distances = self.attack.threat.norm.size(adversarial - normalized)
+        return Judged(predictions == labels, adversarial, predictions, distances)
+
+
+def judge_of(attack: SampleAttack) -> Judge:
+    """By the space of the attack's threat model: `UnderAttack` or, without a range, `AsPublished`.
+
+    Raises:
+        ValueError: Several attacks as one, or targets, on normalised tensors: the papers' code has neither.
+    """
+    if attack.threat.bounds is not None:
+        return UnderAttack(attack)
+    if not isinstance(attack, Attack) or attack.threat.targeted or attack.restarts > 1:
+        raise ValueError(
+            "On normalised tensors, as the papers do it, only single attacks of one start and without targets exist; attack "
+            "images in [0, 1]."
+        )
+    return AsPublished(attack)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a model is judged on.
+
+    Attributes:
+        name: Unique in an evaluation; stands in tables.
+        samples: Asked about.
+        judge: Says what counts.
+        preparation: Of the images, if it is not the evaluation's.
+    """
+
+    name: str
+    samples: Samples
+    judge: Judge = AsGiven()
+    preparation: Preparation | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of judge and corruption, as JSON takes them."""
+        return {"judge": describe(self.judge), "corruption": describe(self.samples.corruption)}

@@ -1,0 +1,121 @@
+"""The evaluator: streams samples through a model under several conditions, and can be killed at any moment."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..data import ALONE, IGNORED, Preparation, Processes
+from .accuracy import names_hash
+from .conditions import Condition, Judged
+from .flags import FlagFile, Flags
+from .samples import Samples
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Equal for models of equal weights."""
+    content = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+@dataclass
+class Evaluator:
+    """Asks a model under conditions, and keeps a flag a sample.
+
+    Flags depend on nothing but the model, the sample and the condition: on no batch, no number of processes, no interruption.
+    (Up to rounding: batches of another size may be summed in another order.)
+
+    Args:
+        model: Maps images in [0, 1] to logits, in evaluation mode.
+        preparation: How it wants its images; normalisation is the model's own business.
+        folder: Where flags are kept, one for all processes. What it holds already is not computed again.
+        protocol: What else the flags depend on; flags of another protocol are refused.
+        device: Of this process.
+        processes: Which process this is.
+        batch_size: Of this process.
+        workers: Processes that read.
+        progress: Called with the number of samples that have been done, all processes together.
+    """
+
+    model: nn.Module
+    preparation: Preparation
+    folder: Path
+    protocol: Mapping[str, Any]
+    device: torch.device
+    processes: Processes = ALONE
+    batch_size: int = 64
+    workers: int = 0
+    progress: Callable[[str, int], Any] = lambda condition, samples: None
+
+    def __call__(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
+        """The flags of every condition, by name; in all processes.
+
+        Raises:
+            ValueError: Two conditions of one name; flags of another protocol; images or settings that do not fit the model.
+        """
+        names = [condition.name for condition in conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Conditions need names of their own, but these are {', '.join(names)}.")
+        files = {condition.name: self._file(condition) for condition in conditions}
+        done = {name: file.done for name, file in files.items()}
+        self._wait()  # nobody writes before everybody has read
+        for condition in conditions:
+            left = condition.samples.without(done[condition.name])
+            self.progress(condition.name, len(condition.samples) - len(left))
+            self._judge(condition, left.share(*self.processes), files[condition.name])
+        self._wait()
+        return {condition.name: self._flags(condition, files[condition.name]) for condition in conditions}
+
+    def _file(self, condition: Condition) -> FlagFile:
+        protocol = {
+            **self.protocol,
+            "images": {"names_sha256": names_hash(condition.samples.names), "n": len(condition.samples)},
+            "preparation": self._preparation(condition)._asdict(),
+            "condition": {"name": condition.name, **condition.settings},
+        }
+        return FlagFile(self.folder, condition.name, protocol, self.processes.rank)
+
+    def _preparation(self, condition: Condition) -> Preparation:
+        return condition.preparation or self.preparation
+
+    @torch.no_grad()
+    def _judge(self, condition: Condition, samples: Samples, file: FlagFile) -> None:
+        preparation = self._preparation(condition)
+        for images, labels, ids in samples.batches(preparation, self.batch_size, self.workers, self.device):
+            kept = labels != IGNORED
+            judged: Judged | None = None
+            if kept.any():
+                judged = condition.judge(self.model, images[kept], labels[kept], ids[kept])
+            file.add(ids[kept], labels[kept], judged, ids[~kept])
+            self.progress(condition.name, len(ids) * self.processes.world)
+        file.close()
+
+    def _flags(self, condition: Condition, file: FlagFile) -> Flags:
+        file.read()
+        missing = condition.samples.without(file.done)
+        if len(missing):
+            raise ValueError(
+                f"{condition.name}: {len(missing)} of {len(condition.samples)} samples have no flag in {self.folder}. All "
+                "processes must see one folder; give an --output that they share."
+            )
+        return file.flags
+
+    def _wait(self) -> None:
+        if self.processes.world > 1:
+            dist.barrier()
+
+
+def images_of(samples: Samples, preparation: Preparation, device: torch.device, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] and labels of a few samples, by number; unreadable ones left out."""
+    wanted = samples.without(torch.tensor([i for i in samples.ids.tolist() if i not in set(ids)], dtype=torch.int64))
+    batches = list(wanted.batches(preparation, max(len(ids), 1), 0, device))
+    images, labels = (torch.cat(parts) for parts in list(zip(*batches))[:2])
+    return images[labels != IGNORED], labels[labels != IGNORED]

@@ -1,0 +1,155 @@
+"""Per-sample flags on disk: the single source of every number, appended batch by batch, whole after any crash."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files import slug
+from ..records import changes
+from .conditions import Judged
+
+
+class Flags(NamedTuple):
+    """What is known of the samples of a condition, in the order of their numbers.
+
+    Attributes:
+        ids: ``[n]``, without unreadable images.
+        labels: ``[n]``.
+        correct: ``[n]`` bool.
+        predictions: ``[n]`` classes, or None.
+        scores: ``[n]`` of the judge, or None.
+        lowest: Value of any image that was judged.
+        highest: Likewise.
+        unreadable: Numbers of images that could not be read.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    correct: Tensor
+    predictions: Tensor | None
+    scores: Tensor | None
+    lowest: float
+    highest: float
+    unreadable: list[int]
+
+
+class FlagFile:
+    """The flags of a condition that one process adds to, and those that others have added.
+
+    Lines of JSON: first the protocol, then a line a batch. What a crash leaves of a last line is dropped.
+
+    Args:
+        folder: Of the flags; made if need be.
+        name: Of the condition.
+        protocol: All that the flags depend on.
+        rank: Of this process.
+
+    Raises:
+        ValueError: The folder holds flags of another protocol, or files that are none of ours.
+    """
+
+    def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any], rank: int = 0) -> None:
+        self._pattern = f"{slug(name)}.process-*.jsonl"
+        self._folder, self.protocol = folder, json.loads(json.dumps(protocol))
+        self._file = folder / self._pattern.replace("*", str(rank))
+        self._lines: dict[Path, list[dict[str, Any]]] = {}
+        self._writer: BinaryIO | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.read()
+
+    def read(self) -> None:
+        """Read what all processes have written."""
+        self._lines = {file: self._read(file) for file in sorted(self._folder.glob(self._pattern))}
+
+    def _read(self, file: Path) -> list[dict[str, Any]]:
+        whole = file.read_bytes().rpartition(b"\n")[0].splitlines()
+        try:
+            lines = [json.loads(line) for line in whole]
+            found = changes(lines[0]["protocol"], self.protocol) if lines else {}
+            [line["ids"] + line["unreadable"] for line in lines[1:]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no file of flags, or damaged: {error!r}. Remove it to compute them anew.") from error
+        if found:
+            raise ValueError(
+                f"{file} holds flags of another protocol, which cannot be mixed with these: "
+                + "; ".join(f"{key}: {change}" for key, change in list(found.items())[:5])
+                + ". Give another --output, or begin anew with --restart."
+            )
+        return lines[1:]
+
+    @property
+    def done(self) -> Tensor:
+        """Numbers of the samples that have been looked at."""
+        return torch.tensor([i for line in self._all() for i in line["ids"] + line["unreadable"]], dtype=torch.int64)
+
+    @property
+    def flags(self) -> Flags:
+        """All that has been read, each sample once.
+
+        Raises:
+            ValueError: No image could be read.
+        """
+        lines = [line for line in self._all() if line["ids"]]
+        if not lines:
+            raise ValueError(f"{self._file.name}: none of the images could be read; see the list of unreadable ones.")
+        ids, first = np.unique([i for line in lines for i in line["ids"]], return_index=True)
+
+        def column(key: str) -> Tensor | None:
+            return torch.tensor([x for line in lines for x in line[key]])[first] if key in lines[0] else None
+
+        labels, correct = column("labels"), column("correct")
+        assert labels is not None
+        assert correct is not None
+        return Flags(
+            torch.from_numpy(ids),
+            labels,
+            correct.bool(),
+            column("predictions"),
+            column("scores"),
+            min(line["range"][0] for line in lines),
+            max(line["range"][1] for line in lines),
+            sorted({i for line in self._all() for i in line["unreadable"]}),
+        )
+
+    def _all(self) -> list[dict[str, Any]]:
+        return [line for lines in self._lines.values() for line in lines]
+
+    def add(self, ids: Tensor, labels: Tensor, judged: Judged | None, unreadable: Tensor) -> None:
+        """Keep a batch: numbers, labels and flags of what could be read, numbers of what could not."""
+        line: dict[str, Any] = {"ids": ids.tolist(), "labels": labels.tolist(), "unreadable": unreadable.tolist()}
+        if judged is not None:
+            line["correct"] = judged.correct.int().tolist()
+            line["range"] = [judged.images.min().item(), judged.images.max().item()]
+            if judged.predictions is not None:
+                line["predictions"] = judged.predictions.tolist()
+            if judged.scores is not None:
+                line["scores"] = judged.scores.tolist()
+        self._append(line)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            self._writer = self._open()
+        self._writer.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._writer.flush()
+        os.fsync(self._writer.fileno())
+
+    def _open(self) -> BinaryIO:
+        """This process's own file, without what a crash left of a last line."""
+        writer = self._file.open("ab")
+        content = self._file.read_bytes()
+        writer.truncate(content.rfind(b"\n") + 1)
+        if b"\n" not in content:
+            writer.write(json.dumps({"protocol": self.protocol}).encode() + b"\n")
+        return writer
+
+    def close(self) -> None:
+        """Close this process's own file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

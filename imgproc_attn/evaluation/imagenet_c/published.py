@@ -1,0 +1,123 @@
+"""Readers of the published files: ImageNet-C's folders and CIFAR-10-C's arrays, taken as they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data.readers.reader import Reader
+from torch import nn
+
+from ...data import Images, Preparation, check_classes, some_of
+from ..conditions import Condition
+from ..samples import Samples
+from ..subject import ImageSource
+from . import COMMON, EXTRA
+from .errors import SEVERITIES
+
+LABELS = "labels.npy"
+
+
+class CorruptedArrays(Reader):
+    """One severity of a corruption of CIFAR-10-C or CIFAR-100-C.
+
+    Args:
+        file: ``CORRUPTION.npy``: ``[5 n, 32, 32, 3]`` in 8 bits, severity after severity; ``labels.npy`` lies beside it.
+        severity: 1 to 5.
+
+    Raises:
+        ValueError: The files are cut off, or do not agree.
+    """
+
+    def __init__(self, file: Path, severity: int) -> None:
+        super().__init__()
+        try:
+            pictures = np.load(file, mmap_mode="r", allow_pickle=False)
+            labels = np.load(file.parent / LABELS, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{file}, or {LABELS} beside it, is missing or cut off: {error}") from error
+        n = len(pictures) // len(SEVERITIES)
+        fits = (
+            pictures.ndim == 4
+            and pictures.shape[3] == 3
+            and pictures.dtype == np.uint8
+            and n * len(SEVERITIES) == len(pictures)
+        )
+        if not fits or len(labels) not in (n, len(pictures)):
+            raise ValueError(
+                f"{file} holds {pictures.dtype} of shape {pictures.shape} for {len(labels)} labels; expected are five "
+                "severities of pictures [n, height, width, 3] in 8 bits."
+            )
+        self._pictures, self._labels = pictures[n * (severity - 1) : n * severity], labels[:n].astype(int)
+        self.class_to_idx = None
+        self.labels = sorted(set(self._labels.tolist()))
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pictures[index]), int(self._labels[index])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"test-{index}"
+
+
+def published_conditions(
+    source: ImageSource,
+    model: nn.Module,
+    preparation: Preparation,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+) -> list[Condition]:
+    """A condition a corruption and severity that lies in ``source.root``; not resized if the model wants the files' size.
+
+    Args:
+        source: Its root holds ``CORRUPTION/SEVERITY/CLASS/…`` (also one folder deeper, as the archives unpack), or
+            ``CORRUPTION.npy`` and ``labels.npy``.
+        model: Says how many classes there are.
+        preparation: The model's.
+        corruptions: Which. Default: all that are there.
+        severities: Which.
+
+    Raises:
+        FileNotFoundError: None is there, or not all of those asked for.
+        ValueError: As `ImageSource.open`.
+    """
+    root = Path(source.root).expanduser()
+    found = _find(root)
+    missing = [name for name in corruptions or [] if name not in found]
+    if missing or not found:
+        raise FileNotFoundError(
+            f"{root} holds {', '.join(found) or 'no corruption of ImageNet-C or CIFAR-10-C'}"
+            + (f", but not {', '.join(missing)}." if missing else "; it wants CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy.")
+        )
+    prepared = preparation._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
+    return [
+        Condition(f"{name} {severity}", Samples(_open(source, found[name], severity, model, preparation)), preparation=prepared)
+        for name in (corruptions or found)
+        for severity in severities
+    ]
+
+
+def _find(root: Path) -> Mapping[str, Path]:
+    """What is there, in the order of the tables."""
+    known = [*COMMON, *EXTRA]
+    places = [root, *(sorted(p for p in root.iterdir() if p.is_dir() and p.name not in known) if root.is_dir() else [])]
+    found: dict[str, Path] = {}
+    for name in known:
+        candidates = [place / ending for place in places for ending in (f"{name}.npy", name)]
+        found.update((name, path) for path in candidates if path.exists())
+    return found
+
+
+def _open(source: ImageSource, path: Path, severity: int, model: Any, preparation: Preparation) -> Images:
+    channels = preparation.input_size[0]
+    if path.is_dir():
+        images = replace(source, data="folder", root=str(path), split=str(severity)).open(model, channels)
+        assert isinstance(images, Images)
+        return images
+    reader = CorruptedArrays(path, severity)
+    check_classes({str(label): label for label in reader.labels}, model.num_classes, names=(path.name, ""))
+    return Images(reader, model.num_classes, some_of(len(reader), source.limit, source.seed), channels)

@@ -1,0 +1,154 @@
+"""What an evaluation leaves: every number counted from flags, in files that others can read."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..files import write_csv, write_json, write_text
+from .classification import wilson_interval
+from .conditions import AsPublished, Condition, UnderAttack
+from .flags import Flags
+from .sanity import Finding
+
+RESULT, FLAGS = "result.json", "flags.csv"
+
+
+def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, Any]:
+    """The numbers of a condition, as JSON takes them.
+
+    Args:
+        condition: The condition.
+        flags: Its flags.
+        std: Of the model's normalisation, for radii on normalised tensors.
+    """
+    n, correct = len(flags.ids), int(flags.correct.sum())
+    found: dict[str, Any] = {
+        "name": condition.name,
+        **condition.settings,
+        "n": n,
+        "correct": correct,
+        "accuracy": 100 * correct / n,
+        "interval": list(wilson_interval(correct, n)),
+        "range": [flags.lowest, flags.highest],
+    }
+    if isinstance(condition.judge, UnderAttack | AsPublished):
+        assert flags.scores is not None
+        found["largest_perturbation"] = flags.scores.max().item()
+        threat = condition.judge.attack.threat
+        found |= {"eps": threat.eps, "norm": threat.norm.name, "space": threat.space, "pixel_eps": threat.pixel_eps(std)}
+    return found
+
+
+def write_result(
+    folder: Path,
+    result: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    flags: Mapping[str, Flags],
+    findings: Sequence[Finding],
+) -> None:
+    """Write ``result.json``, ``result.md``, ``results.csv`` and ``flags.csv``; ``result`` has the rows of `row`."""
+    write_csv(folder / FLAGS, _flag_rows(conditions, flags))
+    rows = result["conditions"]
+    keys = ["name", "n", "correct", "accuracy", "low", "high", "largest_perturbation"]
+    numbers = [[{**r, "low": r["interval"][0], "high": r["interval"][1]}.get(key, "") for key in keys] for r in rows]
+    write_csv(folder / "results.csv", [keys, *numbers])
+    write_text(folder / "result.md", markdown(result, findings))
+    write_json(folder / RESULT, {**result, "findings": [asdict(finding) for finding in findings]})
+
+
+def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> list[list[Any]]:
+    """A row an image: name, label, and for each condition 1 where it is right, 0 where it is not, nothing if unreadable."""
+    labels: dict[str, Any] = {}
+    columns: dict[str, dict[str, int]] = {}
+    for condition in conditions:
+        names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
+        found = flags[condition.name]
+        labels |= {**dict.fromkeys(names.values(), ""), **labels}
+        labels |= {names[i]: label for i, label in zip(found.ids.tolist(), found.labels.tolist())}
+        columns[condition.name] = {names[i]: flag for i, flag in zip(found.ids.tolist(), found.correct.int().tolist())}
+    rows = [[name, label, *(column.get(name, "") for column in columns.values())] for name, label in labels.items()]
+    return [["image", "label", *columns], *rows]
+
+
+def read_flags(folder: Path) -> dict[str, dict[str, int]]:
+    """``{condition: {image: 1 or 0}}`` of a folder that `write_result` filled.
+
+    Raises:
+        ValueError: The file is cut off, or none of ours.
+    """
+    file = folder / FLAGS
+    with file.open(newline="", encoding="utf-8") as text:
+        header, *rows = list(csv.reader(text)) or [[]]
+    if header[:2] != ["image", "label"] or any(len(row) != len(header) for row in rows):
+        raise ValueError(
+            f"{file} is cut off, or no table of flags; run the evaluation again, which takes what is done already."
+        )
+    return {name: {row[0]: int(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a folder.
+
+    Raises:
+        ValueError: The file is cut off, or none of ours.
+    """
+    file = folder / RESULT
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        result["conditions"], result["label"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is cut off, or no result of attack, corrupt or shift: {error!r}. Run that again.") from error
+    return result
+
+
+def markdown(result: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    """The table of a result, its means, and the reasons to doubt."""
+    attacked = any("eps" in r for r in result["conditions"])
+    lines = [
+        "| condition | accuracy / % | 95 % interval | images |" + (" largest perturbation |" if attacked else ""),
+        "|---" * (5 if attacked else 4) + "|",
+    ]
+    for r in result["conditions"]:
+        low, high = r["interval"]
+        line = f"| {r['name']} | {r['accuracy']:.2f} | {low:.2f} to {high:.2f} | {r['n']} |"
+        lines.append(line + (f" {_perturbation(r)} |" if attacked else ""))
+    parts = ["\n".join(lines), *means(result.get("summary", {}))]
+    if any(r.get("space") == "normalized" for r in result["conditions"]):
+        parts.append(
+            "Attacks on normalised tensors, as the papers' code has them, against the model's own predictions: not comparable "
+            "with the usual attacks on images in [0, 1]. The equivalent radii in grey levels stand under `pixel_eps`."
+        )
+    if findings:
+        parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(f"- {finding}" for finding in findings))
+    elif "checked_on" in result:
+        parts.append(f"Sanity checks on {result['checked_on']} images: no finding.")
+    return "\n\n".join(parts) + "\n"
+
+
+def means(summary: Mapping[str, Any]) -> list[str]:
+    """The means of `corruption_summary` in words."""
+    words = {
+        "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities: {:.2f} %",
+        "mean_error": "mean error, unnormalised: {:.2f} %",
+        "mce_alexnet": "mCE, errors divided by AlexNet's: {:.2f} %",
+        "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions: {:.2f} %",
+        "aupr": "AUPR of telling images of unknown classes by low confidence: {:.2f} %",
+    }
+    told = [text.format(summary[key]) for key, text in words.items() if key in summary]
+    if "real" in summary:
+        told.append("by ReaL labels {top1:.2f} % of {n} images".format(**summary["real"]))
+    return ["; ".join(told)[0].upper() + "; ".join(told)[1:] + "."] if told else []
+
+
+def _perturbation(row: Mapping[str, Any]) -> str:
+    if "largest_perturbation" not in row:
+        return ""
+    size, inf = row["largest_perturbation"], row["norm"] == "Linf"
+    text = f"{size * 255:.3f}/255" if inf else f"{size:.4f}"
+    if row["space"] == "normalized" and inf:
+        grey = ", ".join(f"{255 * eps:.3f}" for eps in dict.fromkeys(row["pixel_eps"]))
+        text += f" of normalised tensors: {grey} grey levels"
+    return text

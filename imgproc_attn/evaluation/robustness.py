@@ -1,0 +1,261 @@
+"""The robustness commands: attack, corrupt, shift. Each asks one model under its conditions and leaves a folder of results."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..diagnostics import draw_adversarial, draw_curves, draw_grid, draw_heat_map
+from .accuracy import count_real, load_real
+from .assessment import Assessment
+from .conditions import AsPublished, Condition, SampleAttack, UnderAttack, judge_of
+from .evaluator import images_of
+from .flags import Flags
+from .imagenet_c import COMMON, EXTRA, ImageNetC
+from .imagenet_c.errors import corruption_summary
+from .samples import Samples
+from .shifts import Confidence, area_under_precision_recall
+from .threat import ThreatModel
+
+CLEAN = "clean"
+CHECKED = 64  # images that sanity checks look at
+
+
+def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack]) -> list[Condition]:
+    """Clean, then every attack, on the same samples."""
+    return [Condition(CLEAN, samples), *(Condition(name, samples, judge_of(attack)) for name, attack in attacks.items())]
+
+
+def corruption_conditions(
+    samples: Samples, names: Sequence[str], severities: Sequence[int], seed: int = 0, frost_folder: Path | None = None
+) -> list[Condition]:
+    """Clean, then every corruption at every severity, generated on the fly.
+
+    Raises:
+        ValueError: As `ImageNetC`.
+    """
+    corruptions = [ImageNetC(name, severity, seed, frost_folder) for name in names for severity in severities]
+    corrupted = [Condition(f"{c.name} {c.severity}", Samples(samples.images, c)) for c in corruptions]
+    return [Condition(CLEAN, samples), *corrupted]
+
+
+def known_corruptions(which: Sequence[str], frost_folder: Path | None) -> list[str]:
+    """``common`` (15), ``extra`` (4), ``all`` or names; without its photographs, groups come without ``frost``."""
+    groups = {"common": [*COMMON], "extra": [*EXTRA], "all": [*COMMON, *EXTRA]}
+    found: list[str] = []
+    for name in which:
+        members = groups.get(name, [name])
+        found += [m for m in members if m not in found and (m != "frost" or name == "frost" or frost_folder is not None)]
+    return found
+
+
+def shift_conditions(assessment: Assessment, title: str) -> list[Condition]:
+    """The images of the source, as they are."""
+    return [Condition(title, assessment.samples())]
+
+
+def unknown_conditions(unknown: Assessment, known: Assessment) -> list[Condition]:
+    """How sure the model is of images of unknown classes, and of validation images of the classes these resemble."""
+    names = ("ImageNet-O", "ImageNet-O's classes, validation")
+    return [Condition(name, a.samples(), Confidence()) for name, a in zip(names, (unknown, known))]
+
+
+def run_attacks(
+    assessment: Assessment, attacks: Mapping[str, SampleAttack], checked: int = CHECKED, **more: Any
+) -> dict[str, Any]:
+    """Accuracy under attacks, with sanity checks; results are in the assessment's folder.
+
+    Args:
+        assessment: Model and images.
+        attacks: By name.
+        checked: So many images are looked at by the sanity checks.
+        **more: For the record.
+
+    Returns:
+        What ``result.json`` holds; nothing in processes other than the first.
+    """
+    samples = assessment.samples()
+    conditions = attack_conditions(samples, attacks)
+    flags = assessment.ask(conditions)
+    if assessment.place.processes.rank:
+        return {}
+    threat = check_threat([attack.threat for attack in attacks.values()], assessment.preparation.std)
+    findings = assessment.check(samples, threat, checked)
+    figures = {"curves": _curves(assessment.label, conditions, flags)}
+    figures |= _gallery(assessment, conditions, flags)
+    return assessment.write("attack", conditions, flags, findings, min(checked, len(samples)), figures, **more)
+
+
+def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> ThreatModel:
+    """What sanity is checked under: the smallest ball on images; for normalised tensors, the box that holds theirs."""
+    on_images = [threat for threat in threats if threat.bounds is not None]
+    if on_images:
+        least = min(on_images, key=lambda threat: threat.eps)
+        return ThreatModel(least.eps, least.norm)
+    return ThreatModel(min(1.0, max(min(threats, key=lambda threat: threat.eps).pixel_eps(std))))
+
+
+def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **more: Any) -> dict[str, Any]:
+    """Accuracy on corrupted images, and its means; as `run_attacks` otherwise."""
+    flags = assessment.ask(conditions)
+    if assessment.place.processes.rank:
+        return {}
+    by_name: dict[str, dict[int, float]] = {}
+    for condition in conditions:
+        name, _, severity = condition.name.rpartition(" ")
+        if name:
+            by_name.setdefault(name, {})[int(severity)] = 100 * flags[condition.name].correct.double().mean().item()
+    summary = corruption_summary(by_name, assessment.classes == 1000)
+    samples = conditions[0].samples
+    findings = assessment.check(samples, None, CHECKED)
+    figures = {"corruptions": draw_heat_map(by_name, assessment.label), "gallery": _corruption_gallery(assessment, conditions)}
+    return assessment.write(
+        "corrupt", conditions, flags, findings, min(CHECKED, len(samples)), figures, summary=summary, **more
+    )
+
+
+def run_shift(assessment: Assessment, title: str, real: bool = False, real_labels: Path | None = None) -> dict[str, Any]:
+    """Accuracy on a naturally shifted data set, whose classes the assessment's source names; as `run_attacks` otherwise.
+
+    Args:
+        assessment: Model and images.
+        title: Of the data set.
+        real: Also count by ReaL labels; for ImageNet's validation set.
+        real_labels: Their file. Default: timm's copy.
+    """
+    conditions = shift_conditions(assessment, title)
+    samples = conditions[0].samples
+    answers = load_real(samples.names, real_labels) if real else None
+    flags = assessment.ask(conditions)
+    if assessment.place.processes.rank:
+        return {}
+    summary: dict[str, Any] = {}
+    if answers is not None:
+        found = flags[title]
+        assert found.predictions is not None
+        by_id = dict(zip(samples.ids.tolist(), answers))
+        summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
+    findings = assessment.check(samples, None, CHECKED)
+    return assessment.write("shift", conditions, flags, findings, min(CHECKED, len(samples)), {}, summary=summary)
+
+
+def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
+    """How well low confidence tells images of classes the model does not know from those of classes it does.
+
+    Args:
+        unknown: Model, and images of unknown classes, in folders of classes they resemble.
+        known: The same model, and validation images of these classes alone.
+    """
+    conditions = unknown_conditions(unknown, known)
+    flags = unknown.ask(conditions)
+    if unknown.place.processes.rank:
+        return {}
+    sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
+    assert sure_of_unknown is not None
+    assert sure_of_known is not None
+    summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown)}
+    findings = unknown.check(conditions[1].samples, None, CHECKED)
+    return unknown.write("shift", conditions, flags, findings, CHECKED, {}, summary=summary)
+
+
+def _curves(label: str, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
+    """Accuracy over eps, a panel an attack and kind of ball."""
+    accuracy = {name: [100 * found.correct.double().mean().item()] for name, found in flags.items()}
+    curves: dict[str, dict[str, dict[float, list[float]]]] = {}
+    units: dict[str, str] = {}
+    for condition in conditions:
+        if isinstance(condition.judge, UnderAttack | AsPublished):
+            threat = condition.judge.attack.threat
+            kind = condition.name.rpartition(" ")[0]
+            grey = threat.norm.name == "Linf"
+            units[kind] = f"eps {'* 255 ' if grey else ''}({threat.norm.name}, {threat.space})"
+            points = curves.setdefault(kind, {label: {0.0: accuracy[CLEAN]}})[label]
+            points[threat.eps * 255 if grey else threat.eps] = accuracy[condition.name]
+    return draw_curves(curves, units)
+
+
+def _gallery(
+    assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags], count: int = 6
+) -> dict[str, Figure]:
+    """Some images that an attack broke: clean, adversarial, and what was added; nothing if none was broken."""
+    clean = flags[CLEAN]
+    for condition in conditions[1:]:
+        broken = clean.ids[clean.correct & ~flags[condition.name].correct]
+        if len(broken):
+            break
+    else:
+        return {}
+    ids = broken[:count].tolist()
+    images, labels = images_of(condition.samples, assessment.preparation, assessment.place.device, ids)
+    model = assessment.model
+    judged = condition.judge(model, images, labels, torch.tensor(ids))
+    found = judged.images
+    if isinstance(condition.judge, AsPublished):
+        found = found * model.std + model.mean
+    with torch.no_grad():
+        predictions = model(found).argmax(dim=1)
+    title, names = f"{assessment.label}\n{condition.name}", condition.samples.class_names
+    truth, said = ([names.get(i, str(i)) for i in which.tolist()] for which in (labels, predictions))
+    largest = (found - images).abs().max().item()
+    return {"gallery": draw_adversarial(images, {title: found}, truth, {title: said}, largest)}
+
+
+def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition]) -> Figure:
+    """One image under all conditions, a row a corruption."""
+    pictures: dict[str, dict[str, Tensor]] = {}
+    for condition in conditions:
+        name, _, severity = condition.name.rpartition(" ")
+        if name:
+            prepared = condition.preparation or assessment.preparation
+            first = images_of(condition.samples, prepared, assessment.place.device, condition.samples.ids[:1].tolist())[0]
+            pictures.setdefault(name, {})[f"severity {severity}"] = first[0]
+    return draw_grid(pictures)
+
+
+def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int = 0) -> str:
+    """What an evaluation would do, and how long it would take at most, from timing the model on one batch."""
+    place, judges = assessment.place, [condition.judge.passes for condition in conditions]
+    size = min(place.batch_size, max(len(condition.samples) for condition in conditions))
+    forward, backward = _seconds(assessment, size)
+    share = size * place.processes.world
+    seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, judges))
+    lines = [f"{'condition':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image, at most"]
+    lines += [f"{c.name:<32} {len(c.samples):>8} {p.forward:>9} {p.backward:>9}" for c, p in zip(conditions, judges)]
+    lines.append(
+        f"model {assessment.label}, {assessment.parameters / 1e6:.1f} M parameters, {assessment.dtype} on {place.device}"
+    )
+    lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
+    lines.append(f"estimated: at most {_duration(seconds)}, reading, corrupting and {checked} sanity-checked images apart")
+    return "\n".join(lines)
+
+
+def _seconds(assessment: Assessment, size: int) -> tuple[float, float]:
+    """Of a forward and a backward pass of a batch; the second of two runs counts."""
+    images = torch.rand(size, *assessment.preparation.input_size, device=assessment.place.device)
+    times = (0.0, 0.0)
+    for _ in range(2):
+        marks = [time.perf_counter()]
+        with torch.enable_grad():
+            points = images.clone().requires_grad_()
+            logits = assessment.model(points)
+            marks.append(_now(logits))
+            marks.append(_now(torch.autograd.grad(logits.sum(), points)[0]))
+        times = (marks[1] - marks[0], marks[2] - marks[1])
+    return times
+
+
+def _now(result: Tensor) -> float:
+    """The time when ``result`` is there."""
+    result.flatten()[0].item()
+    return time.perf_counter()
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

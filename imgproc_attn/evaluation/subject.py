@@ -1,0 +1,128 @@
+"""What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from ..data import Images, Preparation, check_classes, open_images, some_of
+from ..models.checkpoints import load_weights
+from .classes import ClassMap
+
+
+@dataclass
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        model: A timm name, ``local-dir:FOLDER``, ``hf-hub:NAME``, a run's folder (its best weights, or its last), or one with
+            timm's ``config.json``.
+        checkpoint: File of weights to load; None for what the name brings.
+        pretrained: Load timm's trained weights of that name; folders bring theirs.
+        options: Keyword arguments of the model.
+        input_size: Of what the model gets. Default: the model's.
+        crop_pct: Default: the model's.
+        training_seed: Of its training, by which models are paired; None if unknown.
+    """
+
+    model: str
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    input_size: tuple[int, int, int] | None = None
+    crop_pct: float | None = None
+    training_seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in reports, unless told otherwise: the model's name, or the last parts of its folder."""
+        path = Path(self.model.removeprefix("local-dir:"))
+        return "/".join(path.parts[-2:]) if path.is_dir() else self.model
+
+    def build(self) -> tuple[nn.Module, Preparation]:
+        """The model in evaluation mode, and how it wants its images.
+
+        Raises:
+            ValueError: Unknown names or options, or a checkpoint of another model.
+        """
+        name, pretrained = self.model, self.pretrained
+        name = next((f"{name}/{part}" for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), name)
+        if (Path(name) / "config.json").is_file():
+            name = f"local-dir:{name}"
+        if name.startswith(("local-dir:", "hf-hub:")):
+            pretrained = self.checkpoint is None
+        if not pretrained and self.checkpoint is None:
+            raise ValueError(f"{self.model} would be evaluated with random weights; give --checkpoint FILE, or --pretrained.")
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **self.options)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ValueError(f"{self.model}: {error}") from error
+        if self.checkpoint is not None:
+            load_weights(model, self.checkpoint)
+        config = resolve_model_data_config(model, use_test_size=True)
+        if self.input_size is not None:
+            config["input_size"] = self.input_size
+        if self.crop_pct is not None:
+            config["crop_pct"] = self.crop_pct
+        return model.eval(), Preparation.of(config)
+
+
+@dataclass
+class ImageSource:
+    """The images a model is evaluated on.
+
+    Attributes:
+        data: Reader, as in a recipe's ``data.name``.
+        root: Folder or file.
+        split: Of the data; empty for ``root`` itself.
+        classes: Which of ImageNet's classes they are of, if their labels are not the model's.
+        limit: Only so many images, drawn at random from ``seed``.
+        skip_broken: Leave out unreadable images, and name them; else they stop the evaluation.
+        seed: Of that draw, and of the split of ``digits``.
+    """
+
+    data: str
+    root: str
+    split: str = ""
+    classes: ClassMap | None = None
+    limit: int | None = None
+    skip_broken: bool = False
+    seed: int = 0
+
+    def open(self, model: nn.Module, channels: int) -> Images | IterableDataset:
+        """The images, with as many classes as the model has, or the class map.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: Their classes are not the model's, or what is asked for cannot be had of this reader.
+        """
+        reader: Any = open_images(self.data, self.root, self.split, self.seed, mode="L" if channels == 1 else "RGB")
+        if self.classes is not None:
+            reader, num_classes = self.classes.relabel(reader), self.classes.num_classes
+        else:
+            num_classes = model.num_classes  # type: ignore[assignment]
+            known = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+            trained = {name: label for label, name in enumerate(known)} if known else None
+            check_classes(getattr(reader, "class_to_idx", None), num_classes, trained, (self.split or self.data, "trained on"))
+        if isinstance(reader, IterableDataset):
+            if self.limit is not None or not self.skip_broken:
+                raise ValueError(
+                    f"{self.data!r} gives no images by number, and skips broken ones: no --limit, and say --skip-broken."
+                )
+            return reader
+        chosen = some_of(len(reader), self.limit, self.seed)
+        return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")
+
+    def restrict(self, model: nn.Module) -> nn.Module:
+        """The model with the logits that count for these images."""
+        return model if self.classes is None else self.classes.restrict(model)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For reports."""
+        classes = None if self.classes is None else self.classes.name
+        return {"name": self.data, "root": self.root, "split": self.split, "classes": classes}
