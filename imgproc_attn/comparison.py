@@ -1,7 +1,6 @@
 """Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
 import hashlib
-import itertools
 import json
 import math
 import shutil
@@ -26,10 +25,10 @@ from .diagnostics import (
     draw_curves,
     draw_kernel_rows,
     draw_learning,
-    saturation,
 )
 from .environment import environment
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
+from .evaluation.sanity import sanity_checks
 from .evaluation.statistics import mean_and_std
 from .files import slug, write_atomically, write_json, write_text
 from .layers import FilterAttention
@@ -48,6 +47,7 @@ DISTURBANCES = {
     "gaussian_blur": ("blur", "sigma / pixels"),
 }
 EVALUATION = "evaluation.json"
+CHECKED = 32  # images a model that sanity checks look at
 
 
 class HeldOutImages:
@@ -85,7 +85,7 @@ class Result:
     accuracies: dict[str, float]
     largest_perturbation: dict[str, float]
     bandwidths: dict[str, dict[str, list[float]]]
-    saturation: float | None
+    findings: list[str]
 
 
 def build(recipe: Recipe, label: str, seed: int) -> NormalizedModel:
@@ -139,13 +139,16 @@ def run_one(
     known = json.loads(file.read_text()) if file.is_file() else {}
     if known.get("key") != key:
         found = evaluate(model, test.images, test.labels, *disturbances(recipe), progress=bar.set_postfix_str)
-        known = {"key": key, "accuracies": found.accuracies, "largest_perturbation": found.largest_perturbation}
+        radii = [*recipe.evaluation.pgd, *recipe.evaluation.fgsm]
+        doubts = sanity_checks(model, test.images[:CHECKED], test.labels[:CHECKED], min(radii, default=None))
+        known = {
+            "key": key,
+            "accuracies": found.accuracies,
+            "largest_perturbation": found.largest_perturbation,
+            "findings": [str(finding) for finding in doubts],
+        }
         write_json(file, known)
     bar.update()
-    inner = model.model
-    saturated = None
-    if isinstance(inner, FilterVisionTransformer):
-        saturated = saturation(inner, model.normalize(test.images[:100]))
     result = Result(
         label,
         seed,
@@ -155,7 +158,7 @@ def run_one(
         known["accuracies"],
         known["largest_perturbation"],
         bandwidths(model),
-        saturated,
+        known["findings"],
     )
     return result, model
 
@@ -166,7 +169,7 @@ def _key(recipe: Recipe, model: NormalizedModel, test: HeldOutImages, device: st
     for tensor in (*model.state_dict().values(), test.images, test.labels):
         content.update(tensor.cpu().numpy().tobytes())
     found = environment(device)
-    protocol = [recipe.evaluation.model_dump(), found["versions"], found["python"], device]
+    protocol = [recipe.evaluation.model_dump(), found["versions"], found["python"], device, CHECKED]
     content.update(json.dumps(protocol, sort_keys=True).encode())
     return content.hexdigest()
 
@@ -212,26 +215,6 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
 
 def _variants(recipe: Recipe) -> list[str]:
     return list(recipe.comparison.variants) if recipe.comparison else []
-
-
-def findings(results: list[Result], recipe: Recipe) -> list[str]:
-    """What makes a robustness number doubtful, in words: empty for results that show none of the known signs."""
-    found = []
-    for r in results:
-        who = f"{r.label}, seed {r.seed}"
-        for eps in sorted(set(recipe.evaluation.fgsm) & set(recipe.evaluation.pgd)):
-            fgsm, pgd = r.accuracies[f"FGSM {eps:g}"], r.accuracies[f"PGD {eps:g}"]
-            if pgd > fgsm + 0.5:
-                found.append(f"{who}: PGD at {eps:g} leaves {pgd:.1f} %, FGSM {fgsm:.1f} %: the gradient may be masked.")
-        by_eps = [r.accuracies[f"PGD {eps:g}"] for eps in sorted(recipe.evaluation.pgd)]
-        if any(b > a + 0.5 for a, b in itertools.pairwise(by_eps)):
-            found.append(f"{who}: accuracy under PGD rises with eps: the attack is stuck.")
-        if r.saturation is not None and r.saturation > 0.01:
-            found.append(
-                f"{who}: {100 * r.saturation:.1f} % of filter rows copy one token: "
-                f"gradients through them vanish; confirm the numbers with a stronger attack."
-            )
-    return found
 
 
 def table(recipe: Recipe, results: list[Result]) -> str:
@@ -281,7 +264,7 @@ def write_report(
     output: Path,
 ) -> Path:
     """JSON, pictures and ``report.md`` in ``output``."""
-    doubts = findings(results, recipe)
+    doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
     pictures = _pictures(recipe, results, models, test)
     for name, figure in pictures.items():
@@ -294,8 +277,8 @@ def write_report(
         f"{recipe.evaluation.pgd_restarts} random start(s). Sampling error of one accuracy: up to {50 / n**0.5:.1f} points.",
         table(recipe, results),
         "Clean accuracy against the baseline:\n\n" + sanity(recipe, results) if len(_variants(recipe)) > 1 else "",
-        "Signs of gradient masking looked for (PGD weaker than FGSM, accuracy rising with eps, saturated filters): "
-        + ("none found." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
+        f"Sanity checks on {CHECKED} images a model (`imgproc_attn.evaluation.sanity`): "
+        + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
         "Training time, mean: "
         + ", ".join(f"{label} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))

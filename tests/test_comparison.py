@@ -8,7 +8,7 @@ import timm
 import torch
 
 from imgproc_attn import cli
-from imgproc_attn.comparison import HeldOutImages, Result, build, compare, findings
+from imgproc_attn.comparison import HeldOutImages, build, compare
 from imgproc_attn.training import find_recipe, load_recipe
 
 SMALL = [
@@ -38,7 +38,11 @@ def test_report(output):
     for name in ("learning", "curves", "adversarial", "bandwidths", "kernel-rows-bilateral---twicing"):
         assert (output / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
+    assert "Sanity checks on 32 images a model" in text
     results = json.loads((output / "results.json").read_text())
+    doubts = [f"{r['label']}, seed {r['seed']}: {doubt}" for r in results["results"] for doubt in r["findings"]]
+    assert results["findings"] == doubts
+    assert all(doubt in text for doubt in doubts)
     assert len(results["results"]) == 8
     assert {"torch", "timm", "imgproc-attn"} <= set(results["versions"])
     for result in results["results"]:
@@ -80,19 +84,6 @@ def test_images_are_the_test_split_in_0_to_1():
     assert torch.allclose((test.images * 255).round() / 255, test.images)
 
 
-def result(pgd, saturation=0.0):
-    accuracies = {"clean": 90.0, "FGSM 0.02": 70.0, "FGSM 0.05": 50.0, "PGD 0.02": pgd[0], "PGD 0.05": pgd[1]}
-    return Result("m", 0, 1, 1.0, [1.0], accuracies, {}, {}, saturation)
-
-
-def test_findings():
-    recipe = load_recipe(find_recipe("quickstart"), ["evaluation.fgsm=[0.02,0.05]", "evaluation.pgd=[0.02,0.05]"])
-    assert findings([result((65.0, 40.0), None)], recipe) == []
-    assert "masked" in findings([result((65.0, 60.0))], recipe)[0]
-    assert "rises with eps" in findings([result((30.0, 40.0))], recipe)[0]
-    assert "copy one token" in findings([result((65.0, 40.0), 0.2)], recipe)[0]
-
-
 def test_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         cli.main(["quickstart", "comparison.sedes=[0]", "--output", str(tmp_path)])
@@ -103,7 +94,18 @@ def test_command_line(capsys, tmp_path):
         cli.main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for command in ("train", "quickstart", "compare", "evaluate", "recipes", "benchmark"):
+    for command in (
+        "train",
+        "quickstart",
+        "compare",
+        "evaluate",
+        "attack",
+        "corrupt",
+        "shift",
+        "report",
+        "recipes",
+        "benchmark",
+    ):
         assert re.search(rf"^    {command}\b", text, re.MULTILINE)
 
 

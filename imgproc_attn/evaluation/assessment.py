@@ -19,14 +19,13 @@ from ..data import ALONE, Images, Processes
 from ..environment import environment
 from ..files import write_atomically, write_json
 from .accuracy import names_hash
-from .attacks import is_correct
 from .conditions import Condition
 from .evaluator import Evaluator, images_of, weights_hash
 from .flags import Flags
 from .normalization import NormalizedModel
 from .results import row, write_result
 from .samples import Samples
-from .sanity import Finding, check_outputs, sanity_checks
+from .sanity import Finding, sanity_checks
 from .subject import ImageSource, Subject
 from .threat import ThreatModel
 
@@ -172,18 +171,9 @@ class Assessment:
         if known.get("key") == key:
             return [Finding(**found) for found in known["findings"]]
         images, labels = images_of(samples, self.preparation, self.place.device, ids)
-        found = self._checks(images, labels, threat)
+        found = sanity_checks(self.model, images, labels, threat, self.seed)
         write_json(file, {"key": key, "findings": [asdict(finding) for finding in found]})
         return found
-
-    def _checks(self, images: Tensor, labels: Tensor, threat: ThreatModel | None) -> list[Finding]:
-        if threat is None:
-            return check_outputs(self.model, images)
-        if not is_correct(self.model, images, labels).any():
-            return [
-                Finding("nothing to check", f"The model gets none of {len(images)} images right: there is nothing to attack.")
-            ]
-        return sanity_checks(self.model, images, labels, threat, self.seed)
 
     def write(
         self,
