@@ -139,6 +139,22 @@ def test_blurs_keep_a_constant_and_its_mean(picture, ice):
         assert corrupted(name, picture, 5, ice).std() < picture.std()
 
 
+@pytest.mark.parametrize(
+    ("radius", "sigma", "angle", "mean", "pixels"),
+    [
+        (15, 8, 30.0, 132.1227, [[184, 198, 119], [186, 115, 194], [202, 34, 169]]),
+        (20, 15, -41.0, 137.1284, [[181, 200, 191], [185, 121, 117], [199, 79, 181]]),
+        (12, 8, -100.0, 135.4607, [[182, 202, 125], [177, 89, 181], [201, 12, 157]]),
+    ],
+)
+def test_motion_is_imagemagicks(picture, radius, sigma, angle, mean, pixels):
+    """Frozen from ImageMagick 6.9.11 through Wand, which the authors' generator calls: mean, and every 75th red pixel."""
+    found = np.rint(blur_along(picture, radius, sigma, angle) * 255)
+    assert found.mean() == pytest.approx(mean, abs=0.005)
+    assert np.abs(found[::75, ::75, 0] - pixels).max() <= 1
+    assert np.abs(found[::75, ::75, 0] - pixels).sum() <= 1
+
+
 def test_motion_goes_one_way():
     """A point becomes a tail of half a Gaussian, in the direction of the angle."""
     point = np.zeros((41, 41))

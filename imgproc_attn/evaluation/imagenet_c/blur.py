@@ -57,7 +57,7 @@ def motion_blur(x: Picture, severity: int, rng: Generator) -> Picture:
 
 
 def blur_along(x: Picture, radius: float, sigma: float, angle: float) -> Picture:
-    """ImageMagick's motion blur: half a Gaussian in the direction of ``angle`` degrees, borders repeated, in 8 bits."""
+    """ImageMagick's motion blur: half a Gaussian in the direction of ``angle`` degrees, borders repeated, cut to 8 bits."""
     count = 2 * math.ceil(radius) + 1
     weights = np.exp(-(np.arange(count) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -68,7 +68,7 @@ def blur_along(x: Picture, radius: float, sigma: float, angle: float) -> Picture
         rows = np.clip(np.arange(height) + math.ceil(i * down - 0.5), 0, height - 1)
         columns = np.clip(np.arange(width) + math.ceil(i * right - 0.5), 0, width - 1)
         result += weight * x[rows][:, columns]
-    return np.rint(result * 255) / 255
+    return np.floor(result * 255 + 1e-6) / 255
 
 
 def zoom_blur(x: Picture, severity: int, rng: Generator) -> Picture:
