@@ -20,12 +20,19 @@ import kornia
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .carried import Carried, hand_on
-from .data import ALONE
+from .data import ALONE, Images, Preparation
+from .evaluation import NormalizedModel
+from .evaluation.conditions import Condition
+from .evaluation.evaluator import Evaluator
+from .evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
+from .evaluation.samples import Samples
+from .evaluation.subject import ImageSource
 from .filtering import bilateral_filter, non_local_means
 from .filters import SoftmaxFilter
 from .geometry import grid_geometry
@@ -310,6 +317,55 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     return rows
 
 
+def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
+    """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
+    picture = load_sample_image("china.jpg")[100:324, 200:424].transpose(2, 0, 1)
+    steps: dict[str, Step] = {
+        name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in (*COMMON, *EXTRA) if name != "frost"
+    }
+    with tqdm(total=runs + 2, unit="round", desc="corruptions", dynamic_ncols=True) as bar:
+        rows = summarise(measure(steps, runs, lambda: None, bar), "jpeg_compression")
+    return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]
+
+
+def _evaluations(folder: Path, device: str) -> dict[str, Step]:
+    """Clean accuracy on crops of photographs, by a loop as timm's validation script has it, and by the evaluator."""
+    for i in range(64):
+        name, y, x = ("china", "flower")[i % 2], 3 * i, 5 * i
+        (folder / name).mkdir(exist_ok=True)
+        Image.fromarray(load_sample_image(f"{name}.jpg")[y : y + 224, x : x + 224]).save(folder / name / f"{i}.png")
+    place = torch.device(device)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2).eval().to(place)
+    config = timm.data.resolve_model_data_config(model)
+    loader = timm.data.create_loader(
+        timm.data.create_dataset("", root=str(folder)), config["input_size"], 32, num_workers=0, device=place,
+        interpolation=config["interpolation"], mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
+    )  # fmt: skip
+    preparation = Preparation.of(config)
+    normalized = NormalizedModel(model, preparation.mean, preparation.std).to(place).eval()
+    images = ImageSource("folder", str(folder)).open(model, 3)
+    assert isinstance(images, Images)
+    samples = Samples(images)
+
+    @torch.no_grad()
+    def bare() -> float:
+        right = sum((model(images).argmax(1) == labels).sum() for images, labels in loader)
+        return float(right)
+
+    def ours() -> Any:
+        with tempfile.TemporaryDirectory() as flags:
+            return Evaluator(normalized, preparation, Path(flags), {}, place, batch_size=32)([Condition("clean", samples)])
+
+    return {"timm's loop": bare, "evaluator": ours}
+
+
+def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=runs + 2, unit="round", desc="evaluation") as bar:
+        steps = _evaluations(Path(folder), device)
+        return summarise(measure(steps, runs, _synchronizer(device), bar), "timm's loop")
+
+
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
     """Rows as a table."""
     lines = [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -325,7 +381,8 @@ TIME_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quartiles / ms": lambda r: " to ".join(f"{1e3 * q:.2f}" for q in r["quartiles_s"]),
     "ratio": lambda r: f"{r['ratio']:.2f}",
 }
-TRAINING_COLUMNS = FILTERING_COLUMNS = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
+NAME_COLUMNS = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
+CORRUPTION_COLUMNS = {**NAME_COLUMNS, "images a second": lambda r: f"{r['images_per_second']:.0f}"}
 MEMORY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokens": lambda r: f"{r['tokens']}",
     "name": lambda r: r["name"],

@@ -69,3 +69,14 @@ def test_memory_of_a_model():
         assert large["peak_bytes"] > 1.2 * small["peak_bytes"]
     assert few[0]["ratio"] == 1
     assert few[1]["ratio"] == few[1]["peak_bytes"] / few[0]["peak_bytes"]
+
+
+def test_evaluations_count_the_same(tmp_path):
+    steps = benchmark._evaluations(tmp_path, "cpu")
+    assert steps["timm's loop"]() == steps["evaluator"]()["clean"].correct.sum()
+
+
+def test_corruptions(tmp_path):
+    file = tmp_path / "b.json"
+    cli.main(["benchmark", "--what", "corruptions", "--runs", "2", "--output", str(file)])
+    assert len(json.loads(file.read_text())["corruptions"]) == 18

@@ -16,7 +16,7 @@ def add_commands(commands: Any) -> None:
         help="speed and memory beside plain attention and timm's ViT",
         formatter_class=DEFAULTS,
     )
-    subjects = ["operators", "models", "memory", "filtering", "training"]
+    subjects = ["operators", "models", "memory", "filtering", "training", "evaluation", "corruptions"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
     p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")
@@ -40,20 +40,42 @@ def _benchmark(args: argparse.Namespace) -> None:
     hardware = result["environment"]["hardware"]
     device = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
     print(f"{device}, torch {torch.__version__}, timm {timm.__version__}, {args.dtype}, {args.runs} runs")
-    if "operators" in args.what:
-        result["operators"] = b.benchmark_operators(args.tokens, args.runs, args.device, dtype)
-        print(b.markdown("Operators, 6 heads of 64", result["operators"], b.TIME_COLUMNS))
-    if "models" in args.what:
-        result["models"] = b.benchmark_models(args.models, args.tokens, args.runs, args.device, dtype)
-        print(b.markdown("Whole models", result["models"], b.TIME_COLUMNS))
-    if "memory" in args.what:
-        result["memory"] = b.benchmark_memory(args.models, max(args.tokens), args.device, dtype)
-        print(b.markdown("Peak memory of a training step, one image", result["memory"], b.MEMORY_COLUMNS))
-    if "filtering" in args.what:
-        result["filtering"] = b.benchmark_filtering(args.runs, args.device)
-        print(b.markdown("Filters on a 512 x 512 photograph, 11 x 11 window", result["filtering"], b.FILTERING_COLUMNS))
-    if "training" in args.what:
-        result["training"] = b.benchmark_training(args.runs, args.device)
-        print(b.markdown("An epoch of training", result["training"], b.TRAINING_COLUMNS))
+    sections: dict[str, tuple[Any, str, Any]] = {
+        "operators": (
+            lambda: b.benchmark_operators(args.tokens, args.runs, args.device, dtype),
+            "Operators, 6 heads of 64",
+            b.TIME_COLUMNS,
+        ),
+        "models": (
+            lambda: b.benchmark_models(args.models, args.tokens, args.runs, args.device, dtype),
+            "Whole models",
+            b.TIME_COLUMNS,
+        ),
+        "memory": (
+            lambda: b.benchmark_memory(args.models, max(args.tokens), args.device, dtype),
+            "Peak memory of a training step, one image",
+            b.MEMORY_COLUMNS,
+        ),
+        "filtering": (
+            lambda: b.benchmark_filtering(args.runs, args.device),
+            "Filters on a 512 x 512 photograph, 11 x 11 window",
+            b.NAME_COLUMNS,
+        ),
+        "training": (lambda: b.benchmark_training(args.runs, args.device), "An epoch of training", b.NAME_COLUMNS),
+        "evaluation": (
+            lambda: b.benchmark_evaluation(args.runs, args.device),
+            "Clean accuracy on 64 pictures",
+            b.NAME_COLUMNS,
+        ),
+        "corruptions": (
+            lambda: b.benchmark_corruptions(args.runs),
+            "Corruptions of ImageNet-C, severity 3, one 224 x 224 picture",
+            b.CORRUPTION_COLUMNS,
+        ),
+    }
+    for name in args.what:
+        run, title, columns = sections[name]
+        result[name] = run()
+        print(b.markdown(title, result[name], columns))
     write_json(args.output, result)
     print(f"Written: {args.output}")
