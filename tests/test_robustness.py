@@ -26,7 +26,7 @@ from sklearn.metrics import precision_recall_curve
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn import cli
 from imgproc_attn.data import Digits, Images, Preparation, Processes
-from imgproc_attn.evaluation import FGSM, PGD, NormalizedModel, ThreatModel
+from imgproc_attn.evaluation import FGSM, L2_NORM, PGD, NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.classes import class_map, classes_of
 from imgproc_attn.evaluation.conditions import AsPublished, Condition, UnderAttack, judge_of, targets_of
 from imgproc_attn.evaluation.evaluator import Evaluator
@@ -143,6 +143,28 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
     assert Counting.seen == 160
     assert all(torch.equal(a, b) for a, b in zip(first[:4], again[:4]))
     assert [len(json.loads(line).get("ids", [])) for line in file.read_text().splitlines()] == [0, 100, 100, 100, 60]
+
+
+def test_other_images_of_equal_names_are_refused(model, tmp_path):
+    class Renamed(Digits):
+        def _filename(self, index, basename=False, absolute=False):
+            return f"test-{index}"
+
+    first, second = (Samples(Images(Renamed("test", seed), 10, channels=1)) for seed in (0, 1))
+    evaluator(model, tmp_path)([Condition("clean", first)])
+    with pytest.raises(ValueError, match="another protocol.*images.content_sha256"):
+        evaluator(model, tmp_path)([Condition("clean", second)])
+    assert first.names == second.names
+
+
+def test_names_are_told_apart(model, tmp_path):
+    class Repeated(Digits):
+        def _filename(self, index, basename=False, absolute=False):
+            return f"{index % 300}.png"
+
+    names = Samples(Images(Repeated("test"), 10, channels=1)).names
+    assert len(set(names)) == 360
+    assert (names[5], names[200]) == ("5.png#5", "200.png")
 
 
 def test_another_protocol_is_refused(model, samples, tmp_path):
@@ -342,11 +364,11 @@ def test_attack_command(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = result(out)
     assert [row["name"] for row in found["conditions"]] == ["clean", "FGSM 10/255", "FGSM 20/255", "PGD 10/255", "PGD 20/255"]
-    assert found["n"] == 100
-    assert len(found["names_sha256"]) == 64
+    assert found["conditions"][1]["images"]["n"] == 100
+    assert len(found["conditions"][1]["images"]["names_sha256"]) == 64
     assert "| clean | " in printed
     assert "| 100 |" in printed
-    assert ("Sanity checks on 20 images: no finding" in printed) == (not found["findings"])
+    assert ("Checks of gradients and attacks on 20 images: no finding" in printed) == (not found["findings"])
     rows = list(csv.DictReader((out / "flags.csv").open()))
     assert len(rows) == 100
     for row in found["conditions"]:
@@ -363,7 +385,80 @@ def test_attack_command(folder, tmp_path, capsys):
         run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out)
     assert "flags of another protocol" in capsys.readouterr().err
     run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out, "--restart")
-    assert result(out)["n"] == 90
+    assert result(out)["conditions"][0]["n"] == 90
+
+
+def test_a_run_is_asked_about_what_it_held_out(tmp_path, capsys):
+    """The split of the digits, and the number of test images, are the recipe's, not the command's defaults."""
+    small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    small += ["data.seed=4", "data.test_images=70", "run.seed=3"]
+    run("train", "quickstart", *small, "--variant", "plain", "--output", tmp_path / "run", "--device", "cpu")
+    where = [
+        "--attacks",
+        "fgsm",
+        "--eps",
+        "0.05",
+        "--checks",
+        4,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "out",
+    ]
+    run("attack", tmp_path / "run", *where)
+    seen = {int(row["image"].split("-")[1]) for row in csv.DictReader((tmp_path / "out" / "flags.csv").open())}
+    assert len(seen) == 70
+    assert not seen & set(map(int, Digits("train", 4)._ids))
+    assert result(tmp_path / "out")["training_seed"] == 3
+    final = json.loads((tmp_path / "run" / "final.json").read_text())
+    assert result(tmp_path / "out")["conditions"][0]["accuracy"] == pytest.approx(final["test"]["top1"], abs=1.5)
+
+
+def test_restart_forgets_nothing_before_all_is_well(folder, tmp_path, capsys):
+    attack = ["attack", *arguments(folder), "--limit", 20, "--checks", 4, "--attacks", "fgsm", "--output", tmp_path]
+    run(*attack, "--eps", "0.1")
+    with pytest.raises(SystemExit):
+        run(*attack, "--eps", "0", "--restart")
+    assert list((tmp_path / "flags").iterdir())
+    assert (tmp_path / "result.json").exists()
+
+
+def test_autocast_is_recorded_and_raises_no_alarm(folder, tmp_path, capsys):
+    run(
+        "attack",
+        *arguments(folder),
+        "--attacks",
+        "pgd",
+        "--eps",
+        "10/255",
+        "--limit",
+        60,
+        "--checks",
+        40,
+        "--amp",
+        "bfloat16",
+        "--output",
+        tmp_path,
+    )
+    found = result(tmp_path)
+    assert found["dtype"] == "bfloat16"
+    assert "wrong gradients" not in {finding["check"] for finding in found["findings"]}
+    with pytest.raises(SystemExit):
+        run("attack", *arguments(folder), "--amp", "float16", "--output", tmp_path)
+    assert "invalid choice: 'float16'" in capsys.readouterr().err
+
+
+def test_size_and_channels_are_the_models(tmp_path):
+    """Built for other images than its configuration tells of."""
+    from imgproc_attn.evaluation.subject import Subject
+
+    options = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10}
+    weights = save(tmp_path, "vit_tiny_patch16_224", **options)
+    model, preparation = Subject("vit_tiny_patch16_224", weights, options=options).build()
+    assert preparation.input_size == (1, 32, 32)
+    assert NormalizedModel(model, preparation.mean, preparation.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
 
 
 def test_dry_run_does_nothing(folder, tmp_path, capsys):
@@ -494,14 +589,14 @@ def test_published_imagenet_c_is_not_resized_again(tmp_path, capsys):
     common = ["vit_tiny_patch16_224", "num_classes=2", "depth=1", "--checkpoint", weights, "--workers", 0, "--device", "cpu"]
     run("corrupt", *common, "--root", tmp_path / "c", "--files", "--severities", 1, 2, "--output", tmp_path / "out")
     found = result(tmp_path / "out")
-    assert [row["name"] for row in found["conditions"]] == ["fog 1", "fog 2"]
+    assert [row["name"] for row in found["conditions"]] == ["fog 1 (file)", "fog 2 (file)"]
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, depth=1, checkpoint_path=str(weights)).eval()
     rows = list(csv.DictReader((tmp_path / "out" / "flags.csv").open()))
     assert len(rows) == 4
     for row in rows:
         picture = np.asarray(Image.open(tmp_path / "c" / "weather" / "fog" / "1" / row["image"]))
         image = (torch.tensor(picture).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
-        assert int(row["fog 1"]) == int(model(image).argmax() == int(row["label"]))
+        assert int(row["fog 1 (file)"]) == int(model(image).argmax() == int(row["label"]))
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run("corrupt", *common, "--root", tmp_path / "c", "--files", "--corruptions", "snow", "--output", tmp_path / "out2")
@@ -561,6 +656,15 @@ def imagenet_model(tmp_path_factory):
     return ["plain_vit_tiny", *common], timm.create_model("plain_vit_tiny", **options, checkpoint_path=str(weights)).eval()
 
 
+def add_right_ones(root, model, folders, indices, count=30):
+    """Pictures in the folders of what the model takes them for among ``indices``: right, if these logits alone count."""
+    for i, picture in enumerate(crops(count + 7, 32)[7:]):
+        place = root / "picture.png"
+        Image.fromarray(picture).save(place)
+        logits = logits_of(model, place)
+        place.rename(root / folders[max(indices, key=lambda j: logits[j])] / f"right{i}.png")
+
+
 def logits_of(model, file):
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     picture = torch.tensor(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) / 255
@@ -575,14 +679,17 @@ def test_shift_of_200_classes(name, imagenet_model, tmp_path, capsys):
     classes = class_map(name)
     assert classes.num_classes == 200
     root = class_folders(tmp_path / "data", [SYNSETS[i] for i in classes.indices], 1, 32)
+    add_right_ones(root, model, SYNSETS, classes.indices)
     run("shift", *common, f"--{name}", root, "--output", tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / name / "flags.csv").open()))
-    assert len(rows) == 200
+    assert len(rows) == 230
     title = {"imagenet-a": "ImageNet-A", "imagenet-r": "ImageNet-R"}[name]
-    for row in rows[::10]:
+    for row in rows[:40]:
         logits = logits_of(model, root / row["image"])
         best = max(classes.indices, key=lambda i: logits[i])
         assert int(row[title]) == int(SYNSETS[best] == Path(row["image"]).parent.name)
+    assert sum(int(row[title]) for row in rows if "right" in row["image"]) == 30
+    assert sum(int(row[title]) for row in rows) < 60
     # one folder is missing, one is a stranger
     (root / SYNSETS[classes.indices[3]]).rename(root / "n99999999")
     capsys.readouterr()
@@ -597,13 +704,15 @@ def test_numeric_folders_are_numbers(imagenet_model, tmp_path):
     """ImageNet-V2's: 10 comes after 9, and 0 is no missing name."""
     common, model = imagenet_model
     root = class_folders(tmp_path / "v2", [str(i) for i in range(1000)], 1, 32)
-    run("shift", *common, "--imagenet-v2", root, "--limit", 50, "--output", tmp_path / "out")
+    add_right_ones(root, model, [str(i) for i in range(1000)], range(1000))
+    run("shift", *common, "--imagenet-v2", root, "--output", tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "imagenet-v2" / "flags.csv").open()))
-    asked = [row for row in rows if row["label"]]
-    assert len(asked) == 50
-    for row in asked:
-        assert row["label"] == Path(row["image"]).parent.name
-        assert int(row["ImageNet-V2"]) == int(logits_of(model, root / row["image"]).argmax() == int(row["label"]))
+    assert len(rows) == 1030
+    assert all(row["label"] == Path(row["image"]).parent.name for row in rows)
+    assert sum(int(row["ImageNet-V2"]) for row in rows if "right" in row["image"]) == 30
+    assert sum(int(row["ImageNet-V2"]) for row in rows) < 60
+    run("shift", *common, "--imagenet-v2", root, "--limit", 50, "--output", tmp_path / "few")
+    assert result(tmp_path / "few" / "imagenet-v2")["conditions"][0]["n"] == 50
 
 
 def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
@@ -627,14 +736,16 @@ def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
     steps = sum((recall[i] - recall[i + 1]) * precision[i] for i in range(len(precision) - 1))
     assert found["summary"]["aupr"] == pytest.approx(100 * steps, rel=1e-5)
     assert [row["n"] for row in found["conditions"]] == [50, 25]
+    # answers that are right for one image in three, and none for one in ten
+    said = {int(f.stem[-8:]): int(logits_of(model, f).argmax()) for f in val.rglob("*.png")}
+    answers = [
+        [] if i % 10 == 0 else [999 - said[i], said[i]] if i % 3 == 0 else [(said[i] + 1) % 1000] for i in range(1, 1001)
+    ]
+    (tmp_path / "real.json").write_text(json.dumps(answers))
+    run("shift", *common, "--imagenet-val", val, "--real-labels", tmp_path / "real.json", "--output", tmp_path / "out")
     real = result(tmp_path / "out" / "imagenet-val")["summary"]["real"]
-    answers = json.loads((Path(timm.__file__).parent / "data" / "_info" / "imagenet_real_labels.json").read_text())
-    right = total = 0
-    for file in sorted(val.rglob("*.png")):
-        labels = answers[int(file.stem[-8:]) - 1]
-        total += bool(labels)
-        right += int(logits_of(model, file).argmax()) in labels
-    assert (real["n"], real["top1"]) == (total, pytest.approx(100 * right / total))
+    right = sum(i % 3 == 0 and i % 10 != 0 for i in range(1, 1001))
+    assert (real["n"], real["top1"]) == (900, pytest.approx(100 * right / 900))
     assert "AUPR" in capsys.readouterr().out
 
 
@@ -664,17 +775,26 @@ def test_a_map_of_classes_wants_a_model_of_them(folder, tmp_path, capsys):
 
 def test_unreadable_images_are_named_and_count_nowhere(imagenet_model, tmp_path, capsys):
     common, _ = imagenet_model
-    root = class_folders(tmp_path / "d", SYNSETS[:6], 1, 32)
-    broken = next((root / SYNSETS[2]).iterdir())
-    broken.write_bytes(broken.read_bytes()[:60])
+    root = class_folders(tmp_path / "d", SYNSETS[:20], 1, 32)
+    broken = [next((root / SYNSETS[i]).iterdir()) for i in (0, 1)]  # the first: pictures and checks do without it
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:60])
+    names = [f"{SYNSETS[i]}/{broken[i].name}" for i in (0, 1)]
     attack = ["attack", *common, "--root", root, "--classes", "imagenet", "--attacks", "fgsm", "--eps", "0.1", "--checks", 4]
     with pytest.raises(SystemExit):
         run(*attack, "--output", tmp_path / "out")
-    assert f"Cannot read image {SYNSETS[2]}/{broken.name}" in capsys.readouterr().err
+    assert f"Cannot read image {names[0]}" in capsys.readouterr().err
     run(*attack, "--skip-broken", "--output", tmp_path / "out2")
-    found = result(tmp_path / "out2")
-    assert found["unreadable"] == [f"{SYNSETS[2]}/{broken.name}"]
-    assert {row["n"] for row in found["conditions"]} == {5}
+    assert [row["unreadable"] for row in result(tmp_path / "out2")["conditions"]] == [names, names]
+    assert {row["n"] for row in result(tmp_path / "out2")["conditions"]} == {18}
+    assert "2 unreadable images count nowhere" in capsys.readouterr().out
+    corrupt = ["corrupt", *common, "--root", root, "--classes", "imagenet", "--corruptions", "fog", "--severities", 1]
+    run(*corrupt, "--skip-broken", "--output", tmp_path / "out3")
+    assert {row["n"] for row in result(tmp_path / "out3")["conditions"]} == {18}
+    # repaired, one is looked at; nothing else is
+    Image.fromarray(crops(1, 32)[0]).save(broken[1])
+    run(*attack, "--skip-broken", "--output", tmp_path / "out2")
+    assert {row["n"] for row in result(tmp_path / "out2")["conditions"]} == {19}
 
 
 # --- reports
@@ -716,7 +836,7 @@ def test_report(folder, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "plain &lt;b&gt;" in page, "labels are text"
     assert not re.search(r'(src|href)="(?!data:)', page), "the page stands alone"
-    assert page.count("data:image/png;base64,") == 1 + 4 + 4 - 0
+    assert page.count("data:image/png;base64,") == 1 + 2 * (2 + 2)  # curves of all; of each model two and two
     models = group(find_entries([tmp_path / "runs" / "plain", tmp_path / "runs" / "weights"]))
     assert list(models) == ["plain <b>", "filter"]
     rows = {row["name"]: row for row in tables(models)["attack"]}
@@ -758,7 +878,81 @@ def test_seeds_of_one_label_are_one_model(folder, tmp_path):
             (out / "result.json").write_text(json.dumps({**content, "training_seed": seed}))
     rows = {row["name"]: row for row in tables(group(find_entries([tmp_path])))["attack"]}
     assert rows["clean"]["differences"] == ["+0.0 ± 0.0, n = 2"]
-    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows["FGSM 10/255"]["cells"][0])
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d, n = 2", rows["FGSM 10/255"]["cells"][0])
+
+
+def test_what_differs_stands_apart(folder, tmp_path):
+    """One name, two protocols: two rows, that say in what they differ."""
+    for steps in (1, 5):
+        run(
+            "attack",
+            *arguments(folder),
+            "--attacks",
+            "pgd",
+            "--eps",
+            "20/255",
+            "--steps",
+            steps,
+            "--limit",
+            60,
+            "--checks",
+            4,
+            "--label",
+            "m",
+            "--output",
+            tmp_path / str(steps),
+        )
+    run(
+        "attack",
+        *arguments(folder),
+        "--attacks",
+        "pgd",
+        "--eps",
+        "20/255",
+        "--targeted",
+        "--limit",
+        60,
+        "--checks",
+        4,
+        "--label",
+        "m",
+        "--output",
+        tmp_path / "targeted",
+    )
+    rows = [row["name"] for row in tables(group(find_entries([tmp_path])))["attack"]]
+    assert rows == ["clean", "PGD 20/255 (steps=1)", "PGD 20/255 (steps=5)", "PGD targeted 20/255"]
+
+
+def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):
+    for name, weights in (("plain_vit_tiny", "plain"), ("nlm_vit_tiny", "weights")):
+        run(
+            "attack",
+            *arguments(folder, name, weights),
+            "--attacks",
+            "fgsm",
+            "--eps",
+            "10/255",
+            "--limit",
+            20,
+            "--checks",
+            4,
+            "--label",
+            "m",
+            "--output",
+            tmp_path / weights,
+        )
+    assert list(group(find_entries([tmp_path]))) == [f"m ({tmp_path / name})" for name in ("plain", "weights")]
+
+
+def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, capsys):
+    run(
+        "attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 30, "--checks", 4, "--output", tmp_path
+    )
+    lines = (tmp_path / "flags.csv").read_text().splitlines()
+    (tmp_path / "flags.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(SystemExit):
+        run("report", tmp_path, "--output", tmp_path / "r.html")
+    assert "result.json and flags.csv are not of one evaluation" in capsys.readouterr().err
 
 
 def test_interrupted_results_are_named(folder, tmp_path, capsys):
@@ -797,3 +991,4 @@ def test_what_sanity_is_checked_under():
     std = (0.229, 0.224, 0.225)
     assert check_threat([ThreatModel(4 / 255), ThreatModel(1 / 255, targeted=True)], std) == ThreatModel(1 / 255)
     assert check_threat([ThreatModel.normalized(4 / 255)], std).eps == pytest.approx(4 / 255 * 0.229)
+    assert check_threat([ThreatModel.normalized(3.0, L2_NORM)], std).norm == L2_NORM

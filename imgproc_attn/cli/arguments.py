@@ -33,15 +33,15 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             metavar="MAP",
             help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
-    parser.add_argument("--limit", type=int, help="only so many images, drawn at random")
+    parser.add_argument("--limit", type=positive, help="only so many images, drawn at random")
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
 
-def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str) -> None:
+def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
     """Where and how it runs."""
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="of each process")
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help="of each process")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
-    parser.add_argument("--amp", choices=["bfloat16", "float16"], help="autocast (default: float32)")
+    parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
     parser.add_argument("--output", type=Path, default=Path(output), help="folder of the results")
     add_device(parser)
 
@@ -70,7 +70,8 @@ def source_of(args: argparse.Namespace) -> Any:
     classes = None if args.classes is None else class_map(args.classes)
     options = {"classes": classes, "limit": args.limit, "skip_broken": args.skip_broken}
     run = run_of(args)
-    if args.data is None and args.root is None and run is not None:
+    if args.data is None and args.root is None and run is not None:  # the very images that the run held out
+        options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         split = run.data.test_split if args.split is None else args.split
         if split is None:
             raise ValueError(f"The run {args.model} has no test split; give --split.")
@@ -106,3 +107,10 @@ def number(text: str) -> float:
         return float(top) / float(bottom or 1)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction like 4/255") from None
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULTS, add_images, add_place, add_subject, number, source_of, subject_of
+from .arguments import DEFAULTS, add_images, add_place, add_subject, number, positive, source_of, subject_of
 
 ATTACK_TEXT = """\
 Accuracy of a classifier under adversarial attacks, with sanity checks that say when not to believe it.
@@ -55,7 +55,7 @@ def _add_evaluate(commands: Any) -> None:
         metavar="FILE",
         help="also count by ReaL labels, real.json or timm's copy (ImageNet validation)",
     )
-    add_place(e, 128, "runs/evaluate")
+    add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
 
 
@@ -67,10 +67,11 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
     add_subject(parser)
     parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws of attacks, corruptions and checks")
     parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
     parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
-    add_place(parser, 64, f"runs/{name}")
+    # float16's small gradients vanish, and attacks with them
+    add_place(parser, 64, f"runs/{name}", ["bfloat16"] if name == "attack" else ["bfloat16", "float16"])
     return parser
 
 
@@ -98,14 +99,19 @@ def _add_attack(commands: Any) -> None:
     a.add_argument("--step-size", type=number, help="of PGD and MI-FGSM (default: 2.5 eps / steps, eps / steps)")
     a.add_argument("--restarts", type=int, help="random starts a sample (default: each attack's own)")
     a.add_argument("--queries", type=int, help="of Square")
-    a.add_argument("--checks", type=int, default=64, metavar="N", help="images that the sanity checks look at")
+    a.add_argument("--checks", type=positive, default=64, metavar="N", help="images that the sanity checks look at")
     a.set_defaults(function=_attack)
 
 
 def _add_corrupt(commands: Any) -> None:
     c = _add_robustness(commands, "corrupt", CORRUPT_TEXT, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly")
     add_images(c)
-    c.add_argument("--corruptions", nargs="+", default=["common"], metavar="NAME", help="names, common (15), extra (4), or all")
+    c.add_argument(
+        "--corruptions",
+        nargs="+",
+        metavar="NAME",
+        help="names, common (15), extra (4), all (default: common, or what files there are)",
+    )
     c.add_argument("--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1…5")
     c.add_argument("--frost-folder", type=Path, help="frost1.png to frost5.jpg of github.com/hendrycks/robustness")
     c.add_argument("--files", action="store_true", help="--root holds published files; all that are there, by default")
@@ -175,18 +181,16 @@ def _place(args: argparse.Namespace) -> Any:
 
 def _assess(args: argparse.Namespace, source: Any, place: Any) -> Any:
     """The `Assessment` that a robustness command is about."""
-    from ..evaluation.assessment import Assessment, forget
+    from ..evaluation.assessment import Assessment
     from ..training.loop import autocast
 
-    if args.restart and place.processes.rank == 0 and not args.dry_run:
-        forget(place.output)
     context = None if args.amp is None else autocast(place.device.type, args.amp)
     return Assessment(subject_of(args), source, place, args.label, context, args.amp or "float32", args.seed)
 
 
 def _attack(args: argparse.Namespace) -> None:
     from ..evaluation.presets import NORMS, PRESETS, build_attacks
-    from ..evaluation.robustness import attack_conditions, plan, run_attacks
+    from ..evaluation.robustness import attack_conditions, run_attacks
     from ..evaluation.threat import ThreatModel
 
     own = {key: getattr(args, key) for key in ("steps", "step_size", "restarts", "queries")}
@@ -206,34 +210,40 @@ def _attack(args: argparse.Namespace) -> None:
         bounds = (0.0, 1.0) if args.space == "images" else None
         threats = [ThreatModel(eps, NORMS[args.norm], args.targeted, bounds) for eps in args.eps]
         attacks = build_attacks(args.attacks, threats, assessment.classes, args.seed, **own)
+    conditions = attack_conditions(assessment.samples(), attacks)
     if args.dry_run:
-        print(f"preset {preset}: {PRESETS[preset].purpose}\n" if preset else "", end="")
-        return print(plan(assessment, attack_conditions(assessment.samples(), attacks), args.checks))
+        return _plan(args, assessment, conditions, f"preset {preset}: {PRESETS[preset].purpose}\n" if preset else "")
+    if args.restart:
+        assessment.forget()
     _tell(run_attacks(assessment, attacks, args.checks, preset=preset), args.output)
 
 
 def _corrupt(args: argparse.Namespace) -> None:
     from ..evaluation.imagenet_c.published import published_conditions
-    from ..evaluation.robustness import corruption_conditions, known_corruptions, plan, run_corruptions
+    from ..evaluation.robustness import corruption_conditions, known_corruptions, run_corruptions
 
     source = source_of(args)
     assessment = _assess(args, source, _place(args))
     if args.files:
-        names = None if args.corruptions == ["common"] else known_corruptions(args.corruptions, Path())
+        names = None if args.corruptions is None else known_corruptions(args.corruptions, source.root)
         conditions = published_conditions(source, assessment.inner, assessment.preparation, names, args.severities)
     else:
-        names = known_corruptions(args.corruptions, args.frost_folder)
-        if assessment.place.processes.rank == 0 and "frost" not in names and {"common", "all"} & set(args.corruptions):
+        asked = args.corruptions or ["common"]
+        names = known_corruptions(asked, args.frost_folder)
+        if assessment.place.processes.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
             print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
         conditions = corruption_conditions(assessment.samples(), names, args.severities, args.seed, args.frost_folder)
     if args.dry_run:
-        return print(plan(assessment, conditions))
+        return _plan(args, assessment, conditions)
+    if args.restart:
+        assessment.forget()
     _tell(run_corruptions(assessment, conditions, generated=not args.files), args.output)
 
 
 def _shift(args: argparse.Namespace) -> None:
+    from ..data import find_root
     from ..evaluation.classes import classes_of
-    from ..evaluation.robustness import plan, run_shift, run_unknown, shift_conditions, unknown_conditions
+    from ..evaluation.robustness import run_shift, run_unknown, shift_conditions, unknown_conditions
     from ..evaluation.shifts import shifts
     from ..evaluation.subject import ImageSource
 
@@ -251,16 +261,21 @@ def _shift(args: argparse.Namespace) -> None:
     for name, folder in asked.items():
         assessment, title = assess(name, folder, shifts()[name].classes), shifts()[name].title
         if args.dry_run:
-            print(plan(assessment, shift_conditions(assessment, title)), end="\n\n")
+            _plan(args, assessment, shift_conditions(assessment, title))
             continue
+        if args.restart:
+            assessment.forget()
         real = args.real_labels if name == VALIDATION else None
         _tell(run_shift(assessment, title, real is not None, Path(real) if real else None), assessment.place.output)
     if args.imagenet_o is not None:
-        classes = classes_of("ImageNet-O", [p.name for p in sorted(args.imagenet_o.iterdir()) if p.is_dir()])
+        folders = [p.name for p in sorted(find_root(str(args.imagenet_o)).iterdir()) if p.is_dir()]
+        classes = classes_of("ImageNet-O", folders)
         unknown = assess("imagenet-o", args.imagenet_o, classes)
         known = assess("imagenet-o", asked[VALIDATION], replace(classes, alone=True))
         if args.dry_run:
-            return print(plan(unknown, unknown_conditions(unknown, known)))
+            return _plan(args, unknown, unknown_conditions(unknown, known))
+        if args.restart:
+            unknown.forget()
         _tell(run_unknown(unknown, known), unknown.place.output)
 
 
@@ -269,6 +284,14 @@ def _report(args: argparse.Namespace) -> None:
 
     write_report(args.folders, args.output)
     print(f"Written: {args.output}")
+
+
+def _plan(args: argparse.Namespace, assessment: Any, conditions: Any, preface: str = "") -> None:
+    """Print what would be done."""
+    from ..evaluation.robustness import plan
+
+    if assessment.place.processes.rank == 0:
+        print(preface + plan(assessment, conditions, getattr(args, "checks", 0)), end="\n\n")
 
 
 def _tell(result: dict[str, Any], output: Path) -> None:

@@ -130,6 +130,13 @@ class Images(Dataset):
                 return image, label
         raise ValueError(f"None of the {len(self)} images can be read; see {self.unreadable.file}.")
 
+    def original(self, index: int) -> tuple[Image.Image | None, int]:
+        """The picture as it lies there, without the transform; None and -1 if it cannot be read."""
+        try:
+            return self._open(self.indices[index])
+        except _CANNOT_READ:
+            return None, IGNORED
+
     def _get(self, index: int) -> tuple[Any, int]:
         try:
             picture, label = self._open(self.indices[index])

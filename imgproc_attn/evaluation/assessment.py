@@ -7,48 +7,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..data import ALONE, Images, Processes
 from ..environment import environment
 from ..files import write_atomically, write_json
-from .accuracy import names_hash
+from ..records import describe
 from .conditions import Condition
 from .evaluator import Evaluator, images_of, weights_hash
 from .flags import Flags
-from .normalization import NormalizedModel
-from .results import row, write_result
+from .normalization import InPrecision, NormalizedModel
+from .results import FLAGS, RESULT, row, write_result
 from .samples import Samples
 from .sanity import Finding, sanity_checks
 from .subject import ImageSource, Subject
 from .threat import ThreatModel
 
 FLAG_FOLDER, CHECKS = "flags", "checks.json"
-
-
-class InPrecision(nn.Module):
-    """A model whose forward pass runs under autocast, and whose logits are float32.
-
-    Args:
-        model: Any classifier.
-        autocast: Makes the context.
-    """
-
-    def __init__(self, model: nn.Module, autocast: Callable[[], Any]) -> None:
-        super().__init__()
-        self.model, self.autocast = model, autocast
-        self.train(model.training)
-
-    def forward(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            logits = self.model(images)
-        return logits.float()
 
 
 @dataclass
@@ -158,30 +138,30 @@ class Assessment:
             )
             return evaluator(conditions)
 
-    def check(self, samples: Samples, threat: ThreatModel | None, count: int) -> list[Finding]:
+    def check(self, samples: Samples, threat: ThreatModel | None, count: int) -> "Checked":
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
         Without a threat model, those of the outputs alone.
         """
         file = self.place.output / CHECKS
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
-        ids = samples.ids[chosen].tolist()
-        key = json.loads(json.dumps({"protocol": self.protocol, "ids": ids, "threat": repr(threat), "seed": self.seed}))
+        key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
+        key = json.loads(json.dumps({**key, "threat": describe(threat)}))
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if known.get("key") == key:
-            return [Finding(**found) for found in known["findings"]]
-        images, labels = images_of(samples, self.preparation, self.place.device, ids)
-        found = sanity_checks(self.model, images, labels, threat, self.seed)
-        write_json(file, {"key": key, "findings": [asdict(finding) for finding in found]})
-        return found
+        if known.get("key") != key:
+            images, labels, _ = images_of(samples, self.preparation, self.place.device, samples.ids[chosen])
+            found = sanity_checks(self.model, images, labels, threat, self.seed, self.place.batch_size)
+            known = {"key": key, "images": len(images), "findings": [asdict(finding) for finding in found]}
+            write_json(file, known)
+        findings = [Finding(**found) for found in known["findings"]]
+        return Checked("outputs" if threat is None else "gradients and attacks", known["images"], findings)
 
     def write(
         self,
         kind: str,
         conditions: Sequence[Condition],
         flags: Mapping[str, Flags],
-        findings: Sequence[Finding],
-        checked_on: int,
+        checked: "Checked",
         figures: Mapping[str, Figure],
         **more: Any,
     ) -> dict[str, Any]:
@@ -190,8 +170,6 @@ class Assessment:
         place.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             write_atomically(place.output / f"{name}.png", partial(figure.savefig, dpi=120))
-        samples = conditions[0].samples
-        names = dict(zip(samples.ids.tolist(), samples.names))
         result = {
             "kind": kind,
             "label": self.label,
@@ -202,21 +180,34 @@ class Assessment:
             **self.protocol,
             "data": self.source.record,
             "seed": self.seed,
-            "n": len(samples),
-            "names_sha256": names_hash(samples.names),
             "preparation": self.preparation._asdict(),
             "conditions": [row(condition, flags[condition.name], self.preparation.std) for condition in conditions],
-            "checked_on": checked_on,
-            "unreadable": [names[i] for i in flags[conditions[0].name].unreadable],
+            "checked": {"what": checked.what, "images": checked.images},
+            "findings": [asdict(finding) for finding in checked.findings],
             "pictures": [f"{name}.png" for name in figures],
             "environment": {**environment(str(place.device)), "processes": place.processes.world},
             **more,
         }
-        write_result(place.output, result, conditions, flags, findings)
+        write_result(place.output, result, conditions, flags)
         return result
 
+    def forget(self) -> None:
+        """Remove what an earlier evaluation left in the folder; before `ask`, in all processes."""
+        if self.place.processes.rank == 0:
+            shutil.rmtree(self.place.output / FLAG_FOLDER, ignore_errors=True)
+            for name in (CHECKS, RESULT, FLAGS):
+                (self.place.output / name).unlink(missing_ok=True)
 
-def forget(output: Path) -> None:
-    """Remove the flags and checks of an earlier evaluation."""
-    shutil.rmtree(output / FLAG_FOLDER, ignore_errors=True)
-    (output / CHECKS).unlink(missing_ok=True)
+
+class Checked(NamedTuple):
+    """What sanity checks found.
+
+    Attributes:
+        what: Was checked.
+        images: So many were looked at.
+        findings: Reasons to doubt.
+    """
+
+    what: str
+    images: int
+    findings: list[Finding]

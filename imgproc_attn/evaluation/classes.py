@@ -118,7 +118,9 @@ class SomeClasses(Reader):
         super().__init__()
         wanted = {reader.class_to_idx[name] for name in classes if name in reader.class_to_idx}
         self._reader = reader
-        self._indices = [i for i, (_, label) in enumerate(reader.samples) if label in wanted]
+        # the labels of timm's reader of tar files lie apart from its samples
+        labels = reader.targets if hasattr(reader, "targets") else [label for _, label in reader.samples]
+        self._indices = [i for i, label in enumerate(labels) if label in wanted]
         self.class_to_idx = {name: label for name, label in reader.class_to_idx.items() if label in wanted}
 
     def __getitem__(self, index: int) -> tuple[Any, int]:

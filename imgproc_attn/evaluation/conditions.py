@@ -96,7 +96,8 @@ class UnderAttack:
 
     @property
     def passes(self) -> Passes:
-        return self.attack.passes
+        forward, backward = self.attack.passes
+        return Passes(forward + self.attack.threat.targeted, backward)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
         wanted, correct = labels, torch.ones_like(labels, dtype=torch.bool)
@@ -170,12 +171,16 @@ class Condition:
         samples: Asked about.
         judge: Says what counts.
         preparation: Of the images, if it is not the evaluation's.
+        family: What it is one strength of, for curves and heat maps.
+        strength: Of that: an eps in grey levels (L-infinity) or as it is (L2), a severity.
     """
 
     name: str
     samples: Samples
     judge: Judge = AsGiven()
     preparation: Preparation | None = None
+    family: str | None = None
+    strength: float | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data import ALONE, IGNORED, Preparation, Processes
-from .accuracy import names_hash
 from .conditions import Condition, Judged
 from .flags import FlagFile, Flags
 from .samples import Samples
@@ -55,6 +55,8 @@ class Evaluator:
     workers: int = 0
     progress: Callable[[str, int], Any] = lambda condition, samples: None
 
+    _group: Any = None
+
     def __call__(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
         """The flags of every condition, by name; in all processes.
 
@@ -64,6 +66,7 @@ class Evaluator:
         names = [condition.name for condition in conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"Conditions need names of their own, but these are {', '.join(names)}.")
+        self._wait()  # nobody reads what another one is about to remove
         files = {condition.name: self._file(condition) for condition in conditions}
         done = {name: file.done for name, file in files.items()}
         self._wait()  # nobody writes before everybody has read
@@ -77,7 +80,7 @@ class Evaluator:
     def _file(self, condition: Condition) -> FlagFile:
         protocol = {
             **self.protocol,
-            "images": {"names_sha256": names_hash(condition.samples.names), "n": len(condition.samples)},
+            "images": condition.samples.identity,
             "preparation": self._preparation(condition)._asdict(),
             "condition": {"name": condition.name, **condition.settings},
         }
@@ -100,7 +103,7 @@ class Evaluator:
 
     def _flags(self, condition: Condition, file: FlagFile) -> Flags:
         file.read()
-        missing = condition.samples.without(file.done)
+        missing = condition.samples.without(torch.cat([file.done, file.unreadable]))
         if len(missing):
             raise ValueError(
                 f"{condition.name}: {len(missing)} of {len(condition.samples)} samples have no flag in {self.folder}. All "
@@ -109,13 +112,15 @@ class Evaluator:
         return file.flags
 
     def _wait(self) -> None:
-        if self.processes.world > 1:
-            dist.barrier()
+        if self.processes.world == 1:
+            return
+        if self._group is None:  # gloo, and patient: attacks take some processes hours longer than others
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.barrier(self._group)
 
 
-def images_of(samples: Samples, preparation: Preparation, device: torch.device, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images in [0, 1] and labels of a few samples, by number; unreadable ones left out."""
-    wanted = samples.without(torch.tensor([i for i in samples.ids.tolist() if i not in set(ids)], dtype=torch.int64))
-    batches = list(wanted.batches(preparation, max(len(ids), 1), 0, device))
-    images, labels = (torch.cat(parts) for parts in list(zip(*batches))[:2])
-    return images[labels != IGNORED], labels[labels != IGNORED]
+def images_of(samples: Samples, preparation: Preparation, device: torch.device, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images in [0, 1], labels and numbers of a few samples, by number; unreadable ones left out."""
+    images, labels, found = next(samples.only(ids).batches(preparation, max(len(ids), 1), 0, device))
+    kept = labels != IGNORED
+    return images[kept], labels[kept], found[kept]

@@ -85,8 +85,14 @@ class FlagFile:
 
     @property
     def done(self) -> Tensor:
-        """Numbers of the samples that have been looked at."""
-        return torch.tensor([i for line in self._all() for i in line["ids"] + line["unreadable"]], dtype=torch.int64)
+        """Numbers of the samples that have a flag."""
+        return torch.tensor([i for line in self._all() for i in line["ids"]], dtype=torch.int64)
+
+    @property
+    def unreadable(self) -> Tensor:
+        """Numbers of the samples that could not be read, and were not repaired since."""
+        ids = torch.tensor([i for line in self._all() for i in line["unreadable"]], dtype=torch.int64).unique()
+        return ids[~torch.isin(ids, self.done)]
 
     @property
     def flags(self) -> Flags:
@@ -114,7 +120,7 @@ class FlagFile:
             column("scores"),
             min(line["range"][0] for line in lines),
             max(line["range"][1] for line in lines),
-            sorted({i for line in self._all() for i in line["unreadable"]}),
+            self.unreadable.tolist(),
         )
 
     def _all(self) -> list[dict[str, Any]]:

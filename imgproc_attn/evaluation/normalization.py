@@ -1,6 +1,7 @@
-"""Normalisation inside the model, so that attacks and corruptions see images in [0, 1] and nothing else."""
+"""Normalisation and precision inside the model, so that attacks and corruptions see images in [0, 1] and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +51,22 @@ class NormalizedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(self.normalize(images))
+
+
+class InPrecision(nn.Module):
+    """A model whose forward pass runs under autocast, and whose logits have the type of the images.
+
+    Args:
+        model: Any classifier.
+        autocast: Makes the context.
+    """
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            logits = self.model(images)
+        return logits.to(images.dtype)

@@ -26,10 +26,9 @@ NORMS: Mapping[str, Norm] = {"Linf": LINF, "L2": L2_NORM}
 
 
 def radius_name(threat: ThreatModel) -> str:
-    """``4/255`` for the L-infinity ball on images, ``L2 0.5``, ``normalized 1/255``."""
-    levels = threat.eps * 255
-    text = f"{round(levels, 4):g}/255" if threat.norm == LINF else f"L2 {threat.eps:g}"
-    return text if threat.bounds is not None else f"normalized {text}"
+    """``4/255`` for the L-infinity ball on images, ``L2 0.5``, ``normalized 1/255``, ``targeted 4/255``."""
+    text = f"{round(threat.eps * 255, 4):g}/255" if threat.norm == LINF else f"L2 {threat.eps:g}"
+    return " ".join(["normalized"] * (threat.bounds is None) + ["targeted"] * threat.targeted + [text])
 
 
 def build_attacks(
@@ -58,7 +57,12 @@ def build_attacks(
     least = {"apgd-dlr": 3, "apgd-t": 4}
     for name in names:
         if num_classes < least.get(name, 2):
-            raise ValueError(f"{name} needs {least[name]} classes, but the model has {num_classes}; attack by cross-entropy.")
+            raise ValueError(
+                f"{name} needs {least.get(name, 2)} classes, but the model has {num_classes}; other attacks need fewer."
+            )
+    radii = [radius_name(threat) for threat in threats]
+    if len(set(radii)) < len(radii):
+        raise ValueError(f"Of the radii {', '.join(radii)} some are the same; name each once.")
     attacks: Attacks = {}
     for name in names:
         for threat in threats:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,22 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..diagnostics import draw_curves
 from ..files import write_text
-from .results import FLAGS, RESULT, means, read_flags, read_result
+from ..records import changes, flat
+from .results import FLAGS, RESULT, cautions, means, perturbation, read_flags, read_result
+from .robustness import CLEAN, EPS_UNIT
 from .statistics import mean_and_std, paired_difference
 
 
 class Column(NamedTuple):
-    """What numbers must share to stand side by side: the condition, and the images."""
+    """What numbers must share to stand side by side.
+
+    Attributes:
+        condition: Its name.
+        protocol: Attack or corruption, images, type and classes, as JSON.
+    """
 
     condition: str
-    images: str
+    protocol: str
 
 
 @dataclass
@@ -43,7 +51,16 @@ class Entry:
     @property
     def rows(self) -> dict[Column, dict[str, Any]]:
         """The numbers, by what they may be compared on."""
-        return {Column(row["name"], self.result["names_sha256"]): row for row in self.result["conditions"]}
+        return {Column(row["name"], self._protocol(row)): row for row in self.result["conditions"]}
+
+    def _protocol(self, row: Mapping[str, Any]) -> str:
+        common = {key: self.result[key] for key in ("dtype", "classes")}
+        return json.dumps({**common, **{key: row[key] for key in ("judge", "corruption", "images")}}, sort_keys=True)
+
+    @property
+    def model(self) -> str:
+        """Equal for the same model: its weights, its modules, its options."""
+        return json.dumps([self.result[key] for key in ("weights_sha256", "architecture_sha256", "options")])
 
 
 @dataclass
@@ -79,17 +96,39 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
         places = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / FLAGS).is_file())
         if not places:
             raise FileNotFoundError(f"{folder} holds no {RESULT} of attack, corrupt or shift, and neither do folders below it.")
-        found |= {place: Entry(place, read_result(place), read_flags(place)) for place in places if place not in found}
+        found |= {place: _read(place) for place in places if place not in found}
     return list(found.values())
 
 
+def _read(folder: Path) -> Entry:
+    entry = Entry(folder, read_result(folder), read_flags(folder))
+    for row in entry.rows.values():
+        flags = entry.flags.get(row["name"], {})
+        if (len(flags), sum(flags.values())) != (row["n"], row["correct"]):
+            raise ValueError(
+                f"{folder}: {RESULT} and {FLAGS} are not of one evaluation; run it again, which uses what is done."
+            )
+    return entry
+
+
 def group(entries: Sequence[Entry]) -> dict[str, list[Run]]:
-    """``{label: runs}``, a run a set of weights, in the order of their training seeds."""
-    models: dict[str, dict[str, Run]] = {}
+    """``{label: runs}``: a run a model, in the order of their training seeds.
+
+    Several models of one label are several trainings of one; where their seeds are not known or not different, each is a model
+    of its own, with its folder for a label.
+    """
+    labels: dict[str, dict[str, Run]] = {}
     for entry in entries:
-        runs = models.setdefault(entry.result["label"], {})
-        runs.setdefault(entry.result["weights_sha256"], Run(entry.result["training_seed"], [])).entries.append(entry)
-    return {label: sorted(runs.values(), key=lambda run: run.seed or 0) for label, runs in models.items()}
+        runs = labels.setdefault(entry.result["label"], {})
+        runs.setdefault(entry.model, Run(entry.result["training_seed"], [])).entries.append(entry)
+    models: dict[str, list[Run]] = {}
+    for label, by_model in labels.items():
+        seeds = [run.seed for run in by_model.values()]
+        if len(seeds) == 1 or (None not in seeds and len(set(seeds)) == len(seeds)):
+            models[label] = sorted(by_model.values(), key=lambda run: run.seed or 0)
+        else:
+            models |= {f"{label} ({run.entries[0].folder})": [run] for run in by_model.values()}
+    return models
 
 
 def accuracies(runs: Sequence[Run], column: Column) -> list[float]:
@@ -106,7 +145,7 @@ def cell(runs: Sequence[Run], column: Column) -> str:
         low, high = next(row for run in runs if (row := run.row(column)) is not None)["interval"]
         return f"{values[0]:.1f} ({low:.1f} to {high:.1f})"
     mean, std = mean_and_std(values)
-    return f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:.1f} ± {std:.1f}, n = {len(values)}"
 
 
 def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> str:
@@ -114,8 +153,7 @@ def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> 
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
         return _by_sample(ours[0].flags(column), theirs[0].flags(column))
-    seeds = [run.seed for run in ours]
-    if not ours or seeds != [run.seed for run in theirs] or None in seeds or len(set(seeds)) < len(seeds):
+    if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
     found = paired_difference(accuracies(ours, column), accuracies(theirs, column))
     return f"{found.mean:+.1f} ± {found.std:.1f}, n = {len(ours)}"
@@ -135,43 +173,65 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
     """``{kind: rows}``: of each condition its cells and differences, by model."""
     baseline, *others = models
     found: dict[str, list[dict[str, Any]]] = {}
-    for kind, column in _columns(models):
-        row = {
-            "name": column.condition,
-            "images": column.images[:8],
-            "n": max(row["n"] for runs in models.values() for run in runs if (row := run.row(column)) is not None),
-            "cells": [cell(runs, column) for runs in models.values()],
-            "differences": [difference(models[label], models[baseline], column) for label in others],
-        }
-        found.setdefault(kind, []).append(row)
+    for kind, columns in _columns(models).items():
+        for column in columns:
+            rows = [row for runs in models.values() for run in runs if (row := run.row(column)) is not None]
+            found.setdefault(kind, []).append(
+                {
+                    "name": column.condition + _apart(column, columns),
+                    "protocol": column.protocol,
+                    "n": max(row["n"] for row in rows),
+                    "perturbation": perturbation(max(rows, key=lambda row: row.get("largest_perturbation", 0))),
+                    "cells": [cell(runs, column) for runs in models.values()],
+                    "differences": [difference(models[label], models[baseline], column) for label in others],
+                }
+            )
     return found
 
 
-def _columns(models: Mapping[str, list[Run]]) -> list[tuple[str, Column]]:
-    entries = [entry for runs in models.values() for run in runs for entry in run.entries]
-    return list(dict.fromkeys((entry.result["kind"], column) for entry in entries for column in entry.rows))
+def _apart(column: Column, columns: Sequence[Column]) -> str:
+    """In what a condition differs from others of its name, if there are any."""
+    others = [json.loads(c.protocol) for c in columns if c.condition == column.condition and c != column]
+    own = json.loads(column.protocol)
+    keys = dict.fromkeys(key for other in others for key in changes(other, own))
+    told = [f"{key.rpartition('.')[2]}={str(flat(own).get(key, '-'))[:12]}" for key in keys]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
+    """By kind, in the order they are met."""
+    found: dict[str, dict[Column, None]] = {}
+    for entry in (entry for runs in models.values() for run in runs for entry in run.entries):
+        found.setdefault(entry.result["kind"], {}).update(dict.fromkeys(entry.rows))
+    return {kind: list(columns) for kind, columns in found.items()}
 
 
 def _curves(models: Mapping[str, list[Run]]) -> Figure | None:
-    """Accuracy over eps of all models that were attacked on the same images."""
-    curves: dict[str, dict[str, dict[float, list[float]]]] = {}
-    units: dict[str, str] = {}
-    for kind, column in _columns(models):
+    """Accuracy over eps, a panel an attack and set of images; nothing if nothing was attacked."""
+    curves: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
+    for column in _columns(models).get("attack", []):
+        images = json.dumps(json.loads(column.protocol)["images"], sort_keys=True)
         for label, runs in models.items():
-            row = next((row for run in runs if (row := run.row(column)) is not None), None)
-            if kind != "attack" or row is None or "eps" not in row:
-                continue
-            name, grey = column.condition.rpartition(" ")[0], row["norm"] == "Linf"
-            units[name] = f"eps {'* 255 ' if grey else ''}({row['norm']}, {row['space']})"
-            points = curves.setdefault(name, {}).setdefault(label, {})
-            points[0.0] = accuracies(runs, Column("clean", column.images))
-            points[row["eps"] * 255 if grey else row["eps"]] = accuracies(runs, column)
-    whole = {
-        name: {label: points for label, points in by_label.items() if len({len(values) for values in points.values()}) == 1}
-        for name, by_label in curves.items()
-    }
-    whole = {name: by_label for name, by_label in whole.items() if by_label}
-    return draw_curves(whole, units) if whole else None
+            rows = [row for run in runs if (row := run.row(column)) is not None]
+            clean = [a for run in runs for a in _clean(run, images)]
+            if rows and rows[0]["family"] is not None and len(clean) == len(rows):
+                points = curves.setdefault((rows[0]["family"], images), {}).setdefault(label, {0.0: clean})
+                if len(points[0.0]) == len(rows):
+                    points[rows[0]["strength"]] = [row["accuracy"] for row in rows]
+    titles = {key: key[0] if len({images for _, images in curves}) == 1 else f"{key[0]}, {i}" for i, key in enumerate(curves)}
+    panels = {titles[key]: by_label for key, by_label in curves.items()}
+    return draw_curves(panels, dict.fromkeys(panels, EPS_UNIT)) if panels else None
+
+
+def _clean(run: Run, images: str) -> list[float]:
+    """Its clean accuracy on those images, if it is known."""
+    found = [
+        row["accuracy"]
+        for entry in run.entries
+        for row in entry.rows.values()
+        if row["name"] == CLEAN and json.dumps(row["images"], sort_keys=True) == images
+    ]
+    return found[:1]
 
 
 def _embedded(picture: Path | Figure) -> str:
@@ -215,7 +275,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             {
                 "folder": entry.folder.name,
                 "result": entry.result,
-                "means": means(entry.result.get("summary", {})),
+                "means": [*means(entry.result.get("summary", {})), *cautions(entry.result)],
                 "pictures": {name: _embedded(entry.folder / name) for name in entry.result["pictures"]},
             }
             for entry in entries

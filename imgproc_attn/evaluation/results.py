@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from ..files import write_csv, write_json, write_text
 from .classification import wilson_interval
 from .conditions import AsPublished, Condition, UnderAttack
 from .flags import Flags
-from .sanity import Finding
 
 RESULT, FLAGS = "result.json", "flags.csv"
 
@@ -25,9 +23,14 @@ def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, A
         std: Of the model's normalisation, for radii on normalised tensors.
     """
     n, correct = len(flags.ids), int(flags.correct.sum())
+    names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
     found: dict[str, Any] = {
         "name": condition.name,
+        "family": condition.family,
+        "strength": condition.strength,
         **condition.settings,
+        "images": condition.samples.identity,
+        "unreadable": [names[i] for i in flags.unreadable],
         "n": n,
         "correct": correct,
         "accuracy": 100 * correct / n,
@@ -42,21 +45,15 @@ def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, A
     return found
 
 
-def write_result(
-    folder: Path,
-    result: Mapping[str, Any],
-    conditions: Sequence[Condition],
-    flags: Mapping[str, Flags],
-    findings: Sequence[Finding],
-) -> None:
+def write_result(folder: Path, result: Mapping[str, Any], conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> None:
     """Write ``result.json``, ``result.md``, ``results.csv`` and ``flags.csv``; ``result`` has the rows of `row`."""
     write_csv(folder / FLAGS, _flag_rows(conditions, flags))
     rows = result["conditions"]
     keys = ["name", "n", "correct", "accuracy", "low", "high", "largest_perturbation"]
     numbers = [[{**r, "low": r["interval"][0], "high": r["interval"][1]}.get(key, "") for key in keys] for r in rows]
     write_csv(folder / "results.csv", [keys, *numbers])
-    write_text(folder / "result.md", markdown(result, findings))
-    write_json(folder / RESULT, {**result, "findings": [asdict(finding) for finding in findings]})
+    write_text(folder / "result.md", markdown(result))
+    write_json(folder / RESULT, result)
 
 
 def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> list[list[Any]]:
@@ -104,8 +101,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-def markdown(result: Mapping[str, Any], findings: Sequence[Finding]) -> str:
-    """The table of a result, its means, and the reasons to doubt."""
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of a result, its means, what could not be read, and the reasons to doubt."""
     attacked = any("eps" in r for r in result["conditions"])
     lines = [
         "| condition | accuracy / % | 95 % interval | images |" + (" largest perturbation |" if attacked else ""),
@@ -114,18 +111,30 @@ def markdown(result: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     for r in result["conditions"]:
         low, high = r["interval"]
         line = f"| {r['name']} | {r['accuracy']:.2f} | {low:.2f} to {high:.2f} | {r['n']} |"
-        lines.append(line + (f" {_perturbation(r)} |" if attacked else ""))
-    parts = ["\n".join(lines), *means(result.get("summary", {}))]
-    if any(r.get("space") == "normalized" for r in result["conditions"]):
-        parts.append(
-            "Attacks on normalised tensors, as the papers' code has them, against the model's own predictions: not comparable "
-            "with the usual attacks on images in [0, 1]. The equivalent radii in grey levels stand under `pixel_eps`."
-        )
-    if findings:
-        parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(f"- {finding}" for finding in findings))
-    elif "checked_on" in result:
-        parts.append(f"Sanity checks on {result['checked_on']} images: no finding.")
+        lines.append(line + (f" {perturbation(r)} |" if attacked else ""))
+    parts = ["\n".join(lines), *means(result.get("summary", {})), *cautions(result)]
+    if result["findings"]:
+        found = [f"- {f['check']}: {f['message']}" for f in result["findings"]]
+        parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(found))
+    else:
+        parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")
     return "\n\n".join(parts) + "\n"
+
+
+def cautions(result: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of these numbers."""
+    found = []
+    if any(r.get("space") == "normalized" for r in result["conditions"]):
+        found.append(
+            "Attacks on normalised tensors, as the papers' code has them, against the model's own predictions: not comparable "
+            "with the usual attacks on images in [0, 1]; equivalent radii in grey levels stand beside them."
+        )
+    unreadable = sorted({name for r in result["conditions"] for name in r["unreadable"]})
+    if unreadable:
+        found.append(
+            f"{len(unreadable)} unreadable images count nowhere: {', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}."
+        )
+    return found
 
 
 def means(summary: Mapping[str, Any]) -> list[str]:
@@ -143,12 +152,13 @@ def means(summary: Mapping[str, Any]) -> list[str]:
     return ["; ".join(told)[0].upper() + "; ".join(told)[1:] + "."] if told else []
 
 
-def _perturbation(row: Mapping[str, Any]) -> str:
+def perturbation(row: Mapping[str, Any]) -> str:
+    """The largest that was found, in grey levels for L-infinity, and what it is on images if it was made elsewhere."""
     if "largest_perturbation" not in row:
         return ""
-    size, inf = row["largest_perturbation"], row["norm"] == "Linf"
-    text = f"{size * 255:.3f}/255" if inf else f"{size:.4f}"
-    if row["space"] == "normalized" and inf:
-        grey = ", ".join(f"{255 * eps:.3f}" for eps in dict.fromkeys(row["pixel_eps"]))
-        text += f" of normalised tensors: {grey} grey levels"
+    size, unit = row["largest_perturbation"], 255 if row["norm"] == "Linf" else 1
+    text = f"{size * 255:.3f}/255" if row["norm"] == "Linf" else f"{size:.4f}"
+    if row["space"] == "normalized":
+        levels = ", ".join(f"{unit * eps:.3f}" for eps in dict.fromkeys(row["pixel_eps"]))
+        text += f" of normalised tensors: by channel {levels} {'grey levels' if unit == 255 else 'on images'}"
     return text

@@ -12,22 +12,29 @@ from torch import Tensor
 from ..diagnostics import draw_adversarial, draw_curves, draw_grid, draw_heat_map
 from .accuracy import count_real, load_real
 from .assessment import Assessment
-from .conditions import AsPublished, Condition, SampleAttack, UnderAttack, judge_of
+from .classes import IMAGENET_CLASSES
+from .conditions import AsPublished, Condition, SampleAttack, judge_of
 from .evaluator import images_of
 from .flags import Flags
 from .imagenet_c import COMMON, EXTRA, ImageNetC
 from .imagenet_c.errors import corruption_summary
 from .samples import Samples
 from .shifts import Confidence, area_under_precision_recall
-from .threat import ThreatModel
+from .threat import LINF, ThreatModel
 
 CLEAN = "clean"
+EPS_UNIT = "eps (L-infinity: grey levels)"
 CHECKED = 64  # images that sanity checks look at
 
 
 def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack]) -> list[Condition]:
-    """Clean, then every attack, on the same samples."""
-    return [Condition(CLEAN, samples), *(Condition(name, samples, judge_of(attack)) for name, attack in attacks.items())]
+    """Clean, then every attack, on the same samples; names as in ``PGD 4/255``."""
+
+    def condition(name: str, attack: SampleAttack) -> Condition:
+        grey = attack.threat.eps * (255 if attack.threat.norm == LINF else 1)
+        return Condition(name, samples, judge_of(attack), family=name.rpartition(" ")[0], strength=grey)
+
+    return [Condition(CLEAN, samples), *(condition(name, attack) for name, attack in attacks.items())]
 
 
 def corruption_conditions(
@@ -36,10 +43,13 @@ def corruption_conditions(
     """Clean, then every corruption at every severity, generated on the fly.
 
     Raises:
+        FileNotFoundError: Photographs of frost that are not there.
         ValueError: As `ImageNetC`.
     """
     corruptions = [ImageNetC(name, severity, seed, frost_folder) for name in names for severity in severities]
-    corrupted = [Condition(f"{c.name} {c.severity}", Samples(samples.images, c)) for c in corruptions]
+    corrupted = [
+        Condition(f"{c.name} {c.severity}", Samples(samples.images, c), family=c.name, strength=c.severity) for c in corruptions
+    ]
     return [Condition(CLEAN, samples), *corrupted]
 
 
@@ -78,25 +88,20 @@ def run_attacks(
     Returns:
         What ``result.json`` holds; nothing in processes other than the first.
     """
-    samples = assessment.samples()
-    conditions = attack_conditions(samples, attacks)
+    conditions = attack_conditions(assessment.samples(), attacks)
     flags = assessment.ask(conditions)
     if assessment.place.processes.rank:
         return {}
     threat = check_threat([attack.threat for attack in attacks.values()], assessment.preparation.std)
-    findings = assessment.check(samples, threat, checked)
-    figures = {"curves": _curves(assessment.label, conditions, flags)}
-    figures |= _gallery(assessment, conditions, flags)
-    return assessment.write("attack", conditions, flags, findings, min(checked, len(samples)), figures, **more)
+    found = assessment.check(conditions[0].samples, threat, checked)
+    figures = {"curves": _curves(assessment.label, conditions, flags), **_gallery(assessment, conditions, flags)}
+    return assessment.write("attack", conditions, flags, found, figures, **more)
 
 
 def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> ThreatModel:
-    """What sanity is checked under: the smallest ball on images; for normalised tensors, the box that holds theirs."""
-    on_images = [threat for threat in threats if threat.bounds is not None]
-    if on_images:
-        least = min(on_images, key=lambda threat: threat.eps)
-        return ThreatModel(least.eps, least.norm)
-    return ThreatModel(min(1.0, max(min(threats, key=lambda threat: threat.eps).pixel_eps(std))))
+    """What sanity is checked under: the smallest ball on images; of normalised tensors, with their widest channel's radius."""
+    least = min(threats, key=lambda threat: (threat.space, threat.eps))  # images come before normalized
+    return ThreatModel(min(1.0, max(least.pixel_eps(std))) if least.norm == LINF else max(least.pixel_eps(std)), least.norm)
 
 
 def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **more: Any) -> dict[str, Any]:
@@ -105,17 +110,16 @@ def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **m
     if assessment.place.processes.rank:
         return {}
     by_name: dict[str, dict[int, float]] = {}
-    for condition in conditions:
-        name, _, severity = condition.name.rpartition(" ")
-        if name:
-            by_name.setdefault(name, {})[int(severity)] = 100 * flags[condition.name].correct.double().mean().item()
-    summary = corruption_summary(by_name, assessment.classes == 1000)
-    samples = conditions[0].samples
-    findings = assessment.check(samples, None, CHECKED)
-    figures = {"corruptions": draw_heat_map(by_name, assessment.label), "gallery": _corruption_gallery(assessment, conditions)}
-    return assessment.write(
-        "corrupt", conditions, flags, findings, min(CHECKED, len(samples)), figures, summary=summary, **more
-    )
+    for c in conditions:
+        if c.family is not None and c.strength is not None:
+            by_name.setdefault(c.family, {})[int(c.strength)] = 100 * flags[c.name].correct.double().mean().item()
+    summary = corruption_summary(by_name, assessment.classes == IMAGENET_CLASSES)
+    found = assessment.check(conditions[0].samples, None, CHECKED)
+    figures = {
+        "corruptions": draw_heat_map(by_name, assessment.label),
+        "gallery": _corruption_gallery(assessment, conditions, flags),
+    }
+    return assessment.write("corrupt", conditions, flags, found, figures, summary=summary, **more)
 
 
 def run_shift(assessment: Assessment, title: str, real: bool = False, real_labels: Path | None = None) -> dict[str, Any]:
@@ -139,8 +143,8 @@ def run_shift(assessment: Assessment, title: str, real: bool = False, real_label
         assert found.predictions is not None
         by_id = dict(zip(samples.ids.tolist(), answers))
         summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
-    findings = assessment.check(samples, None, CHECKED)
-    return assessment.write("shift", conditions, flags, findings, min(CHECKED, len(samples)), {}, summary=summary)
+    checked = assessment.check(samples, None, CHECKED)
+    return assessment.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
 def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
@@ -158,24 +162,19 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
     assert sure_of_unknown is not None
     assert sure_of_known is not None
     summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown)}
-    findings = unknown.check(conditions[1].samples, None, CHECKED)
-    return unknown.write("shift", conditions, flags, findings, CHECKED, {}, summary=summary)
+    checked = unknown.check(conditions[1].samples, None, CHECKED)
+    return unknown.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
 def _curves(label: str, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
     """Accuracy over eps, a panel an attack and kind of ball."""
     accuracy = {name: [100 * found.correct.double().mean().item()] for name, found in flags.items()}
     curves: dict[str, dict[str, dict[float, list[float]]]] = {}
-    units: dict[str, str] = {}
-    for condition in conditions:
-        if isinstance(condition.judge, UnderAttack | AsPublished):
-            threat = condition.judge.attack.threat
-            kind = condition.name.rpartition(" ")[0]
-            grey = threat.norm.name == "Linf"
-            units[kind] = f"eps {'* 255 ' if grey else ''}({threat.norm.name}, {threat.space})"
-            points = curves.setdefault(kind, {label: {0.0: accuracy[CLEAN]}})[label]
-            points[threat.eps * 255 if grey else threat.eps] = accuracy[condition.name]
-    return draw_curves(curves, units)
+    for c in conditions:
+        if c.family is not None and c.strength is not None:
+            points = curves.setdefault(c.family, {label: {0.0: accuracy[CLEAN]}})
+            points[label][c.strength] = accuracy[c.name]
+    return draw_curves(curves, dict.fromkeys(curves, EPS_UNIT))
 
 
 def _gallery(
@@ -189,10 +188,9 @@ def _gallery(
             break
     else:
         return {}
-    ids = broken[:count].tolist()
-    images, labels = images_of(condition.samples, assessment.preparation, assessment.place.device, ids)
+    images, labels, ids = images_of(condition.samples, assessment.preparation, assessment.place.device, broken[:count])
     model = assessment.model
-    judged = condition.judge(model, images, labels, torch.tensor(ids))
+    judged = condition.judge(model, images, labels, ids)
     found = judged.images
     if isinstance(condition.judge, AsPublished):
         found = found * model.std + model.mean
@@ -204,15 +202,14 @@ def _gallery(
     return {"gallery": draw_adversarial(images, {title: found}, truth, {title: said}, largest)}
 
 
-def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition]) -> Figure:
+def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
     """One image under all conditions, a row a corruption."""
     pictures: dict[str, dict[str, Tensor]] = {}
-    for condition in conditions:
-        name, _, severity = condition.name.rpartition(" ")
-        if name:
-            prepared = condition.preparation or assessment.preparation
-            first = images_of(condition.samples, prepared, assessment.place.device, condition.samples.ids[:1].tolist())[0]
-            pictures.setdefault(name, {})[f"severity {severity}"] = first[0]
+    for c in conditions:
+        if c.family is not None:
+            first, prepared = flags[c.name].ids[:1], c.preparation or assessment.preparation
+            image = images_of(c.samples, prepared, assessment.place.device, first)[0][0]
+            pictures.setdefault(c.family, {})[f"severity {c.strength:g}"] = image
     return draw_grid(pictures)
 
 

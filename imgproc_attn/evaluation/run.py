@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
@@ -46,6 +47,10 @@ def evaluate_classifier(
     model, preparation = subject.build()
     images = source.open(model, preparation.input_size[0])
     model = source.restrict(model).to(device)
+    if isinstance(images, IterableDataset) and (source.limit is not None or not source.skip_broken):
+        raise ValueError(
+            f"{source.data!r} gives no images by number, and skips broken ones: no --limit, and say --skip-broken."
+        )
     names = [images.name(i) for i in range(len(images))] if isinstance(images, Images) else []
     if real and not names:
         raise ValueError(f"ReaL labels belong to files by name, and {source.data!r} has none; give --data folder.")

@@ -1,6 +1,9 @@
 """Images that keep their numbers and names through loaders, batches and processes, so that every draw and flag is theirs."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import IGNORED, Images, Preparation, evaluation_loader
+from .accuracy import names_hash
+
+LOOKED_AT = 8  # images whose content tells data sets of equal names apart
 
 
 class PixelCorruption(Protocol):
@@ -38,19 +44,36 @@ class Samples(Dataset):
         self._positions = range(len(images)) if positions is None else positions
         self.ids = torch.tensor([images.indices[i] for i in self._positions], dtype=torch.int64)
 
+    def only(self, ids: Tensor) -> "Samples":
+        """Those of these numbers."""
+        return self._some(torch.isin(self.ids, ids))
+
     def without(self, ids: Tensor) -> "Samples":
         """Those of other numbers."""
-        left = (~torch.isin(self.ids, ids)).nonzero()[:, 0].tolist()
-        return Samples(self.images, self.corruption, [self._positions[i] for i in left])
+        return self._some(~torch.isin(self.ids, ids))
+
+    def _some(self, flags: Tensor) -> "Samples":
+        return Samples(self.images, self.corruption, [self._positions[i] for i in flags.nonzero()[:, 0].tolist()])
 
     def share(self, rank: int, world: int) -> "Samples":
         """Every ``world``-th, from ``rank`` on."""
         return Samples(self.images, self.corruption, self._positions[rank::world])
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        """What the images are called, in the order of `ids`."""
-        return [self.images.name(i) for i in self._positions]
+        """What the images are called, in the order of `ids`; a name that several have is told apart by their numbers."""
+        found = [self.images.name(i) for i in self._positions]
+        count = Counter(found)
+        return [name if count[name] == 1 else f"{name}#{i}" for name, i in zip(found, self.ids.tolist())]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Which images these are: their number, a hash of their names, and one of the content of a few of them."""
+        content = hashlib.sha256()
+        for i in sorted({len(self) * part // LOOKED_AT for part in range(LOOKED_AT)}) if len(self) else []:
+            picture, label = self.images.original(self._positions[i])
+            content.update(repr((label, picture and picture.size)).encode() + (picture.tobytes() if picture else b""))
+        return {"n": len(self), "names_sha256": names_hash(self.names), "content_sha256": content.hexdigest()}
 
     @property
     def class_names(self) -> dict[int, str]:

@@ -7,7 +7,8 @@ saturated filters, which pass no gradient to queries and keys.
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +22,7 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..kernels import DotProduct
 from ..models import FilterVisionTransformer
 from .attacks import FGSM, PGD, Attack, Square, is_correct
-from .normalization import NormalizedModel
+from .normalization import InPrecision, NormalizedModel
 from .threat import LINF, ThreatModel
 
 GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
@@ -59,6 +60,7 @@ class Trial:
         labels: ``[B]``.
         threat: Threat model.
         seed: Of all draws.
+        batch_size: Images at a time.
     """
 
     model: nn.Module
@@ -66,10 +68,13 @@ class Trial:
     labels: Tensor
     threat: ThreatModel
     seed: int = 0
+    batch_size: int = 64
 
     def robust(self, attack: Attack, model: nn.Module | None = None) -> Tensor:
         """``[B]`` bool, what withstands an attack, of another model's logits if one is given."""
-        return ~attack(model or self.model, self.images, self.labels).success
+        parts = torch.arange(len(self.images)).split(self.batch_size)
+        found = [attack(model or self.model, self.images[part], self.labels[part], part).success for part in parts]
+        return ~torch.cat(found)
 
     def left(self, attack: Attack, model: nn.Module | None = None) -> float:
         """The share of `robust`, in percent."""
@@ -114,30 +119,24 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
     return found
 
 
-def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Finding]:
-    """Gradients that vanish, or are not those of the function: by autograd against finite differences, in float64."""
-    model, images = copy.deepcopy(model).double().eval(), images.double()
-
-    def losses(points: Tensor) -> Tensor:
-        return F.cross_entropy(model(points), labels, reduction="none")
-
-    with torch.enable_grad():
-        points = images.detach().requires_grad_()
-        value = losses(points).sum()
-        gradient = torch.autograd.grad(value, points)[0] if value.requires_grad else torch.zeros_like(points)
-    largest = gradient.flatten(1).abs().amax(1)
-    lost = largest < GRADIENT_LOST
-    found = []
+def check_gradients(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> list[Finding]:
+    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences in float64."""
+    exact, found = _in_double(model), []
+    lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
+    for part in torch.arange(len(images)).split(batch_size):
+        x, y = images[part], labels[part]
+        lost = torch.cat([lost, (_gradient(model, x, y).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
+        errors = _derivative_errors(exact, x.double(), y)
+        wrong = torch.cat([wrong, (errors[~errors.isnan()] > DERIVATIVE_ERROR).cpu()])
     if lost.double().mean() > LOST_SHARE:
         found.append(
             Finding(
                 "vanishing gradients",
                 f"The loss has no gradient for {_percent(lost):.0f} % of the images (largest value below {GRADIENT_LOST:g}): "
-                "attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors; attack with "
-                "Square.",
+                "attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors, half precision; "
+                "attack with Square.",
             )
         )
-    wrong = _derivative_errors(losses, images, gradient)[~lost] > DERIVATIVE_ERROR
     if len(wrong) and wrong.double().mean() > LOST_SHARE:
         found.append(
             Finding(
@@ -150,16 +149,39 @@ def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Fi
     return found
 
 
+def _in_double(model: nn.Module) -> nn.Module:
+    """A copy in float64, without autocast, which would round what finite differences are made of."""
+    model = copy.deepcopy(model).double().eval()
+    for module in model.modules():
+        if isinstance(module, InPrecision):
+            module.autocast = nullcontext
+    return model
+
+
+def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of the cross-entropy by the images; 0 where there is none."""
+    with torch.enable_grad():
+        points = images.detach().requires_grad_()
+        loss = F.cross_entropy(model(points), labels, reduction="sum")
+        return torch.autograd.grad(loss, points)[0] if loss.requires_grad else torch.zeros_like(points)
+
+
 @torch.no_grad()
-def _derivative_errors(losses: Callable[[Tensor], Tensor], images: Tensor, gradient: Tensor, step: float = 1e-5) -> Tensor:
-    """``[B]`` relative errors of the derivative along the gradient, by central differences of two lengths."""
+def _derivative_errors(model: nn.Module, images: Tensor, labels: Tensor, step: float = 1e-5) -> Tensor:
+    """``[B]`` relative errors of the derivative along the gradient, by two central differences; NaN without a gradient."""
+
+    def losses(points: Tensor) -> Tensor:
+        return F.cross_entropy(model(points), labels, reduction="none")
+
+    gradient = _gradient(model, images, labels)
     direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
     expected = (gradient * direction).flatten(1).sum(1)
     errors = []
     for h in (step, step / 10):  # a kink within one step is seldom within the other
         slope = (losses(images + h * direction) - losses(images - h * direction)) / (2 * h)
         errors.append((slope - expected).abs() / torch.maximum(slope.abs(), expected.abs()).clamp_min(1e-300))
-    return torch.minimum(*errors)
+    flat = gradient.flatten(1).abs().amax(1) < GRADIENT_LOST
+    return torch.minimum(*errors).masked_fill(flat, float("nan"))
 
 
 def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
@@ -244,7 +266,7 @@ def check_saturation(trial: Trial) -> list[Finding]:
     """
     found, plain = [], _percent(trial.withstand_pgd)
     adaptive = {factor: trial.left(trial.pgd, wide) for factor in WIDER if (wide := _backward_of_wider(trial.model, factor))}
-    share = _saturated_rows(trial.model, trial.images)
+    share = _saturated_rows(trial.model, trial.images[: trial.batch_size])
     if share > SATURATED_SHARE:
         found.append(
             Finding(
@@ -283,7 +305,12 @@ def _backward_of_wider(model: nn.Module, factor: float) -> nn.Module | None:
 
 
 def sanity_checks(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel | float | None, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel | float | None,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> list[Finding]:
     """All checks on a few images, those the model gets right; empty if none of the known signs shows.
 
@@ -293,20 +320,22 @@ def sanity_checks(
         labels: ``[B]``.
         threat: What the numbers to be believed were measured under; None if nothing was attacked, and outputs alone matter.
         seed: Of all draws.
+        batch_size: Images at a time.
     """
+    found = check_outputs(model, images[:batch_size])
     if threat is None:
-        return check_outputs(model, images)
-    right = is_correct(model, images, labels)
+        return found
+    right = torch.cat([is_correct(model, x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size))])
     if not right.any():
         message = f"The model gets none of {len(images)} images right: nothing can be attacked, or labels are not the model's."
-        return [Finding("nothing to check", message), *check_outputs(model, images)]
-    trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed)
+        return [*found, Finding("nothing to check", message)]
+    trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
     robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
     if trial.threat.norm == LINF:
         robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
     return [
-        *check_outputs(model, trial.images),
-        *check_gradients(model, trial.images[:32], trial.labels[:32]),
+        *found,
+        *check_gradients(model, trial.images[:32], trial.labels[:32], batch_size),
         *check_flags(robust, ["FGSM", "PGD"], black_box),
         *check_strength(trial),
         *check_saturation(trial),

@@ -1,5 +1,6 @@
 """What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
 
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """What it is called in reports, unless told otherwise: the model's name, or the last parts of its folder."""
+        """What reports call it, unless told otherwise: the end of its folder's path, or its name and its checkpoint's."""
         path = Path(self.model.removeprefix("local-dir:"))
-        return "/".join(path.parts[-2:]) if path.is_dir() else self.model
+        name = "/".join(path.parts[-2:]) if path.is_dir() else self.model
+        return name if self.checkpoint is None else f"{name} {self.checkpoint.stem}"
 
     def build(self) -> tuple[nn.Module, Preparation]:
         """The model in evaluation mode, and how it wants its images.
@@ -64,11 +66,20 @@ class Subject:
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)
         config = resolve_model_data_config(model, use_test_size=True)
-        if self.input_size is not None:
-            config["input_size"] = self.input_size
+        config["input_size"] = self.input_size or _size_of(model, config["input_size"])
+        for key in ("mean", "std"):  # as timm does it: grey pictures for colour's statistics
+            if len(config[key]) != config["input_size"][0]:
+                config[key] = (statistics.fmean(config[key]),) * config["input_size"][0]
         if self.crop_pct is not None:
             config["crop_pct"] = self.crop_pct
         return model.eval(), Preparation.of(config)
+
+
+def _size_of(model: Any, known: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What a model takes that was built for another size or other channels than its configuration says."""
+    embed = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None) or known[1:]
+    return (getattr(model, "in_chans", known[0]), *size)
 
 
 @dataclass
@@ -98,7 +109,7 @@ class ImageSource:
 
         Raises:
             FileNotFoundError: There are none.
-            ValueError: Their classes are not the model's, or what is asked for cannot be had of this reader.
+            ValueError: Their classes are not the model's.
         """
         reader: Any = open_images(self.data, self.root, self.split, self.seed, mode="L" if channels == 1 else "RGB")
         if self.classes is not None:
@@ -109,10 +120,6 @@ class ImageSource:
             trained = {name: label for label, name in enumerate(known)} if known else None
             check_classes(getattr(reader, "class_to_idx", None), num_classes, trained, (self.split or self.data, "trained on"))
         if isinstance(reader, IterableDataset):
-            if self.limit is not None or not self.skip_broken:
-                raise ValueError(
-                    f"{self.data!r} gives no images by number, and skips broken ones: no --limit, and say --skip-broken."
-                )
             return reader
         chosen = some_of(len(reader), self.limit, self.seed)
         return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")

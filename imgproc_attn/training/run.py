@@ -180,6 +180,11 @@ class Run:
         return run.batch_size // parts
 
     @property
+    def metric(self) -> str:
+        """Of an epoch's record, the number by which the best checkpoint is chosen."""
+        return f"validation_{self.trainer.task.create_evaluator().default_metric}"
+
+    @property
     def evaluated(self) -> nn.Module:
         """What is evaluated and kept: the model, or the moving average of its weights."""
         task = self.trainer.task
@@ -221,7 +226,7 @@ class Run:
 
     def keep(self, record: dict[str, Any], journal: Journal) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
-        metric = record.get(f"validation_{self.trainer.task.create_evaluator().default_metric}")
+        metric = record.get(self.metric)
         classes = getattr(self.splits.train, "classes", None)
         kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
         if metric is not None and (self.best is None or metric > self.best):
@@ -248,7 +253,7 @@ class Run:
         """Test what the run ends with, the best checkpoint or the last."""
         chosen = LAST if self.splits.validation is None else BEST  # the same in every process
         self.evaluated.load_state_dict(load_file(self.folder / chosen / WEIGHTS))
-        best = [r.get(f"validation_{self.trainer.task.create_evaluator().default_metric}", 0.0) for r in records]
+        best = [r.get(self.metric, 0.0) for r in records]
         return {
             "title": self.recipe.title,
             "model": self.recipe.model.name,

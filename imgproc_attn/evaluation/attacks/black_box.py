@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from ..draws import draw, mix
 from ..objectives import margin, targeted_margin
 from ..threat import LINF
 from .base import Attack, Objective, Passes, check_at_least
+
+PAIRS_DRAWN = 8  # at a time: what draws depend on, whatever the batch
 
 
 def _margin(attack: Attack) -> Objective:
@@ -102,7 +106,7 @@ class SPSA(Attack):
         samples: Pairs of queries a step.
         delta: Half the distance within a pair.
         lr: Of Adam, in units of the images.
-        batch: Pairs evaluated at a time.
+        batch: Images that go through the model at a time, at most (but a pair at least).
         restarts: Random starting points a sample.
         seed: Of all draws, which depend on it, the sample's id, the restart and the step.
     """
@@ -111,7 +115,7 @@ class SPSA(Attack):
     samples: int = 128
     delta: float = 0.01
     lr: float = 0.01
-    batch: int = 32
+    batch: int = 512
     restarts: int = 1
     seed: int = 0
 
@@ -139,17 +143,28 @@ class SPSA(Attack):
 
     def _estimate(self, model: nn.Module, points: Tensor, labels: Tensor, ids: Tensor, restart: int, step: int) -> Tensor:
         """Of the margin's gradient."""
-        objective, total = _margin(self), torch.zeros_like(points)
-        for first in range(0, self.samples, self.batch):
-            count = min(self.batch, self.samples - first)
-
-            def signs(shape: tuple[int, ...], generator: torch.Generator, count: int = count) -> Tensor:
-                return torch.randint(2, (count, *shape), generator=generator) * 2.0 - 1
-
-            directions = draw(points, ids, (self.seed, restart, step, first), signs)  # [B, count, C, H, W]
-            spread = points[:, None] + self.delta * torch.stack([directions, -directions])  # [2, B, count, C, H, W]
-            repeated = labels[None, :, None].expand(2, -1, count).flatten()
-            values = objective(model(spread.flatten(0, 2)), repeated).view(2, len(points), count)
-            slopes = (values[0] - values[1]) / (2 * self.delta)
-            total += (slopes[:, :, None, None, None] * directions).sum(1)
+        total = torch.zeros_like(points)
+        for first in range(0, self.samples, PAIRS_DRAWN):
+            count = min(PAIRS_DRAWN, self.samples - first)
+            few = max(1, self.batch // (2 * count))
+            for part in torch.arange(len(points)).split(few):
+                directions = draw(points[part], ids[part], (self.seed, restart, step, first), partial(_signs, count))
+                total[part] += self._slopes(model, points[part], labels[part], directions)
         return total / self.samples
+
+    def _slopes(self, model: nn.Module, points: Tensor, labels: Tensor, directions: Tensor) -> Tensor:
+        """The sum over ``directions`` ``[B, count, C, H, W]`` of each times the margin's slope along it."""
+        count = directions.shape[1]
+        spread = points[:, None] + self.delta * torch.stack([directions, -directions])  # [2, B, count, C, H, W]
+        repeated = labels[None, :, None].expand(2, -1, count).flatten()
+        values = _margin(self)(model(spread.flatten(0, 2)), repeated).view(2, len(points), count)
+        slopes = (values[0] - values[1]) / (2 * self.delta)
+        return (slopes[:, :, None, None, None] * directions).sum(1)
+
+
+def _signs(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """``[count, *shape]`` of -1 and 1; drawn as bytes, a bit each, for there are many."""
+    size = count * math.prod(shape)
+    drawn = torch.randint(256, ((size + 7) // 8,), generator=generator, dtype=torch.uint8)
+    bits = np.unpackbits(drawn.numpy(), count=size).reshape(count, *shape)
+    return torch.from_numpy(bits.astype(np.int8) * 2 - 1)

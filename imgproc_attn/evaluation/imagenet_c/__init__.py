@@ -17,7 +17,7 @@ from torch import Tensor
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from .noise import Generator, Picture, gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from .weather import brightness, fog, frost, snow, spatter
+from .weather import brightness, check_frost, fog, frost, snow, spatter
 
 COMMON: Mapping[str, Callable[..., Picture]] = {
     "gaussian_noise": gaussian_noise,
@@ -55,7 +55,8 @@ class ImageNetC:
         frost_folder: Of the photographs ``frost`` adds (see `imgproc_attn.evaluation.imagenet_c.weather.frost`).
 
     Raises:
-        ValueError: No such corruption or severity, or ``frost`` without its photographs.
+        FileNotFoundError: A photograph of frost is not in the folder.
+        ValueError: No such corruption or severity, or ``frost`` without a folder.
     """
 
     name: str
@@ -74,6 +75,8 @@ class ImageNetC:
                 "frost: its photographs do not come with this package. Fetch frost1.png to frost5.jpg from "
                 "github.com/hendrycks/robustness, ImageNet-C/create_c, and give their folder."
             )
+        if self.name == "frost" and self.frost_folder is not None:
+            check_frost(self.frost_folder)
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits."""

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.readers.reader import Reader
 from torch import nn
 
-from ...data import Images, Preparation, check_classes, some_of
+from ...data import Images, Preparation, check_classes, find_root, some_of
 from ..conditions import Condition
 from ..samples import Samples
 from ..subject import ImageSource
@@ -85,7 +85,7 @@ def published_conditions(
         FileNotFoundError: None is there, or not all of those asked for.
         ValueError: As `ImageSource.open`.
     """
-    root = Path(source.root).expanduser()
+    root = find_root(source.root)
     found = _find(root)
     missing = [name for name in corruptions or [] if name not in found]
     if missing or not found:
@@ -95,7 +95,13 @@ def published_conditions(
         )
     prepared = preparation._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
     return [
-        Condition(f"{name} {severity}", Samples(_open(source, found[name], severity, model, preparation)), preparation=prepared)
+        Condition(
+            f"{name} {severity} (file)",
+            Samples(_open(source, found[name], severity, model, preparation)),
+            preparation=prepared,
+            family=name,
+            strength=severity,
+        )
         for name in (corruptions or found)
         for severity in severities
     ]
@@ -105,11 +111,9 @@ def _find(root: Path) -> Mapping[str, Path]:
     """What is there, in the order of the tables."""
     known = [*COMMON, *EXTRA]
     places = [root, *(sorted(p for p in root.iterdir() if p.is_dir() and p.name not in known) if root.is_dir() else [])]
-    found: dict[str, Path] = {}
-    for name in known:
-        candidates = [place / ending for place in places for ending in (f"{name}.npy", name)]
-        found.update((name, path) for path in candidates if path.exists())
-    return found
+    candidates = {name: [place / ending for place in places for ending in (f"{name}.npy", name)] for name in known}
+    there = {name: [path for path in paths if path.exists()] for name, paths in candidates.items()}
+    return {name: paths[0] for name, paths in there.items() if paths}
 
 
 def _open(source: ImageSource, path: Path, severity: int, model: Any, preparation: Preparation) -> Images:

@@ -42,7 +42,6 @@ def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
             ``ImageNet-C/create_c``); they do not come with this package.
 
     Raises:
-        FileNotFoundError: A photograph is not there.
         ValueError: The picture is larger than the photograph.
     """
     keep, add = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
@@ -54,13 +53,21 @@ def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
     return keep * x + add * ice[top : top + x.shape[0], left : left + x.shape[1]]
 
 
+def check_frost(folder: Path) -> None:
+    """Make sure that all photographs are there.
+
+    Raises:
+        FileNotFoundError: One is not.
+    """
+    missing = [name for name in FROST if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"frost: {folder} has no {', '.join(missing)}. They are at github.com/hendrycks/robustness, in ImageNet-C/create_c."
+        )
+
+
 @cache
 def _frost(file: Path) -> Picture:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"frost: there is no {file}. Fetch frost1.png to frost5.jpg from github.com/hendrycks/robustness, "
-            "ImageNet-C/create_c, and name their folder."
-        )
     with Image.open(file) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
 
