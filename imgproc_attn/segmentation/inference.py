@@ -1,0 +1,121 @@
+"""Inference on images of any size: whole, in windows, at several scales."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every ``stride``, the last flush with the end; one window if it covers the side.
+
+    Raises:
+        ValueError: A stride that is not positive, or that leaves gaps.
+    """
+    if not 0 < stride <= window:
+        raise ValueError(f"stride is {stride}, but must be from 1 to the window, {window}: larger ones leave gaps.")
+    if size <= window:
+        return [0]
+    return [*range(0, size - window, stride), size - window]
+
+
+@torch.no_grad()
+def sliding_strips(
+    model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int = 4
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits of an image by overlapping windows, averaged where they overlap, in strips of rows from the top.
+
+    Memory holds one strip: ``classes x window x width`` values. Windows larger than the image are the image, whole.
+
+    Args:
+        model: Maps normalised images to logits.
+        image: ``[C, H, W]``.
+        window: Side of the windows.
+        stride: Between them.
+        batch_size: Windows at a time.
+
+    Yields:
+        The first row, and logits ``[classes, rows, W]``.
+
+    Raises:
+        ValueError: As `window_starts`.
+    """
+    height, width = image.shape[-2:]
+    tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
+    rows = min(window, height)
+    total: Tensor | None = None
+    for top, after in zip(tops, [*tops[1:], height]):
+        for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
+            crops = torch.stack([image[:, top : top + window, left : left + window] for left in part])
+            found = model(crops)
+            if total is None:
+                total = found.new_zeros(found.shape[1], rows, width)
+                times = found.new_zeros(rows, width)
+            for left, logits in zip(part, found):
+                total[:, :, left : left + window] += logits
+                times[:, left : left + window] += 1
+        assert total is not None
+        done = after - top if after < height else rows
+        yield top, total[:, :done] / times[:done]
+        total, times = _moved(total, done), _moved(times, done)
+
+
+def _moved(strip: Tensor, rows: int) -> Tensor:
+    """What is left of a strip after its first rows, with empty ones behind."""
+    return torch.cat([strip[..., rows:, :], torch.zeros_like(strip[..., :rows, :])], dim=-2)
+
+
+def segment(
+    model: nn.Module, image: Tensor, window: int | None = None, stride: int | None = None, batch_size: int = 4
+) -> Tensor:
+    """Classes ``[H, W]`` of the pixels of an image.
+
+    Args:
+        model: Maps normalised images to logits, in evaluation mode.
+        image: ``[C, H, W]``, normalised.
+        window: Side of sliding windows; None for the whole image at once.
+        stride: Between windows. Default: ``window``.
+        batch_size: Windows at a time.
+    """
+    if window is None:
+        with torch.no_grad():
+            return model(image[None])[0].argmax(dim=0)
+    strips = sliding_strips(model, image, window, stride or window, batch_size)
+    return torch.cat([logits.argmax(dim=0) for _, logits in strips])
+
+
+@torch.no_grad()
+def multi_scale(
+    model: nn.Module,
+    image: Tensor,
+    scales: Sequence[float],
+    flip: bool = True,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 4,
+) -> Tensor:
+    """Classes ``[H, W]`` from the mean probability over scales and mirror images; holds ``classes x H x W`` values.
+
+    Args:
+        model: Maps normalised images to logits, in evaluation mode.
+        image: ``[C, H, W]``, normalised.
+        scales: Factors of the image's sides.
+        flip: Mirror images too.
+        window: As in `segment`.
+        stride: As in `segment`.
+        batch_size: As in `segment`.
+    """
+    size, total = image.shape[-2:], None
+    for scale in scales:
+        scaled = F.interpolate(image[None], scale_factor=scale, mode="bilinear", antialias=scale < 1)[0]
+        for mirrored in (False, True) if flip else (False,):
+            view = scaled.flip(-1) if mirrored else scaled
+            side = window or max(view.shape[-2:])
+            strips = sliding_strips(model, view, side, stride or side, batch_size)
+            logits = torch.cat([strip for _, strip in strips], dim=1)
+            logits = F.interpolate(logits[None], size=size, mode="bilinear")[0]
+            probabilities = (logits.flip(-1) if mirrored else logits).softmax(dim=0)
+            total = probabilities if total is None else total + probabilities
+    assert total is not None
+    return total.argmax(dim=0)

@@ -1,0 +1,132 @@
+"""Semantic segmentation: any timm backbone with a decoder behind it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import register_model
+from torch import Tensor, nn
+
+from ..models.checkpoints import load_weights
+from .decoders import LinearDecoder, mask_decoder
+
+DECODERS = ("linear", "mask")
+
+
+class Segmenter(nn.Module):
+    """An encoder, a decoder, and the sizes between them.
+
+    Images of any size, square or not, are padded at the right and at the bottom to whole patches; logits are enlarged to the
+    padded image bilinearly, and cut to its size. Spatial bandwidths keep their unit, the patch, when the grid grows.
+
+    Args:
+        encoder: A timm model with ``forward_intermediates``: its last, normalised features are decoded.
+        decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
+        num_classes: Of the decoder.
+    """
+
+    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        if not hasattr(encoder, "forward_intermediates"):
+            raise ValueError(
+                f"{type(encoder).__name__} has no forward_intermediates; segmentation needs a timm model that has."
+            )
+        self.encoder, self.decoder, self.num_classes = encoder, decoder, num_classes
+        last = encoder.feature_info[-1]
+        self.num_features, self.stride = int(last["num_chs"]), int(last["reduction"])
+        self.pretrained_cfg: dict[str, Any] = {**encoder.pretrained_cfg, "num_classes": num_classes}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        features = self.encoder.forward_intermediates(  # type: ignore[operator]
+            padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )[-1]
+        logits = F.interpolate(self.decoder(features), size=padded.shape[-2:], mode="bilinear")
+        return logits[..., :height, :width]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the encoder's blocks in the backward pass."""
+        self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def no_weight_decay(self) -> set[str]:
+        """The parts', for timm's optimiser factory."""
+        parts = {"encoder": self.encoder, "decoder": self.decoder}
+        return {f"{name}.{p}" for name, part in parts.items() for p in getattr(part, "no_weight_decay", set)()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The encoder's, for layer decay; the decoder is the last layer."""
+        matcher: dict[str, Any] = self.encoder.group_matcher(coarse=coarse)  # type: ignore[operator]
+        return {key: _of_encoder(patterns) for key, patterns in matcher.items()}
+
+
+def _of_encoder(patterns: Any) -> Any:
+    """Regular expressions on names in the encoder, for the whole."""
+    if isinstance(patterns, str):
+        return rf"^encoder\.(?:{patterns.replace('^', '')})"
+    return [(_of_encoder(pattern), *rest) for pattern, *rest in patterns]
+
+
+def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> Any:
+    """A timm backbone without its classifier: one of tokens for that size and any other, others as they are."""
+    try:
+        return timm.create_model(backbone, num_classes=0, img_size=size, dynamic_img_size=True, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(backbone, num_classes=0, **options)
+
+
+@register_model
+def segmenter(
+    pretrained: bool = False,
+    backbone: str = "plain_vit_tiny",
+    decoder: str | Mapping[str, Any] = "mask",
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] = 512,
+    pretrained_cfg: Any = None,
+    **kwargs: Any,
+) -> Segmenter:
+    """A `Segmenter` by name, so that recipes and checkpoints can say it.
+
+    Args:
+        pretrained: Start the backbone from timm's trained weights; or, from a folder (``local-dir:``), all from those in it.
+        backbone: timm's name of the encoder.
+        decoder: ``linear`` or ``mask``; or a dictionary with ``name`` and options of `mask_decoder`.
+        num_classes: Of the pixels. Default: 150, or those of the folder.
+        img_size: (height, width) of training crops: the grid that positions are made for.
+        pretrained_cfg: timm's, of a folder.
+        **kwargs: Of the backbone, as ``drop_path_rate`` and ``residual``.
+
+    Raises:
+        ValueError: An unknown decoder or option.
+    """
+    own = pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
+    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):  # timm's way of saying what `own` says
+        kwargs.pop(name, None)
+    num_classes = num_classes or (own["num_classes"] if own else 150)
+    height, width = to_2tuple(img_size)
+    encoder = _encoder(backbone, (height, width), {"pretrained": pretrained and own is None, **kwargs})
+    last = encoder.feature_info[-1]
+    grid = (-(-height // last["reduction"]), -(-width // last["reduction"]))
+    options: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    name = options.pop("name", None)
+    if name not in DECODERS:
+        raise ValueError(f"decoder: unknown member {name!r}; there are {' and '.join(DECODERS)}.")
+    try:
+        head: nn.Module = (
+            LinearDecoder(last["num_chs"], num_classes, **options)
+            if name == "linear"
+            else mask_decoder(last["num_chs"], num_classes, grid, **options)
+        )
+    except TypeError as error:
+        raise ValueError(f"decoder={name!r}: {error}") from error
+    model = Segmenter(encoder, head, num_classes)
+    model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
+    if pretrained and own is not None:
+        load_weights(model, Path(own["file"]))
+    return model

@@ -1,0 +1,238 @@
+"""Segmentation: metrics against brute force, windows against their sum, any backbone behind any decoder."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from skimage import data as photographs
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from imgproc_attn.files import write_json
+from imgproc_attn.segmentation import Areas, multi_scale, segment, sliding_strips
+from imgproc_attn.segmentation.inference import window_starts
+from imgproc_attn.training.checkpoints import timm_config
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
+
+
+def label_map(picture, classes):
+    """Real shapes: a photograph's grey levels, cut into classes."""
+    grey = torch.tensor(picture).float().mean(-1)
+    return (grey * classes / 256).long()
+
+
+def brute_force(predicted, label, classes):
+    """Pixel by pixel and class by class, as the definition reads."""
+    kept = label != 255
+    predicted, label = predicted[kept], label[kept]
+    iou, accuracy = [], []
+    for c in range(classes):
+        both, either, there = (
+            ((predicted == c) & (label == c)).sum(),
+            ((predicted == c) | (label == c)).sum(),
+            (label == c).sum(),
+        )
+        iou.append(both / either if either else np.nan)
+        accuracy.append(both / there if there else np.nan)
+    return 100 * (predicted == label).mean(), 100 * np.nanmean(accuracy), 100 * np.nanmean(iou)
+
+
+def test_metrics_are_brute_force():
+    """Absent classes, ignored pixels, several images."""
+    rng, areas = np.random.default_rng(0), Areas(13)  # classes 11 and 12 are in no label
+    labels = [label_map(picture, 11) for picture in (photographs.astronaut(), photographs.coffee(), photographs.chelsea())]
+    pairs = []
+    for label in labels:
+        wrong = torch.tensor(rng.random(label.shape) < 0.3)
+        predicted = torch.where(wrong, torch.tensor(rng.integers(0, 12, label.shape)), label)  # class 12 is never predicted
+        label = torch.where(torch.tensor(rng.random(label.shape) < 0.1), 255, label)
+        areas.update(predicted[None], label[None])
+        pairs.append((predicted.flatten().numpy(), label.flatten().numpy()))
+    found = areas.compute()
+    expected = brute_force(*(np.concatenate(side) for side in zip(*pairs)), 13)
+    assert (found["pixel_accuracy"], found["mean_accuracy"], found["miou"]) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(found["iou"][12])
+    assert found["iou"][11] == 0
+    logits = nn.functional.one_hot(torch.tensor(pairs[0][0]).view(512, 512), 13).movedim(-1, 0)[None].float()
+    again = Areas(13)
+    again.update(logits, torch.tensor(pairs[0][1]).view(1, 512, 512))
+    assert again.compute()["miou"] == pytest.approx(brute_force(*pairs[0], 13)[2], abs=1e-12)
+
+
+@pytest.mark.data
+def test_metrics_on_camvid(data_folder):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    files = sorted((data_folder / "camvid" / "valannot").glob("*.png"))
+    labels = [np.asarray(Image.open(file))[::4, ::4].astype(int) for file in files[:10]]
+    for _ in range(1000):
+        label = np.where((chosen := labels[rng.integers(10)]) == 11, 255, chosen)
+        predicted = np.where(
+            rng.random(label.shape) < rng.random(), rng.permutation(11)[np.minimum(label, 10)], np.minimum(label, 10)
+        )
+        areas = Areas(11)
+        areas.update(torch.tensor(predicted)[None], torch.tensor(label)[None])
+        found = areas.compute()
+        expected = brute_force(predicted.ravel(), label.ravel(), 11)
+        assert (found["pixel_accuracy"], found["mean_accuracy"], found["miou"]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_metrics_refuse():
+    areas = Areas(3)
+    with pytest.raises(ValueError, match="No pixel to evaluate on"):
+        areas.compute()
+    with pytest.raises(ValueError, match="Labels range from 0 to 3, but with 3 classes"):
+        areas.update(torch.zeros(1, 2, 2, dtype=torch.long), torch.tensor([[[0, 1], [2, 3]]]))
+    with pytest.raises(ValueError, match="differ in shape"):
+        areas.update(torch.zeros(1, 2, 3, dtype=torch.long), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+class Pointwise(nn.Module):
+    """Logits that depend on the pixel and on its place in the window: what blending must average."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.mix = nn.Conv2d(3, classes, 1)
+
+    def forward(self, x):
+        rows = torch.arange(x.shape[-2]).view(1, 1, -1, 1) / x.shape[-2]
+        return self.mix(x) * (1 + rows)
+
+
+@pytest.fixture
+def picture():
+    return torch.tensor(photographs.chelsea()[:150, :201] / 255, dtype=torch.float32).permute(2, 0, 1)
+
+
+def test_a_window_of_the_whole_image_is_whole_image_inference(picture):
+    model = timm.create_model("segmenter", backbone="nlm_vit_tiny", num_classes=7, **TINY).eval()
+    whole = model(picture[None])[0]
+    ((top, strip),) = sliding_strips(model, picture, 201, 201)
+    assert top == 0
+    assert torch.equal(strip, whole)
+    assert torch.equal(segment(model, picture, 300), segment(model, picture))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, 64), (64, 40), (96, 17), (150, 50), (33, 1)])
+def test_windows_are_averaged(picture, window, stride):
+    model = Pointwise()
+    total, times = torch.zeros(5, 150, 201), torch.zeros(150, 201)
+    for top in window_starts(150, window, stride):
+        for left in window_starts(201, window, stride):
+            where = (slice(None), slice(top, top + window), slice(left, left + window))
+            with torch.no_grad():
+                total[where] += model(picture[where][None])[0]
+            times[where[1:]] += 1
+    assert times.min() >= 1
+    strips = list(sliding_strips(model, picture, window, stride, batch_size=3))
+    found = torch.cat([strip for _, strip in strips], dim=1)
+    torch.testing.assert_close(found, total / times)
+    assert [top for top, _ in strips] == window_starts(150, window, stride)
+    assert max(strip.shape[1] for _, strip in strips) <= window
+
+
+def test_windows_refuse_gaps():
+    with pytest.raises(ValueError, match="stride is 65, but must be from 1 to the window, 64"):
+        window_starts(100, 64, 65)
+
+
+def test_scales_and_mirror_images(picture):
+    """A model that looks at each pixel alone says of the mirror image the mirrored same."""
+    model = nn.Conv2d(3, 4, 1)
+    assert torch.equal(multi_scale(model, picture, [1.0]), segment(model, picture))
+    agree = multi_scale(model, picture, [0.75, 1.0, 1.5], window=64) == segment(model, picture)
+    assert agree.double().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "decoder", ["linear", "mask", {"name": "mask", "depth": 3, "residual": "twicing", "positions": "spatial_gaussian"}]
+)
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "plain_vit_tiny",
+        "bilateral_vit_tiny",
+        "bilateral_untied_vit_tiny",
+        "neutreno_vit_tiny",
+        "elliptical_vit_tiny",
+        "vit_tiny_patch16_224",
+    ],
+)
+def test_any_size_trains(backbone, decoder):
+    if isinstance(decoder, dict) or decoder == "mask":
+        decoder = {"name": "mask", **(decoder if isinstance(decoder, dict) else {}), "num_heads": 2}
+    model = timm.create_model("segmenter", backbone=backbone, decoder=decoder, num_classes=6, **TINY)
+    logits = model(torch.randn(2, 3, 50, 84))
+    assert logits.shape == (2, 6, 50, 84)
+    nn.functional.cross_entropy(logits, torch.randint(6, (2, 50, 84))).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None and "pos_embed" not in name]
+    assert not [name for name in missing if not name.startswith("encoder.")], missing
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "vit_small_patch14_dinov2", "deit_tiny_distilled_patch16_224"])
+def test_other_backbones(backbone):
+    options = {"depth": 1} if "vit" in backbone or "deit" in backbone else {}
+    size = 56 if "patch14" in backbone else 64
+    model = timm.create_model("segmenter", backbone=backbone, decoder="linear", num_classes=4, img_size=size, **options).eval()
+    assert model(torch.randn(1, 3, 61, 90)).shape == (1, 4, 61, 90)
+
+
+def test_bandwidths_keep_their_unit_when_the_grid_grows():
+    """The same patch has the same neighbours, however large the image."""
+    model = timm.create_model("segmenter", backbone="bilateral_vit_tiny", decoder="linear", num_classes=3, **TINY).eval()
+    kernels = {}
+    for side in (64, 128):
+        captured = []
+        hook = model.encoder.blocks[0].attn.register_forward_pre_hook(lambda module, args, kept=captured: kept.append(args[1]))
+        model(torch.zeros(1, 3, side, side))
+        hook.remove()
+        geometry = captured[0]
+        apart = geometry.coordinates[0, -1] - geometry.coordinates[0, -2]
+        kernels[side] = apart.tolist()
+    assert kernels[64] == kernels[128] == [0.0, 1.0]
+
+
+def test_weight_decay_and_layer_decay_are_the_parts():
+    model = timm.create_model(
+        "segmenter", backbone="bilateral_vit_tiny", decoder={"name": "mask", "num_heads": 2}, num_classes=4, **TINY
+    )
+    skipped = model.no_weight_decay()
+    assert {"encoder.pos_embed", "encoder.cls_token", "decoder.class_tokens"} <= skipped
+    groups = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scale["decoder.embed.weight"] == max(scale.values())
+    assert scale["encoder.patch_embed.proj.weight"] == min(scale.values())
+    assert scale["encoder.blocks.0.mlp.fc1.weight"] == pytest.approx(0.5 * scale["encoder.blocks.1.mlp.fc1.weight"])
+    assert decay["decoder.class_tokens"] == 0
+    assert decay["decoder.embed.weight"] == 0.1
+
+
+def test_a_folder_loads_by_timm(tmp_path):
+    options = {"backbone": "twicing_vit_tiny", "decoder": {"name": "mask", "num_heads": 2}, "num_classes": 5, **TINY}
+    model = timm.create_model("segmenter", **options).eval()
+    arguments = {key: value for key, value in options.items() if key != "num_classes"}
+    write_json(tmp_path / "config.json", timm_config(model, arguments, None))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(image), again(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
+        ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
+        ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
+        ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),
+        ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "unknown member 'bilatral'"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("segmenter", backbone="plain_vit_tiny", num_classes=3, **TINY, **options)
