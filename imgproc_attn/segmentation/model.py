@@ -43,15 +43,15 @@ class Segmenter(nn.Module):
         """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-        features = self.encoder.forward_intermediates(  # type: ignore[operator]
-            padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-        )[-1]
+        features = self.encoder.forward_intermediates(padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
+            -1
+        ]
         logits = F.interpolate(self.decoder(features), size=padded.shape[-2:], mode="bilinear")
         return logits[..., :height, :width]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's blocks in the backward pass."""
-        self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.encoder.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
         """The parts', for timm's optimiser factory."""
@@ -60,7 +60,7 @@ class Segmenter(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The encoder's, for layer decay; the decoder is the last layer."""
-        matcher: dict[str, Any] = self.encoder.group_matcher(coarse=coarse)  # type: ignore[operator]
+        matcher: dict[str, Any] = self.encoder.group_matcher(coarse=coarse)
         return {key: _of_encoder(patterns) for key, patterns in matcher.items()}
 
 
