@@ -92,7 +92,8 @@ def arguments(folder, name="nlm_vit_tiny", weights="weights"):
 
 
 def run(command, *rest):
-    cli.main([command, *map(str, rest)])
+    """The command; what begins with dashes may hold several words."""
+    cli.main([command, *(word for part in map(str, rest) for word in (part.split() if part.startswith("--") else [part]))])
 
 
 def result(folder):
@@ -346,19 +347,7 @@ def test_attack_command(folder, tmp_path, capsys):
     run(
         "attack",
         *arguments(folder),
-        "--attacks",
-        "fgsm",
-        "pgd",
-        "--eps",
-        "10/255",
-        "20/255",
-        "--steps",
-        5,
-        "--limit",
-        100,
-        "--checks",
-        20,
-        "--output",
+        "--attacks fgsm pgd --eps 10/255 20/255 --steps 5 --limit 100 --checks 20 --output",
         out,
     )
     printed = capsys.readouterr().out
@@ -429,17 +418,7 @@ def test_autocast_is_recorded_and_raises_no_alarm(folder, tmp_path, capsys):
     run(
         "attack",
         *arguments(folder),
-        "--attacks",
-        "pgd",
-        "--eps",
-        "10/255",
-        "--limit",
-        60,
-        "--checks",
-        40,
-        "--amp",
-        "bfloat16",
-        "--output",
+        "--attacks pgd --eps 10/255 --limit 60 --checks 40 --amp bfloat16 --output",
         tmp_path,
     )
     found = result(tmp_path)
@@ -505,11 +484,7 @@ def test_classes_of_another_number_are_refused(folder, tmp_path, capsys):
             "test_vit",
             "--checkpoint",
             save(tmp_path, "test_vit"),
-            "--data",
-            "digits",
-            "--split",
-            "test",
-            "--output",
+            "--data digits --split test --output",
             tmp_path / "out",
         )
     assert "has 10 classes, but 1000 are expected" in capsys.readouterr().err
@@ -805,15 +780,7 @@ def test_report(folder, tmp_path, capsys):
         run(
             "attack",
             *arguments(folder, name, weights),
-            "--attacks",
-            "fgsm",
-            "--eps",
-            "10/255",
-            "--limit",
-            80,
-            "--checks",
-            8,
-            "--label",
+            "--attacks fgsm --eps 10/255 --limit 80 --checks 8 --label",
             label,
             "--output",
             tmp_path / "runs" / weights / "attack",
@@ -821,13 +788,7 @@ def test_report(folder, tmp_path, capsys):
         run(
             "corrupt",
             *arguments(folder, name, weights),
-            "--corruptions",
-            "fog",
-            "--severities",
-            2,
-            "--limit",
-            80,
-            "--label",
+            "--corruptions fog --severities 2 --limit 80 --label",
             label,
             "--output",
             tmp_path / "runs" / weights / "corrupt",
@@ -861,15 +822,7 @@ def test_seeds_of_one_label_are_one_model(folder, tmp_path):
             run(
                 "attack",
                 *arguments(folder, name, weights),
-                "--attacks",
-                "fgsm",
-                "--eps",
-                "10/255",
-                "--limit",
-                60,
-                "--checks",
-                4,
-                "--label",
+                "--attacks fgsm --eps 10/255 --limit 60 --checks 4 --label",
                 label,
                 "--output",
                 out,
@@ -887,36 +840,15 @@ def test_what_differs_stands_apart(folder, tmp_path):
         run(
             "attack",
             *arguments(folder),
-            "--attacks",
-            "pgd",
-            "--eps",
-            "20/255",
-            "--steps",
+            "--attacks pgd --eps 20/255 --steps",
             steps,
-            "--limit",
-            60,
-            "--checks",
-            4,
-            "--label",
-            "m",
-            "--output",
+            "--limit 60 --checks 4 --label m --output",
             tmp_path / str(steps),
         )
     run(
         "attack",
         *arguments(folder),
-        "--attacks",
-        "pgd",
-        "--eps",
-        "20/255",
-        "--targeted",
-        "--limit",
-        60,
-        "--checks",
-        4,
-        "--label",
-        "m",
-        "--output",
+        "--attacks pgd --eps 20/255 --targeted --limit 60 --checks 4 --label m --output",
         tmp_path / "targeted",
     )
     rows = [row["name"] for row in tables(group(find_entries([tmp_path])))["attack"]]
@@ -928,26 +860,14 @@ def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):
         run(
             "attack",
             *arguments(folder, name, weights),
-            "--attacks",
-            "fgsm",
-            "--eps",
-            "10/255",
-            "--limit",
-            20,
-            "--checks",
-            4,
-            "--label",
-            "m",
-            "--output",
+            "--attacks fgsm --eps 10/255 --limit 20 --checks 4 --label m --output",
             tmp_path / weights,
         )
     assert list(group(find_entries([tmp_path]))) == [f"m ({tmp_path / name})" for name in ("plain", "weights")]
 
 
 def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, capsys):
-    run(
-        "attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 30, "--checks", 4, "--output", tmp_path
-    )
+    run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
     lines = (tmp_path / "flags.csv").read_text().splitlines()
     (tmp_path / "flags.csv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(SystemExit):
@@ -956,9 +876,7 @@ def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, cap
 
 
 def test_interrupted_results_are_named(folder, tmp_path, capsys):
-    run(
-        "attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 30, "--checks", 4, "--output", tmp_path
-    )
+    run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
     flags, whole = tmp_path / "flags.csv", (tmp_path / "flags.csv").read_text()
     flags.write_text(whole[: len(whole) // 2 + 3])
     for file, message in ((flags, "flags.csv is cut off"), (tmp_path / "result.json", "result.json is cut off")):

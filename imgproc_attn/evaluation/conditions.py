@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import Preparation
 from ..records import describe
 from .attacks import Attack, AttackResult, Passes, check_images
-from .attacks.base import predict
+from .attacks.base import checked_logits, predict
 from .draws import mix
 from .normalization import NormalizedModel
 from .samples import Samples
@@ -28,13 +28,13 @@ class Judged(NamedTuple):
         images: ``[B, C, H, W]`` that were judged: those given, or adversarial ones.
         predictions: ``[B]`` classes; None where an attack decides by itself, for a second pass might disagree with it.
         scores: ``[B]`` what else the judge has to say: under attack, the distance of the images from those given, in the norm
-            of the threat model; None for nothing.
+            of the threat model.
     """
 
     correct: Tensor
     images: Tensor
-    predictions: Tensor | None = None
-    scores: Tensor | None = None
+    predictions: Tensor | None
+    scores: Tensor
 
 
 class Judge(Protocol):
@@ -70,7 +70,7 @@ class SampleAttack(Protocol):
 
 @dataclass(frozen=True)
 class AsGiven:
-    """The images as they are: right where the label is predicted."""
+    """The images as they are: right where the label is predicted. The score is the largest probability."""
 
     @property
     def passes(self) -> Passes:
@@ -78,8 +78,9 @@ class AsGiven:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
         check_images(model, images, labels)
-        predictions = predict(model, images, labels)
-        return Judged(predictions == labels, images, predictions)
+        logits = checked_logits(model, images, labels)
+        predictions = logits.argmax(dim=1)
+        return Judged(predictions == labels, images, predictions, logits.softmax(dim=1).amax(dim=1))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class UnderAttack:
             wanted, correct = targets_of(labels, ids, logits.shape[1]), logits.argmax(dim=1) == labels
         adversarial, success = self.attack(model, images, wanted, ids)
         distances = self.attack.threat.norm.size(adversarial - images)
-        return Judged(correct & ~success, adversarial, scores=distances)
+        return Judged(correct & ~success, adversarial, None, distances)
 
 
 def targets_of(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:

@@ -23,7 +23,7 @@ class Flags(NamedTuple):
         labels: ``[n]``.
         correct: ``[n]`` bool.
         predictions: ``[n]`` classes, or None.
-        scores: ``[n]`` of the judge, or None.
+        scores: ``[n]`` of the judge.
         lowest: Value of any image that was judged.
         highest: Likewise.
         unreadable: Numbers of images that could not be read.
@@ -33,7 +33,7 @@ class Flags(NamedTuple):
     labels: Tensor
     correct: Tensor
     predictions: Tensor | None
-    scores: Tensor | None
+    scores: Tensor
     lowest: float
     highest: float
     unreadable: list[int]
@@ -106,17 +106,14 @@ class FlagFile:
             raise ValueError(f"{self._file.name}: none of the images could be read; see the list of unreadable ones.")
         ids, first = np.unique([i for line in lines for i in line["ids"]], return_index=True)
 
-        def column(key: str) -> Tensor | None:
-            return torch.tensor([x for line in lines for x in line[key]])[first] if key in lines[0] else None
+        def column(key: str) -> Tensor:
+            return torch.tensor([x for line in lines for x in line[key]])[first]
 
-        labels, correct = column("labels"), column("correct")
-        assert labels is not None
-        assert correct is not None
         return Flags(
             torch.from_numpy(ids),
-            labels,
-            correct.bool(),
-            column("predictions"),
+            column("labels"),
+            column("correct").bool(),
+            column("predictions") if "predictions" in lines[0] else None,
             column("scores"),
             min(line["range"][0] for line in lines),
             max(line["range"][1] for line in lines),
@@ -131,11 +128,10 @@ class FlagFile:
         line: dict[str, Any] = {"ids": ids.tolist(), "labels": labels.tolist(), "unreadable": unreadable.tolist()}
         if judged is not None:
             line["correct"] = judged.correct.int().tolist()
+            line["scores"] = judged.scores.tolist()
             line["range"] = [judged.images.min().item(), judged.images.max().item()]
             if judged.predictions is not None:
                 line["predictions"] = judged.predictions.tolist()
-            if judged.scores is not None:
-                line["scores"] = judged.scores.tolist()
         self._append(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:

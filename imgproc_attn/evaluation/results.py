@@ -38,7 +38,6 @@ def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, A
         "range": [flags.lowest, flags.highest],
     }
     if isinstance(condition.judge, UnderAttack | AsPublished):
-        assert flags.scores is not None
         found["largest_perturbation"] = flags.scores.max().item()
         threat = condition.judge.attack.threat
         found |= {"eps": threat.eps, "norm": threat.norm.name, "space": threat.space, "pixel_eps": threat.pixel_eps(std)}

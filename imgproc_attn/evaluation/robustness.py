@@ -19,7 +19,7 @@ from .flags import Flags
 from .imagenet_c import COMMON, EXTRA, ImageNetC
 from .imagenet_c.errors import corruption_summary
 from .samples import Samples
-from .shifts import Confidence, area_under_precision_recall
+from .shifts import area_under_precision_recall
 from .threat import LINF, ThreatModel
 
 CLEAN = "clean"
@@ -71,7 +71,7 @@ def shift_conditions(assessment: Assessment, title: str) -> list[Condition]:
 def unknown_conditions(unknown: Assessment, known: Assessment) -> list[Condition]:
     """How sure the model is of images of unknown classes, and of validation images of the classes these resemble."""
     names = ("ImageNet-O", "ImageNet-O's classes, validation")
-    return [Condition(name, a.samples(), Confidence()) for name, a in zip(names, (unknown, known))]
+    return [Condition(name, a.samples()) for name, a in zip(names, (unknown, known))]
 
 
 def run_attacks(
@@ -159,8 +159,6 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
     if unknown.place.processes.rank:
         return {}
     sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
-    assert sure_of_unknown is not None
-    assert sure_of_known is not None
     summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown)}
     checked = unknown.check(conditions[1].samples, None, CHECKED)
     return unknown.write("shift", conditions, flags, checked, {}, summary=summary)

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from sklearn.metrics import average_precision_score
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attacks import Passes, check_images
 from .classes import ClassMap, class_map
-from .conditions import Judged
 
 
 @dataclass(frozen=True)
@@ -37,21 +35,6 @@ def shifts() -> Mapping[str, Shift]:
         "imagenet-v2": Shift("ImageNet-V2", everything, "arXiv 1902.10811"),
         "imagenet-val": Shift("ImageNet, validation", everything, "arXiv 1409.0575"),
     }
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """As `AsGiven`; and the largest probability for a score, by which classes that the model does not know are told."""
-
-    @property
-    def passes(self) -> Passes:
-        return Passes(1, 0)
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
-        check_images(model, images, labels)
-        probabilities = model(images).float().softmax(dim=1)
-        predictions = probabilities.argmax(dim=1)
-        return Judged(predictions == labels, images, predictions, probabilities.amax(dim=1))
 
 
 def area_under_precision_recall(known: Tensor, unknown: Tensor) -> float:

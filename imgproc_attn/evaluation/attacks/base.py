@@ -65,8 +65,8 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``[B]`` predicted classes.
+def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B, classes]`` logits.
 
     Raises:
         FloatingPointError: Logits that are not finite, whose argmax would count as a prediction.
@@ -79,7 +79,12 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         )
     if len(labels) and labels.max() >= logits.shape[1]:
         raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
-    return logits.argmax(dim=1)
+    return logits
+
+
+def predict(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B]`` predicted classes. As `checked_logits` otherwise."""
+    return checked_logits(model, images, labels).argmax(dim=1)
 
 
 def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
