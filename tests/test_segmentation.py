@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photographs
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torchvision import tv_tensors
 
 from imgproc_attn.files import write_json
 from imgproc_attn.segmentation import Areas, multi_scale, segment, sliding_strips
+from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.inference import window_starts
+from imgproc_attn.segmentation.transforms import CropOfSeveral, training_transform
 from imgproc_attn.training.checkpoints import timm_config
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
@@ -63,8 +67,6 @@ def test_metrics_are_brute_force():
 
 @pytest.mark.data
 def test_metrics_on_camvid(data_folder):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     files = sorted((data_folder / "camvid" / "valannot").glob("*.png"))
     labels = [np.asarray(Image.open(file))[::4, ::4].astype(int) for file in files[:10]]
@@ -236,3 +238,133 @@ def test_a_folder_loads_by_timm(tmp_path):
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model("segmenter", backbone="plain_vit_tiny", num_classes=3, **TINY, **options)
+
+
+# --- data
+
+
+def shapes_folder(root, names=("a", "b"), values=(0, 5)):
+    """Photographs with label maps made of their grey levels, in the layout of a labelled folder."""
+    for kind in ("images", "annotations"):
+        (root / kind / "train").mkdir(parents=True)
+    (root / "classes.txt").write_text("".join(f"class {i}\n" for i in range(6)))
+    for name, picture in zip(names, (photographs.chelsea(), photographs.coffee())):
+        Image.fromarray(picture).save(root / "images" / "train" / f"{name}.jpg")
+        label = label_map(picture, 6).numpy().astype(np.uint8)
+        label[:20] = 255
+        Image.fromarray(label).save(root / "annotations" / "train" / f"{name}.png")
+    return root
+
+
+def test_a_labelled_folder(tmp_path):
+    pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
+    image, mask = pictures[0]
+    assert (image.shape, image.dtype) == ((3, 300, 451), torch.uint8)
+    assert mask.shape == (300, 451)
+    assert (mask[:20] == 255).all()
+    assert torch.equal(mask[20:].long(), label_map(photographs.chelsea(), 6)[20:])
+    assert pictures.classes == [f"class {i}" for i in range(6)]
+    assert [pictures.name(i) for i in range(2)] == ["a.jpg", "b.jpg"]
+
+
+def rewrite(change):
+    """Change the first label map of a folder."""
+
+    def apply(root):
+        file = root / "annotations" / "train" / "a.png"
+        label = np.asarray(Image.open(file))
+        change(label, file)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "is 451 x 300, but its labels .* are 451 x 100"),
+        (
+            rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
+            r"has the values \[6, 7\], which are none of its 6",
+        ),
+        (
+            rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
+            "has a palette, not one 8-bit grey value",
+        ),
+        (rewrite(lambda label, file: Image.fromarray(label.astype(np.uint16)).save(file)), "has 16 bits"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours"),
+        (rewrite(lambda label, file: file.unlink()), "1 of 2 label maps are not in .*: a.png"),
+        (lambda root: (root / "classes.txt").unlink(), "which names the classes, one a line"),
+    ],
+)
+def test_data_refuses(spoil, message, tmp_path):
+    spoil(shapes_folder(tmp_path))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_labelled_folder(str(tmp_path), "train")[0]
+
+
+def test_other_splits_and_layouts_are_named(tmp_path):
+    shapes_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder .*images/val"):
+        open_labelled_folder(str(tmp_path), "val")
+    with pytest.raises(FileNotFoundError, match="objectInfo150.txt; it comes with ADEChallengeData2016"):
+        open_ade20k(str(tmp_path), "validation")
+
+
+@pytest.mark.data
+def test_real_data(data_folder):
+    ade = open_ade20k(str(data_folder / "ade20k_sample"), "")
+    assert len(ade) == 3
+    assert (len(ade.classes), ade.classes[0], ade.classes[1]) == (150, "wall", "building")
+    raw = read_label(ade.pairs[0][1])
+    assert torch.equal(ade[0][1] == 255, torch.tensor(raw == 0))
+    assert ade[0][1][torch.tensor(raw > 0)].max() == raw.max() - 1
+    camvid = open_camvid(str(data_folder / "camvid"), "val")
+    assert len(camvid) == 101
+    assert len(camvid.classes) == 11
+    assert set(camvid[0][1].unique().tolist()) <= {*range(11), 255}
+
+
+def test_labels_go_with_their_pixels(tmp_path):
+    """Each pixel of a picture that shows its own label keeps it through scale, crop and flip; none is invented."""
+    root = shapes_folder(tmp_path)
+    for name in "ab":
+        label = np.asarray(Image.open(root / "annotations" / "train" / f"{name}.png"))
+        Image.fromarray(np.stack([label] * 3, 2)).save(root / "images" / "train" / f"{name}.png")
+        (root / "images" / "train" / f"{name}.jpg").unlink()
+    pictures = open_labelled_folder(str(root), "train")
+    pictures.transform = training_transform((128, 160), 300, photometric=False)
+    known = {*range(6), 255}
+    for i in (0, 1, 0, 1):
+        image, mask = pictures[i]
+        assert image.shape == (3, 128, 160)
+        assert mask.shape == (128, 160)
+        assert set(mask.unique().tolist()) <= known
+        inside = mask != 255
+        off = (image[0].int() - mask.int()).abs()[inside]
+        assert (off > 0).double().mean() < 0.35  # borders, where the picture is interpolated and the label is not
+        assert off.double().mean() < 1.0
+
+
+def test_crops_show_several_classes():
+    """One class that fills nearly all is left for what else there is, if a try finds it."""
+    mask = torch.zeros(400, 400, dtype=torch.uint8)
+    mask[:, 300:] = 1
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    crop = CropOfSeveral((100, 100))
+    shares = [crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
+    plain = [crop.crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
+    assert sum(0.25 <= share <= 0.75 for share in shares) > 2 * sum(0.25 <= share <= 0.75 for share in plain)
+    small = crop(tv_tensors.Image(image[:, :50, :50]), tv_tensors.Mask(mask[:50, :50]))
+    assert small[0].shape == (3, 100, 100)
+    assert (small[1] == 255).sum() == 7500
+
+
+def test_colours_change_the_picture_alone(tmp_path):
+    pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
+    image, mask = pictures[0]
+    torch.manual_seed(0)
+    plain = training_transform((300, 451), 300, (1.0, 1.0), 0.0, photometric=False)(image, mask)
+    torch.manual_seed(0)
+    coloured = [training_transform((300, 451), 300, (1.0, 1.0), 0.0)(image, mask) for _ in range(4)]
+    assert all(torch.equal(plain[1], found[1]) for found in coloured)
+    assert any(not torch.equal(plain[0], found[0]) for found in coloured)

@@ -1,0 +1,180 @@
+"""Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from ..data import find_root
+from .metrics import IGNORED
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+NO_CLASS = 254  # in lookup tables: a value that no label has
+
+Pair = tuple[Path, Path]
+
+
+class LabelledPictures(Dataset):
+    """Pictures and label maps of equal size.
+
+    Args:
+        pairs: Files of each.
+        classes: Names, in the order of their labels.
+        lookup: ``[256]``: from a value of the files to the label, 255 for pixels to ignore, 254 for values that must not be.
+        transform: Of ``(tv_tensors.Image, tv_tensors.Mask)``, both.
+
+    Raises:
+        ValueError: No pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: Sequence[str],
+        lookup: np.ndarray,
+        transform: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        if not pairs:
+            raise ValueError("There are no pictures with labels.")
+        self.pairs, self.classes, self.lookup, self.transform = list(pairs), list(classes), lookup, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """What the picture is called."""
+        return self.pairs[index][0].name
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """``[3, H, W]`` in 8 bits, and labels ``[H, W]`` in 8 bits.
+
+        Raises:
+            ValueError: A picture and labels of different sizes, labels that are no map of class numbers, or of no class.
+        """
+        file, label_file = self.pairs[index]
+        with Image.open(file) as opened:
+            picture = np.asarray(opened.convert("RGB"))
+        label = self.lookup[read_label(label_file)]
+        if label.shape != picture.shape[:2]:
+            raise ValueError(f"{file} is {_size(picture)}, but its labels {label_file} are {_size(label)}; they must be equal.")
+        if (label == NO_CLASS).any():
+            strange = sorted(set(read_label(label_file)[label == NO_CLASS].tolist()))
+            raise ValueError(f"{label_file} has the values {strange[:5]}, which are none of its {len(self.classes)} classes.")
+        image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
+        return (image, mask) if self.transform is None else self.transform(image, mask)
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def read_label(file: Path) -> np.ndarray:
+    """A map of class numbers ``[H, W]`` in 8 bits, as it lies in the file.
+
+    Raises:
+        ValueError: A palette, colours or 16 bits, whose values are no class numbers.
+    """
+    with Image.open(file) as label:
+        if label.mode in ("L", "1"):
+            return np.asarray(label.convert("L"))
+        kind = {"P": "a palette", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
+        what, mode = kind.get(label.mode, f"mode {label.mode}"), label.mode
+    remedy = (
+        "if its indices are the class numbers, store them as grey: Image.fromarray(numpy.asarray(image))"
+        if mode == "P"
+        else "store class numbers as 8-bit grey"
+    )
+    raise ValueError(f"{file} has {what}, not one 8-bit grey value a pixel; {remedy}.")
+
+
+def _pairs(pictures: Path, labels: Path) -> list[Pair]:
+    """Pictures below a folder, and label maps of the same names below the other.
+
+    Raises:
+        FileNotFoundError: A folder or label maps that are not there; the message lists them.
+    """
+    for folder in (pictures, labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {folder}.")
+    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES)
+    pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
+    missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(pairs)} label maps are not in {labels}: {', '.join(missing[:10])}{more}."
+        )
+    if not pairs:
+        raise FileNotFoundError(f"{pictures} holds no pictures ({', '.join(PICTURES)}).")
+    return pairs
+
+
+def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
+    """``[256]`` from values of files to labels; values that are not named are of no class."""
+    table = np.full(256, NO_CLASS, dtype=np.uint8)
+    for value, label in classes.items():
+        table[value] = label
+    return table
+
+
+def open_ade20k(root: str, split: str) -> LabelledPictures:
+    """ADE20K, the scene parsing benchmark (``ADEChallengeData2016``): 150 classes; the value 0 is ignored, 1 is label 0.
+
+    Args:
+        root: Holds ``images/SPLIT``, ``annotations/SPLIT`` and ``objectInfo150.txt``.
+        split: ``training`` or ``validation``; empty for pictures that lie in ``images`` itself.
+    """
+    place = find_root(root)
+    place = place / "ADEChallengeData2016" if (place / "ADEChallengeData2016").is_dir() else place
+    info = place / "objectInfo150.txt"
+    if not info.is_file():
+        raise FileNotFoundError(f"There is no {info}; it comes with ADEChallengeData2016 and names the 150 classes.")
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in info.read_text(encoding="utf-8").splitlines()[1:]]
+    table = lookup_table({0: IGNORED, **{value: value - 1 for value in range(1, len(names) + 1)}})
+    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split), names, table)
+
+
+def open_camvid(root: str, split: str) -> LabelledPictures:
+    """CamVid in SegNet's version: 11 classes, the twelfth is ignored.
+
+    Args:
+        root: Holds ``SPLIT``, ``SPLITannot`` and, for names, ``classes.txt``.
+        split: ``train``, ``val`` or ``test``.
+    """
+    place = find_root(root)
+    names = _names(place / "classes.txt")[:11]
+    table = lookup_table({**{label: label for label in range(11)}, 11: IGNORED})
+    return LabelledPictures(_pairs(place / split, place / f"{split}annot"), names, table)
+
+
+def open_labelled_folder(root: str, split: str) -> LabelledPictures:
+    """Any data set in ``images/SPLIT`` and ``annotations/SPLIT``, 8-bit grey PNG of class numbers, 255 ignored.
+
+    Cityscapes, once its ``labelTrainIds.png`` lie there under the names of the pictures; others likewise.
+
+    Args:
+        root: Holds those, and ``classes.txt``: a name a line, in the order of class numbers.
+        split: Empty for the folders themselves.
+    """
+    place = find_root(root)
+    names = _names(place / "classes.txt")
+    table = lookup_table({**{label: label for label in range(len(names))}, IGNORED: IGNORED})
+    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split), names, table)
+
+
+def _names(file: Path) -> list[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no {file}, which names the classes, one a line.")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+READERS: Mapping[str, Callable[[str, str], LabelledPictures]] = {
+    "ade20k": open_ade20k,
+    "camvid": open_camvid,
+    "labelled": open_labelled_folder,
+}

@@ -1,0 +1,61 @@
+"""Joint transforms of pictures and label maps, of torchvision's v2: labels are never interpolated, nor normalised."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .metrics import IGNORED
+
+
+class CropOfSeveral(nn.Module):
+    """A random crop in which no class takes too much, as mmsegmentation's (``cat_max_ratio``): the tenth try counts anyway.
+
+    Pictures smaller than the crop are padded, with grey and with pixels to ignore.
+
+    Args:
+        size: (height, width).
+        largest_share: Of a crop's labelled pixels that one class may take.
+    """
+
+    def __init__(self, size: tuple[int, int], largest_share: float = 0.75) -> None:
+        super().__init__()
+        fill: Any = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORED}
+        self.crop, self.largest_share = v2.RandomCrop(size, pad_if_needed=True, fill=fill), largest_share
+
+    def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        for _ in range(10):
+            found = self.crop(image, mask)
+            counts = torch.bincount(found[1].flatten().long(), minlength=256)[:IGNORED]
+            if (counts > 0).sum() > 1 and counts.max() < self.largest_share * counts.sum():
+                break
+        return found
+
+
+def training_transform(
+    crop: tuple[int, int],
+    short_side: int,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: float = 0.5,
+    photometric: bool = True,
+) -> v2.Transform:
+    """Random scale, crop, flip and colours: the pipeline of Segmenter and mmsegmentation.
+
+    Args:
+        crop: (height, width).
+        short_side: Of the picture, in pixels, at scale 1.
+        scale: Smallest and largest.
+        flip: Probability of a mirror image.
+        photometric: Random brightness, contrast, saturation and hue, as torchvision's ``RandomPhotometricDistort``.
+    """
+    low, high = (max(1, round(short_side * factor)) for factor in scale)
+    steps: list[nn.Module] = [
+        v2.RandomResize(low, high + 1, antialias=True),
+        CropOfSeveral(crop),
+        v2.RandomHorizontalFlip(flip),
+    ]
+    if photometric:
+        steps.append(v2.RandomPhotometricDistort())
+    return v2.Compose(steps)
