@@ -128,6 +128,18 @@ def evaluation_loader(
         crop_mode=preparation.crop_mode,
         use_prefetcher=True,
     )
+    return ordered_loader(images, preparation, batch_size, workers, device, processes)
+
+
+def ordered_loader(
+    images: Any,
+    preparation: Preparation,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> PrefetchLoader:
+    """All images in order, as their transform gives them, normalised; each in exactly one process. As `evaluation_loader`."""
     sampler = None
     if not isinstance(images, IterableDataset):
         sampler = range(processes.rank, len(images), processes.world)

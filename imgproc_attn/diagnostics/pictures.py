@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..models import FilterVisionTransformer
 
+# Numbers of an epoch's record that are shares in percent, and what they are called.
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+
 
 def _picture(image: Tensor) -> np.ndarray:
     """``[C, H, W]`` in [0, 1] as matplotlib takes it."""
@@ -58,7 +61,7 @@ def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
     epochs = [record["epoch"] + 1 for record in records]
     panels = [
         ("loss", [("train_loss", "training"), ("validation_loss", "validation")]),
-        ("accuracy / %", [("validation_top1", "top-1"), ("validation_top5", "top-5")]),
+        ("accuracy / %", [(f"validation_{key}", name) for key, name in ACCURACIES.items()]),
         ("learning rate", [("lr", "largest")]),
     ]
     drawn = [(label, [(k, n) for k, n in curves if k in records[0]]) for label, curves in panels]

@@ -1,6 +1,6 @@
 """Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,17 @@ class LabelledPictures(Dataset):
     ) -> None:
         if not pairs:
             raise ValueError("There are no pictures with labels.")
-        self.pairs, self.classes, self.lookup, self.transform = list(pairs), list(classes), lookup, transform
+        self.pairs, self.lookup, self.transform = list(pairs), lookup, transform
+        self.classes = {name: label for label, name in enumerate(classes)}
+        if len(self.classes) < len(classes):
+            raise ValueError(f"Two classes have one name among {', '.join(sorted(classes)[:20])}; give each its own.")
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def some(self, indices: Iterable[int]) -> "LabelledPictures":
+        """Those of these numbers."""
+        return LabelledPictures([self.pairs[i] for i in indices], list(self.classes), self.lookup)
 
     def name(self, index: int) -> str:
         """What the picture is called."""

@@ -1,6 +1,7 @@
 """Inference on images of any size: whole, in windows, at several scales."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,12 @@ def _moved(strip: Tensor, rows: int) -> Tensor:
 
 
 def segment(
-    model: nn.Module, image: Tensor, window: int | None = None, stride: int | None = None, batch_size: int = 4
+    model: nn.Module,
+    image: Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 4,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Classes ``[H, W]`` of the pixels of an image.
 
@@ -77,12 +83,47 @@ def segment(
         window: Side of sliding windows; None for the whole image at once.
         stride: Between windows. Default: ``window``.
         batch_size: Windows at a time.
+        size: (height, width) of the classes; if it is not the image's, logits of the whole image are held to be resized.
     """
-    if window is None:
-        with torch.no_grad():
-            return model(image[None])[0].argmax(dim=0)
-    strips = sliding_strips(model, image, window, stride or window, batch_size)
-    return torch.cat([logits.argmax(dim=0) for _, logits in strips])
+    window = window or max(image.shape[-2:])
+    strips = (logits for _, logits in sliding_strips(model, image, window, stride or window, batch_size))
+    if size is None or size == tuple(image.shape[-2:]):
+        return torch.cat([logits.argmax(dim=0) for logits in strips])
+    return F.interpolate(torch.cat(list(strips), dim=1)[None], size=size, mode="bilinear")[0].argmax(dim=0)
+
+
+@torch.no_grad()
+def evaluate_pictures(
+    model: nn.Module,
+    loader: Any,
+    evaluator: Any,
+    autocast: Callable[[], Any],
+    short_side: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    distributed: bool = False,
+) -> dict[str, Any]:
+    """Segment pictures one by one, each compared with its labels at their own size, and let ``evaluator`` count.
+
+    Args:
+        model: Maps normalised images to logits, in evaluation mode.
+        loader: Gives one picture ``[1, C, H, W]`` and its labels ``[1, H, W]`` at a time.
+        evaluator: As `Areas`.
+        autocast: Context of the forward pass.
+        short_side: Pictures are resized to it first. Default: as they are.
+        window: As in `segment`.
+        stride: As in `segment`.
+        distributed: Count over all processes.
+    """
+    for images, labels in loader:
+        if short_side is not None:
+            factor = short_side / min(images.shape[-2:])
+            size = [max(1, round(side * factor)) for side in images.shape[-2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        with autocast():
+            found = segment(model, images[0], window, stride, size=tuple(labels.shape[-2:]))
+        evaluator.update(found[None], labels)
+    return evaluator.compute(distributed)
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ class Areas:
         self.confusion += counts.view(self.num_classes, self.num_classes).to(self.confusion.device)
 
     def compute(self, distributed: bool = False) -> dict[str, Any]:
-        """``pixel_accuracy``, ``mean_accuracy``, ``miou`` in percent, ``n`` pixels; ``iou`` and ``accuracy`` by class.
+        """``pixel_accuracy``, ``mean_accuracy``, ``miou`` in percent, ``n`` pixels; ``iou`` and ``accuracy`` by class, None
+        for what is not there.
 
         Raises:
             ValueError: No pixel was counted.
@@ -66,6 +67,10 @@ class Areas:
             "pixel_accuracy": 100 * right.sum().item() / n,
             "mean_accuracy": accuracy.nanmean().item(),
             "miou": iou.nanmean().item(),
-            "iou": iou.tolist(),
-            "accuracy": accuracy.tolist(),
+            "iou": _known(iou),
+            "accuracy": _known(accuracy),
         }
+
+
+def _known(values: Tensor) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]

@@ -125,7 +125,7 @@ def segmenter(
         )
     except TypeError as error:
         raise ValueError(f"decoder={name!r}: {error}") from error
-    model = Segmenter(encoder, head, num_classes)
+    model = Segmenter(encoder, head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype")), num_classes)
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
     if pretrained and own is not None:
         load_weights(model, Path(own["file"]))

@@ -34,9 +34,29 @@ class CropOfSeveral(nn.Module):
         return found
 
 
+class RandomScale(nn.Module):
+    """Resizes by a random factor, sides in proportion.
+
+    Args:
+        short_side: At factor 1. Default: as it is.
+        scale: Smallest and largest factor.
+    """
+
+    def __init__(self, short_side: int | None, scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.short_side, self.scale = short_side, scale
+
+    def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        low, high = self.scale
+        factor = low + (high - low) * torch.rand(()).item()
+        size = max(1, round((self.short_side or min(image.shape[-2:])) * factor))
+        # labels are not interpolated: torchvision takes the nearest for masks, whatever it is told
+        return tuple(v2.functional.resize(x, [size], antialias=True) for x in (image, mask))
+
+
 def training_transform(
     crop: tuple[int, int],
-    short_side: int,
+    short_side: int | None = None,
     scale: tuple[float, float] = (0.5, 2.0),
     flip: float = 0.5,
     photometric: bool = True,
@@ -45,17 +65,12 @@ def training_transform(
 
     Args:
         crop: (height, width).
-        short_side: Of the picture, in pixels, at scale 1.
+        short_side: Of the picture, in pixels, at scale 1. Default: as it is.
         scale: Smallest and largest.
         flip: Probability of a mirror image.
         photometric: Random brightness, contrast, saturation and hue, as torchvision's ``RandomPhotometricDistort``.
     """
-    low, high = (max(1, round(short_side * factor)) for factor in scale)
-    steps: list[nn.Module] = [
-        v2.RandomResize(low, high + 1, antialias=True),
-        CropOfSeveral(crop),
-        v2.RandomHorizontalFlip(flip),
-    ]
+    steps: list[nn.Module] = [RandomScale(short_side, scale), CropOfSeveral(crop), v2.RandomHorizontalFlip(flip)]
     if photometric:
         steps.append(v2.RandomPhotometricDistort())
     return v2.Compose(steps)

@@ -91,10 +91,11 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name in READERS or (name.partition("/")[0] in PREFIXES and name.partition("/")[2]):
+        if name in (*READERS, *LABELLED) or (name.partition("/")[0] in PREFIXES and name.partition("/")[2]):
             return name
         raise ValueError(
-            f"{name!r} is no reader; there are {', '.join(READERS)} and names that begin with {', '.join(PREFIXES)}"
+            f"{name!r} is no reader; there are {', '.join((*READERS, *LABELLED))} and names that begin with "
+            f"{', '.join(PREFIXES)}"
         )
 
     @model_validator(mode="after")
@@ -121,6 +122,7 @@ class Data(_Section):
 
 
 READERS = ("folder", "npz", "digits")
+LABELLED = ("ade20k", "camvid", "labelled")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")
 
 
@@ -189,6 +191,32 @@ class Adversarial(_Section):
     steps: Count = 3
     step_size: Positive | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class Segmentation(_Section):
+    """A label a pixel: how pictures and label maps are prepared, and how pictures of any size are segmented.
+
+    ``data.input_size`` is that of training crops; of ``augmentation``, ``hflip`` alone is used.
+
+    Attributes:
+        short_side: Pictures are resized to it, in evaluation too, where their labels are not. Default: as they are.
+        scale: Smallest and largest random factor of the size in training.
+        photometric: Random brightness, contrast, saturation and hue in training.
+        window: Side of sliding windows in evaluation. Default: the whole picture at once.
+        stride: Between windows. Default: ``window``.
+    """
+
+    short_side: Count | None = None
+    scale: Range = [0.5, 2.0]
+    photometric: bool = True
+    window: Count | None = None
+    stride: Count | None = None
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> "Segmentation":
+        if self.stride is not None and (self.window is None or self.stride > self.window):
+            raise ValueError(f"stride is {self.stride}, but must not be above window, {self.window}: there would be gaps")
+        return self
 
 
 class Optimiser(_Section):
@@ -323,6 +351,7 @@ class Recipe(_Section):
         data: On which images.
         augmentation: How they are changed.
         adversarial: Attacks while training; None for none.
+        segmentation: Of recipes that label pixels; None for classification.
         optimiser: How weights are updated.
         schedule: How long, and at what rate.
         run: Seed, batches, loss, precision.
@@ -335,6 +364,7 @@ class Recipe(_Section):
     data: Data
     augmentation: Augmentation = Augmentation()
     adversarial: Adversarial | None = None
+    segmentation: Segmentation | None = None
     optimiser: Optimiser
     schedule: Schedule
     run: Run
@@ -352,6 +382,13 @@ class Recipe(_Section):
             raise ValueError(
                 f"augmentation.repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
             )
+        if (self.data.name in LABELLED) != (self.segmentation is not None):
+            raise ValueError(
+                f"data.name={self.data.name!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
+                f"pictures with label maps are {', '.join(LABELLED)}"
+            )
+        if self.segmentation:
+            self._segments()
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
         if self.adversarial and self.run.amp == "float16":
@@ -360,6 +397,14 @@ class Recipe(_Section):
             if not (self.model.name or options.get("name")):
                 raise ValueError(f"{label}: no model is named; give model.name")
         return self
+
+    def _segments(self) -> None:
+        """Refuse what segmentation has no use for, instead of leaving it out."""
+        changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
+        changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
+        changed |= {"adversarial": True} if self.adversarial else {}
+        if changed or self.data.broken_images != "stop":
+            raise ValueError(f"segmentation has no {', '.join(changed) or 'broken_images: skip'}; leave it out")
 
     def variant(self, label: str, seed: int) -> "Recipe":
         """The single run ``label`` with ``seed`` of a comparison.

@@ -18,19 +18,19 @@ from timm.utils import init_distributed_device, unwrap_model
 from torch import nn
 from tqdm import tqdm
 
-from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, training_loader
-from ..evaluation.classification import evaluate_loader
+from ..data import Preparation, Processes, Unreadable
 from ..files import write_json
 from ..models.checkpoints import WEIGHTS, start_from
-from .augmentation import mixup, training_transform
+from .augmentation import mixup
 from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything
+from .problems import Loading, problem_of
 from .recipe import Recipe
-from .splits import ImageSet, open_splits
-from .tasks import build_task
 from .watch import SaturationWatch
+
+METRICS = {"top1": "top-1", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}  # what is told of them
 
 
 def start_processes(device: str) -> tuple[torch.device, Processes]:
@@ -100,8 +100,11 @@ def check(recipe: Recipe) -> None:
         near = difflib.get_close_matches(recipe.model.name, timm.list_models(), n=3) if "Unknown model" in str(error) else []
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"{recipe.model.name}: {error}{hint}") from error
-    if tuple(output.shape) != (1, recipe.data.num_classes):
-        raise ValueError(f"{recipe.model.name} gives {list(output.shape)}, not one logit for each of data.num_classes.")
+    expected = [1, *problem_of(recipe).output_shape]
+    if list(output.shape) != expected:
+        raise ValueError(
+            f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
+        )
 
 
 @dataclass
@@ -131,7 +134,8 @@ class Run:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.unreadable = Unreadable(self.folder / UNREADABLE)
-        self.splits = open_splits(recipe, self.unreadable, self._share_of_batch())
+        self.problem = problem_of(recipe)
+        self.splits = self.problem.open(self.unreadable, self._share_of_batch())
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
         if self.processes.world > 1 and evaluated and recipe.data.iterates:
             raise ValueError(
@@ -147,8 +151,8 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.checkpoint_blocks:
             self.model.set_grad_checkpointing(True)
-        task = build_task(recipe, self.model, self.preparation, self.device)
-        loader = self._training_loader()
+        task = self.problem.task(self.model, self.preparation, self.device)
+        loader = self.problem.training_loader(self.splits.train, self.preparation, self._loading)
         if recipe.run.compile:
             task.compile()
         if self.processes.world > 1:
@@ -156,14 +160,12 @@ class Run:
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
         self.trainer = Trainer(task, loader, recipe, self.processes, mix)
         seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
-        # to look at what can only be iterated over would disturb its iteration
-        self.watch = SaturationWatch(seen, self.preparation, self.device) if isinstance(seen, Images) else None
+        few = self.problem.a_few(seen, self.preparation, self.device)
+        self.watch = None if few is None else SaturationWatch(few)
 
-    def _training_loader(self) -> Any:
-        a, images = self.recipe.augmentation, self.splits.train
-        images.transform = training_transform(a, self.preparation)  # type: ignore[union-attr]
-        where = (self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
-        return training_loader(images, self.preparation, *where, repeats=a.repeats, erasing=a.erasing)
+    @property
+    def _loading(self) -> Loading:
+        return Loading(self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
 
     def _share_of_batch(self) -> int:
         run, parts = self.recipe.run, self.recipe.run.accumulate * self.processes.world
@@ -190,12 +192,10 @@ class Run:
         task = self.trainer.task
         return unwrap_model(task.get_eval_model(ema=task.has_ema()))
 
-    def evaluate(self, images: ImageSet) -> dict[str, float]:
+    def evaluate(self, images: Any) -> dict[str, Any]:
         """Metrics of the task on a split, over all processes."""
-        where = (self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
-        loader = evaluation_loader(images, self.preparation, *where)
-        evaluator, together = self.trainer.task.create_evaluator(), self.processes.world > 1
-        return evaluate_loader(self.evaluated.eval(), loader, evaluator, self.trainer.autocast, together)
+        evaluator, model = self.trainer.task.create_evaluator(), self.evaluated.eval()
+        return self.problem.evaluate(model, images, evaluator, self.preparation, self._loading, self.trainer.autocast)
 
     def introduce(self, records: list[dict[str, Any]], resume: bool) -> None:
         """Say what is about to happen, and on what."""
@@ -365,8 +365,9 @@ def _train(run: Run, records: list[dict[str, Any]]) -> None:
 
 def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
     parts = [f"epoch {record['epoch'] + 1}/{epochs}", f"loss {record['train_loss']:.4f}"]
-    if "validation_top1" in record:
-        parts.append(f"validation top-1 {record['validation_top1']:.2f} %")
+    for key, name in METRICS.items():
+        if f"validation_{key}" in record:
+            parts.append(f"validation {name} {record[f'validation_{key}']:.2f} %")
     if record["unreadable_images"]:
         parts.append(f"{record['unreadable_images']} unreadable images skipped ({UNREADABLE})")
     return "  ".join([*parts, f"{record['images_per_second']:.0f} img/s", f"left {timedelta(seconds=round(seconds_left))}"])
@@ -374,7 +375,8 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
 
 def _summary(result: dict[str, Any], output: Path) -> str:
     test, weights = result["test"], output / result["checkpoint"]
-    found = "no test split" if test is None else f"top-1 {test['top1']:.2f} % of {test['n']} images" if "top1" in test else test
+    told = [f"{name} {test[key]:.2f} %" for key, name in METRICS.items() if test and key in test]
+    found = f"{', '.join(told)} of {test['n']}" if test else "no test split"
     return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
 
 

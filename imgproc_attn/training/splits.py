@@ -17,9 +17,9 @@ ImageSet = Images | IterableDataset
 class Splits:
     """The images of a recipe."""
 
-    train: ImageSet
-    validation: ImageSet | None
-    test: ImageSet | None
+    train: Any
+    validation: Any = None
+    test: Any = None
 
 
 def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> Splits:
@@ -56,7 +56,7 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
     for name, reader in (("validation", validation), ("test", test)):
         check_classes(classes, data.num_classes, getattr(reader, "class_to_idx", None), (data.train_split or "train", name))
     _refuse_overlap({data.train_split: train, "validation": validation, "test": test})
-    kept, held_out = _shares(data, train)
+    kept, held_out = shares(data, train)
     return Splits(
         images(train, kept, "replace"),
         images(train, held_out) if held_out else None if validation is None else images(validation, None),
@@ -77,7 +77,7 @@ def _refuse_overlap(readers: dict[str, Any]) -> None:
         seen[mark] = name
 
 
-def _shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
+def shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
     """Indices to train on, None for all, and to hold out; drawn at random."""
     if not data.validation_images and data.train_images is None:
         return None, []

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
@@ -12,6 +13,7 @@ from ..data import Preparation
 from ..evaluation.attacks import PGD
 from ..evaluation.classification import TopAccuracy
 from ..evaluation.normalization import NormalizedModel
+from ..segmentation.metrics import IGNORED, Areas
 from .recipe import Recipe
 
 
@@ -23,6 +25,36 @@ class Classification(ClassificationTask):
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch."""
+
+
+class Segmentation(ClassificationTask):
+    """Segmentation, with an evaluator that adds up areas.
+
+    Args:
+        model: Gives logits ``[B, classes, H, W]``.
+        criterion: Of logits and labels ``[B, H, W]``.
+        num_classes: Of the pixels.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module, *, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(model, criterion, **kwargs)
+        self.num_classes = num_classes
+
+    def create_evaluator(self, **kwargs: Any) -> Areas:
+        return Areas(self.num_classes, self.device, **kwargs)
+
+
+class PixelCrossEntropy(nn.Module):
+    """Mean cross-entropy of the pixels that have a label; 0 where none has."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
+        return losses / (labels != IGNORED).sum().clamp_min(1)
+
+
+def build_segmentation(model: nn.Module, num_classes: int, device: torch.device) -> Segmentation:
+    """The task of segmentation."""
+    return Segmentation(model, PixelCrossEntropy(), num_classes=num_classes, device=device, verbose=False)
 
 
 class AdversarialClassification(Classification):

@@ -3,12 +3,11 @@
 import warnings
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data import Images, Preparation, evaluation_loader
 from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer
+from ..segmentation import Segmenter
 
 
 class SaturationWarning(UserWarning):
@@ -19,17 +18,15 @@ class SaturationWatch:
     """Warns of saturated filters: they train badly, and feign robustness to attacks that follow the gradient.
 
     Args:
-        images: The first four are what is looked at, as evaluation sees them.
-        preparation: How.
-        device: Of the model.
+        images: ``[B, C, H, W]`` to look at, as the model gets them.
     """
 
-    def __init__(self, images: Images, preparation: Preparation, device: torch.device) -> None:
-        four = Images(images.reader, images.num_classes, images.indices[:4], preparation.input_size[0], "ignore")
-        self._images = next(iter(evaluation_loader(four, preparation, 4, 0, device)))[0]
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """``saturated_rows`` of a filter model, for the record of an epoch; nothing of others."""
+        """``saturated_rows`` of a filter model, or of the encoder of one, for the record of an epoch; nothing of others."""
+        model = model.encoder if isinstance(model, Segmenter) else model
         if not isinstance(model, FilterVisionTransformer):
             return {}
         share = saturation(model.eval(), self._images)

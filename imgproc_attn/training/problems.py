@@ -1,0 +1,199 @@
+"""What a recipe is about: classification or segmentation. All that differs between them in a run stands here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, some_of, training_loader
+from ..data.loaders import ordered_loader
+from ..evaluation.classification import evaluate_loader
+from ..segmentation.data import READERS as LABELLED
+from ..segmentation.data import LabelledPictures
+from ..segmentation.inference import evaluate_pictures
+from ..segmentation.transforms import training_transform as joint_transform
+from .augmentation import training_transform
+from .recipe import Recipe, Segmentation
+from .splits import Splits, open_splits, shares
+from .tasks import build_segmentation, build_task
+
+
+class Loading(NamedTuple):
+    """How a process gets its batches.
+
+    Attributes:
+        batch_size: Of this process.
+        workers: Processes that read.
+        device: Where batches go.
+        processes: Which process this is.
+    """
+
+    batch_size: int
+    workers: int
+    device: torch.device
+    processes: Processes
+
+
+class Problem(Protocol):
+    """What is learned from which images, and how it is judged."""
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of the logits of an image."""
+        ...
+
+    def open(self, unreadable: Unreadable, batch_size: int) -> Splits:
+        """The images."""
+        ...
+
+    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+        """Shuffled batches, augmented."""
+        ...
+
+    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+        """Model and loss."""
+        ...
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        images: Any,
+        evaluator: Any,
+        preparation: Preparation,
+        loading: Loading,
+        autocast: Callable[[], Any],
+    ) -> dict[str, Any]:
+        """Metrics on a split, over all processes."""
+        ...
+
+    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+        """Four images as the model gets them, to look at its filters; None if looking would disturb the reader."""
+        ...
+
+
+class ClassificationProblem:
+    """One label an image.
+
+    Args:
+        recipe: Of a single model.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.output_shape: tuple[int, ...] = (recipe.data.num_classes,)
+
+    def open(self, unreadable: Unreadable, batch_size: int) -> Splits:
+        """As `open_splits`."""
+        return open_splits(self.recipe, unreadable, batch_size)
+
+    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+        """By timm's transforms."""
+        a = self.recipe.augmentation
+        images.transform = training_transform(a, preparation)
+        return training_loader(images, preparation, *loading, repeats=a.repeats, erasing=a.erasing)
+
+    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+        """As `build_task`."""
+        return build_task(self.recipe, model, preparation, device)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        images: Any,
+        evaluator: Any,
+        preparation: Preparation,
+        loading: Loading,
+        autocast: Callable[[], Any],
+    ) -> dict[str, Any]:
+        """Top-1 and its like."""
+        loader = evaluation_loader(images, preparation, *loading)
+        return evaluate_loader(model, loader, evaluator, autocast, loading.processes.world > 1)
+
+    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+        """The first, of what knows its images by number."""
+        if isinstance(images, IterableDataset):
+            return None
+        four = Images(images.reader, images.num_classes, images.indices[:4], preparation.input_size[0], "ignore")
+        return next(iter(evaluation_loader(four, preparation, 4, 0, device)))[0]
+
+
+class SegmentationProblem:
+    """A label a pixel.
+
+    Args:
+        recipe: Of a single model, with a section ``segmentation``.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.segmentation is not None
+        self.recipe, self.section = recipe, recipe.segmentation
+        self.crop = (recipe.data.input_size[1], recipe.data.input_size[2])
+        self.output_shape: tuple[int, ...] = (recipe.data.num_classes, *self.crop)
+
+    def open(self, unreadable: Unreadable, batch_size: int) -> Splits:
+        """Pictures and label maps.
+
+        Raises:
+            FileNotFoundError: Data that is not there.
+            ValueError: Another number of classes than the recipe's, or more pictures asked for than there are.
+        """
+        data = self.recipe.data
+        train = self._opened(data.train_split)
+        validation, test = (
+            None if split is None else self._opened(split) for split in (data.validation_split, data.test_split)
+        )
+        kept, held_out = shares(data, train)
+        few = None if test is None else some_of(len(test), data.test_images, data.seed)
+        return Splits(
+            train if kept is None else train.some(kept),
+            train.some(held_out) if held_out else validation,
+            test if test is None or few is None else test.some(few),
+        )
+
+    def _opened(self, split: str) -> LabelledPictures:
+        data = self.recipe.data
+        pictures = LABELLED[data.name](data.root, split)
+        if len(pictures.classes) != data.num_classes:
+            raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(pictures.classes)} classes.")
+        return pictures
+
+    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+        """By joint transforms."""
+        s: Segmentation = self.section
+        images.transform = joint_transform(
+            self.crop, s.short_side, (s.scale[0], s.scale[1]), self.recipe.augmentation.hflip, s.photometric
+        )
+        return training_loader(images, preparation, *loading)
+
+    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+        """Cross-entropy of the pixels that have a label."""
+        return build_segmentation(model, self.recipe.data.num_classes, device)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        images: Any,
+        evaluator: Any,
+        preparation: Preparation,
+        loading: Loading,
+        autocast: Callable[[], Any],
+    ) -> dict[str, Any]:
+        """MIoU and its like, each picture at its own size."""
+        loader = ordered_loader(images, preparation, 1, *loading[1:])
+        s = self.section
+        return evaluate_pictures(
+            model, loader, evaluator, autocast, s.short_side, s.window, s.stride, loading.processes.world > 1
+        )
+
+    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+        """Crops of the first."""
+        four = images.some(range(min(4, len(images))))
+        four.transform = joint_transform(self.crop, self.section.short_side, (1.0, 1.0), 0.0, False)
+        return next(iter(ordered_loader(four, preparation, 4, 0, device)))[0]
+
+
+def problem_of(recipe: Recipe) -> Problem:
+    """By the sections of the recipe."""
+    return ClassificationProblem(recipe) if recipe.segmentation is None else SegmentationProblem(recipe)
