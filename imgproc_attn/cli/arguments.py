@@ -33,7 +33,7 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             metavar="MAP",
             help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
-    parser.add_argument("--limit", type=positive, help="only so many images, drawn at random")
+    parser.add_argument("--limit", type=positive, help="only so many, drawn at random (default: all, or a run's own)")
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
 

@@ -376,7 +376,8 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
 def _summary(result: dict[str, Any], output: Path) -> str:
     test, weights = result["test"], output / result["checkpoint"]
     told = [f"{name} {test[key]:.2f} %" for key, name in METRICS.items() if test and key in test]
-    found = f"{', '.join(told)} of {test['n']}" if test else "no test split"
+    unit = "pixels" if test and "miou" in test else "images"
+    found = f"{', '.join(told)} of {test['n']} {unit}" if test else "no test split"
     return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
 
 
