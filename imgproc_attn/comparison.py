@@ -101,6 +101,8 @@ def check_comparison(recipe: Recipe) -> None:
     """
     if recipe.comparison is None:
         raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
+    if recipe.segmentation is not None:
+        raise ValueError("Comparisons are of classifiers; train each variant of this one: `imgproc-attn train --variant`.")
     labels = list(recipe.comparison.variants)
     if len({slug(label) for label in labels}) != len(labels):
         raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")

@@ -9,10 +9,10 @@ from typing import Any
 def describe(thing: Any) -> Any:
     """Settings of an object: a dataclass as its fields beside the name of its ``class``, one without fields as that name.
 
-    Paths are left out: where files lie is no setting.
+    Paths are left out, and fields with the metadata ``setting: False``: where files lie, how much memory is used.
     """
     if is_dataclass(thing) and not isinstance(thing, type):
-        values = {field.name: getattr(thing, field.name) for field in fields(thing)}
+        values = {field.name: getattr(thing, field.name) for field in fields(thing) if field.metadata.get("setting", True)}
         kept = {name: describe(value) for name, value in values.items() if not isinstance(value, Path)}
         return {"class": type(thing).__name__, **kept} if kept else type(thing).__name__
     if isinstance(thing, Mapping):

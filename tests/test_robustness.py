@@ -33,6 +33,7 @@ from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
 from imgproc_attn.evaluation.imagenet_c.errors import ALEXNET_ERRORS, corruption_summary
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
+from imgproc_attn.evaluation.report import _curves as draw_report_curves
 from imgproc_attn.evaluation.report import find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions, check_threat
 from imgproc_attn.evaluation.samples import Samples
@@ -851,8 +852,11 @@ def test_what_differs_stands_apart(folder, tmp_path):
         "--attacks pgd --eps 20/255 --targeted --limit 60 --checks 4 --label m --output",
         tmp_path / "targeted",
     )
-    rows = [row["name"] for row in tables(group(find_entries([tmp_path])))["attack"]]
+    models = group(find_entries([tmp_path]))
+    rows = [row["name"] for row in tables(models)["attack"]]
     assert rows == ["clean", "PGD 20/255 (steps=1)", "PGD 20/255 (steps=5)", "PGD targeted 20/255"]
+    titles = [axes.get_title() for axes in draw_report_curves(models).axes]
+    assert titles == ["PGD, protocol 1", "PGD, protocol 2", "PGD targeted"], "in a panel, all is of one protocol"
 
 
 def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):

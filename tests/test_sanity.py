@@ -141,5 +141,12 @@ def test_widening(models):
     wide = widened(nn.ModuleDict({"kernel": kernel}), 4)
     assert torch.allclose(wide["kernel"].range_bandwidth(), torch.full((2,), 6.0))
     assert widened(models["convolutions"], 2) is None
-    plain = models["vit_tiny_patch16_224"]
-    assert widened(plain, 2).model.blocks[0].attn.scale == plain.model.blocks[0].attn.scale / 4
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "nlm_vit_tiny", "elliptical_vit_tiny"])
+def test_wider_kernels_give_other_logits(models, name, test_set):
+    """In timm's attention too, whose fused path takes no scale; a factor of 1 changes nothing."""
+    model, images = models[name], test_set[0]
+    with torch.no_grad():
+        torch.testing.assert_close(widened(model, 1)(images), model(images), atol=1e-4, rtol=1e-4)
+        assert (widened(model, 4)(images) - model(images)).abs().mean() > 0.05

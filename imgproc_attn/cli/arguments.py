@@ -25,7 +25,9 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
 def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     """The images it is evaluated on; ``where`` they are, unless the command has its own words for that."""
     if where:
-        parser.add_argument("--data", help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/… (default: a run's own; folder)")
+        parser.add_argument(
+            "--data", help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/… (default: folder, or a run's own)"
+        )
         parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
         parser.add_argument("--split", help="split or subfolder (default: a run's test split, else the root itself)")
         parser.add_argument(
@@ -70,13 +72,15 @@ def source_of(args: argparse.Namespace) -> Any:
     classes = None if args.classes is None else class_map(args.classes)
     options = {"classes": classes, "limit": args.limit, "skip_broken": args.skip_broken}
     run = run_of(args)
+    if run is not None and run.segmentation is not None:
+        raise ValueError(f"{args.model} segments; this command is for classifiers.")
     if args.data is None and args.root is None and run is not None:  # the very images that the run held out
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         split = run.data.test_split if args.split is None else args.split
         if split is None:
             raise ValueError(f"The run {args.model} has no test split; give --split.")
         return ImageSource(run.data.name, run.data.root, split, **options)
-    name = args.data or "folder"
+    name = args.data or (run.data.name if run is not None else "folder")
     if args.root is None and name in ("folder", "npz"):
         raise ValueError(f"--data {name} reads from a place: give --root PATH.")
     return ImageSource(name, args.root or "", args.split or "", **options)

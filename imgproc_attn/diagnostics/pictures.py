@@ -30,16 +30,18 @@ def draw_curves(curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]
     """
     figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    labels = dict.fromkeys(model for models in curves.values() for model in models)
+    colours = {model: f"C{i}" for i, model in enumerate(labels)}  # the same in every panel, whoever is missing there
     for ax, (disturbance, models) in zip(axes, curves.items()):
         for model, by_strength in models.items():
             strengths = sorted(by_strength)
             values = np.array([by_strength[s] for s in strengths])
-            (line,) = ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model)
-            ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=line.get_color(), alpha=0.15)
+            ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model, color=colours[model])
+            ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=colours[model], alpha=0.15)
         ax.set(title=disturbance, xlabel=units[disturbance], ylim=(0, 100))
         ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
     axes[0].set_ylabel("accuracy / %")
-    axes[0].legend(fontsize="small")
     return figure
 
 

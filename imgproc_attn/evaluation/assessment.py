@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from ..data import ALONE, Images, Processes
+from ..data import ALONE, Images, Preparation, Processes
 from ..environment import environment
 from ..files import write_atomically, write_json
 from ..records import describe
@@ -138,7 +138,9 @@ class Assessment:
             )
             return evaluator(conditions)
 
-    def check(self, samples: Samples, threat: ThreatModel | None, count: int) -> "Checked":
+    def check(
+        self, samples: Samples, threat: ThreatModel | None, count: int, preparation: Preparation | None = None
+    ) -> "Checked":
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
         Without a threat model, those of the outputs alone.
@@ -147,9 +149,9 @@ class Assessment:
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
         key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
         key = json.loads(json.dumps({**key, "threat": describe(threat)}))
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        known = _read(file)
         if known.get("key") != key:
-            images, labels, _ = images_of(samples, self.preparation, self.place.device, samples.ids[chosen])
+            images, labels, _ = images_of(samples, preparation or self.preparation, self.place.device, samples.ids[chosen])
             found = sanity_checks(self.model, images, labels, threat, self.seed, self.place.batch_size)
             known = {"key": key, "images": len(images), "findings": [asdict(finding) for finding in found]}
             write_json(file, known)
@@ -197,6 +199,14 @@ class Assessment:
             shutil.rmtree(self.place.output / FLAG_FOLDER, ignore_errors=True)
             for name in (CHECKS, RESULT, FLAGS):
                 (self.place.output / name).unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What was kept of checks; nothing of a damaged file, for they are soon done again."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 class Checked(NamedTuple):

@@ -31,7 +31,8 @@ class Evaluator:
     """Asks a model under conditions, and keeps a flag a sample.
 
     Flags depend on nothing but the model, the sample and the condition: on no batch, no number of processes, no interruption.
-    (Up to rounding: batches of another size may be summed in another order.)
+    (Up to rounding: batches of another size may be summed in another order.) Data is told apart by names, and by the content
+    of a few images.
 
     Args:
         model: Maps images in [0, 1] to logits, in evaluation mode.

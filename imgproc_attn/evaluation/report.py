@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -59,8 +60,8 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """Equal for the same model: its weights, its modules, its options."""
-        return json.dumps([self.result[key] for key in ("weights_sha256", "architecture_sha256", "options")])
+        """Equal for the same model: its weights, its modules, its options, how it wants its images."""
+        return json.dumps([self.result[key] for key in ("weights_sha256", "architecture_sha256", "options", "preparation")])
 
 
 @dataclass
@@ -207,31 +208,33 @@ def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
 
 
 def _curves(models: Mapping[str, list[Run]]) -> Figure | None:
-    """Accuracy over eps, a panel an attack and set of images; nothing if nothing was attacked."""
-    curves: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
+    """Accuracy over eps, a panel an attack with its settings and images; nothing if nothing was attacked."""
+    panels: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
     for column in _columns(models).get("attack", []):
-        images = json.dumps(json.loads(column.protocol)["images"], sort_keys=True)
+        protocol = json.loads(column.protocol)
+        clean = Column(CLEAN, json.dumps({**protocol, "judge": "AsGiven"}, sort_keys=True))
         for label, runs in models.items():
-            rows = [row for run in runs if (row := run.row(column)) is not None]
-            clean = [a for run in runs for a in _clean(run, images)]
-            if rows and rows[0]["family"] is not None and len(clean) == len(rows):
-                points = curves.setdefault((rows[0]["family"], images), {}).setdefault(label, {0.0: clean})
-                if len(points[0.0]) == len(rows):
-                    points[rows[0]["strength"]] = [row["accuracy"] for row in rows]
-    titles = {key: key[0] if len({images for _, images in curves}) == 1 else f"{key[0]}, {i}" for i, key in enumerate(curves)}
-    panels = {titles[key]: by_label for key, by_label in curves.items()}
-    return draw_curves(panels, dict.fromkeys(panels, EPS_UNIT)) if panels else None
+            whole = [run for run in runs if run.row(column) is not None and run.row(clean) is not None]
+            row = whole[0].row(column) if whole else None
+            if row is None or row["family"] is None:
+                continue
+            panel = panels.setdefault((row["family"], json.dumps(_at_any_radius(protocol, row["eps"]))), {})
+            points = panel.setdefault(label, {0.0: accuracies(whole, clean)})
+            if len(points[0.0]) == len(whole):
+                points[row["strength"]] = accuracies(whole, column)
+    families = Counter(family for family, _ in panels)
+    titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, _) in enumerate(panels)]
+    return draw_curves(dict(zip(titles, panels.values())), dict.fromkeys(titles, EPS_UNIT)) if panels else None
 
 
-def _clean(run: Run, images: str) -> list[float]:
-    """Its clean accuracy on those images, if it is known."""
-    found = [
-        row["accuracy"]
-        for entry in run.entries
-        for row in entry.rows.values()
-        if row["name"] == CLEAN and json.dumps(row["images"], sort_keys=True) == images
-    ]
-    return found[:1]
+def _at_any_radius(settings: Any, eps: float) -> Any:
+    """Settings without the radius, and with steps in units of it."""
+    if isinstance(settings, list):
+        return [_at_any_radius(value, eps) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    found = {key: _at_any_radius(value, eps) for key, value in settings.items() if key != "eps"}
+    return found | {"step_size": round(found["step_size"] / eps, 6)} if found.get("step_size") else found
 
 
 def _embedded(picture: Path | Figure) -> str:

@@ -114,7 +114,7 @@ def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **m
         if c.family is not None and c.strength is not None:
             by_name.setdefault(c.family, {})[int(c.strength)] = 100 * flags[c.name].correct.double().mean().item()
     summary = corruption_summary(by_name, assessment.classes == IMAGENET_CLASSES)
-    found = assessment.check(conditions[0].samples, None, CHECKED)
+    found = assessment.check(conditions[0].samples, None, CHECKED, conditions[0].preparation)
     figures = {
         "corruptions": draw_heat_map(by_name, assessment.label),
         "gallery": _corruption_gallery(assessment, conditions, flags),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..bandwidths import Bandwidth
 from ..diagnostics import SATURATED_SHARE, saturation
-from ..kernels import DotProduct
+from ..kernels import DotProduct, Elliptical
 from ..models import FilterVisionTransformer
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .normalization import InPrecision, NormalizedModel
@@ -322,6 +322,8 @@ def sanity_checks(
         seed: Of all draws.
         batch_size: Images at a time.
     """
+    if len(images) == 0:
+        return [Finding("nothing to check", "None of the images that were to be looked at could be read.")]
     found = check_outputs(model, images[:batch_size])
     if threat is None:
         return found
@@ -383,7 +385,9 @@ def widened(model: nn.Module, factor: float) -> nn.Module | None:
         if isinstance(module, Bandwidth) and name.endswith("range_bandwidth"):
             module.log_excess.copy_((module() * factor - module.floor).log())
             changed = True
-        elif isinstance(module, Attention | DotProduct):
+        elif isinstance(module, Attention | DotProduct | Elliptical):
             module.scale = module.scale / factor**2
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]  # timm's fused path takes no scale
             changed = True
     return model if changed else None

@@ -1,5 +1,6 @@
 """Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,11 @@ class LabelledPictures(Dataset):
             ValueError: A picture and labels of different sizes, labels that are no map of class numbers, or of no class.
         """
         file, label_file = self.pairs[index]
-        with Image.open(file) as opened:
-            picture = np.asarray(opened.convert("RGB"))
+        try:
+            with Image.open(file) as opened:
+                picture = np.asarray(opened.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"Cannot read {file}: {error}.") from error
         label = self.lookup[read_label(label_file)]
         if label.shape != picture.shape[:2]:
             raise ValueError(f"{file} is {_size(picture)}, but its labels {label_file} are {_size(label)}; they must be equal.")
@@ -87,9 +91,9 @@ def read_label(file: Path) -> np.ndarray:
         ValueError: A palette, colours or 16 bits, whose values are no class numbers.
     """
     with Image.open(file) as label:
-        if label.mode in ("L", "1"):
-            return np.asarray(label.convert("L"))
-        kind = {"P": "a palette", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
+        if label.mode == "L":
+            return np.asarray(label)
+        kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
         what, mode = kind.get(label.mode, f"mode {label.mode}"), label.mode
     remedy = (
         "if its indices are the class numbers, store them as grey: Image.fromarray(numpy.asarray(image))"
@@ -109,6 +113,9 @@ def _pairs(pictures: Path, labels: Path) -> list[Pair]:
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES)
+    twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
+    if twice:
+        raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
     pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
     missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
     if missing:

@@ -21,9 +21,10 @@ class LinearDecoder(nn.Module):
     Args:
         in_channels: Of the features.
         num_classes: Logits a token.
+        grid_size: Not looked at: it works on any grid.
     """
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, grid_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.head = nn.Linear(in_channels, num_classes)
         trunc_normal_(self.head.weight, std=0.02)
@@ -107,7 +108,7 @@ def mask_decoder(
         depth: Blocks; 2 as published.
         width: Of their tokens. Default: ``in_channels``.
         num_heads: Default: one for each 64 of the width.
-        drop_path: Rate of stochastic depth of the last block, growing linearly from 0.
+        drop_path: Rate of stochastic depth of the last block, to which those before it grow linearly.
         dropout: Of projections and pointwise layers; 0.1 as published.
         kernel: As in `FilterVisionTransformer`.
         positions: Likewise, but none that belong to the model's input (absolute, sincos, untied).
@@ -124,7 +125,7 @@ def mask_decoder(
     seams = Seams.resolve(kernel, positions, residual, stream, depth)
     if seams.positions.table or seams.positions.embedded:
         raise ValueError(f"decoder: positions={positions!r} belong to the tokens of an image, which the encoder has.")
-    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+    rates = [drop_path * (i + 1) / depth for i in range(depth)]
     blocks = [
         build_block(
             width,

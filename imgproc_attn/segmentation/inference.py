@@ -45,26 +45,35 @@ def sliding_strips(
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
     rows = min(window, height)
-    total: Tensor | None = None
+    total = times = None
     for top, after in zip(tops, [*tops[1:], height]):
         for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
-            crops = torch.stack([image[:, top : top + window, left : left + window] for left in part])
-            found = model(crops)
-            if total is None:
-                total = found.new_zeros(found.shape[1], rows, width)
-                times = found.new_zeros(rows, width)
-            for left, logits in zip(part, found):
-                total[:, :, left : left + window] += logits
+            # float32 whatever the model's precision: halves would not add up, and tie
+            found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part])).float()
+            if len(tops) == len(lefts) == 1:
+                yield 0, found[0]
+                return
+            if total is None or times is None:
+                total, times = found.new_zeros(found.shape[1], rows, width), found.new_zeros(rows, width)
+            for i, left in enumerate(part):
+                total[:, :, left : left + window] += found[i]
                 times[:, left : left + window] += 1
+            del found
         assert total is not None
+        assert times is not None
         done = after - top if after < height else rows
         yield top, total[:, :done] / times[:done]
-        total, times = _moved(total, done), _moved(times, done)
+        if after < height:
+            for strip in (total, times):
+                _move_up(strip, done)
 
 
-def _moved(strip: Tensor, rows: int) -> Tensor:
-    """What is left of a strip after its first rows, with empty ones behind."""
-    return torch.cat([strip[..., rows:, :], torch.zeros_like(strip[..., :rows, :])], dim=-2)
+def _move_up(strip: Tensor, rows: int) -> None:
+    """Drop a strip's first rows, in place and without a second strip; empty ones follow."""
+    for first in range(0, strip.shape[-2] - rows, rows):
+        part = strip[..., first + rows : first + 2 * rows, :]
+        strip[..., first : first + part.shape[-2], :] = part
+    strip[..., strip.shape[-2] - rows :, :] = 0
 
 
 def segment(
@@ -117,13 +126,17 @@ def evaluate_pictures(
     """
     for images, labels in loader:
         if short_side is not None:
-            factor = short_side / min(images.shape[-2:])
-            size = [max(1, round(side * factor)) for side in images.shape[-2:]]
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+            images = resized(images[0], short_side / min(images.shape[-2:]))[None]
         with autocast():
             found = segment(model, images[0], window, stride, size=tuple(labels.shape[-2:]))
         evaluator.update(found[None], labels)
     return evaluator.compute(distributed)
+
+
+def resized(image: Tensor, factor: float) -> Tensor:
+    """``[C, H, W]`` with both sides times ``factor``, rounded."""
+    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=factor < 1)[0]
 
 
 @torch.no_grad()
@@ -149,7 +162,7 @@ def multi_scale(
     """
     size, total = image.shape[-2:], None
     for scale in scales:
-        scaled = F.interpolate(image[None], scale_factor=scale, mode="bilinear", antialias=scale < 1)[0]
+        scaled = resized(image, scale)
         for mirrored in (False, True) if flip else (False,):
             view = scaled.flip(-1) if mirrored else scaled
             side = window or max(view.shape[-2:])

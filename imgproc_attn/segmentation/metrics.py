@@ -39,11 +39,12 @@ class Areas:
             raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(target.shape)} differ in shape.")
         kept = target != IGNORED
         label, predicted = target[kept].long(), predicted[kept].long()
-        if len(label) and not 0 <= label.min() <= label.max() < self.num_classes:
-            raise ValueError(
-                f"Labels range from {label.min()} to {label.max()}, but with {self.num_classes} classes they run from 0 to "
-                f"{self.num_classes - 1}, {IGNORED} to be ignored."
-            )
+        for what, values in (("Labels", label), ("Predictions", predicted)):
+            if len(values) and not 0 <= values.min() <= values.max() < self.num_classes:
+                raise ValueError(
+                    f"{what} range from {values.min()} to {values.max()}, but with {self.num_classes} classes they run from 0 "
+                    f"to {self.num_classes - 1}; labels of {IGNORED} are ignored."
+                )
         counts = torch.bincount(label * self.num_classes + predicted, minlength=self.num_classes**2)
         self.confusion += counts.view(self.num_classes, self.num_classes).to(self.confusion.device)
 

@@ -1,6 +1,6 @@
 """Semantic segmentation: any timm backbone with a decoder behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..models.checkpoints import load_weights
 from .decoders import LinearDecoder, mask_decoder
 
-DECODERS = ("linear", "mask")
+DECODERS: Mapping[str, Callable[..., nn.Module]] = {"linear": LinearDecoder, "mask": mask_decoder}
 
 
 class Segmenter(nn.Module):
@@ -42,12 +42,17 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        padded = self.padded(images)
         features = self.encoder.forward_intermediates(padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
             -1
         ]
         logits = F.interpolate(self.decoder(features), size=padded.shape[-2:], mode="bilinear")
         return logits[..., :height, :width]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """To whole patches, at the right and at the bottom: what the encoder gets."""
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's blocks in the backward pass."""
@@ -72,13 +77,17 @@ def _of_encoder(patterns: Any) -> Any:
 
 
 def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> Any:
-    """A timm backbone without its classifier: one of tokens for that size and any other, others as they are."""
-    try:
-        return timm.create_model(backbone, num_classes=0, img_size=size, dynamic_img_size=True, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-    return timm.create_model(backbone, num_classes=0, **options)
+    """A timm backbone without its classifier: for any size if it can, else for this one, else as it is."""
+    for sizes in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
+        try:
+            encoder: Any = timm.create_model(backbone, num_classes=0, **sizes, **options)
+        except TypeError as error:
+            if not any(name in str(error) for name in sizes):
+                raise
+            continue
+        if hasattr(encoder, "prune_intermediate_layers"):  # what is behind the features would get no gradient
+            encoder.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        return encoder
 
 
 @register_model
@@ -118,11 +127,7 @@ def segmenter(
     if name not in DECODERS:
         raise ValueError(f"decoder: unknown member {name!r}; there are {' and '.join(DECODERS)}.")
     try:
-        head: nn.Module = (
-            LinearDecoder(last["num_chs"], num_classes, **options)
-            if name == "linear"
-            else mask_decoder(last["num_chs"], num_classes, grid, **options)
-        )
+        head = DECODERS[name](last["num_chs"], num_classes, grid, **options)
     except TypeError as error:
         raise ValueError(f"decoder={name!r}: {error}") from error
     model = Segmenter(encoder, head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype")), num_classes)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -50,8 +51,10 @@ class RandomScale(nn.Module):
         low, high = self.scale
         factor = low + (high - low) * torch.rand(()).item()
         size = max(1, round((self.short_side or min(image.shape[-2:])) * factor))
-        # labels are not interpolated: torchvision takes the nearest for masks, whatever it is told
-        return tuple(v2.functional.resize(x, [size], antialias=True) for x in (image, mask))
+        image = v2.functional.resize(image, [size], antialias=True)
+        # the exact nearest: torchvision's is off by half a pixel
+        labels = F.interpolate(mask[None, None].as_subclass(torch.Tensor), size=image.shape[-2:], mode="nearest-exact")[0, 0]
+        return image, tv_tensors.Mask(labels)
 
 
 def training_transform(
@@ -61,16 +64,17 @@ def training_transform(
     flip: float = 0.5,
     photometric: bool = True,
 ) -> v2.Transform:
-    """Random scale, crop, flip and colours: the pipeline of Segmenter and mmsegmentation.
+    """Random scale, crop, flip and colours: the pipeline of Segmenter and mmsegmentation (brightness is a factor here).
 
     Args:
         crop: (height, width).
         short_side: Of the picture, in pixels, at scale 1. Default: as it is.
         scale: Smallest and largest.
         flip: Probability of a mirror image.
-        photometric: Random brightness, contrast, saturation and hue, as torchvision's ``RandomPhotometricDistort``.
+        photometric: Random brightness, contrast, saturation and hue, each with probability one half.
     """
     steps: list[nn.Module] = [RandomScale(short_side, scale), CropOfSeveral(crop), v2.RandomHorizontalFlip(flip)]
     if photometric:
-        steps.append(v2.RandomPhotometricDistort())
+        changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
+        steps += [v2.RandomApply([v2.ColorJitter(**change)]) for change in changes]
     return v2.Compose(steps)

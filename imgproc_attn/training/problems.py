@@ -144,6 +144,9 @@ class SegmentationProblem:
         validation, test = (
             None if split is None else self._opened(split) for split in (data.validation_split, data.test_split)
         )
+        for name, other in (("validation", validation), ("test", test)):
+            if other is not None and set(other.pairs) & set(train.pairs):
+                raise ValueError(f"The splits {data.train_split} and {name} share pictures; name another split.")
         kept, held_out = shares(data, train)
         few = None if test is None else some_of(len(test), data.test_images, data.seed)
         return Splits(

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..segmentation.data import READERS as LABELLED
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -122,7 +124,6 @@ class Data(_Section):
 
 
 READERS = ("folder", "npz", "digits")
-LABELLED = ("ade20k", "camvid", "labelled")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")
 
 
@@ -403,8 +404,12 @@ class Recipe(_Section):
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
-        if changed or self.data.broken_images != "stop":
-            raise ValueError(f"segmentation has no {', '.join(changed) or 'broken_images: skip'}; leave it out")
+        given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
+        changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
+        if changed:
+            raise ValueError(f"segmentation has no {', '.join(changed)}; leave it out")
+        if self.data.input_size[0] != 3:
+            raise ValueError(f"data.input_size has {self.data.input_size[0]} channels, but pictures to segment have 3")
 
     def variant(self, label: str, seed: int) -> "Recipe":
         """The single run ``label`` with ``seed`` of a comparison.

@@ -64,6 +64,8 @@ def checkpoint_of(path: Path) -> Path:
 def arguments(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
     options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
+    if recipe.segmentation is not None:  # positions are made for the crops of training
+        options = {"img_size": recipe.data.input_size[1:], **options}
     return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
 
 
@@ -142,6 +144,9 @@ class Run:
                 f"data.name={recipe.data.name!r} cannot be shared out exactly for evaluation in {self.processes.world} "
                 "processes; train with data.test_split=null and no data.validation_split, and evaluate in one process."
             )
+        few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.processes.world]
+        if few:
+            raise ValueError(f"There are {few[0]} images to evaluate on for {self.processes.world} processes; train in fewer.")
         self.model = create(recipe)
         if recipe.model.checkpoint:
             left = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
@@ -160,8 +165,8 @@ class Run:
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
         self.trainer = Trainer(task, loader, recipe, self.processes, mix)
         seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
-        few = self.problem.a_few(seen, self.preparation, self.device)
-        self.watch = None if few is None else SaturationWatch(few)
+        pictures = self.problem.a_few(seen, self.preparation, self.device)
+        self.watch = None if pictures is None else SaturationWatch(pictures)
 
     @property
     def _loading(self) -> Loading:

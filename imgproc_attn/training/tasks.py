@@ -27,8 +27,8 @@ class Classification(ClassificationTask):
         """Called before each epoch."""
 
 
-class Segmentation(ClassificationTask):
-    """Segmentation, with an evaluator that adds up areas.
+class PixelClassification(ClassificationTask):
+    """Segmentation: timm's task, whose loss here is of pixels, with an evaluator that adds up areas.
 
     Args:
         model: Gives logits ``[B, classes, H, W]``.
@@ -52,9 +52,9 @@ class PixelCrossEntropy(nn.Module):
         return losses / (labels != IGNORED).sum().clamp_min(1)
 
 
-def build_segmentation(model: nn.Module, num_classes: int, device: torch.device) -> Segmentation:
+def build_segmentation(model: nn.Module, num_classes: int, device: torch.device) -> PixelClassification:
     """The task of segmentation."""
-    return Segmentation(model, PixelCrossEntropy(), num_classes=num_classes, device=device, verbose=False)
+    return PixelClassification(model, PixelCrossEntropy(), num_classes=num_classes, device=device, verbose=False)
 
 
 class AdversarialClassification(Classification):

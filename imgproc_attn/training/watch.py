@@ -26,10 +26,12 @@ class SaturationWatch:
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """``saturated_rows`` of a filter model, or of the encoder of one, for the record of an epoch; nothing of others."""
-        model = model.encoder if isinstance(model, Segmenter) else model
+        images = self._images
+        if isinstance(model, Segmenter):
+            images, model = model.padded(images), model.encoder
         if not isinstance(model, FilterVisionTransformer):
             return {}
-        share = saturation(model.eval(), self._images)
+        share = saturation(model.eval(), images)
         if share > SATURATED_SHARE:
             warnings.warn(
                 f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4): hardly any gradient "

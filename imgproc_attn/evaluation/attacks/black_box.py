@@ -1,7 +1,7 @@
 """Attacks that see logits alone: Square and SPSA. What they break and gradients do not is a sign of masked gradients."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -115,7 +115,7 @@ class SPSA(Attack):
     samples: int = 128
     delta: float = 0.01
     lr: float = 0.01
-    batch: int = 512
+    batch: int = field(default=512, metadata={"setting": False})
     restarts: int = 1
     seed: int = 0
 
