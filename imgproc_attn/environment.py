@@ -19,12 +19,17 @@ PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scikit-learn", "safetenso
 def environment(device: str) -> dict[str, Any]:
     """Versions of what computes, the commit of a checkout, the machine; all as JSON takes it."""
     return {
-        "versions": {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "python": platform.python_version(),
         "commit": _commit(),
         "device": device,
         "hardware": _hardware(device),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that numbers may depend on."""
+    return {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}}
 
 
 def _commit() -> str | None:

@@ -5,6 +5,16 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+# Numbers in percent by their keys, and what they are called.
+METRICS = {
+    "accuracy": "accuracy",
+    "top1": "top-1",
+    "top5": "top-5",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+}
+
 
 def describe(thing: Any) -> Any:
     """Settings of an object: a dataclass as its fields beside the name of its ``class``, one without fields as that name.

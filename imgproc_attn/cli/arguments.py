@@ -26,7 +26,9 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     """The images it is evaluated on; ``where`` they are, unless the command has its own words for that."""
     if where:
         parser.add_argument(
-            "--data", help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/… (default: folder, or a run's own)"
+            "--data",
+            help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/…; of segmenters ade20k, camvid, labelled (default: a "
+            "run's own, else folder)",
         )
         parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
         parser.add_argument("--split", help="split or subfolder (default: a run's test split, else the root itself)")
@@ -39,9 +41,36 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
 
+def add_views(parser: argparse.ArgumentParser, several: bool) -> None:
+    """How a segmenter looks at pictures; ``several`` views are for those that are not attacked."""
+    group = parser.add_argument_group("of segmenters", "default: as a run's recipe has it")
+    group.add_argument("--short-side", type=positive, help="resize pictures to it; labels keep their size")
+    group.add_argument("--window", type=positive, help="side of sliding windows (default: whole pictures)")
+    group.add_argument("--stride", type=positive, help="between windows (default: the window)")
+    if several:
+        group.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over views of these sizes")
+        group.add_argument("--flip", action="store_true", help="and over mirror images")
+
+
+def views_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_views`; what is not given is the recipe's, if a run is evaluated."""
+    run = run_of(args)
+    section = None if run is None else run.segmentation
+    found = {name: getattr(args, name) for name in ("short_side", "window", "stride")}
+    if section is not None:
+        own_windows = args.window is not None  # a stride belongs to its window
+        found["short_side"] = args.short_side or section.short_side
+        found["stride"] = args.stride or (None if own_windows else section.stride)
+        found["window"] = args.window or section.window
+    return found | {"scales": tuple(getattr(args, "scales", (1.0,))), "flip": getattr(args, "flip", False)}
+
+
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
     """Where and how it runs."""
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="of each process")
+    parser.add_argument(
+        "--batch-size", type=positive, help=f"of each process (default: {batch_size}; 1 for pictures with label maps)"
+    )
+    parser.set_defaults(usual_batch_size=batch_size)
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
     parser.add_argument("--output", type=Path, default=Path(output), help="folder of the results")
@@ -65,25 +94,32 @@ def subject_of(args: argparse.Namespace) -> Any:
 
 
 def source_of(args: argparse.Namespace) -> Any:
-    """The `ImageSource` of `add_images`: as given, else the test split of the run that is evaluated."""
+    """The `ImageSource` or `PictureSource` of `add_images`: as given, else the test split of the run that is evaluated."""
     from ..evaluation.classes import class_map
     from ..evaluation.subject import ImageSource
+    from ..segmentation.data import READERS
+    from ..segmentation.source import PictureSource
 
-    classes = None if args.classes is None else class_map(args.classes)
-    options = {"classes": classes, "limit": args.limit, "skip_broken": args.skip_broken}
     run = run_of(args)
-    if run is not None and run.segmentation is not None:
-        raise ValueError(f"{args.model} segments; this command is for classifiers.")
+    segments = run is not None and run.segmentation is not None
+    make: Any = ImageSource
+    options: dict[str, Any] = {"limit": args.limit}
+    if args.data in READERS or (args.data is None and segments):
+        if args.classes is not None or args.skip_broken:
+            raise ValueError("--classes and --skip-broken are for classifiers; label maps name their classes themselves.")
+        make, options = PictureSource, options | views_of(args)
+    else:
+        options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
     if args.data is None and args.root is None and run is not None:  # the very images that the run held out
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         split = run.data.test_split if args.split is None else args.split
         if split is None:
             raise ValueError(f"The run {args.model} has no test split; give --split.")
-        return ImageSource(run.data.name, run.data.root, split, **options)
+        return make(run.data.name, run.data.root, split, **options)
     name = args.data or (run.data.name if run is not None else "folder")
     if args.root is None and name in ("folder", "npz"):
         raise ValueError(f"--data {name} reads from a place: give --root PATH.")
-    return ImageSource(name, args.root or "", args.split or "", **options)
+    return make(name, args.root or "", args.split or "", **options)
 
 
 def run_of(args: argparse.Namespace) -> Any:

@@ -5,7 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULTS, add_images, add_place, add_subject, number, positive, source_of, subject_of
+from .arguments import (
+    DEFAULTS,
+    add_device,
+    add_images,
+    add_place,
+    add_subject,
+    add_views,
+    number,
+    positive,
+    source_of,
+    subject_of,
+    views_of,
+)
 
 ATTACK_TEXT = """\
 Accuracy of a classifier under adversarial attacks, with sanity checks that say when not to believe it.
@@ -33,6 +45,7 @@ images by low confidence.
 def add_commands(commands: Any) -> None:
     """Add them to the subparsers ``commands``."""
     _add_evaluate(commands)
+    _add_segment(commands)
     _add_attack(commands)
     _add_corrupt(commands)
     _add_shift(commands)
@@ -42,12 +55,14 @@ def add_commands(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
-        help="accuracy of any timm model or checkpoint on any images",
-        description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images.",
+        help="accuracy of any timm model or checkpoint on any images; mIoU of segmenters",
+        description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images; of "
+        "segmenters mIoU, pixel and mean accuracy.",
         formatter_class=DEFAULTS,
     )
     add_subject(e)
     add_images(e)
+    add_views(e, several=True)
     e.add_argument(
         "--real-labels",
         nargs="?",
@@ -57,6 +72,22 @@ def _add_evaluate(commands: Any) -> None:
     )
     add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
+
+
+def _add_segment(commands: Any) -> None:
+    s = commands.add_parser(
+        "segment",
+        help="colour overlays and label maps of pictures",
+        description="Segment pictures: overlays/NAME.png, colours over the picture with a legend, and labels/NAME.png, class "
+        "numbers as 8-bit grey.",
+        formatter_class=DEFAULTS,
+    )
+    s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="a picture, or a folder of pictures and folders")
+    s.add_argument("--checkpoint", dest="model", required=True, metavar="FOLDER", help="of a run, or of one of its checkpoints")
+    add_views(s, several=True)
+    s.add_argument("--output", type=Path, default=Path("runs/segment"), help="folder of the results")
+    add_device(s)
+    s.set_defaults(function=_segment)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -81,9 +112,14 @@ def _add_attack(commands: Any) -> None:
     presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
     a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
     add_images(a)
+    add_views(a, several=False)
     a.add_argument("--preset", choices=PRESETS, help="a protocol by name (default: grid, unless --attacks are given)")
     a.add_argument(
-        "--attacks", nargs="+", choices=[*ATTACKS, ENSEMBLE], metavar="ATTACK", help=f"{', '.join(ATTACKS)}, {ENSEMBLE}"
+        "--attacks",
+        nargs="+",
+        choices=[*ATTACKS, ENSEMBLE, "segpgd"],
+        metavar="ATTACK",
+        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters fgsm, pgd, mifgsm, segpgd",
     )
     a.add_argument("--eps", nargs="+", type=number, metavar="EPS", help="radii, e.g. 1/255 4/255")
     a.add_argument("--norm", choices=NORMS, default="Linf", help="of the ball")
@@ -99,13 +135,16 @@ def _add_attack(commands: Any) -> None:
     a.add_argument("--step-size", type=number, help="of PGD and MI-FGSM (default: 2.5 eps / steps, eps / steps)")
     a.add_argument("--restarts", type=int, help="random starts a sample (default: each attack's own)")
     a.add_argument("--queries", type=int, help="of Square")
-    a.add_argument("--checks", type=positive, default=64, metavar="N", help="images that the sanity checks look at")
+    a.add_argument(
+        "--checks", type=positive, metavar="N", help="images that the sanity checks look at (default: 64; 8 of segmenters)"
+    )
     a.set_defaults(function=_attack)
 
 
 def _add_corrupt(commands: Any) -> None:
     c = _add_robustness(commands, "corrupt", CORRUPT_TEXT, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly")
     add_images(c)
+    add_views(c, several=True)
     c.add_argument(
         "--corruptions",
         nargs="+",
@@ -146,10 +185,13 @@ def _add_report(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from ..evaluation.accuracy import accuracy_table
     from ..evaluation.run import evaluate_classifier
+    from ..segmentation.source import PictureSource
     from ..training.loop import autocast
     from ..training.run import start_processes
 
     subject, source = subject_of(args), source_of(args)
+    if isinstance(source, PictureSource):
+        return _evaluate_segmenter(args, source)
     device, processes = start_processes(args.device)
     result = evaluate_classifier(
         subject,
@@ -157,7 +199,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.output,
         device,
         processes,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or args.usual_batch_size,
         workers=args.workers,
         autocast=autocast(device.type, args.amp),
         real=args.real_labels is not None,
@@ -170,13 +212,34 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"\nWritten: {args.output}")
 
 
-def _place(args: argparse.Namespace) -> Any:
-    """The `Place` of a robustness command."""
+def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
+    from ..segmentation.evaluate import evaluate_segmenter
+
+    assessment = _assess(args, source, _place(args, source))
+    assessment.forget()  # it is soon done again
+    _tell(evaluate_segmenter(assessment), args.output)
+
+
+def _segment(args: argparse.Namespace) -> None:
+    from ..evaluation.subject import Subject
+    from ..segmentation.evaluate import segment_pictures
+    from ..training.run import start_processes
+
+    written = segment_pictures(
+        Subject(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args)
+    )
+    print(f"Written: {len(written)} overlays and label maps to {args.output}")
+
+
+def _place(args: argparse.Namespace, source: Any = None) -> Any:
+    """The `Place` of a robustness command, for the images of a source."""
     from ..evaluation.assessment import Place
+    from ..segmentation.source import PictureSource
     from ..training.run import start_processes
 
     device, processes = start_processes(args.device)
-    return Place(args.output, device, processes, args.batch_size, args.workers)
+    usual = 1 if isinstance(source, PictureSource) else args.usual_batch_size
+    return Place(args.output, device, processes, args.batch_size or usual, args.workers)
 
 
 def _assess(args: argparse.Namespace, source: Any, place: Any) -> Any:
@@ -185,11 +248,12 @@ def _assess(args: argparse.Namespace, source: Any, place: Any) -> Any:
     from ..training.loop import autocast
 
     context = None if args.amp is None else autocast(place.device.type, args.amp)
-    return Assessment(subject_of(args), source, place, args.label, context, args.amp or "float32", args.seed)
+    label, seed = getattr(args, "label", None), getattr(args, "seed", 0)
+    return Assessment(subject_of(args), source, place, label, context, args.amp or "float32", seed)
 
 
 def _attack(args: argparse.Namespace) -> None:
-    from ..evaluation.presets import NORMS, PRESETS, build_attacks
+    from ..evaluation.presets import NORMS, build_attacks
     from ..evaluation.robustness import attack_conditions, run_attacks
     from ..evaluation.threat import ThreatModel
 
@@ -202,20 +266,33 @@ def _attack(args: argparse.Namespace) -> None:
         raise ValueError(f"--preset {args.preset} and --attacks exclude each other.")
     elif not args.eps:
         raise ValueError("--attacks need radii: give --eps, e.g. --eps 1/255 4/255.")
-    assessment = _assess(args, source_of(args), _place(args))
+    source = source_of(args)
+    assessment = _assess(args, source, _place(args, source))
+    measure = assessment.measure
     preset = None if args.attacks else (args.preset or "grid")
     if preset is not None:
-        attacks = PRESETS[preset].build(assessment.classes, args.seed)
+        attacks = _preset(measure, preset).build(measure.num_classes, args.seed)
     else:
         bounds = (0.0, 1.0) if args.space == "images" else None
         threats = [ThreatModel(eps, NORMS[args.norm], args.targeted, bounds) for eps in args.eps]
-        attacks = build_attacks(args.attacks, threats, assessment.classes, args.seed, **own)
-    conditions = attack_conditions(assessment.samples(), attacks)
+        attacks = build_attacks(args.attacks, threats, measure.num_classes, args.seed, measure.attacks, **own)
+    conditions = attack_conditions(assessment.samples(), attacks, measure)
     if args.dry_run:
-        return _plan(args, assessment, conditions, f"preset {preset}: {PRESETS[preset].purpose}\n" if preset else "")
+        return _plan(args, assessment, conditions, f"preset {preset}: {measure.presets[preset].purpose}\n" if preset else "")
     if args.restart:
         assessment.forget()
     _tell(run_attacks(assessment, attacks, args.checks, preset=preset), args.output)
+
+
+def _preset(measure: Any, name: str) -> Any:
+    """The protocol of that name.
+
+    Raises:
+        ValueError: It is of other models.
+    """
+    if name not in measure.presets:
+        raise ValueError(f"--preset {name} is not for this model; there are {', '.join(measure.presets)}.")
+    return measure.presets[name]
 
 
 def _corrupt(args: argparse.Namespace) -> None:
@@ -223,7 +300,7 @@ def _corrupt(args: argparse.Namespace) -> None:
     from ..evaluation.robustness import corruption_conditions, known_corruptions, run_corruptions
 
     source = source_of(args)
-    assessment = _assess(args, source, _place(args))
+    assessment = _assess(args, source, _place(args, source))
     if args.files:
         names = None if args.corruptions is None else known_corruptions(args.corruptions, source.root)
         conditions = published_conditions(source, assessment.inner, assessment.preparation, names, args.severities)
@@ -232,7 +309,9 @@ def _corrupt(args: argparse.Namespace) -> None:
         names = known_corruptions(asked, args.frost_folder)
         if assessment.place.processes.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
             print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
-        conditions = corruption_conditions(assessment.samples(), names, args.severities, args.seed, args.frost_folder)
+        conditions = corruption_conditions(
+            assessment.samples(), names, args.severities, assessment.measure, args.seed, args.frost_folder
+        )
     if args.dry_run:
         return _plan(args, assessment, conditions)
     if args.restart:
@@ -291,7 +370,7 @@ def _plan(args: argparse.Namespace, assessment: Any, conditions: Any, preface: s
     from ..evaluation.robustness import plan
 
     if assessment.place.processes.rank == 0:
-        print(preface + plan(assessment, conditions, getattr(args, "checks", 0)), end="\n\n")
+        print(preface + plan(assessment, conditions, getattr(args, "checks", None) or assessment.measure.checked), end="\n\n")
 
 
 def _tell(result: dict[str, Any], output: Path) -> None:

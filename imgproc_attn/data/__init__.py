@@ -1,7 +1,7 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
-from .images import IGNORED, Images, Unreadable, check_label, some_of
-from .loaders import ALONE, Preparation, Processes, evaluation_loader, training_loader
+from .images import IGNORED, Images, Unreadable, check_label, readable, some_of
+from .loaders import ALONE, Preparation, Prepares, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Images",
     "PackedImages",
     "Preparation",
+    "Prepares",
     "Processes",
     "Unreadable",
     "check_classes",
@@ -18,6 +19,7 @@ __all__ = [
     "evaluation_loader",
     "find_root",
     "open_images",
+    "readable",
     "some_of",
     "training_loader",
 ]

@@ -63,6 +63,11 @@ class Unreadable:
         return list(dict.fromkeys(line.split("\t")[0] for line in lines))
 
 
+def readable(labels: torch.Tensor) -> torch.Tensor:
+    """``[B]`` bool, of what a loader gives: false for images that could not be read. ``labels`` are numbers or maps."""
+    return (labels != IGNORED).view(len(labels), -1).any(dim=1)
+
+
 def check_label(label: int, num_classes: int, name: str = "") -> int:
     """``label``, if there is such a class.
 
@@ -130,12 +135,13 @@ class Images(Dataset):
                 return image, label
         raise ValueError(f"None of the {len(self)} images can be read; see {self.unreadable.file}.")
 
-    def original(self, index: int) -> tuple[Image.Image | None, int]:
-        """The picture as it lies there, without the transform; None and -1 if it cannot be read."""
+    def content(self, index: int) -> bytes:
+        """Label, size and pixels of a picture as it lies there, without the transform; no pixels if it cannot be read."""
         try:
-            return self._open(self.indices[index])
+            picture, label = self._open(self.indices[index])
         except _CANNOT_READ:
-            return None, IGNORED
+            return repr((IGNORED, None)).encode()
+        return repr((label, picture.size)).encode() + picture.tobytes()
 
     def _get(self, index: int) -> tuple[Any, int]:
         try:

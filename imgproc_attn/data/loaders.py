@@ -4,8 +4,8 @@ timm's own ``create_loader`` takes no sampler. Here the order is a function of s
 processes, and evaluation covers each image once without padding: what exact resuming and exact counts need.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from timm.data import create_transform
@@ -56,10 +56,38 @@ class Preparation(NamedTuple):
         channels = self.input_size[0]
         return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
 
+    def transform(self) -> Callable[[Any], Any]:
+        """timm's, for evaluation: a picture resized and cropped, in 8 bits."""
+        return create_transform(
+            self.input_size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            use_prefetcher=True,
+        )
+
+
+class Prepares(Protocol):
+    """What prepares pictures for evaluation: `Preparation`, or the likes of it for pictures with label maps."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Subtracted from images in [0, 1]; one value a channel."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What they are divided by."""
+        ...
+
+    def transform(self) -> Callable[..., Any]:
+        """Of what a data set holds, in 8 bits."""
+        ...
+
 
 def training_loader(
     images: Images | IterableDataset,
-    preparation: Preparation,
+    preparation: Prepares,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -102,16 +130,16 @@ def training_loader(
 
 def evaluation_loader(
     images: Any,
-    preparation: Preparation,
+    preparation: Prepares,
     batch_size: int,
     workers: int,
     device: torch.device,
     processes: Processes = ALONE,
 ) -> PrefetchLoader:
-    """All images in order, resized and centre-cropped, normalised; each in exactly one process.
+    """All images in order, prepared and normalised; each in exactly one process.
 
     Args:
-        images: Whose ``transform`` becomes timm's for evaluation: `Images`, or what has one likewise.
+        images: Whose ``transform`` becomes the preparation's: `Images`, or what has one likewise.
         preparation: Size, resizing and normalisation.
         batch_size: Of this process.
         workers: Processes that read.
@@ -119,27 +147,9 @@ def evaluation_loader(
         processes: Which this is.
 
     Raises:
-        ValueError: A set that can only be iterated over, in several processes.
+        ValueError: A set that can only be iterated over, in several processes; or fewer images than processes.
     """
-    images.transform = create_transform(
-        preparation.input_size,
-        interpolation=preparation.interpolation,
-        crop_pct=preparation.crop_pct,
-        crop_mode=preparation.crop_mode,
-        use_prefetcher=True,
-    )
-    return ordered_loader(images, preparation, batch_size, workers, device, processes)
-
-
-def ordered_loader(
-    images: Any,
-    preparation: Preparation,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    processes: Processes = ALONE,
-) -> PrefetchLoader:
-    """All images in order, as their transform gives them, normalised; each in exactly one process. As `evaluation_loader`."""
+    images.transform = preparation.transform()
     sampler = None
     if not isinstance(images, IterableDataset):
         sampler = range(processes.rank, len(images), processes.world)
@@ -153,8 +163,8 @@ def ordered_loader(
     return _prefetch(loader, preparation, device)
 
 
-def _prefetch(loader: DataLoader, preparation: Preparation, device: torch.device, **erasing: Any) -> PrefetchLoader:
-    channels = preparation.input_size[0]
+def _prefetch(loader: DataLoader, preparation: Prepares, device: torch.device, **erasing: Any) -> PrefetchLoader:
+    channels = len(preparation.mean)
     return PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
 
 

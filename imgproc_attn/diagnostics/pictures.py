@@ -10,9 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..models import FilterVisionTransformer
-
-# Numbers of an epoch's record that are shares in percent, and what they are called.
-ACCURACIES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+from ..records import METRICS
 
 
 def _picture(image: Tensor) -> np.ndarray:
@@ -21,12 +19,15 @@ def _picture(image: Tensor) -> np.ndarray:
     return array[..., 0] if array.shape[2] == 1 else array
 
 
-def draw_curves(curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], units: Mapping[str, str]) -> Figure:
-    """Accuracy against strength, a panel a disturbance.
+def draw_curves(
+    curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], units: Mapping[str, str], metric: str = "accuracy"
+) -> Figure:
+    """A metric against strength, a panel a disturbance.
 
     Args:
-        curves: ``{disturbance: {model: {strength: accuracies in percent, one a seed}}}``; lines are means, bands the range.
+        curves: ``{disturbance: {model: {strength: values in percent, one a seed}}}``; lines are means, bands the range.
         units: ``{disturbance: what stands on the horizontal axis}``.
+        metric: Of `METRICS`.
     """
     figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -41,7 +42,7 @@ def draw_curves(curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]
         ax.set(title=disturbance, xlabel=units[disturbance], ylim=(0, 100))
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    axes[0].set_ylabel("accuracy / %")
+    axes[0].set_ylabel(f"{METRICS[metric]} / %")
     return figure
 
 
@@ -63,7 +64,7 @@ def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
     epochs = [record["epoch"] + 1 for record in records]
     panels = [
         ("loss", [("train_loss", "training"), ("validation_loss", "validation")]),
-        ("accuracy / %", [(f"validation_{key}", name) for key, name in ACCURACIES.items()]),
+        ("accuracy / %", [(f"validation_{key}", name) for key, name in METRICS.items()]),
         ("learning rate", [("lr", "largest")]),
     ]
     drawn = [(label, [(k, n) for k, n in curves if k in records[0]]) for label, curves in panels]
@@ -115,20 +116,20 @@ def draw_adversarial(
     return figure
 
 
-def draw_heat_map(accuracies: Mapping[str, Mapping[int, float]], title: str) -> Figure:
-    """Accuracy in percent by corruption (rows) and severity (columns), ``{corruption: {severity: accuracy}}``."""
-    severities = sorted({severity for row in accuracies.values() for severity in row})
-    values = np.array([[row.get(severity, np.nan) for severity in severities] for row in accuracies.values()])
-    figure = Figure(figsize=(1.5 + 0.7 * len(severities) + 1.5, 1.2 + 0.3 * len(accuracies)), layout="constrained")
+def draw_heat_map(found: Mapping[str, Mapping[int, float]], title: str, metric: str = "accuracy") -> Figure:
+    """A metric in percent by corruption (rows) and severity (columns), ``{corruption: {severity: percent}}``."""
+    severities = sorted({severity for row in found.values() for severity in row})
+    values = np.array([[row.get(severity, np.nan) for severity in severities] for row in found.values()])
+    figure = Figure(figsize=(1.5 + 0.7 * len(severities) + 1.5, 1.2 + 0.3 * len(found)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     ax.set_xticks(range(len(severities)), [str(severity) for severity in severities])
-    ax.set_yticks(range(len(accuracies)), list(accuracies))
+    ax.set_yticks(range(len(found)), list(found))
     ax.set(xlabel="severity", title=title)
     for (i, j), value in np.ndenumerate(values):
         if not np.isnan(value):
             ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize="small", color="black" if value > 60 else "white")
-    figure.colorbar(image, label="accuracy / %")
+    figure.colorbar(image, label=f"{METRICS[metric]} / %")
     return figure
 
 

@@ -59,6 +59,8 @@ def predict(
             raise FloatingPointError(
                 "The model gives logits that are not finite; it is broken, or overflows in this precision."
             )
+        if logits.ndim != 2:
+            raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} images, not a label an image.")
         if labels.max() >= logits.shape[1]:
             raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")

@@ -7,25 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from ..data import ALONE, Images, Preparation, Processes
-from ..environment import environment
+from ..data import ALONE, Preparation, Processes, readable
+from ..environment import environment, versions
 from ..files import write_atomically, write_json
 from ..records import describe
 from .conditions import Condition
-from .evaluator import Evaluator, images_of, weights_hash
+from .evaluator import Evaluator, weights_hash
 from .flags import Flags
+from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
 from .results import FLAGS, RESULT, row, write_result
-from .samples import Samples
-from .sanity import Finding, sanity_checks
-from .subject import ImageSource, Subject
+from .samples import Prepared, Samples
+from .sanity import Finding
+from .subject import Subject
 from .threat import ThreatModel
 
 FLAG_FOLDER, CHECKS = "flags", "checks.json"
@@ -50,6 +52,39 @@ class Place:
     workers: int = 2
 
 
+class Source(Protocol):
+    """Where images come from: `ImageSource`, or its like for pictures with label maps."""
+
+    data: str
+    seed: int
+
+    def open(self, model: nn.Module, channels: int) -> Any:
+        """The images, by number."""
+        ...
+
+    def prepare(self, preparation: Preparation) -> Prepared:
+        """How they are prepared for the model."""
+        ...
+
+    def measure(self, model: nn.Module) -> Measure:
+        """What is counted."""
+        ...
+
+    def restrict(self, model: nn.Module) -> nn.Module:
+        """What of the model is asked."""
+        ...
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What answers depend on beside images and model."""
+        ...
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For reports."""
+        ...
+
+
 class Assessment:
     """A model, ready to be asked about the images of a source.
 
@@ -69,7 +104,7 @@ class Assessment:
     def __init__(
         self,
         subject: Subject,
-        source: ImageSource,
+        source: Source,
         place: Place,
         label: str | None = None,
         autocast: Callable[[], Any] | None = None,
@@ -78,12 +113,12 @@ class Assessment:
     ) -> None:
         self.subject, self.source, self.place, self.seed = subject, source, place, seed
         self.label, self.dtype = label or subject.label, dtype
-        inner, self.preparation = subject.build()
+        inner, preparation = subject.build()
+        self.preparation = source.prepare(preparation)
         # weights do not tell everything: a fixed residual rule leaves no trace in them
         self.weights, self.architecture = weights_hash(inner), hashlib.sha256(repr(inner).encode()).hexdigest()
         self.parameters = sum(p.numel() for p in inner.parameters())
-        self.classes = source.classes.num_classes if source.classes else int(inner.num_classes)  # type: ignore[arg-type]
-        self.inner = inner
+        self.measure, self.inner = source.measure(inner), inner
         asked = source.restrict(inner)
         asked = asked if autocast is None else InPrecision(asked, autocast)
         self.model = NormalizedModel(asked, self.preparation.mean, self.preparation.std).to(place.device).eval()
@@ -94,24 +129,21 @@ class Assessment:
         Raises:
             ValueError: A reader that only iterates: flags belong to numbered images.
         """
-        images = self.source.open(self.inner, self.preparation.input_size[0])
+        images = self.source.open(self.inner, len(self.preparation.mean))
         if isinstance(images, IterableDataset):
             raise ValueError(f"{self.source.data!r} gives no images by number, which flags are kept by; use another reader.")
-        assert isinstance(images, Images)
         return Samples(images)
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What flags depend on beside images and condition."""
-        classes = None if self.source.classes is None else self.source.classes.name
-        versions = environment("cpu")["versions"]
         return {
             "weights_sha256": self.weights,
             "architecture_sha256": self.architecture,
             "options": {key: str(value) for key, value in self.subject.options.items()},
-            "classes": classes,
+            **self.source.protocol,
             "dtype": self.dtype,
-            "versions": {name: versions[name] for name in ("imgproc-attn", "torch", "timm")},
+            "versions": {name: versions()[name] for name in ("imgproc-attn", "torch", "timm")},
         }
 
     def ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
@@ -139,21 +171,23 @@ class Assessment:
             return evaluator(conditions)
 
     def check(
-        self, samples: Samples, threat: ThreatModel | None, count: int, preparation: Preparation | None = None
+        self, samples: Samples, threat: ThreatModel | None, count: int | None = None, preparation: Prepared | None = None
     ) -> "Checked":
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
-        Without a threat model, those of the outputs alone.
+        Without a threat model, those of the outputs alone. By default the measure says how many are enough.
         """
-        file = self.place.output / CHECKS
+        file, count = self.place.output / CHECKS, count or self.measure.checked
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
         key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
         key = json.loads(json.dumps({**key, "threat": describe(threat)}))
         known = _read(file)
         if known.get("key") != key:
-            images, labels, _ = images_of(samples, preparation or self.preparation, self.place.device, samples.ids[chosen])
-            found = sanity_checks(self.model, images, labels, threat, self.seed, self.place.batch_size)
-            known = {"key": key, "images": len(images), "findings": [asdict(finding) for finding in found]}
+            few = samples.only(samples.ids[chosen])
+            batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
+            kept = [(x[(ok := readable(y))], y[ok], ids[ok]) for x, y, ids in batches]
+            found = self.measure.check(self.model, kept, threat, self.seed)
+            known = {"key": key, "images": sum(len(x) for x, _, _ in kept), "findings": [asdict(finding) for finding in found]}
             write_json(file, known)
         findings = [Finding(**found) for found in known["findings"]]
         return Checked("outputs" if threat is None else "gradients and attacks", known["images"], findings)
@@ -172,6 +206,7 @@ class Assessment:
         place.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             write_atomically(place.output / f"{name}.png", partial(figure.savefig, dpi=120))
+        rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in conditions]
         result = {
             "kind": kind,
             "label": self.label,
@@ -183,14 +218,15 @@ class Assessment:
             "data": self.source.record,
             "seed": self.seed,
             "preparation": self.preparation._asdict(),
-            "conditions": [row(condition, flags[condition.name], self.preparation.std) for condition in conditions],
+            "metrics": list(self.measure.metrics),
+            "conditions": rows,
             "checked": {"what": checked.what, "images": checked.images},
-            "findings": [asdict(finding) for finding in checked.findings],
+            "findings": [asdict(finding) for finding in [*checked.findings, *self.measure.doubt(rows)]],
             "pictures": [f"{name}.png" for name in figures],
             "environment": {**environment(str(place.device)), "processes": place.processes.world},
             **more,
         }
-        write_result(place.output, result, conditions, flags)
+        write_result(place.output, result, conditions, flags, self.measure)
         return result
 
     def forget(self) -> None:

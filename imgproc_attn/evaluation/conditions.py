@@ -4,26 +4,41 @@ A condition is a name, the samples it is asked about, and a judge. A judge gets 
 answer counts as right; every number of an evaluation is a count of these flags.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Preparation
 from ..records import describe
 from .attacks import Attack, AttackResult, Passes, check_images
 from .attacks.base import checked_logits, predict
 from .draws import mix
 from .normalization import NormalizedModel
-from .samples import Samples
+from .samples import Prepared, Samples
 from .threat import ThreatModel
 
 
+class Verdict(Protocol):
+    """What came of a batch."""
+
+    @property
+    def images(self) -> Tensor:
+        """``[B, C, H, W]`` that were judged: those given, or adversarial ones."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, list[Any]]:
+        """What is kept: by name, a value a sample, as JSON takes it."""
+        ...
+
+
 class Judged(NamedTuple):
-    """What came of a batch.
+    """What came of a batch of images with a label each.
 
     Attributes:
+        labels: ``[B]``.
         correct: ``[B]`` bool.
         images: ``[B, C, H, W]`` that were judged: those given, or adversarial ones.
         predictions: ``[B]`` classes; None where an attack decides by itself, for a second pass might disagree with it.
@@ -31,10 +46,17 @@ class Judged(NamedTuple):
             of the threat model.
     """
 
+    labels: Tensor
     correct: Tensor
     images: Tensor
     predictions: Tensor | None
     scores: Tensor
+
+    @property
+    def columns(self) -> Mapping[str, list[Any]]:
+        """Labels, flags, scores and, where there are some, predictions."""
+        found = {"labels": self.labels, "correct": self.correct.int(), "scores": self.scores, "predictions": self.predictions}
+        return {name: values.tolist() for name, values in found.items() if values is not None}
 
 
 class Judge(Protocol):
@@ -45,7 +67,7 @@ class Judge(Protocol):
         """What that costs a sample at most."""
         ...
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Verdict:
         """``model`` maps images in [0, 1] to logits; ``ids`` are numbers of the samples in their data set."""
         ...
 
@@ -80,7 +102,7 @@ class AsGiven:
         check_images(model, images, labels)
         logits = checked_logits(model, images, labels)
         predictions = logits.argmax(dim=1)
-        return Judged(predictions == labels, images, predictions, logits.softmax(dim=1).amax(dim=1))
+        return Judged(labels, predictions == labels, images, predictions, logits.softmax(dim=1).amax(dim=1))
 
 
 @dataclass(frozen=True)
@@ -108,7 +130,7 @@ class UnderAttack:
             wanted, correct = targets_of(labels, ids, logits.shape[1]), logits.argmax(dim=1) == labels
         adversarial, success = self.attack(model, images, wanted, ids)
         distances = self.attack.threat.norm.size(adversarial - images)
-        return Judged(correct & ~success, adversarial, None, distances)
+        return Judged(labels, correct & ~success, adversarial, None, distances)
 
 
 def targets_of(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:
@@ -144,7 +166,7 @@ class AsPublished:
         adversarial = self.attack.perturb(inner, normalized, own, ids.cpu())
         predictions = predict(inner, adversarial, labels)
         distances = self.attack.threat.norm.size(adversarial - normalized)
-        return Judged(predictions == labels, adversarial, predictions, distances)
+        return Judged(labels, predictions == labels, adversarial, predictions, distances)
 
 
 def judge_of(attack: SampleAttack) -> Judge:
@@ -179,7 +201,7 @@ class Condition:
     name: str
     samples: Samples
     judge: Judge = AsGiven()
-    preparation: Preparation | None = None
+    preparation: Prepared | None = None
     family: str | None = None
     strength: float | None = None
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..data import ALONE, IGNORED, Preparation, Processes
-from .conditions import Condition, Judged
+from ..data import ALONE, Processes, readable
+from .conditions import Condition, Verdict
 from .flags import FlagFile, Flags
-from .samples import Samples
+from .samples import Prepared, Samples
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -47,7 +47,7 @@ class Evaluator:
     """
 
     model: nn.Module
-    preparation: Preparation
+    preparation: Prepared
     folder: Path
     protocol: Mapping[str, Any]
     device: torch.device
@@ -87,18 +87,18 @@ class Evaluator:
         }
         return FlagFile(self.folder, condition.name, protocol, self.processes.rank)
 
-    def _preparation(self, condition: Condition) -> Preparation:
+    def _preparation(self, condition: Condition) -> Prepared:
         return condition.preparation or self.preparation
 
     @torch.no_grad()
     def _judge(self, condition: Condition, samples: Samples, file: FlagFile) -> None:
         preparation = self._preparation(condition)
         for images, labels, ids in samples.batches(preparation, self.batch_size, self.workers, self.device):
-            kept = labels != IGNORED
-            judged: Judged | None = None
+            kept = readable(labels)
+            judged: Verdict | None = None
             if kept.any():
                 judged = condition.judge(self.model, images[kept], labels[kept], ids[kept])
-            file.add(ids[kept], labels[kept], judged, ids[~kept])
+            file.add(ids[kept], judged, ids[~kept])
             self.progress(condition.name, len(ids) * self.processes.world)
         file.close()
 
@@ -120,8 +120,8 @@ class Evaluator:
         dist.barrier(self._group)
 
 
-def images_of(samples: Samples, preparation: Preparation, device: torch.device, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images in [0, 1], labels and numbers of a few samples, by number; unreadable ones left out."""
+def images_of(samples: Samples, preparation: Prepared, device: torch.device, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images in [0, 1], labels and numbers of a few samples of one size, by number; unreadable ones left out."""
     images, labels, found = next(samples.only(ids).batches(preparation, max(len(ids), 1), 0, device))
-    kept = labels != IGNORED
+    kept = readable(labels)
     return images[kept], labels[kept], found[kept]

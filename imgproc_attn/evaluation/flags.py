@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..files import slug
 from ..records import changes
-from .conditions import Judged
+from .conditions import Verdict
+
+_OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 
 
 class Flags(NamedTuple):
@@ -20,23 +22,37 @@ class Flags(NamedTuple):
 
     Attributes:
         ids: ``[n]``, without unreadable images.
-        labels: ``[n]``.
-        correct: ``[n]`` bool.
-        predictions: ``[n]`` classes, or None.
-        scores: ``[n]`` of the judge.
+        columns: What judges keep, by name: a value a sample.
         lowest: Value of any image that was judged.
         highest: Likewise.
         unreadable: Numbers of images that could not be read.
     """
 
     ids: Tensor
-    labels: Tensor
-    correct: Tensor
-    predictions: Tensor | None
-    scores: Tensor
+    columns: Mapping[str, list[Any]]
     lowest: float
     highest: float
     unreadable: list[int]
+
+    @property
+    def labels(self) -> Tensor:
+        """``[n]``, of images with a label each."""
+        return torch.tensor(self.columns["labels"])
+
+    @property
+    def correct(self) -> Tensor:
+        """``[n]`` bool, of images with a label each."""
+        return torch.tensor(self.columns["correct"]).bool()
+
+    @property
+    def predictions(self) -> Tensor:
+        """``[n]`` classes, where judges keep them."""
+        return torch.tensor(self.columns["predictions"])
+
+    @property
+    def scores(self) -> Tensor:
+        """``[n]``, of the judge."""
+        return torch.tensor(self.columns["scores"])
 
 
 class FlagFile:
@@ -105,16 +121,11 @@ class FlagFile:
         if not lines:
             raise ValueError(f"{self._file.name}: none of the images could be read; see the list of unreadable ones.")
         ids, first = np.unique([i for line in lines for i in line["ids"]], return_index=True)
-
-        def column(key: str) -> Tensor:
-            return torch.tensor([x for line in lines for x in line[key]])[first]
-
+        names = [name for name in lines[0] if name not in _OF_THE_LINE]
+        columns = {name: [value for line in lines for value in line[name]] for name in names}
         return Flags(
             torch.from_numpy(ids),
-            column("labels"),
-            column("correct").bool(),
-            column("predictions") if "predictions" in lines[0] else None,
-            column("scores"),
+            {name: [values[i] for i in first] for name, values in columns.items()},
             min(line["range"][0] for line in lines),
             max(line["range"][1] for line in lines),
             self.unreadable.tolist(),
@@ -123,15 +134,11 @@ class FlagFile:
     def _all(self) -> list[dict[str, Any]]:
         return [line for lines in self._lines.values() for line in lines]
 
-    def add(self, ids: Tensor, labels: Tensor, judged: Judged | None, unreadable: Tensor) -> None:
-        """Keep a batch: numbers, labels and flags of what could be read, numbers of what could not."""
-        line: dict[str, Any] = {"ids": ids.tolist(), "labels": labels.tolist(), "unreadable": unreadable.tolist()}
+    def add(self, ids: Tensor, judged: Verdict | None, unreadable: Tensor) -> None:
+        """Keep a batch: numbers and flags of what could be read, numbers of what could not."""
+        line: dict[str, Any] = {"ids": ids.tolist(), "unreadable": unreadable.tolist()}
         if judged is not None:
-            line["correct"] = judged.correct.int().tolist()
-            line["scores"] = judged.scores.tolist()
-            line["range"] = [judged.images.min().item(), judged.images.max().item()]
-            if judged.predictions is not None:
-                line["predictions"] = judged.predictions.tolist()
+            line |= {**judged.columns, "range": [judged.images.min().item(), judged.images.max().item()]}
         self._append(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:

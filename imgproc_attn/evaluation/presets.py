@@ -11,7 +11,8 @@ from .threat import L2_NORM, LINF, Norm, ThreatModel
 Attacks = dict[str, SampleAttack]
 
 # By the name of the command line: their name in tables.
-ATTACKS: Mapping[str, tuple[str, type[Any]]] = {
+Catalogue = Mapping[str, tuple[str, type[Any]]]
+ATTACKS: Catalogue = {
     "fgsm": ("FGSM", FGSM),
     "pgd": ("PGD", PGD),
     "mifgsm": ("MI-FGSM", MIFGSM),
@@ -32,25 +33,32 @@ def radius_name(threat: ThreatModel) -> str:
 
 
 def build_attacks(
-    names: Sequence[str], threats: Sequence[ThreatModel], num_classes: int, seed: int = 0, **settings: Any
+    names: Sequence[str],
+    threats: Sequence[ThreatModel],
+    num_classes: int,
+    seed: int = 0,
+    catalogue: Catalogue = ATTACKS,
+    **settings: Any,
 ) -> Attacks:
     """Every attack of ``names`` under every threat model, named as in ``PGD 4/255``.
 
     Args:
-        names: Of `ATTACKS`, or ``ensemble``, which is `strong_ensemble`.
+        names: Of the catalogue, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
         threats: Threat models.
         num_classes: Of the model.
         seed: Of all draws.
+        catalogue: What there is.
         **settings: Of the attacks that have such a field; None is the attack's own default.
 
     Raises:
         ValueError: An unknown attack, a setting that none of them has, too few classes.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    unknown = [name for name in names if name not in (*ATTACKS, ENSEMBLE)]
+    there = [*catalogue, *([ENSEMBLE] if catalogue is ATTACKS else [])]
+    unknown = [name for name in names if name not in there]
     if unknown:
-        raise ValueError(f"There is no attack {unknown[0]!r}; there are {', '.join(ATTACKS)} and {ENSEMBLE}.")
-    fields = {name: ATTACKS[name][1].__dataclass_fields__ for name in names if name in ATTACKS}
+        raise ValueError(f"There is no attack {unknown[0]!r}; there are {', '.join(there)}.")
+    fields = {name: catalogue[name][1].__dataclass_fields__ for name in names if name in catalogue}
     for key in given:
         if not any(key in has for has in fields.values()):
             raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
@@ -70,7 +78,7 @@ def build_attacks(
                 attacks[f"ensemble {radius_name(threat)}"] = strong_ensemble(threat, num_classes, seed=seed)
                 continue
             own = {key: value for key, value in {**given, "seed": seed}.items() if key in fields[name]}
-            attacks[f"{ATTACKS[name][0]} {radius_name(threat)}"] = ATTACKS[name][1](threat, **own)
+            attacks[f"{catalogue[name][0]} {radius_name(threat)}"] = catalogue[name][1](threat, **own)
     return attacks
 
 

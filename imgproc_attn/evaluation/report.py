@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..diagnostics import draw_curves
 from ..files import write_text
-from ..records import changes, flat
-from .results import FLAGS, RESULT, cautions, means, perturbation, read_flags, read_result
+from ..records import METRICS, changes, flat
+from .results import FLAGS, RESULT, cautions, interval, means, perturbation, read_flags, read_result
 from .robustness import CLEAN, EPS_UNIT
 from .statistics import mean_and_std, paired_difference
 
@@ -28,10 +28,12 @@ class Column(NamedTuple):
 
     Attributes:
         condition: Its name.
+        metric: Its key.
         protocol: Attack or corruption, images, type and classes, as JSON.
     """
 
     condition: str
+    metric: str
     protocol: str
 
 
@@ -42,20 +44,21 @@ class Entry:
     Attributes:
         folder: The folder.
         result: Its ``result.json``.
-        flags: Its ``flags.csv``: ``{condition: {image: 1 or 0}}``.
+        flags: Its ``flags.csv``: ``{condition: {image: share that is right}}``.
     """
 
     folder: Path
     result: dict[str, Any]
-    flags: dict[str, dict[str, int]]
+    flags: dict[str, dict[str, float]]
 
     @property
     def rows(self) -> dict[Column, dict[str, Any]]:
         """The numbers, by what they may be compared on."""
-        return {Column(row["name"], self._protocol(row)): row for row in self.result["conditions"]}
+        rows, metrics = self.result["conditions"], self.result["metrics"]
+        return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
-        common = {key: self.result[key] for key in ("dtype", "classes")}
+        common = {key: self.result[key] for key in ("dtype", "classes", "window", "stride") if key in self.result}
         return json.dumps({**common, **{key: row[key] for key in ("judge", "corruption", "images")}}, sort_keys=True)
 
     @property
@@ -80,8 +83,8 @@ class Run:
         """The numbers of a column."""
         return next((entry.rows[column] for entry in self.entries if column in entry.rows), None)
 
-    def flags(self, column: Column) -> dict[str, int]:
-        """``{image: 1 or 0}`` of a column."""
+    def flags(self, column: Column) -> dict[str, float]:
+        """``{image: share that is right}`` of a column."""
         return next(entry.flags[column.condition] for entry in self.entries if column in entry.rows)
 
 
@@ -105,7 +108,7 @@ def _read(folder: Path) -> Entry:
     entry = Entry(folder, read_result(folder), read_flags(folder))
     for row in entry.rows.values():
         flags = entry.flags.get(row["name"], {})
-        if (len(flags), sum(flags.values())) != (row["n"], row["correct"]):
+        if len(flags) != row["n"] or ("correct" in row and sum(flags.values()) != row["correct"]):
             raise ValueError(
                 f"{folder}: {RESULT} and {FLAGS} are not of one evaluation; run it again, which uses what is done."
             )
@@ -132,40 +135,42 @@ def group(entries: Sequence[Entry]) -> dict[str, list[Run]]:
     return models
 
 
-def accuracies(runs: Sequence[Run], column: Column) -> list[float]:
+def values(runs: Sequence[Run], column: Column) -> list[float]:
     """Of the runs that have the column."""
-    return [row["accuracy"] for run in runs if (row := run.row(column)) is not None]
+    return [row[column.metric] for run in runs if (row := run.row(column)) is not None]
 
 
 def cell(runs: Sequence[Run], column: Column) -> str:
-    """An accuracy: with its interval for one run, with the standard deviation over seeds for several."""
-    values = accuracies(runs, column)
-    if not values:
+    """A value: with its interval, if it has one, for one run, with the standard deviation over seeds for several."""
+    found = values(runs, column)
+    if not found:
         return ""
-    if len(values) == 1:
-        low, high = next(row for run in runs if (row := run.row(column)) is not None)["interval"]
-        return f"{values[0]:.1f} ({low:.1f} to {high:.1f})"
-    mean, std = mean_and_std(values)
-    return f"{mean:.1f} ± {std:.1f}, n = {len(values)}"
+    if len(found) == 1:
+        row = next(row for run in runs if (row := run.row(column)) is not None)
+        return f"{found[0]:.1f}" + "".join(f" ({low:.1f} to {high:.1f})" for low, high in interval(row))
+    mean, std = mean_and_std(found)
+    return f"{mean:.1f} ± {std:.1f}, n = {len(found)}"
 
 
 def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> str:
-    """To the baseline: paired by sample for one run of each, by training seed for several; empty where nothing pairs."""
+    """To the baseline: accuracies by sample for one run of each, all by seed for several; empty where nothing pairs."""
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
+        if column.metric != "accuracy":  # no mean over samples
+            return ""
         return _by_sample(ours[0].flags(column), theirs[0].flags(column))
     if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
-    found = paired_difference(accuracies(ours, column), accuracies(theirs, column))
+    found = paired_difference(values(ours, column), values(theirs, column))
     return f"{found.mean:+.1f} ± {found.std:.1f}, n = {len(ours)}"
 
 
-def _by_sample(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
+def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
     """Mean difference in points, and its 95 % interval."""
     pairs = [ours[name] - theirs[name] for name in ours if name in theirs]
     if not pairs:
         return ""
-    mean, std = mean_and_std([100.0 * pair for pair in pairs])
+    mean, std = mean_and_std([100 * pair for pair in pairs])
     half = 0.0 if math.isnan(std) else 1.96 * std / len(pairs) ** 0.5
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
@@ -180,6 +185,7 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
             found.setdefault(kind, []).append(
                 {
                     "name": column.condition + _apart(column, columns),
+                    "metric": METRICS[column.metric],
                     "protocol": column.protocol,
                     "n": max(row["n"] for row in rows),
                     "perturbation": perturbation(max(rows, key=lambda row: row.get("largest_perturbation", 0))),
@@ -192,7 +198,7 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
 
 def _apart(column: Column, columns: Sequence[Column]) -> str:
     """In what a condition differs from others of its name, if there are any."""
-    others = [json.loads(c.protocol) for c in columns if c.condition == column.condition and c != column]
+    others = [json.loads(c.protocol) for c in columns if c.condition == column.condition and c.protocol != column.protocol]
     own = json.loads(column.protocol)
     keys = dict.fromkeys(key for other in others for key in changes(other, own))
     told = [f"{key.rpartition('.')[2]}={str(flat(own).get(key, '-'))[:12]}" for key in keys]
@@ -207,24 +213,33 @@ def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
     return {kind: list(columns) for kind, columns in found.items()}
 
 
-def _curves(models: Mapping[str, list[Run]]) -> Figure | None:
-    """Accuracy over eps, a panel an attack with its settings and images; nothing if nothing was attacked."""
+def _curves(models: Mapping[str, list[Run]]) -> list[Figure]:
+    """Metrics over eps, a picture each; nothing if nothing was attacked."""
+    entries = [entry for runs in models.values() for run in runs for entry in run.entries]
+    metrics = dict.fromkeys(entry.result["metrics"][0] for entry in entries)
+    return [figure for metric in metrics if (figure := _curves_of(models, metric)) is not None]
+
+
+def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
+    """A panel an attack with its settings and images."""
     panels: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
-    for column in _columns(models).get("attack", []):
+    columns = [column for column in _columns(models).get("attack", []) if column.metric == metric]
+    cleans = [column for column in columns if column.condition == CLEAN]
+    for column in columns:
         protocol = json.loads(column.protocol)
-        clean = Column(CLEAN, json.dumps({**protocol, "judge": "AsGiven"}, sort_keys=True))
+        clean = next((c for c in cleans if {**json.loads(c.protocol), "judge": 0} == {**protocol, "judge": 0}), column)
         for label, runs in models.items():
             whole = [run for run in runs if run.row(column) is not None and run.row(clean) is not None]
             row = whole[0].row(column) if whole else None
             if row is None or row["family"] is None:
                 continue
             panel = panels.setdefault((row["family"], json.dumps(_at_any_radius(protocol, row["eps"]))), {})
-            points = panel.setdefault(label, {0.0: accuracies(whole, clean)})
+            points = panel.setdefault(label, {0.0: values(whole, clean)})
             if len(points[0.0]) == len(whole):
-                points[row["strength"]] = accuracies(whole, column)
+                points[row["strength"]] = values(whole, column)
     families = Counter(family for family, _ in panels)
     titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, _) in enumerate(panels)]
-    return draw_curves(dict(zip(titles, panels.values())), dict.fromkeys(titles, EPS_UNIT)) if panels else None
+    return draw_curves(dict(zip(titles, panels.values())), dict.fromkeys(titles, EPS_UNIT), metric) if panels else None
 
 
 def _at_any_radius(settings: Any, eps: float) -> Any:
@@ -261,7 +276,6 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """
     entries = find_entries(folders)
     models = group(entries)
-    curves = _curves(models)
     template = jinja2.Template(
         files("imgproc_attn.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8"),
         autoescape=True,
@@ -273,7 +287,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         version=__version__,
         labels=list(models),
         tables=tables(models),
-        curves=None if curves is None else _embedded(curves),
+        curves=[_embedded(figure) for figure in _curves(models)],
         entries=[
             {
                 "folder": entry.folder.name,

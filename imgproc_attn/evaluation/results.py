@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_csv, write_json, write_text
-from .classification import wilson_interval
-from .conditions import AsPublished, Condition, UnderAttack
+from ..records import METRICS
+from .conditions import Condition
 from .flags import Flags
+from .measures import Measure
 
 RESULT, FLAGS = "result.json", "flags.csv"
 
 
-def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, Any]:
+def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
     """The numbers of a condition, as JSON takes them.
 
     Args:
         condition: The condition.
         flags: Its flags.
+        measure: Counts them.
         std: Of the model's normalisation, for radii on normalised tensors.
     """
-    n, correct = len(flags.ids), int(flags.correct.sum())
     names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
     found: dict[str, Any] = {
         "name": condition.name,
@@ -31,46 +32,46 @@ def row(condition: Condition, flags: Flags, std: Sequence[float]) -> dict[str, A
         **condition.settings,
         "images": condition.samples.identity,
         "unreadable": [names[i] for i in flags.unreadable],
-        "n": n,
-        "correct": correct,
-        "accuracy": 100 * correct / n,
-        "interval": list(wilson_interval(correct, n)),
+        **measure.count(flags),
         "range": [flags.lowest, flags.highest],
     }
-    if isinstance(condition.judge, UnderAttack | AsPublished):
+    attack = getattr(condition.judge, "attack", None)
+    if attack is not None:
         found["largest_perturbation"] = flags.scores.max().item()
-        threat = condition.judge.attack.threat
+        threat = attack.threat
         found |= {"eps": threat.eps, "norm": threat.norm.name, "space": threat.space, "pixel_eps": threat.pixel_eps(std)}
     return found
 
 
-def write_result(folder: Path, result: Mapping[str, Any], conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> None:
+def write_result(
+    folder: Path, result: Mapping[str, Any], conditions: Sequence[Condition], flags: Mapping[str, Flags], measure: Measure
+) -> None:
     """Write ``result.json``, ``result.md``, ``results.csv`` and ``flags.csv``; ``result`` has the rows of `row`."""
-    write_csv(folder / FLAGS, _flag_rows(conditions, flags))
+    write_csv(folder / FLAGS, _flag_rows(conditions, flags, measure))
     rows = result["conditions"]
-    keys = ["name", "n", "correct", "accuracy", "low", "high", "largest_perturbation"]
-    numbers = [[{**r, "low": r["interval"][0], "high": r["interval"][1]}.get(key, "") for key in keys] for r in rows]
+    keys = ["name", "n", *measure.metrics, "low", "high", "largest_perturbation"]
+    numbers = [[{**r, **dict(zip(("low", "high"), r.get("interval", ())))}.get(key, "") for key in keys] for r in rows]
     write_csv(folder / "results.csv", [keys, *numbers])
     write_text(folder / "result.md", markdown(result))
     write_json(folder / RESULT, result)
 
 
-def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> list[list[Any]]:
-    """A row an image: name, label, and for each condition 1 where it is right, 0 where it is not, nothing if unreadable."""
+def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, Flags], measure: Measure) -> list[list[Any]]:
+    """A row an image: name, label if it has one, and for each condition the share that is right, nothing if unreadable."""
     labels: dict[str, Any] = {}
-    columns: dict[str, dict[str, int]] = {}
+    columns: dict[str, dict[str, float]] = {}
     for condition in conditions:
         names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
         found = flags[condition.name]
         labels |= {**dict.fromkeys(names.values(), ""), **labels}
-        labels |= {names[i]: label for i, label in zip(found.ids.tolist(), found.labels.tolist())}
-        columns[condition.name] = {names[i]: flag for i, flag in zip(found.ids.tolist(), found.correct.int().tolist())}
+        labels |= {names[i]: label for i, label in zip(found.ids.tolist(), found.columns.get("labels", []))}
+        columns[condition.name] = {names[i]: share for i, share in zip(found.ids.tolist(), measure.of_samples(found))}
     rows = [[name, label, *(column.get(name, "") for column in columns.values())] for name, label in labels.items()]
     return [["image", "label", *columns], *rows]
 
 
-def read_flags(folder: Path) -> dict[str, dict[str, int]]:
-    """``{condition: {image: 1 or 0}}`` of a folder that `write_result` filled.
+def read_flags(folder: Path) -> dict[str, dict[str, float]]:
+    """``{condition: {image: share that is right}}`` of a folder that `write_result` filled.
 
     Raises:
         ValueError: The file is cut off, or none of ours.
@@ -82,7 +83,7 @@ def read_flags(folder: Path) -> dict[str, dict[str, int]]:
         raise ValueError(
             f"{file} is cut off, or no table of flags; run the evaluation again, which takes what is done already."
         )
-    return {name: {row[0]: int(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
+    return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -103,14 +104,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a result, its means, what could not be read, and the reasons to doubt."""
     attacked = any("eps" in r for r in result["conditions"])
+    heads = [f"{METRICS[metric]} / %" for metric in result["metrics"]]
+    heads += ["95 % interval" for _ in interval(result["conditions"][0])]
     lines = [
-        "| condition | accuracy / % | 95 % interval | images |" + (" largest perturbation |" if attacked else ""),
-        "|---" * (5 if attacked else 4) + "|",
+        "| condition | " + " | ".join(heads) + " | images |" + (" largest perturbation |" if attacked else ""),
+        "|---" * (len(heads) + (3 if attacked else 2)) + "|",
     ]
     for r in result["conditions"]:
-        low, high = r["interval"]
-        line = f"| {r['name']} | {r['accuracy']:.2f} | {low:.2f} to {high:.2f} | {r['n']} |"
-        lines.append(line + (f" {perturbation(r)} |" if attacked else ""))
+        cells = [f"{r[metric]:.2f}" for metric in result["metrics"]]
+        cells += [f"{low:.2f} to {high:.2f}" for low, high in interval(r)]
+        lines.append(f"| {r['name']} | {' | '.join(cells)} | {r['n']} |" + (f" {perturbation(r)} |" if attacked else ""))
     parts = ["\n".join(lines), *means(result.get("summary", {})), *cautions(result)]
     if result["findings"]:
         found = [f"- {f['check']}: {f['message']}" for f in result["findings"]]
@@ -118,6 +121,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     else:
         parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")
     return "\n\n".join(parts) + "\n"
+
+
+def interval(row: Mapping[str, Any]) -> list[list[float]]:
+    """Of the first metric, where it has one."""
+    return [row["interval"]] if "interval" in row else []
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
@@ -139,6 +147,7 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
 def means(summary: Mapping[str, Any]) -> list[str]:
     """The means of `corruption_summary` in words."""
     words = {
+        "mean_miou": "mean mIoU of 15 corruptions and 5 severities: {:.2f} %",
         "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities: {:.2f} %",
         "mean_error": "mean error, unnormalised: {:.2f} %",
         "mce_alexnet": "mCE, errors divided by AlexNet's: {:.2f} %",

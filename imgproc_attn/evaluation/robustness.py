@@ -9,36 +9,39 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..diagnostics import draw_adversarial, draw_curves, draw_grid, draw_heat_map
+from ..diagnostics import draw_curves, draw_grid, draw_heat_map
 from .accuracy import count_real, load_real
 from .assessment import Assessment
-from .classes import IMAGENET_CLASSES
-from .conditions import AsPublished, Condition, SampleAttack, judge_of
+from .conditions import Condition, SampleAttack
 from .evaluator import images_of
 from .flags import Flags
 from .imagenet_c import COMMON, EXTRA, ImageNetC
-from .imagenet_c.errors import corruption_summary
+from .measures import Measure
 from .samples import Samples
 from .shifts import area_under_precision_recall
 from .threat import LINF, ThreatModel
 
 CLEAN = "clean"
 EPS_UNIT = "eps (L-infinity: grey levels)"
-CHECKED = 64  # images that sanity checks look at
 
 
-def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack]) -> list[Condition]:
+def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack], measure: Measure) -> list[Condition]:
     """Clean, then every attack, on the same samples; names as in ``PGD 4/255``."""
 
     def condition(name: str, attack: SampleAttack) -> Condition:
         grey = attack.threat.eps * (255 if attack.threat.norm == LINF else 1)
-        return Condition(name, samples, judge_of(attack), family=name.rpartition(" ")[0], strength=grey)
+        return Condition(name, samples, measure.under(attack), family=name.rpartition(" ")[0], strength=grey)
 
-    return [Condition(CLEAN, samples), *(condition(name, attack) for name, attack in attacks.items())]
+    return [Condition(CLEAN, samples, measure.clean), *(condition(name, attack) for name, attack in attacks.items())]
 
 
 def corruption_conditions(
-    samples: Samples, names: Sequence[str], severities: Sequence[int], seed: int = 0, frost_folder: Path | None = None
+    samples: Samples,
+    names: Sequence[str],
+    severities: Sequence[int],
+    measure: Measure,
+    seed: int = 0,
+    frost_folder: Path | None = None,
 ) -> list[Condition]:
     """Clean, then every corruption at every severity, generated on the fly.
 
@@ -48,9 +51,10 @@ def corruption_conditions(
     """
     corruptions = [ImageNetC(name, severity, seed, frost_folder) for name in names for severity in severities]
     corrupted = [
-        Condition(f"{c.name} {c.severity}", Samples(samples.images, c), family=c.name, strength=c.severity) for c in corruptions
+        Condition(f"{c.name} {c.severity}", samples.corrupted(c), measure.clean, family=c.name, strength=c.severity)
+        for c in corruptions
     ]
-    return [Condition(CLEAN, samples), *corrupted]
+    return [Condition(CLEAN, samples, measure.clean), *corrupted]
 
 
 def known_corruptions(which: Sequence[str], frost_folder: Path | None) -> list[str]:
@@ -75,26 +79,26 @@ def unknown_conditions(unknown: Assessment, known: Assessment) -> list[Condition
 
 
 def run_attacks(
-    assessment: Assessment, attacks: Mapping[str, SampleAttack], checked: int = CHECKED, **more: Any
+    assessment: Assessment, attacks: Mapping[str, SampleAttack], checked: int | None = None, **more: Any
 ) -> dict[str, Any]:
     """Accuracy under attacks, with sanity checks; results are in the assessment's folder.
 
     Args:
         assessment: Model and images.
         attacks: By name.
-        checked: So many images are looked at by the sanity checks.
+        checked: So many images are looked at by the sanity checks. Default: the measure's own number.
         **more: For the record.
 
     Returns:
         What ``result.json`` holds; nothing in processes other than the first.
     """
-    conditions = attack_conditions(assessment.samples(), attacks)
+    conditions = attack_conditions(assessment.samples(), attacks, assessment.measure)
     flags = assessment.ask(conditions)
     if assessment.place.processes.rank:
         return {}
     threat = check_threat([attack.threat for attack in attacks.values()], assessment.preparation.std)
     found = assessment.check(conditions[0].samples, threat, checked)
-    figures = {"curves": _curves(assessment.label, conditions, flags), **_gallery(assessment, conditions, flags)}
+    figures = {"curves": _curves(assessment, conditions, flags), **_gallery(assessment, conditions, flags)}
     return assessment.write("attack", conditions, flags, found, figures, **more)
 
 
@@ -112,11 +116,11 @@ def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **m
     by_name: dict[str, dict[int, float]] = {}
     for c in conditions:
         if c.family is not None and c.strength is not None:
-            by_name.setdefault(c.family, {})[int(c.strength)] = 100 * flags[c.name].correct.double().mean().item()
-    summary = corruption_summary(by_name, assessment.classes == IMAGENET_CLASSES)
-    found = assessment.check(conditions[0].samples, None, CHECKED, conditions[0].preparation)
+            by_name.setdefault(c.family, {})[int(c.strength)] = _headline(assessment.measure, flags[c.name])
+    summary = assessment.measure.summarise(by_name)
+    found = assessment.check(conditions[0].samples, None, preparation=conditions[0].preparation)
     figures = {
-        "corruptions": draw_heat_map(by_name, assessment.label),
+        "corruptions": draw_heat_map(by_name, assessment.label, assessment.measure.metrics[0]),
         "gallery": _corruption_gallery(assessment, conditions, flags),
     }
     return assessment.write("corrupt", conditions, flags, found, figures, summary=summary, **more)
@@ -140,10 +144,9 @@ def run_shift(assessment: Assessment, title: str, real: bool = False, real_label
     summary: dict[str, Any] = {}
     if answers is not None:
         found = flags[title]
-        assert found.predictions is not None
         by_id = dict(zip(samples.ids.tolist(), answers))
         summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
-    checked = assessment.check(samples, None, CHECKED)
+    checked = assessment.check(samples, None)
     return assessment.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
@@ -160,44 +163,37 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
         return {}
     sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
     summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown)}
-    checked = unknown.check(conditions[1].samples, None, CHECKED)
+    checked = unknown.check(conditions[1].samples, None)
     return unknown.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
-def _curves(label: str, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
-    """Accuracy over eps, a panel an attack and kind of ball."""
-    accuracy = {name: [100 * found.correct.double().mean().item()] for name, found in flags.items()}
+def _headline(measure: Measure, flags: Flags) -> float:
+    return measure.count(flags)[measure.metrics[0]]
+
+
+def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
+    """The first metric over eps, a panel an attack and kind of ball."""
+    label, measure = assessment.label, assessment.measure
+    values = {name: [_headline(measure, found)] for name, found in flags.items()}
     curves: dict[str, dict[str, dict[float, list[float]]]] = {}
     for c in conditions:
         if c.family is not None and c.strength is not None:
-            points = curves.setdefault(c.family, {label: {0.0: accuracy[CLEAN]}})
-            points[label][c.strength] = accuracy[c.name]
-    return draw_curves(curves, dict.fromkeys(curves, EPS_UNIT))
+            points = curves.setdefault(c.family, {label: {0.0: values[CLEAN]}})
+            points[label][c.strength] = values[c.name]
+    return draw_curves(curves, dict.fromkeys(curves, EPS_UNIT), measure.metrics[0])
 
 
 def _gallery(
     assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags], count: int = 6
 ) -> dict[str, Figure]:
-    """Some images that an attack broke: clean, adversarial, and what was added; nothing if none was broken."""
-    clean = flags[CLEAN]
+    """Some samples that an attack harmed; nothing if none was."""
+    measure = assessment.measure
     for condition in conditions[1:]:
-        broken = clean.ids[clean.correct & ~flags[condition.name].correct]
+        broken = measure.broken(flags[CLEAN], flags[condition.name])[: min(count, assessment.place.batch_size)]
         if len(broken):
-            break
-    else:
-        return {}
-    images, labels, ids = images_of(condition.samples, assessment.preparation, assessment.place.device, broken[:count])
-    model = assessment.model
-    judged = condition.judge(model, images, labels, ids)
-    found = judged.images
-    if isinstance(condition.judge, AsPublished):
-        found = found * model.std + model.mean
-    with torch.no_grad():
-        predictions = model(found).argmax(dim=1)
-    title, names = f"{assessment.label}\n{condition.name}", condition.samples.class_names
-    truth, said = ([names.get(i, str(i)) for i in which.tolist()] for which in (labels, predictions))
-    largest = (found - images).abs().max().item()
-    return {"gallery": draw_adversarial(images, {title: found}, truth, {title: said}, largest)}
+            batch = images_of(condition.samples, assessment.preparation, assessment.place.device, broken)
+            return {"gallery": measure.gallery(assessment.model, batch, condition, assessment.label)}
+    return {}
 
 
 def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
@@ -215,7 +211,7 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     """What an evaluation would do, and how long it would take at most, from timing the model on one batch."""
     place, judges = assessment.place, [condition.judge.passes for condition in conditions]
     size = min(place.batch_size, max(len(condition.samples) for condition in conditions))
-    forward, backward = _seconds(assessment, size)
+    forward, backward = _seconds(assessment, conditions[0], size)
     share = size * place.processes.world
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, judges))
     lines = [f"{'condition':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image, at most"]
@@ -228,9 +224,10 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     return "\n".join(lines)
 
 
-def _seconds(assessment: Assessment, size: int) -> tuple[float, float]:
+def _seconds(assessment: Assessment, condition: Condition, size: int) -> tuple[float, float]:
     """Of a forward and a backward pass of a batch; the second of two runs counts."""
-    images = torch.rand(size, *assessment.preparation.input_size, device=assessment.place.device)
+    preparation = condition.preparation or assessment.preparation
+    images = images_of(condition.samples, preparation, assessment.place.device, condition.samples.ids[:size])[0]
     times = (0.0, 0.0)
     for _ in range(2):
         marks = [time.perf_counter()]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import IGNORED, Images, Preparation, evaluation_loader
+from ..data import Prepares, evaluation_loader
 from .accuracy import names_hash
 
 LOOKED_AT = 8  # images whose content tells data sets of equal names apart
@@ -25,11 +25,49 @@ class PixelCorruption(Protocol):
         ...
 
 
+class Numbered(Protocol):
+    """A data set whose images have numbers and names: `Images`, or pictures with label maps."""
+
+    transform: Any
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Numbers of the images, in the reader."""
+        ...
+
+    @property
+    def classes(self) -> Mapping[str, int] | None:
+        """``{name: label}``, where names are known."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
+
+    def name(self, index: int) -> str:
+        """What the image is called."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """Equal for equal images with equal labels."""
+        ...
+
+
+class Prepared(Prepares, Protocol):
+    """A preparation that can do without normalisation, and be recorded."""
+
+    def without_normalisation(self) -> Prepares:
+        """The same images, in [0, 1]."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
 class Samples(Dataset):
     """Images of a data set, of the size a model wants, in 8 bits.
 
     Args:
-        images: Of a reader that knows them by number.
+        images: Which it knows by number.
         corruption: Of what the model would get; done by the processes that read.
         positions: Which of the images. Default: all.
 
@@ -38,7 +76,7 @@ class Samples(Dataset):
     """
 
     def __init__(
-        self, images: Images, corruption: PixelCorruption | None = None, positions: Sequence[int] | None = None
+        self, images: Numbered, corruption: PixelCorruption | None = None, positions: Sequence[int] | None = None
     ) -> None:
         self.images, self.corruption = images, corruption
         self._positions = range(len(images)) if positions is None else positions
@@ -54,6 +92,12 @@ class Samples(Dataset):
 
     def _some(self, flags: Tensor) -> "Samples":
         return Samples(self.images, self.corruption, [self._positions[i] for i in flags.nonzero()[:, 0].tolist()])
+
+    def corrupted(self, corruption: PixelCorruption) -> "Samples":
+        """The same, corrupted otherwise."""
+        found = Samples(self.images, corruption, self._positions)
+        found.__dict__ |= {"names": self.names, "identity": self.identity}  # read once for all corruptions
+        return found
 
     def share(self, rank: int, world: int) -> "Samples":
         """Every ``world``-th, from ``rank`` on."""
@@ -71,8 +115,7 @@ class Samples(Dataset):
         """Which images these are: their number, a hash of their names, and one of the content of a few of them."""
         content = hashlib.sha256()
         for i in sorted({len(self) * part // LOOKED_AT for part in range(LOOKED_AT)}) if len(self) else []:
-            picture, label = self.images.original(self._positions[i])
-            content.update(repr((label, picture and picture.size)).encode() + (picture.tobytes() if picture else b""))
+            content.update(self.images.content(self._positions[i]))
         return {"n": len(self), "names_sha256": names_hash(self.names), "content_sha256": content.hexdigest()}
 
     @property
@@ -92,19 +135,22 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         pixels, label = self.images[self._positions[index]]
-        sample_id = self.images.indices[self._positions[index]]
-        if self.corruption is not None and label != IGNORED:
-            pixels = self.corruption.corrupt(np.asarray(pixels), sample_id)
-        return np.asarray(pixels), np.array([label, sample_id])
+        pixels = np.asarray(pixels)
+        return (pixels if self.corruption is None else self.corruption.corrupt(pixels, int(self.ids[index]))), label
 
     def batches(
-        self, preparation: Preparation, batch_size: int, workers: int, device: torch.device
+        self, preparation: Prepared, batch_size: int, workers: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images in [0, 1], labels and ids, on the device; unreadable images have the label -1."""
         if len(self) == 0:
             return
         loader = evaluation_loader(self, preparation.without_normalisation(), batch_size, min(workers, len(self)), device)
-        for images, targets in loader:
-            yield images, targets[:, 0], targets[:, 1]
+        try:
+            for (images, labels), ids in zip(loader, self.ids.split(batch_size)):
+                yield images, labels, ids.to(device)
+        except RuntimeError as error:
+            if "equal size" not in str(error):
+                raise
+            raise ValueError("Pictures of different sizes make no batch; give --batch-size 1.") from error

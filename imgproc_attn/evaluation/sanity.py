@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -22,7 +21,9 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..kernels import DotProduct, Elliptical
 from ..models import FilterVisionTransformer
 from .attacks import FGSM, PGD, Attack, Square, is_correct
+from .attacks.base import Objective
 from .normalization import InPrecision, NormalizedModel
+from .objectives import cross_entropy
 from .threat import LINF, ThreatModel
 
 GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
@@ -119,14 +120,16 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
     return found
 
 
-def check_gradients(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> list[Finding]:
+def check_gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64, objective: Objective = cross_entropy
+) -> list[Finding]:
     """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences in float64."""
     exact, found = _in_double(model), []
     lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     for part in torch.arange(len(images)).split(batch_size):
         x, y = images[part], labels[part]
-        lost = torch.cat([lost, (_gradient(model, x, y).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
-        errors = _derivative_errors(exact, x.double(), y)
+        lost = torch.cat([lost, (_gradient(model, x, y, objective).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
+        errors = _derivative_errors(exact, x.double(), y, objective)
         wrong = torch.cat([wrong, (errors[~errors.isnan()] > DERIVATIVE_ERROR).cpu()])
     if lost.double().mean() > LOST_SHARE:
         found.append(
@@ -158,22 +161,22 @@ def _in_double(model: nn.Module) -> nn.Module:
     return model
 
 
-def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of the cross-entropy by the images; 0 where there is none."""
+def _gradient(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> Tensor:
+    """Of the objective by the images; 0 where there is none."""
     with torch.enable_grad():
         points = images.detach().requires_grad_()
-        loss = F.cross_entropy(model(points), labels, reduction="sum")
+        loss = objective(model(points), labels).sum()
         return torch.autograd.grad(loss, points)[0] if loss.requires_grad else torch.zeros_like(points)
 
 
 @torch.no_grad()
-def _derivative_errors(model: nn.Module, images: Tensor, labels: Tensor, step: float = 1e-5) -> Tensor:
+def _derivative_errors(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective, step: float = 1e-5) -> Tensor:
     """``[B]`` relative errors of the derivative along the gradient, by two central differences; NaN without a gradient."""
 
     def losses(points: Tensor) -> Tensor:
-        return F.cross_entropy(model(points), labels, reduction="none")
+        return objective(model(points), labels)
 
-    gradient = _gradient(model, images, labels)
+    gradient = _gradient(model, images, labels, objective)
     direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
     expected = (gradient * direction).flatten(1).sum(1)
     errors = []

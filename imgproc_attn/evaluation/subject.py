@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from ..data import Images, Preparation, check_classes, open_images, some_of
 from ..models.checkpoints import load_weights
 from .classes import ClassMap
+from .measures import LabelMeasure
 
 
 @dataclass
@@ -124,12 +125,24 @@ class ImageSource:
         chosen = some_of(len(reader), self.limit, self.seed)
         return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")
 
+    def prepare(self, preparation: Preparation) -> Preparation:
+        """How these images want to be prepared: as the model says."""
+        return preparation
+
+    def measure(self, model: Any) -> LabelMeasure:
+        """Right labels."""
+        return LabelMeasure(model.num_classes if self.classes is None else self.classes.num_classes)
+
     def restrict(self, model: nn.Module) -> nn.Module:
         """The model with the logits that count for these images."""
         return model if self.classes is None else self.classes.restrict(model)
 
     @property
+    def protocol(self) -> dict[str, Any]:
+        """What answers depend on beside images and model."""
+        return {"classes": None if self.classes is None else self.classes.name}
+
+    @property
     def record(self) -> dict[str, Any]:
         """For reports."""
-        classes = None if self.classes is None else self.classes.name
-        return {"name": self.data, "root": self.root, "split": self.split, "classes": classes}
+        return {"name": self.data, "root": self.root, "split": self.split, **self.protocol}

@@ -1,7 +1,7 @@
 """Semantic segmentation: decoders, model, inference, metrics."""
 
 from .decoders import LinearDecoder, MaskDecoder, mask_decoder
-from .inference import multi_scale, segment, sliding_strips
+from .inference import Windowed, multi_scale, segment, sliding_strips
 from .metrics import Areas
 from .model import Segmenter, segmenter
 
@@ -10,6 +10,7 @@ __all__ = [
     "LinearDecoder",
     "MaskDecoder",
     "Segmenter",
+    "Windowed",
     "mask_decoder",
     "multi_scale",
     "segment",

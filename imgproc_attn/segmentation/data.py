@@ -27,6 +27,7 @@ class LabelledPictures(Dataset):
         pairs: Files of each.
         classes: Names, in the order of their labels.
         lookup: ``[256]``: from a value of the files to the label, 255 for pixels to ignore, 254 for values that must not be.
+        indices: Which of the pairs. Default: all.
         transform: Of ``(tv_tensors.Image, tv_tensors.Mask)``, both.
 
     Raises:
@@ -38,25 +39,34 @@ class LabelledPictures(Dataset):
         pairs: Sequence[Pair],
         classes: Sequence[str],
         lookup: np.ndarray,
+        indices: Sequence[int] | None = None,
         transform: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if not pairs:
             raise ValueError("There are no pictures with labels.")
         self.pairs, self.lookup, self.transform = list(pairs), lookup, transform
+        self.indices = range(len(pairs)) if indices is None else indices
         self.classes = {name: label for label, name in enumerate(classes)}
         if len(self.classes) < len(classes):
             raise ValueError(f"Two classes have one name among {', '.join(sorted(classes)[:20])}; give each its own.")
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.indices)
 
     def some(self, indices: Iterable[int]) -> "LabelledPictures":
-        """Those of these numbers."""
-        return LabelledPictures([self.pairs[i] for i in indices], list(self.classes), self.lookup)
+        """Those at these places."""
+        return LabelledPictures(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
 
     def name(self, index: int) -> str:
         """What the picture is called."""
-        return self.pairs[index][0].name
+        return self._files(index)[0].name
+
+    def content(self, index: int) -> bytes:
+        """Of picture and label map, as they lie there."""
+        return b"".join(file.read_bytes() for file in self._files(index))
+
+    def _files(self, index: int) -> Pair:
+        return self.pairs[self.indices[index]]
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """``[3, H, W]`` in 8 bits, and labels ``[H, W]`` in 8 bits.
@@ -64,7 +74,7 @@ class LabelledPictures(Dataset):
         Raises:
             ValueError: A picture and labels of different sizes, labels that are no map of class numbers, or of no class.
         """
-        file, label_file = self.pairs[index]
+        file, label_file = self._files(index)
         try:
             with Image.open(file) as opened:
                 picture = np.asarray(opened.convert("RGB"))

@@ -21,7 +21,6 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     return [*range(0, size - window, stride), size - window]
 
 
-@torch.no_grad()
 def sliding_strips(
     model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int = 4
 ) -> Iterator[tuple[int, Tensor]]:
@@ -62,7 +61,7 @@ def sliding_strips(
         assert total is not None
         assert times is not None
         done = after - top if after < height else rows
-        yield top, total[:, :done] / times[:done]
+        yield top, total[:, :done] / times[:done].clone()  # a backward pass wants them as they are now
         if after < height:
             for strip in (total, times):
                 _move_up(strip, done)
@@ -76,6 +75,30 @@ def _move_up(strip: Tensor, rows: int) -> None:
     strip[..., strip.shape[-2] - rows :, :] = 0
 
 
+class Windowed(nn.Module):
+    """A segmenter that looks at images of any size through sliding windows; gradients pass.
+
+    Args:
+        model: Maps normalised images to logits.
+        window: Side of the windows; None for whole images.
+        stride: Between windows. Default: ``window``.
+    """
+
+    def __init__(self, model: nn.Module, window: int | None = None, stride: int | None = None) -> None:
+        super().__init__()
+        self.model, self.window, self.stride = model, window, stride
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
+        if self.window is None:
+            return self.model(images)
+        window, stride = self.window, self.stride or self.window
+        strips = [[logits for _, logits in sliding_strips(self.model, image, window, stride)] for image in images]
+        return torch.stack([torch.cat(parts, dim=1) for parts in strips])
+
+
+@torch.no_grad()
 def segment(
     model: nn.Module,
     image: Tensor,
@@ -98,7 +121,29 @@ def segment(
     strips = (logits for _, logits in sliding_strips(model, image, window, stride or window, batch_size))
     if size is None or size == tuple(image.shape[-2:]):
         return torch.cat([logits.argmax(dim=0) for logits in strips])
-    return F.interpolate(torch.cat(list(strips), dim=1)[None], size=size, mode="bilinear")[0].argmax(dim=0)
+    return classes_of(torch.cat(list(strips), dim=1)[None], size)[0]
+
+
+@torch.no_grad()
+def classes_of(logits: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
+    """Classes ``[B, height, width]`` of logits ``[B, classes, h, w]`` at another ``size``, between pixels bilinearly.
+
+    As ``F.interpolate`` and then the largest, but by bands of ``rows``, for memory.
+    """
+    height, width = logits.shape[-2:]
+    if (height, width) == size:
+        return logits.argmax(dim=1)
+    places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    bands = []
+    for part in places.split(rows):
+        first = int(part[0])
+        lines = logits[:, :, first : int(part[-1]) + 2]
+        wide = F.interpolate(lines, size=(lines.shape[2], size[1]), mode="bilinear")
+        above = part.long() - first
+        share = (part - part.long()).to(logits)[:, None]
+        below = (above + 1).clamp_max(lines.shape[2] - 1)
+        bands.append(torch.lerp(wide[:, :, above], wide[:, :, below], share).argmax(dim=1))
+    return torch.cat(bands, dim=1)
 
 
 @torch.no_grad()
@@ -107,7 +152,6 @@ def evaluate_pictures(
     loader: Any,
     evaluator: Any,
     autocast: Callable[[], Any],
-    short_side: int | None = None,
     window: int | None = None,
     stride: int | None = None,
     distributed: bool = False,
@@ -119,57 +163,33 @@ def evaluate_pictures(
         loader: Gives one picture ``[1, C, H, W]`` and its labels ``[1, H, W]`` at a time.
         evaluator: As `Areas`.
         autocast: Context of the forward pass.
-        short_side: Pictures are resized to it first. Default: as they are.
         window: As in `segment`.
         stride: As in `segment`.
         distributed: Count over all processes.
     """
     for images, labels in loader:
-        if short_side is not None:
-            images = resized(images[0], short_side / min(images.shape[-2:]))[None]
         with autocast():
             found = segment(model, images[0], window, stride, size=tuple(labels.shape[-2:]))
         evaluator.update(found[None], labels)
     return evaluator.compute(distributed)
 
 
-def resized(image: Tensor, factor: float) -> Tensor:
-    """``[C, H, W]`` with both sides times ``factor``, rounded."""
-    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
-    return F.interpolate(image[None], size=size, mode="bilinear", antialias=factor < 1)[0]
-
-
 @torch.no_grad()
-def multi_scale(
-    model: nn.Module,
-    image: Tensor,
-    scales: Sequence[float],
-    flip: bool = True,
-    window: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 4,
-) -> Tensor:
-    """Classes ``[H, W]`` from the mean probability over scales and mirror images; holds ``classes x H x W`` values.
+def multi_scale(model: nn.Module, images: Tensor, scales: Sequence[float], flip: bool = True) -> Tensor:
+    """The mean probability ``[B, classes, H, W]`` over scales and mirror images.
 
     Args:
-        model: Maps normalised images to logits, in evaluation mode.
-        image: ``[C, H, W]``, normalised.
-        scales: Factors of the image's sides.
+        model: Maps images to logits, in evaluation mode; `Windowed` for windows.
+        images: ``[B, C, H, W]``.
+        scales: Factors of the images' sides.
         flip: Mirror images too.
-        window: As in `segment`.
-        stride: As in `segment`.
-        batch_size: As in `segment`.
     """
-    size, total = image.shape[-2:], None
-    for scale in scales:
-        scaled = resized(image, scale)
-        for mirrored in (False, True) if flip else (False,):
-            view = scaled.flip(-1) if mirrored else scaled
-            side = window or max(view.shape[-2:])
-            strips = sliding_strips(model, view, side, stride or side, batch_size)
-            logits = torch.cat([strip for _, strip in strips], dim=1)
-            logits = F.interpolate(logits[None], size=size, mode="bilinear")[0]
-            probabilities = (logits.flip(-1) if mirrored else logits).softmax(dim=0)
-            total = probabilities if total is None else total + probabilities
-    assert total is not None
-    return total.argmax(dim=0)
+    total: Any = 0
+    views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
+    for scale, mirrored in views:
+        size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+        scaled = images if scale == 1 else F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
+        logits = model(scaled.flip(-1) if mirrored else scaled)
+        logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+        total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
+    return total / len(views)

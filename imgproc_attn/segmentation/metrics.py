@@ -9,6 +9,58 @@ from torch import Tensor
 IGNORED = 255  # label of pixels that count nowhere
 
 
+@torch.no_grad()
+def count_areas(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """``[3, classes]``: pixels of each class that are right, that are predicted, that are labelled; ignored ones count nowhere.
+
+    Args:
+        predicted: Classes, of any shape.
+        label: Of the same shape.
+        num_classes: Labels run from 0 to ``num_classes - 1``.
+
+    Raises:
+        ValueError: Shapes that differ, or labels that are no class and not ignored.
+    """
+    if predicted.shape != label.shape:
+        raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(label.shape)} differ in shape.")
+    kept = label != IGNORED
+    label, predicted = label[kept].long(), predicted[kept].long()
+    for what, values in (("Labels", label), ("Predictions", predicted)):
+        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
+            raise ValueError(
+                f"{what} range from {values.min()} to {values.max()}, but with {num_classes} classes they run from 0 "
+                f"to {num_classes - 1}; labels of {IGNORED} are ignored."
+            )
+    return torch.stack(
+        [torch.bincount(values, minlength=num_classes) for values in (label[label == predicted], predicted, label)]
+    )
+
+
+def metrics_of(areas: Tensor) -> dict[str, Any]:
+    """``pixel_accuracy``, ``mean_accuracy``, ``miou`` in percent, ``pixels``; ``iou`` and ``accuracy`` by class, None for what
+    is not there.
+
+    Args:
+        areas: ``[3, classes]``, sums of `count_areas`.
+
+    Raises:
+        ValueError: No pixel was counted.
+    """
+    right, predicted, labels = areas.double()
+    n = int(areas[2].sum())
+    if n == 0:
+        raise ValueError("No pixel to evaluate on: the split is empty, or all its labels are to be ignored.")
+    iou, accuracy = 100 * right / (labels + predicted - right), 100 * right / labels
+    return {
+        "pixels": n,
+        "pixel_accuracy": 100 * right.sum().item() / n,
+        "mean_accuracy": accuracy.nanmean().item(),
+        "miou": iou.nanmean().item(),
+        "iou": _known(iou),
+        "accuracy_by_class": _known(accuracy),
+    }
+
+
 class Areas:
     """Areas of classes over many images, in the protocol of timm's evaluators: ``update``, then ``compute``.
 
@@ -25,52 +77,28 @@ class Areas:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)  # [label, prediction]
+        self.sums = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch: logits ``[B, classes, H, W]`` or classes ``[B, H, W]``, and labels ``[B, H, W]``.
 
         Raises:
-            ValueError: Shapes that differ, or labels that are no class and not ignored.
+            ValueError: As `count_areas`.
         """
         predicted = output.argmax(dim=1) if output.ndim == target.ndim + 1 else output
-        if predicted.shape != target.shape:
-            raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(target.shape)} differ in shape.")
-        kept = target != IGNORED
-        label, predicted = target[kept].long(), predicted[kept].long()
-        for what, values in (("Labels", label), ("Predictions", predicted)):
-            if len(values) and not 0 <= values.min() <= values.max() < self.num_classes:
-                raise ValueError(
-                    f"{what} range from {values.min()} to {values.max()}, but with {self.num_classes} classes they run from 0 "
-                    f"to {self.num_classes - 1}; labels of {IGNORED} are ignored."
-                )
-        counts = torch.bincount(label * self.num_classes + predicted, minlength=self.num_classes**2)
-        self.confusion += counts.view(self.num_classes, self.num_classes).to(self.confusion.device)
+        self.sums += count_areas(predicted, target, self.num_classes).to(self.sums.device)
 
     def compute(self, distributed: bool = False) -> dict[str, Any]:
-        """``pixel_accuracy``, ``mean_accuracy``, ``miou`` in percent, ``n`` pixels; ``iou`` and ``accuracy`` by class, None
-        for what is not there.
+        """As `metrics_of`; with ``distributed`` of all processes together.
 
         Raises:
             ValueError: No pixel was counted.
         """
-        confusion = self.confusion.clone()
+        sums = self.sums.clone()
         if distributed:
-            dist.all_reduce(confusion)
-        n = int(confusion.sum())
-        if n == 0:
-            raise ValueError("No pixel to evaluate on: the split is empty, or all its labels are to be ignored.")
-        right, labels, predicted = confusion.diagonal().double(), confusion.sum(1).double(), confusion.sum(0).double()
-        iou, accuracy = 100 * right / (labels + predicted - right), 100 * right / labels
-        return {
-            "n": n,
-            "pixel_accuracy": 100 * right.sum().item() / n,
-            "mean_accuracy": accuracy.nanmean().item(),
-            "miou": iou.nanmean().item(),
-            "iou": _known(iou),
-            "accuracy": _known(accuracy),
-        }
+            dist.all_reduce(sums)
+        return metrics_of(sums)
 
 
 def _known(values: Tensor) -> list[float | None]:

@@ -1,6 +1,8 @@
 """Joint transforms of pictures and label maps, of torchvision's v2: labels are never interpolated, nor normalised."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,33 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .metrics import IGNORED
+
+
+class PicturePreparation(NamedTuple):
+    """How a segmenter wants its pictures in evaluation: one by one, each at its own size or resized; labels stay as they are.
+
+    Attributes:
+        mean: Subtracted from pictures in [0, 1].
+        std: What they are divided by.
+        short_side: In pixels, to which pictures are resized, sides in proportion. Default: as they are.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    short_side: int | None = None
+
+    def without_normalisation(self) -> "PicturePreparation":
+        """The same pictures, in [0, 1]."""
+        channels = len(self.mean)
+        return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
+
+    def transform(self) -> Callable[[Any, Any], Any]:
+        """Of picture and labels."""
+        return partial(_with_short_side, self.short_side)
+
+
+def _with_short_side(short_side: int | None, image: Any, mask: Any) -> tuple[Any, Any]:
+    return (image if short_side is None else v2.functional.resize(image, [short_side], antialias=True)), mask
 
 
 class CropOfSeveral(nn.Module):
@@ -57,7 +86,7 @@ class RandomScale(nn.Module):
         return image, tv_tensors.Mask(labels)
 
 
-def training_transform(
+def joint_transform(
     crop: tuple[int, int],
     short_side: int | None = None,
     scale: tuple[float, float] = (0.5, 2.0),

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, some_of, training_loader
-from ..data.loaders import ordered_loader
 from ..evaluation.classification import evaluate_loader
 from ..segmentation.data import READERS as LABELLED
 from ..segmentation.data import LabelledPictures
 from ..segmentation.inference import evaluate_pictures
-from ..segmentation.transforms import training_transform as joint_transform
+from ..segmentation.transforms import PicturePreparation, joint_transform
 from .augmentation import training_transform
 from .recipe import Recipe, Segmentation
 from .splits import Splits, open_splits, shares
@@ -24,12 +23,14 @@ class Loading(NamedTuple):
     """How a process gets its batches.
 
     Attributes:
+        preparation: Of the images, as the model wants them.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
         processes: Which process this is.
     """
 
+    preparation: Preparation
     batch_size: int
     workers: int
     device: torch.device
@@ -48,7 +49,7 @@ class Problem(Protocol):
         """The images."""
         ...
 
-    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+    def training_loader(self, images: Any, loading: Loading) -> Any:
         """Shuffled batches, augmented."""
         ...
 
@@ -57,19 +58,13 @@ class Problem(Protocol):
         ...
 
     def evaluate(
-        self,
-        model: nn.Module,
-        images: Any,
-        evaluator: Any,
-        preparation: Preparation,
-        loading: Loading,
-        autocast: Callable[[], Any],
+        self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """Metrics on a split, over all processes."""
         ...
 
     def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
-        """Four images as the model gets them, to look at its filters; None if looking would disturb the reader."""
+        """A few images as the model gets them, to look at its filters; None if looking would disturb the reader."""
         ...
 
 
@@ -88,27 +83,21 @@ class ClassificationProblem:
         """As `open_splits`."""
         return open_splits(self.recipe, unreadable, batch_size)
 
-    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+    def training_loader(self, images: Any, loading: Loading) -> Any:
         """By timm's transforms."""
         a = self.recipe.augmentation
-        images.transform = training_transform(a, preparation)
-        return training_loader(images, preparation, *loading, repeats=a.repeats, erasing=a.erasing)
+        images.transform = training_transform(a, loading.preparation)
+        return training_loader(images, *loading, repeats=a.repeats, erasing=a.erasing)
 
     def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
         """As `build_task`."""
         return build_task(self.recipe, model, preparation, device)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        images: Any,
-        evaluator: Any,
-        preparation: Preparation,
-        loading: Loading,
-        autocast: Callable[[], Any],
+        self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """Top-1 and its like."""
-        loader = evaluation_loader(images, preparation, *loading)
+        loader = evaluation_loader(images, *loading)
         return evaluate_loader(model, loader, evaluator, autocast, loading.processes.world > 1)
 
     def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
@@ -162,39 +151,34 @@ class SegmentationProblem:
             raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(pictures.classes)} classes.")
         return pictures
 
-    def training_loader(self, images: Any, preparation: Preparation, loading: Loading) -> Any:
+    def training_loader(self, images: Any, loading: Loading) -> Any:
         """By joint transforms."""
         s: Segmentation = self.section
         images.transform = joint_transform(
             self.crop, s.short_side, (s.scale[0], s.scale[1]), self.recipe.augmentation.hflip, s.photometric
         )
-        return training_loader(images, preparation, *loading)
+        return training_loader(images, *loading)
 
     def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
         """Cross-entropy of the pixels that have a label."""
         return build_segmentation(model, self.recipe.data.num_classes, device)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        images: Any,
-        evaluator: Any,
-        preparation: Preparation,
-        loading: Loading,
-        autocast: Callable[[], Any],
+        self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """MIoU and its like, each picture at its own size."""
-        loader = ordered_loader(images, preparation, 1, *loading[1:])
-        s = self.section
-        return evaluate_pictures(
-            model, loader, evaluator, autocast, s.short_side, s.window, s.stride, loading.processes.world > 1
-        )
+        loader = evaluation_loader(images, self._whole(loading.preparation), 1, *loading[2:])
+        windows = (self.section.window, self.section.stride)
+        return evaluate_pictures(model, loader, evaluator, autocast, *windows, loading.processes.world > 1)
 
     def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
-        """Crops of the first."""
-        four = images.some(range(min(4, len(images))))
-        four.transform = joint_transform(self.crop, self.section.short_side, (1.0, 1.0), 0.0, False)
-        return next(iter(ordered_loader(four, preparation, 4, 0, device)))[0]
+        """The first, no larger than crops in training."""
+        height, width = self.crop
+        first = next(iter(evaluation_loader(images.some([0]), self._whole(preparation), 1, 0, device)))[0]
+        return first[..., :height, :width]
+
+    def _whole(self, preparation: Preparation) -> PicturePreparation:
+        return PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
 
 
 def problem_of(recipe: Recipe) -> Problem:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..data import Preparation, Processes, Unreadable
 from ..files import write_json
 from ..models.checkpoints import WEIGHTS, start_from
+from ..records import METRICS
 from .augmentation import mixup
 from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder
@@ -30,7 +31,7 @@ from .problems import Loading, problem_of
 from .recipe import Recipe
 from .watch import SaturationWatch
 
-METRICS = {"top1": "top-1", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}  # what is told of them
+TOLD = ("top1", "miou", "pixel_accuracy")  # of an epoch, and of the end
 
 
 def start_processes(device: str) -> tuple[torch.device, Processes]:
@@ -157,7 +158,7 @@ class Run:
         if recipe.run.checkpoint_blocks:
             self.model.set_grad_checkpointing(True)
         task = self.problem.task(self.model, self.preparation, self.device)
-        loader = self.problem.training_loader(self.splits.train, self.preparation, self._loading)
+        loader = self.problem.training_loader(self.splits.train, self._loading)
         if recipe.run.compile:
             task.compile()
         if self.processes.world > 1:
@@ -170,7 +171,7 @@ class Run:
 
     @property
     def _loading(self) -> Loading:
-        return Loading(self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
+        return Loading(self.preparation, self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
 
     def _share_of_batch(self) -> int:
         run, parts = self.recipe.run, self.recipe.run.accumulate * self.processes.world
@@ -200,7 +201,7 @@ class Run:
     def evaluate(self, images: Any) -> dict[str, Any]:
         """Metrics of the task on a split, over all processes."""
         evaluator, model = self.trainer.task.create_evaluator(), self.evaluated.eval()
-        return self.problem.evaluate(model, images, evaluator, self.preparation, self._loading, self.trainer.autocast)
+        return self.problem.evaluate(model, images, evaluator, self._loading, self.trainer.autocast)
 
     def introduce(self, records: list[dict[str, Any]], resume: bool) -> None:
         """Say what is about to happen, and on what."""
@@ -370,9 +371,9 @@ def _train(run: Run, records: list[dict[str, Any]]) -> None:
 
 def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
     parts = [f"epoch {record['epoch'] + 1}/{epochs}", f"loss {record['train_loss']:.4f}"]
-    for key, name in METRICS.items():
+    for key in TOLD:
         if f"validation_{key}" in record:
-            parts.append(f"validation {name} {record[f'validation_{key}']:.2f} %")
+            parts.append(f"validation {METRICS[key]} {record[f'validation_{key}']:.2f} %")
     if record["unreadable_images"]:
         parts.append(f"{record['unreadable_images']} unreadable images skipped ({UNREADABLE})")
     return "  ".join([*parts, f"{record['images_per_second']:.0f} img/s", f"left {timedelta(seconds=round(seconds_left))}"])
@@ -380,9 +381,11 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
 
 def _summary(result: dict[str, Any], output: Path) -> str:
     test, weights = result["test"], output / result["checkpoint"]
-    told = [f"{name} {test[key]:.2f} %" for key, name in METRICS.items() if test and key in test]
-    unit = "pixels" if test and "miou" in test else "images"
-    found = f"{', '.join(told)} of {test['n']} {unit}" if test else "no test split"
+    told = [f"{METRICS[key]} {test[key]:.2f} %" for key in TOLD if test and key in test]
+    found = "no test split"
+    if test:
+        count = f"{test['pixels']} pixels" if "pixels" in test else f"{test['n']} images"
+        found = f"{', '.join(told)} of {count}"
     return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
 
 

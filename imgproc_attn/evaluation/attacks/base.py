@@ -37,8 +37,19 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
     """Refuse what would make a robustness number wrong.
 
     Raises:
+        ValueError: As `check_input`, or labels that are not one class index each.
+    """
+    check_input(model, images, bounds)
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
+
+
+def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
+    """What `check_images` asks of model and images.
+
+    Raises:
         ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images that are no finite floats in
-            ``bounds``, labels that are not one class index each.
+            ``bounds``.
     """
     if model.training:
         raise ValueError("The model is in training mode, where dropout and its like feign robustness; call model.eval().")
@@ -50,8 +61,6 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
         raise ValueError(
             f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]."
         )
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
     if not len(images):
         return
     low, high = images.min().item(), images.max().item()
@@ -65,18 +74,30 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
 
 
 @torch.no_grad()
-def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``[B, classes]`` logits.
+def finite_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of any shape.
 
     Raises:
-        FloatingPointError: Logits that are not finite, whose argmax would count as a prediction.
-        ValueError: Labels that the model has no logit for.
+        FloatingPointError: Some are not finite, whose argmax would count as a prediction.
     """
     logits = model(images)
     if not logits.isfinite().all():
         raise FloatingPointError(
             f"{(~logits.isfinite()).sum()} of {logits.numel()} logits are not finite; the model is broken."
         )
+    return logits
+
+
+def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B, classes]`` logits.
+
+    Raises:
+        FloatingPointError: As `finite_logits`.
+        ValueError: Logits of another shape, or labels that the model has no logit for.
+    """
+    logits = finite_logits(model, images)
+    if logits.ndim != 2:
+        raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} images, not a label an image.")
     if len(labels) and labels.max() >= logits.shape[1]:
         raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
     return logits

@@ -10,12 +10,16 @@ from ..objectives import cross_entropy, targeted_cross_entropy
 from .base import Attack, Objective, Passes, check_at_least, gradient_of
 
 
-def _cross_entropy(attack: Attack) -> Objective:
-    return targeted_cross_entropy if attack.threat.targeted else cross_entropy
+class _FollowsGradient(Attack):
+    """What these attacks maximise; subclasses may have something else."""
+
+    def objective_at(self, step: int) -> Objective:
+        """Of the step of that number, from 0."""
+        return targeted_cross_entropy if self.threat.targeted else cross_entropy
 
 
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(_FollowsGradient):
     """Fast gradient sign method (arXiv 1412.6572): one step of length eps where the loss rises fastest; no random numbers.
 
     Args:
@@ -27,12 +31,12 @@ class FGSM(Attack):
         return Passes(1, 1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        gradient = gradient_of(_cross_entropy(self), model, images, labels)[1]
+        gradient = gradient_of(self.objective_at(0), model, images, labels)[1]
         return self.threat.project(images + self.eps * self.threat.steepest(gradient), images)
 
 
 @dataclass(frozen=True)
-class _Stepwise(Attack):
+class _Stepwise(_FollowsGradient):
     """Settings of attacks in steps."""
 
     steps: int = 20
@@ -73,14 +77,14 @@ class PGD(_Stepwise):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
         adversarial = self._start(images, ids, restart)
-        for _ in range(self.steps):
-            adversarial, _ = self._step(model, adversarial, images, labels)
+        for step in range(self.steps):
+            adversarial, _ = self._step(step, model, adversarial, images, labels)
         return adversarial
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
         adversarial, left = self._start(images, ids, restart), torch.arange(len(images), device=images.device)
-        for _ in range(self.steps):
-            moved, logits = self._step(model, adversarial[left], images[left], labels[left])
+        for step in range(self.steps):
+            moved, logits = self._step(step, model, adversarial[left], images[left], labels[left])
             stays = ~self.threat.succeeded(logits.argmax(dim=1), labels[left])  # judged before the step, at no cost
             left = left[stays]
             adversarial[left] = moved[stays]
@@ -88,10 +92,10 @@ class PGD(_Stepwise):
                 break
         return adversarial
 
-    def _step(self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, step: int, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The next points, and the logits of these."""
         length = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        _, gradient, logits = gradient_of(_cross_entropy(self), model, points, labels)
+        _, gradient, logits = gradient_of(self.objective_at(step), model, points, labels)
         return self.threat.project(points + length * self.threat.steepest(gradient), images), logits
 
 
@@ -114,11 +118,11 @@ class MIFGSM(_Stepwise):
     decay: float = 1.0
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        objective, adversarial = _cross_entropy(self), self._start(images, ids, restart)
+        adversarial = self._start(images, ids, restart)
         length = self.eps / self.steps if self.step_size is None else self.step_size
         average = torch.zeros_like(images)
-        for _ in range(self.steps):
-            gradient = gradient_of(objective, model, adversarial, labels)[1]
+        for step in range(self.steps):
+            gradient = gradient_of(self.objective_at(step), model, adversarial, labels)[1]
             scale = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             average = self.decay * average + gradient / scale[:, None, None, None]
             adversarial = self.threat.project(adversarial + length * self.threat.steepest(average), images)

@@ -1,0 +1,138 @@
+"""What is counted of a model's answers: right labels here, areas of pixels in `imgproc_attn.segmentation`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..diagnostics import draw_adversarial
+from .classes import IMAGENET_CLASSES
+from .classification import wilson_interval
+from .conditions import AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
+from .flags import Flags
+from .imagenet_c.errors import corruption_summary
+from .presets import ATTACKS, PRESETS, Catalogue, Preset
+from .sanity import Finding, sanity_checks
+from .threat import ThreatModel
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images in [0, 1], labels, numbers
+
+
+class Measure(Protocol):
+    """Which judges are asked, and what becomes of their flags."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The numbers of a condition, in percent, by their keys; the first is the one that is drawn."""
+        ...
+
+    @property
+    def attacks(self) -> Catalogue:
+        """Those that fit."""
+        ...
+
+    @property
+    def presets(self) -> Mapping[str, Preset]:
+        """Protocols that fit."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """That answers are chosen from."""
+        ...
+
+    @property
+    def clean(self) -> Judge:
+        """Of images as they are."""
+        ...
+
+    def under(self, attack: SampleAttack) -> Judge:
+        """Of images under attack."""
+        ...
+
+    def count(self, flags: Flags) -> dict[str, Any]:
+        """The numbers of a condition: `metrics`, the count ``n`` of its samples, and more."""
+        ...
+
+    def of_samples(self, flags: Flags) -> list[float]:
+        """The share that is right of each sample."""
+        ...
+
+    def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+        """Means of the first metric, ``{corruption: {severity: percent}}``."""
+        ...
+
+    @property
+    def checked(self) -> int:
+        """So many samples are enough for `check`."""
+        ...
+
+    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
+        """Reasons to doubt, from a few samples; without a threat model of the outputs alone."""
+        ...
+
+    def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """Reasons to doubt, from the numbers of all conditions."""
+        ...
+
+    def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+        """Numbers of samples that an attack harmed, a few of which are worth looking at."""
+        ...
+
+    def gallery(self, model: Any, batch: Batch, condition: Condition, label: str) -> Figure:
+        """Samples under attack, beside what the model, called ``label``, makes of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelMeasure:
+    """Right and wrong labels.
+
+    Attributes:
+        num_classes: That labels are chosen from.
+    """
+
+    num_classes: int
+
+    metrics = ("accuracy",)
+    checked = 64
+    attacks = ATTACKS
+    presets = PRESETS
+    clean = AsGiven()
+
+    def under(self, attack: SampleAttack) -> Judge:
+        return judge_of(attack)
+
+    def count(self, flags: Flags) -> dict[str, Any]:
+        n, correct = len(flags.ids), int(flags.correct.sum())
+        return {"n": n, "correct": correct, "accuracy": 100 * correct / n, "interval": list(wilson_interval(correct, n))}
+
+    def of_samples(self, flags: Flags) -> list[float]:
+        return flags.correct.int().tolist()
+
+    def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+        return corruption_summary(by_corruption, self.num_classes == IMAGENET_CLASSES)
+
+    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
+        images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
+        return sanity_checks(model, images, labels, threat, seed, max(len(batch[0]) for batch in batches) or 1)
+
+    def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        return []  # `check` has compared attacks and radii sample by sample
+
+    def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+        return clean.ids[clean.correct & ~attacked.correct]
+
+    def gallery(self, model: Any, batch: Batch, condition: Condition, label: str) -> Figure:
+        images, labels, ids = batch
+        found = condition.judge(model, images, labels, ids).images
+        if isinstance(condition.judge, AsPublished):
+            found = found * model.std + model.mean
+        with torch.no_grad():
+            predictions = model(found).argmax(dim=1)
+        title, names = f"{label}\n{condition.name}", condition.samples.class_names
+        truth, said = ([names.get(i, str(i)) for i in which.tolist()] for which in (labels, predictions))
+        return draw_adversarial(images, {title: found}, truth, {title: said}, (found - images).abs().max().item())

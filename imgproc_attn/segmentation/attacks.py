@@ -1,0 +1,91 @@
+"""Attacks on segmentation: the loss is of all pixels that have a label, and so is what counts."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack
+from ..evaluation.attacks.base import Objective
+from ..evaluation.presets import Attacks, Catalogue, Preset, build_attacks
+from ..evaluation.threat import ThreatModel
+from .metrics import IGNORED
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``: the mean of a picture's labelled pixels.
+
+    Args:
+        logits: ``[B, classes, h, w]``; enlarged or reduced bilinearly to the size of the labels.
+        labels: ``[B, H, W]``.
+    """
+    return _mean_of_labelled(_losses(logits, labels)[0], labels)
+
+
+def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``: the same, of right pixels times ``1 - share`` and of wrong ones times ``share`` (arXiv 2207.12391)."""
+    losses, logits = _losses(logits, labels)
+    right = logits.argmax(dim=1) == labels
+    return _mean_of_labelled(torch.where(right, 1 - share, share) * losses, labels)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy ``[B, H, W]``, 0 where ignored, and the logits at the size of the labels."""
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="none"), logits
+
+
+def _mean_of_labelled(values: Tensor, labels: Tensor) -> Tensor:
+    return values.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp_min(1)
+
+
+class _OnPixels(Attack):
+    """What these maximise, and what they refuse."""
+
+    def objective_at(self, step: int) -> Objective:
+        return pixel_cross_entropy
+
+    def _check(self) -> None:
+        super()._check()
+        if self.threat.targeted or self.threat.bounds is None:
+            raise ValueError(
+                f"{type(self).__name__}: pictures are attacked in [0, 1] and away from their labels; targets and normalised "
+                "space are of classifiers."
+            )
+
+
+class PixelFGSM(_OnPixels, FGSM):
+    """`FGSM` on the pixels' loss."""
+
+
+class PixelPGD(_OnPixels, PGD):
+    """`PGD` on the pixels' loss; of several restarts the one that leaves the fewest right pixels counts, picture by picture."""
+
+
+class PixelMIFGSM(_OnPixels, MIFGSM):
+    """`MIFGSM` on the pixels' loss."""
+
+
+class SegPGD(PixelPGD):
+    """PGD that first follows the pixels that are still right, and ever more also those that are wrong (arXiv 2207.12391)."""
+
+    def objective_at(self, step: int) -> Objective:
+        return partial(wrong_pixels_weighted, step / (2 * self.steps))  # lambda of algorithm 1, whose steps count from 1
+
+
+PIXEL_ATTACKS: Catalogue = {
+    "fgsm": ("FGSM", PixelFGSM),
+    "pgd": ("PGD", PixelPGD),
+    "mifgsm": ("MI-FGSM", PixelMIFGSM),
+    "segpgd": ("SegPGD", SegPGD),
+}
+
+
+def _grid(num_classes: int, seed: int) -> Attacks:
+    threats = [ThreatModel(levels / 255) for levels in (0.5, 1, 2, 4)]
+    return build_attacks(["fgsm", "pgd", "segpgd"], threats, num_classes, seed, PIXEL_ATTACKS)
+
+
+PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20 and SegPGD-20 on pixels at 0.5, 1, 2 and 4 grey levels", _grid)}

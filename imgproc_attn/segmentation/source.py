@@ -1,0 +1,92 @@
+"""Pictures with label maps as the source of an evaluation."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from ..data import Preparation, check_classes, some_of
+from .data import READERS, LabelledPictures
+from .inference import Windowed
+from .measure import PixelMeasure, PixelsAsGiven
+from .transforms import PicturePreparation
+
+
+@dataclass
+class PictureSource:
+    """What a segmenter is evaluated on, and how it looks at it.
+
+    Attributes:
+        data: Reader, as in a recipe's ``data.name``: ``ade20k``, ``camvid``, ``labelled``.
+        root: Folder.
+        split: Of the data; empty for ``root`` itself.
+        limit: Only so many pictures, drawn at random from ``seed``.
+        seed: Of that draw.
+        short_side: In pixels, to which pictures are resized. Default: as they are.
+        window: Side of sliding windows. Default: whole pictures.
+        stride: Between windows. Default: ``window``.
+        scales: Factors of the size, over which probabilities of pictures that are not attacked are averaged.
+        flip: Mirror images of them too.
+    """
+
+    data: str
+    root: str
+    split: str = ""
+    limit: int | None = None
+    seed: int = 0
+    short_side: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data not in READERS:
+            raise ValueError(f"--data {self.data} has no label maps, which segmenters need; there are {', '.join(READERS)}.")
+        if self.stride is not None and (self.window is None or not 0 < self.stride <= self.window):
+            raise ValueError(
+                f"--stride is {self.stride}, but must be from 1 to --window, {self.window}: larger ones leave gaps."
+            )
+
+    @cached_property
+    def _pictures(self) -> LabelledPictures:
+        return READERS[self.data](self.root, self.split)
+
+    def open(self, model: Any, channels: int) -> LabelledPictures:
+        """The pictures.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: Their classes are not the model's.
+        """
+        if channels != 3:
+            raise ValueError(f"The model takes {channels} channels, but pictures with label maps are read in colour.")
+        pictures = self._pictures
+        known = model.pretrained_cfg.get("label_names")
+        trained = {name: label for label, name in enumerate(known)} if known else None
+        check_classes(pictures.classes, model.num_classes, trained, (self.split or self.data, "trained on"))
+        chosen = some_of(len(pictures), self.limit, self.seed)
+        return pictures if chosen is None else pictures.some(chosen)
+
+    def prepare(self, preparation: Preparation) -> PicturePreparation:
+        """At their own size, or resized; with the model's normalisation."""
+        return PicturePreparation(preparation.mean, preparation.std, self.short_side)
+
+    def measure(self, model: Any) -> PixelMeasure:
+        """Areas of the data's classes."""
+        return PixelMeasure(tuple(self._pictures.classes), PixelsAsGiven(self.scales, self.flip))
+
+    def restrict(self, model: nn.Module) -> nn.Module:
+        """The model, looking through windows."""
+        return Windowed(model, self.window, self.stride)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What answers depend on beside pictures and model."""
+        return {"classes": None, "window": self.window, "stride": self.stride}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For reports."""
+        return {"name": self.data, "root": self.root, "split": self.split, "short_side": self.short_side}

@@ -1,0 +1,370 @@
+"""Segmentation under attack and corrupted: losses by hand, the evaluator's numbers against plain loops, commands."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_segmentation import recipe_of, shapes_folder
+from torch import nn
+
+from imgproc_attn import cli
+from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.evaluation import NormalizedModel, ThreatModel
+from imgproc_attn.evaluation.assessment import Assessment, Place
+from imgproc_attn.evaluation.evaluator import Evaluator
+from imgproc_attn.evaluation.presets import build_attacks
+from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.evaluation.robustness import attack_conditions
+from imgproc_attn.evaluation.subject import Subject
+from imgproc_attn.segmentation import Areas, Windowed, sliding_strips
+from imgproc_attn.segmentation.attacks import (
+    PIXEL_ATTACKS,
+    PixelFGSM,
+    PixelPGD,
+    SegPGD,
+    pixel_cross_entropy,
+    wrong_pixels_weighted,
+)
+from imgproc_attn.segmentation.data import open_labelled_folder
+from imgproc_attn.segmentation.inference import classes_of
+from imgproc_attn.segmentation.measure import PixelMeasure, PixelsAsGiven, PixelsUnderAttack
+from imgproc_attn.segmentation.palettes import palette_of
+from imgproc_attn.segmentation.source import PictureSource
+from imgproc_attn.training import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run: two photographs, their grey levels for classes, and a small filter segmenter trained on them."""
+    place = tmp_path_factory.mktemp("run")
+    recipe = recipe_of(shapes_folder(place / "data"), "optimiser.lr=3e-3").variant("bilateral + twicing", 0)
+    train(recipe, place / "run", "cpu", say=lambda line: None)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    inner = timm.create_model(f"local-dir:{run / 'last'}", pretrained=True)
+    return NormalizedModel(inner).eval()
+
+
+def assessment(run, output, **options):
+    source = PictureSource("labelled", str(run.parent / "data"), "val", short_side=64, **options)
+    return Assessment(Subject(str(run)), source, Place(output, CPU, batch_size=1, workers=0))
+
+
+# --- losses
+
+
+def test_losses_are_of_labelled_pixels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randint(5, (2, 6, 7))
+    labels[0, :2] = 255
+    for b in range(2):
+        rows = [(i, j) for i in range(6) for j in range(7) if labels[b, i, j] != 255]
+        losses = torch.stack([-logits[b, :, i, j].log_softmax(0)[labels[b, i, j]] for i, j in rows])
+        right = torch.tensor([logits[b, :, i, j].argmax() == labels[b, i, j] for i, j in rows])
+        torch.testing.assert_close(pixel_cross_entropy(logits, labels)[b], losses.mean())
+        weighted = torch.where(right, 0.7, 0.3) * losses
+        torch.testing.assert_close(wrong_pixels_weighted(0.3, logits, labels)[b], weighted.mean())
+    assert (pixel_cross_entropy(logits, torch.full_like(labels, 255)) == 0).all()
+
+
+def test_losses_enlarge_logits_to_labels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 5, 6, 7), torch.randint(5, (1, 12, 14))
+    large = F.interpolate(logits, size=(12, 14), mode="bilinear")
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), F.cross_entropy(large, labels)[None])
+
+
+def test_segpgd_turns_from_right_pixels_to_all():
+    attack = SegPGD(0.1, 4)
+    assert [attack.objective_at(step).args[0] for step in range(4)] == [0, 1 / 8, 2 / 8, 3 / 8]
+
+
+@pytest.fixture
+def pointwise():
+    """Two classes, each pixel by itself: the worst change is known."""
+    torch.manual_seed(0)
+    return NormalizedModel(nn.Conv2d(3, 2, 1), [0.5] * 3, [0.5] * 3).eval()
+
+
+@pytest.mark.parametrize("attack", [PixelFGSM(0.01), PixelPGD(0.01, 20), SegPGD(0.01, 20), PixelPGD(0.01, 20, restarts=2)])
+def test_two_classes_in_closed_form(pointwise, attack):
+    """Away from the box each labelled pixel moves by eps against its class; ignored ones get no gradient."""
+    images, labels = torch.rand(2, 3, 9, 8) * 0.8 + 0.1, torch.randint(2, (2, 9, 8))
+    labels[:, :2] = 255
+    direction = (pointwise.model.weight[1] - pointwise.model.weight[0])[:, 0, 0].sign()
+    sign = torch.where(labels == 0, 1.0, -1.0)[:, None] * direction[:, None, None]
+    expected = torch.where((labels == 255)[:, None], images, images + 0.01 * sign)
+    judged = PixelsUnderAttack(attack)(pointwise, images, labels, torch.arange(2))
+    kept = (labels != 255)[:, None].expand_as(images)
+    torch.testing.assert_close(judged.images[kept], expected[kept], rtol=0, atol=1e-6)
+    assert (judged.images >= images - 0.01).all()
+    assert (judged.images <= images + 0.01).all()
+    if isinstance(attack, PixelFGSM):
+        assert torch.equal(judged.images[~kept], images[~kept])
+
+
+def test_attacks_refuse():
+    for name, (_, kind) in PIXEL_ATTACKS.items():
+        for threat in (ThreatModel(0.1, targeted=True), ThreatModel.normalized(0.1)):
+            with pytest.raises(ValueError, match="are of classifiers"):
+                kind(threat)
+        assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
+    with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd"):
+        build_attacks(["square"], [ThreatModel(0.1)], 5, 0, PIXEL_ATTACKS)
+
+
+def test_of_restarts_the_worst_counts(model, run):
+    samples = assessment(run, None).samples()
+    images, labels, ids = next(samples.batches(PictureSource("labelled", "", short_side=64).prepare(PREPARED), 1, 0, CPU))
+    alone = [_right(model, images, labels, ids, PixelPGD(0.01, 2, seed=0), restart) for restart in range(3)]
+    assert len(set(alone)) > 1
+    judged = PixelsUnderAttack(PixelPGD(0.01, 2, restarts=3, seed=0))(model, images, labels, ids)
+    assert judged.areas[0, 0].sum() == min(alone)
+
+
+class PREPARED:
+    mean, std = (0.5,) * 3, (0.5,) * 3
+
+
+def _right(model, images, labels, ids, attack, restart):
+    found = attack.perturb(model, images, labels, ids, restart)
+    with torch.no_grad():
+        logits = F.interpolate(model(found), size=labels.shape[-2:], mode="bilinear")
+    return int((logits.argmax(1) == labels)[labels != 255].sum())
+
+
+# --- windows and sizes
+
+
+@pytest.mark.parametrize("size", [(150, 200), (37, 33), (75, 333)])
+def test_classes_are_those_of_interpolation(size):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 41, 50)
+    large = F.interpolate(logits, size=size, mode="bilinear")
+    first, second = large.topk(2, dim=1).values.unbind(1)
+    found = classes_of(logits, size, rows=16)
+    assert (found == large.argmax(1))[first - second > 1e-5].all()
+
+
+def test_gradients_pass_windows():
+    torch.manual_seed(0)
+    model, image = nn.Conv2d(3, 4, 3, padding=1), torch.rand(1, 3, 20, 17, requires_grad=True)
+    weights = torch.rand(1, 4, 20, 17)
+    (found,) = torch.autograd.grad((Windowed(model, 8, 5)(image) * weights).sum(), image)
+    total, times = torch.zeros(1, 4, 20, 17), torch.zeros(20, 17)
+    for top in (0, 5, 10, 12):
+        for left in (0, 5, 9):
+            part = F.pad(model(image[..., top : top + 8, left : left + 8]), (left, 9 - left, top, 12 - top))
+            total, times = total + part, times + F.pad(torch.ones(8, 8), (left, 9 - left, top, 12 - top))
+    torch.testing.assert_close(Windowed(model, 8, 5)(image), total / times)
+    (expected,) = torch.autograd.grad((total / times * weights).sum(), image)
+    torch.testing.assert_close(found, expected)
+    whole = Windowed(model, 64)(image)
+    torch.testing.assert_close(whole, model(image))
+    assert [top for top, _ in sliding_strips(model, image[0], 64, 64)] == [0]
+
+
+# --- the evaluator
+
+
+def test_numbers_are_those_of_a_plain_loop(model, run, tmp_path):
+    """Attacks picture by picture, areas added up, labels at their own size."""
+    attacks = {"PGD 2/255": PixelPGD(2 / 255, 3, seed=1), "FGSM 2/255": PixelFGSM(2 / 255)}
+    ours = assessment(run, tmp_path)
+    flags = ours.ask(attack_conditions(ours.samples(), attacks, ours.measure))
+    pictures = open_labelled_folder(str(run.parent / "data"), "val")
+    for name, attack in [("clean", None), *attacks.items()]:
+        areas = Areas(6)
+        for i, (image, label) in enumerate(pictures):
+            small = ours.preparation.transform()(image, label)[0][None] / 255
+            if attack is not None:
+                small = attack.perturb(model, small, label[None], torch.tensor([i]))
+            with torch.no_grad():
+                areas.update(F.interpolate(model(small), size=label.shape, mode="bilinear"), label[None])
+        found, expected = ours.measure.count(flags[name]), areas.compute()
+        assert found["pixels"] == expected["pixels"]
+        for metric in ours.measure.metrics:
+            assert found[metric] == pytest.approx(expected[metric], abs=0.02)  # ties of rounded interpolation
+    assert flags["PGD 2/255"].scores.max() <= 2 / 255 + 1e-7
+
+
+def test_what_is_done_is_not_done_again_and_processes_share(model, run, tmp_path, monkeypatch):
+    ours = assessment(run, tmp_path)
+    conditions = attack_conditions(ours.samples(), {"PGD": PixelPGD(2 / 255, 2)}, ours.measure)
+
+    def evaluator(folder, processes=ALONE):
+        return Evaluator(model, ours.preparation, folder, {}, CPU, processes, batch_size=1)
+
+    whole = evaluator(tmp_path / "whole")(conditions)
+    monkeypatch.setattr(Evaluator, "_wait", lambda self: None)
+    with pytest.raises(ValueError, match="1 of 2 samples have no flag"):
+        evaluator(tmp_path / "parts", Processes(1, 2))(conditions)
+    found = evaluator(tmp_path / "parts")(conditions)
+    assert all(found[name].columns == whole[name].columns for name in whole)
+    assert len(list((tmp_path / "parts").glob("PGD.process-*"))) == 2
+    file = next((tmp_path / "whole").glob("PGD*"))
+    file.write_bytes(file.read_bytes()[:-20])  # killed while writing
+    assert evaluator(tmp_path / "whole")(conditions)["PGD"].columns == whole["PGD"].columns
+
+
+def test_doubts():
+    measure = PixelMeasure(("a", "b"))
+
+    def row(family, eps, miou):
+        return {"name": f"{family} {eps}", "family": family, "eps": eps, "norm": "Linf", "miou": miou}
+
+    rows = [
+        {"name": "clean", "miou": 50.0},
+        row("FGSM", 1, 30.0),
+        row("FGSM", 2, 20.0),
+        row("PGD", 1, 25.0),
+        row("PGD", 2, 20.3),
+    ]
+    assert measure.doubt(rows) == []
+    (found,) = measure.doubt([*rows[:4], row("PGD", 2, 25.6)][:1] + [row("PGD", 1, 25.0), row("PGD", 2, 25.6)])
+    assert found.check == "accuracy rises with eps"
+    assert "PGD 2 leaves 25.6 % mIoU, PGD 1 25.0 %" in found.message
+    (found,) = measure.doubt([row("FGSM", 1, 20.0), row("SegPGD", 1, 21.0)])
+    assert found.check == "steps are weaker than one"
+
+
+class Rounded(nn.Module):
+    """Has no gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images * 8).round() / 8)
+
+
+def test_checks_of_pixels(model, run):
+    ours = assessment(run, None)
+    batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    threat = ThreatModel(1 / 255)
+    assert ours.measure.check(model, [batch], threat, 0) == []
+    assert {found.check for found in ours.measure.check(Rounded(model).eval(), [batch], threat, 0)} == {"vanishing gradients"}
+    probabilities = nn.Sequential(model, nn.Softmax(1)).eval()
+    assert [found.check for found in ours.measure.check(probabilities, [batch], None, 0)] == ["probabilities"]
+
+
+def test_judges_refuse(model):
+    images, labels = torch.rand(1, 3, 64, 64) * 3, torch.zeros(1, 64, 64, dtype=torch.long)
+    for judge in (PixelsAsGiven(), PixelsUnderAttack(PixelFGSM(0.1))):
+        with pytest.raises(ValueError, match="Images range from"):
+            judge(model, images, labels, torch.arange(1))
+        with pytest.raises(ValueError, match="training mode"):
+            judge(nn.Conv2d(3, 6, 1).train(), images / 3, labels, torch.arange(1))
+    with pytest.raises(ValueError, match="Labels range from 0 to 9, but with 6 classes"):
+        PixelsAsGiven()(model, images / 3, labels + torch.tensor([0, 9]).repeat(32), torch.arange(1))
+
+
+# --- commands
+
+
+def command(*words):
+    cli.main([str(word) for word in words])
+
+
+def test_commands(run, tmp_path, capsys):
+    """A run is found its own pictures, size and windows; what it says of clean pictures is what its training said."""
+    command("evaluate", run, "--device", "cpu", "--workers", 0, "--output", tmp_path / "evaluate")
+    said = json.loads((tmp_path / "evaluate" / "result.json").read_text())
+    trained = json.loads((run / "final.json").read_text())["test"]
+    (clean,) = said["conditions"]
+    assert (clean["miou"], clean["pixels"]) == (pytest.approx(trained["miou"], abs=1e-3), trained["pixels"])
+    rows = list(csv.reader((tmp_path / "evaluate" / "per_class.csv").open()))
+    assert [row[0] for row in rows[1:]] == [f"class {i}" for i in range(6)]
+    assert float(rows[1][1]) == pytest.approx(trained["iou"][0])
+    common = ["--device", "cpu", "--workers", "0", "--checks", "1"]
+    attack = ["attack", run, *common, "--attacks", "fgsm", "segpgd", "--eps", "1/255", "4/255", "--steps", "2"]
+    command(*attack, "--output", tmp_path / "attack")
+    attacked = {row["name"]: row for row in json.loads((tmp_path / "attack" / "result.json").read_text())["conditions"]}
+    assert attacked["clean"]["miou"] == clean["miou"]
+    assert attacked["SegPGD 4/255"]["pixel_accuracy"] < attacked["SegPGD 1/255"]["pixel_accuracy"] < clean["pixel_accuracy"]
+    assert attacked["FGSM 4/255"]["largest_perturbation"] == pytest.approx(4 / 255, abs=1e-6)
+    corrupt = ["corrupt", run, *common[:-2], "--corruptions", "gaussian_noise", "--severities", "1", "5"]
+    command(*corrupt, "--output", tmp_path / "corrupt")
+    corrupted = json.loads((tmp_path / "corrupt" / "result.json").read_text())["conditions"]
+    assert corrupted[2]["miou"] < corrupted[0]["miou"]
+    assert {row["pixels"] for row in corrupted} == {clean["pixels"]}, "labels are not corrupted"
+    assert {file.name for file in (tmp_path / "attack").glob("*.png")} == {"curves.png", "gallery.png"}
+    found = tables(group(find_entries([tmp_path])))
+    assert {row["metric"] for rows in found.values() for row in rows} == {"mIoU", "pixel accuracy", "mean accuracy"}
+    command("report", tmp_path, "--output", tmp_path / "report.html")
+    assert "mIoU" in (tmp_path / "report.html").read_text()
+    command(*attack, "--window", 48, "--stride", 32, "--dry-run", "--output", tmp_path / "plan")
+    assert "SegPGD 4/255" in capsys.readouterr().out
+
+
+def test_windows_are_part_of_the_protocol(run, tmp_path):
+    words = ["corrupt", run, "--device", "cpu", "--workers", "0", "--corruptions", "fog", "--severities", "1"]
+    command(*words, "--window", "64", "--stride", "48", "--output", tmp_path)
+    with pytest.raises(SystemExit):
+        command(*words, "--output", tmp_path)
+
+
+def test_segment_writes_labels_and_overlays(run, model, tmp_path):
+    pictures = run.parent / "data" / "images" / "val"
+    command("segment", pictures, "--checkpoint", run, "--device", "cpu", "--output", tmp_path)
+    for name in "ab":
+        picture = np.asarray(Image.open(pictures / f"{name}.jpg"))
+        labels = np.asarray(Image.open(tmp_path / "labels" / f"{name}.png"))
+        assert labels.shape == picture.shape[:2]
+        small = torch.tensor(picture).permute(2, 0, 1)
+        size = [int(side * 64 / min(small.shape[-2:])) for side in small.shape[-2:]]
+        small = F.interpolate(small[None].float(), size=size, mode="bilinear", antialias=True).round() / 255
+        with torch.no_grad():
+            expected = F.interpolate(model(small), size=labels.shape, mode="bilinear").argmax(1)[0].numpy()
+        assert (labels == expected).mean() > 0.999
+        drawn = np.asarray(Image.open(tmp_path / "overlays" / f"{name}.png"))
+        height, width = labels.shape
+        assert drawn.shape[0] > height
+        blend = np.rint(picture * 0.5 + palette_of([f"class {i}" for i in range(6)])[labels] * 0.5)
+        assert np.abs(drawn[:height, :width] - blend).max() <= 1
+    command("segment", pictures / "a.jpg", "--checkpoint", run, "--scales", "0.75", "1", "--flip", "--output", tmp_path / "one")
+    assert [file.name for file in (tmp_path / "one" / "labels").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["segment", "nowhere", "--checkpoint", "RUN"], "nowhere is no picture, and no folder with any"),
+        (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "There is no attack 'square'; there are fgsm"),
+        (["attack", "RUN", "--preset", "robustbench-linf"], "--preset robustbench-linf is not for this model; there are grid"),
+        (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "are of classifiers"),
+        (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"], "different sizes make no batch"),
+        (["evaluate", "RUN", "--window", "32", "--stride", "40"], "--stride is 40, but must be from 1 to --window, 32"),
+        (["evaluate", "RUN", "--classes", "imagenet"], "are for classifiers; label maps name their classes"),
+        (["evaluate", "RUN", "--data", "digits", "--split", "test"], r"expected|not a label an image"),
+        (["attack", "RUN", "--data", "labelled", "--root", "OTHER", "--split", "val"], "5 classes|classes of val"),
+        (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "random weights|gives no label a pixel"),
+    ],
+)
+def test_commands_refuse(run, words, message, tmp_path, capsys):
+    other = shapes_folder(tmp_path / "other")
+    (other / "classes.txt").write_text("".join(f"class {i}\n" for i in range(5)))
+    names = {"RUN": str(run), "OTHER": str(other), "DATA": str(run.parent / "data")}
+    with pytest.raises(SystemExit):
+        command(*(names.get(word, word) for word in words), "--device", "cpu", "--output", tmp_path / "out")
+    assert __import__("re").search(message, capsys.readouterr().err)
+
+
+def test_palettes():
+    names = ["Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"]
+    assert palette_of(names)[3].tolist() == [128, 64, 128]
+    ade = palette_of(["wall", *(f"{i}" for i in range(149))])
+    assert (ade[0].tolist(), ade[-1].tolist()) == ([120, 120, 120], [92, 0, 255])
+    many = palette_of([f"class {i}" for i in range(200)])
+    assert len(np.unique(many, axis=0)) == 200
