@@ -1,7 +1,5 @@
 """Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
-import hashlib
-import json
 import math
 import shutil
 import warnings
@@ -11,66 +9,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from timm.utils import world_info_from_env
-from torch import Tensor
 from tqdm import tqdm
 
-from .data import Images, Preparation, Unreadable, evaluation_loader
-from .diagnostics import (
-    bandwidths,
-    draw_adversarial,
-    draw_bandwidths,
-    draw_curves,
-    draw_kernel_rows,
-    draw_learning,
-)
+from .diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from .environment import environment
-from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
-from .evaluation.sanity import sanity_checks
+from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
+from .examination import Examination, examination_of
 from .files import slug, write_atomically, write_json, write_text
-from .layers import FilterAttention
-from .models import FilterVisionTransformer
 from .models.checkpoints import load_weights
+from .records import METRICS
 from .training import Recipe, train
 from .training.run import check, create, start_processes
-from .training.splits import open_splits
 from .training.watch import SaturationWarning
 
 # Disturbances by the recipe's key: name in tables and unit.
 DISTURBANCES = {
     "fgsm": ("FGSM", "eps"),
     "pgd": ("PGD", "eps"),
+    "segpgd": ("SegPGD", "eps"),
     "gaussian_noise": ("noise", "standard deviation"),
     "gaussian_blur": ("blur", "sigma / pixels"),
 }
-EVALUATION = "evaluation.json"
-CHECKED = 32  # images a model that sanity checks look at
-
-
-class HeldOutImages:
-    """The images all models of a comparison are judged on, in memory.
-
-    Attributes:
-        images: ``[n, C, H, W]`` in [0, 1].
-        labels: ``[n]``.
-    """
-
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        data = recipe.data
-        split = open_splits(recipe, Unreadable()).test
-        if not isinstance(split, Images):
-            raise ValueError("A comparison needs data.test_split, from a reader that knows its images by number.")
-        label = next(iter(_variants(recipe)))
-        preparation = Preparation.of(create(recipe.variant(label, 0), device="meta").pretrained_cfg)
-        place = torch.device(device)
-        loader = evaluation_loader(split, preparation.without_normalisation(), 256, data.workers, place)
-        batches = list(loader)
-        images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
-        self.images: Tensor = images[labels >= 0].clamp(0, 1)
-        self.labels: Tensor = labels[labels >= 0]
 
 
 @dataclass
@@ -82,15 +44,15 @@ class Result:
     parameters: int
     train_seconds: float
     losses: list[float]
-    accuracies: dict[str, float]
+    metrics: dict[str, dict[str, float]]
     largest_perturbation: dict[str, float]
     bandwidths: dict[str, dict[str, list[float]]]
     findings: list[str]
 
-
-def build(recipe: Recipe, label: str, seed: int) -> NormalizedModel:
-    """The model ``label`` of the recipe, freshly initialised, normalisation inside."""
-    return NormalizedModel(create(recipe.variant(label, seed)))
+    @property
+    def first(self) -> dict[str, float]:
+        """The metric models are judged by, ``{condition: percent}``."""
+        return next(iter(self.metrics.values()))
 
 
 def check_comparison(recipe: Recipe) -> None:
@@ -101,8 +63,6 @@ def check_comparison(recipe: Recipe) -> None:
     """
     if recipe.comparison is None:
         raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
-    if recipe.segmentation is not None:
-        raise ValueError("Comparisons are of classifiers; train each variant of this one: `imgproc-attn train --variant`.")
     labels = list(recipe.comparison.variants)
     if len({slug(label) for label in labels}) != len(labels):
         raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
@@ -113,43 +73,20 @@ def check_comparison(recipe: Recipe) -> None:
             raise ValueError(f"comparison.variants.{label}: {error}") from error
 
 
-def disturbances(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""
-    e = recipe.evaluation
-    attacks: dict[str, Any] = {f"FGSM {eps:g}": FGSM(eps) for eps in e.fgsm}
-    attacks |= {f"PGD {eps:g}": PGD(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in e.pgd}
-    corruptions: dict[str, Any] = {f"noise {std:g}": GaussianNoise(std) for std in e.gaussian_noise}
-    corruptions |= {f"blur {sigma:g}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
-    return attacks, corruptions
-
-
 def run_one(
-    recipe: Recipe, label: str, seed: int, test: HeldOutImages, folder: Path, device: str, bar: tqdm
+    recipe: Recipe, label: str, seed: int, examination: Examination, folder: Path, device: str, bar: tqdm
 ) -> tuple[Result, NormalizedModel]:
-    """Train and evaluate one model; what its folder holds already is not repeated."""
+    """Train and examine one model; what its folder holds already is not repeated."""
     single = recipe.variant(label, seed)
     bar.set_description(f"{label}, seed {seed}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
         final = train(single, folder, device, resume=True, say=bar.set_postfix_str)
     bar.update()
-    model = build(recipe, label, seed).to(device)
-    load_weights(model.model, folder / final["checkpoint"])
-    model.eval()
-    key = _key(recipe, model, test, device)
-    file = folder / EVALUATION
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    if known.get("key") != key:
-        found = evaluate(model, test.images, test.labels, *disturbances(recipe), progress=bar.set_postfix_str)
-        radii = [*recipe.evaluation.pgd, *recipe.evaluation.fgsm]
-        doubts = sanity_checks(model, test.images[:CHECKED], test.labels[:CHECKED], min(radii, default=None))
-        known = {
-            "key": key,
-            "accuracies": found.accuracies,
-            "largest_perturbation": found.largest_perturbation,
-            "findings": [str(finding) for finding in doubts],
-        }
-        write_json(file, known)
+    inner = create(single, pretrained=False)
+    load_weights(inner, folder / final["checkpoint"])
+    model = examination.wrap(inner).to(device).eval()
+    found = examination(model, folder, bar.set_postfix_str)
     bar.update()
     result = Result(
         label,
@@ -157,23 +94,12 @@ def run_one(
         final["parameters"],
         final["seconds"],
         final["losses"],
-        known["accuracies"],
-        known["largest_perturbation"],
+        found.metrics,
+        found.largest_perturbation,
         bandwidths(model),
-        known["findings"],
+        found.findings,
     )
     return result, model
-
-
-def _key(recipe: Recipe, model: NormalizedModel, test: HeldOutImages, device: str) -> str:
-    """A hash of all that the numbers of an evaluation depend on."""
-    content = hashlib.sha256()
-    for tensor in (*model.state_dict().values(), test.images, test.labels):
-        content.update(tensor.cpu().numpy().tobytes())
-    found = environment(device)
-    protocol = [recipe.evaluation.model_dump(), found["versions"], found["python"], device, CHECKED]
-    content.update(json.dumps(protocol, sort_keys=True).encode())
-    return content.hexdigest()
 
 
 def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False) -> Path:
@@ -199,7 +125,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     if world_info_from_env()[2] > 1:
         raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
     device = str(start_processes(device)[0])
-    test = HeldOutImages(recipe, device)
+    examination = examination_of(recipe, device)
     if restart:
         shutil.rmtree(output / "runs", ignore_errors=True)
     protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}
@@ -209,23 +135,23 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     with tqdm(total=2 * len(jobs), dynamic_ncols=True) as bar:
         for label, seed in jobs:
             folder = output / "runs" / f"{slug(label)}-seed{seed}"
-            result, model = run_one(recipe, label, seed, test, folder, device, bar)
+            result, model = run_one(recipe, label, seed, examination, folder, device, bar)
             results.append(result)
             models.setdefault(label, model)
-    return write_report(recipe, results, models, test, protocol, output)
+    return write_report(recipe, results, models, examination, protocol, output)
 
 
 def _variants(recipe: Recipe) -> list[str]:
     return list(recipe.comparison.variants) if recipe.comparison else []
 
 
-def table(recipe: Recipe, results: list[Result]) -> str:
-    """Accuracy by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
+def table(recipe: Recipe, results: list[Result], metric: str) -> str:
+    """A metric by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
     by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
-    conditions = list(results[0].accuracies)
+    conditions = list(results[0].metrics[metric])
     lines = ["| model | " + " | ".join(conditions) + " |", "|---" * (len(conditions) + 1) + "|"]
     for label, runs in by_label.items():
-        cells = [_plus_minus(*mean_and_std([r.accuracies[c] for r in runs])) for c in conditions]
+        cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs])) for c in conditions]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     baseline = next(iter(by_label))
     for label, runs in by_label.items():
@@ -233,7 +159,7 @@ def table(recipe: Recipe, results: list[Result]) -> str:
             continue
         cells = []
         for c in conditions:
-            d = paired_difference([r.accuracies[c] for r in runs], [r.accuracies[c] for r in by_label[baseline]])
+            d = paired_difference([r.metrics[metric][c] for r in runs], [r.metrics[metric][c] for r in by_label[baseline]])
             cells.append(_plus_minus(d.mean, d.std, "+"))
         lines.append(f"| {label} − {baseline} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -241,7 +167,7 @@ def table(recipe: Recipe, results: list[Result]) -> str:
 
 def sanity(recipe: Recipe, results: list[Result]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides the training-sanity rule."""
-    by_label = {label: [r.accuracies["clean"] for r in results if r.label == label] for label in _variants(recipe)}
+    by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
     baseline = next(iter(by_label))
     lines = ["| model | difference of clean accuracy | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
     for label, values in by_label.items():
@@ -261,25 +187,31 @@ def write_report(
     recipe: Recipe,
     results: list[Result],
     models: Mapping[str, NormalizedModel],
-    test: HeldOutImages,
+    examination: Examination,
     protocol: dict[str, Any],
     output: Path,
 ) -> Path:
     """JSON, pictures and ``report.md`` in ``output``."""
     doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
-    pictures = _pictures(recipe, results, models, test)
+    pictures = {**_pictures(recipe, results), **examination.pictures(models)}
     for name, figure in pictures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
-    n, seeds = len(test.labels), sorted({r.seed for r in results})
+    seeds, metrics = sorted({r.seed for r in results}), list(results[0].metrics)
+    tables = [
+        f"{METRICS[metric][0].upper()}{METRICS[metric][1:]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric)
+        for metric in metrics
+    ]
     parts = [
         f"# {recipe.title}",
-        f"Accuracy in percent on {n} held-out images; mean ± standard deviation over seeds {seeds}; differences are paired by "
-        f"seed. Attacks and corruptions in units of images in [0, 1]; PGD with {recipe.evaluation.pgd_steps} steps and "
-        f"{recipe.evaluation.pgd_restarts} random start(s). Sampling error of one accuracy: up to {50 / n**0.5:.1f} points.",
-        table(recipe, results),
-        "Clean accuracy against the baseline:\n\n" + sanity(recipe, results) if len(_variants(recipe)) > 1 else "",
-        f"Sanity checks on {CHECKED} images a model (`imgproc_attn.evaluation.sanity`): "
+        f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "
+        f"Attacks and corruptions in units of images in [0, 1]; PGD with {recipe.evaluation.pgd_steps} steps and "
+        f"{recipe.evaluation.pgd_restarts} random start(s).",
+        *tables,
+        f"Clean {METRICS[metrics[0]]} against the baseline:\n\n" + sanity(recipe, results)
+        if len(_variants(recipe)) > 1
+        else "",
+        f"Sanity checks on {examination.checked} a model (`imgproc_attn.evaluation.sanity`): "
         + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
         "Training time, mean: "
@@ -296,9 +228,7 @@ def _mean_seconds(results: list[Result], label: str) -> float:
     return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
 
 
-def _pictures(
-    recipe: Recipe, results: list[Result], models: Mapping[str, NormalizedModel], test: HeldOutImages
-) -> dict[str, Figure]:
+def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
     pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
@@ -308,39 +238,13 @@ def _pictures(
         if strengths:
             units[name] = unit
             curves[name] = {
-                label: {0.0: [r.accuracies["clean"] for r in runs[label]]}
-                | {s: [r.accuracies[f"{name} {s:g}"] for r in runs[label]] for s in strengths}
+                label: {0.0: [r.first["clean"] for r in runs[label]]}
+                | {s: [r.first[f"{name} {s:g}"] for r in runs[label]] for s in strengths}
                 for label in labels
             }
     if curves:
-        pictures["curves"] = draw_curves(curves, units)
-    if recipe.evaluation.pgd:
-        pictures["adversarial"] = _adversarial_gallery(recipe, models, test)
+        pictures["curves"] = draw_curves(curves, units, next(iter(results[0].metrics)))
     learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
     if learned:
         pictures["bandwidths"] = draw_bandwidths(learned)
-    for label, model in models.items():
-        if isinstance(model.model, FilterVisionTransformer) and _has_space(model.model):
-            image = test.images[0]
-            rows, columns = model.model.patch_embed.grid_size
-            patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
-            normalized = model.normalize(image)
-            pictures[f"kernel-rows-{slug(label)}"] = draw_kernel_rows(model.model, image.cpu(), normalized, 0, patches)
     return pictures
-
-
-def _has_space(model: FilterVisionTransformer) -> bool:
-    return any(isinstance(module, FilterAttention) and len(module.positions) > 0 for module in model.modules())
-
-
-def _adversarial_gallery(recipe: Recipe, models: Mapping[str, NormalizedModel], test: HeldOutImages) -> Figure:
-    """The first image of each class under PGD in the middle of the recipe's radii."""
-    radii = sorted(recipe.evaluation.pgd)
-    eps = radii[len(radii) // 2]
-    chosen = torch.stack([(test.labels == c).nonzero()[0, 0] for c in test.labels.unique()[:8]])
-    images, labels = test.images[chosen], test.labels[chosen]
-    attack = PGD(eps, recipe.evaluation.pgd_steps)
-    found = {label: attack(model, images, labels, chosen.cpu()).adversarial for label, model in models.items()}
-    with torch.no_grad():
-        predictions = {label: models[label](adversarial).argmax(1).tolist() for label, adversarial in found.items()}
-    return draw_adversarial(images, found, labels.tolist(), predictions, eps)

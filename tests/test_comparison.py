@@ -8,8 +8,10 @@ import timm
 import torch
 
 from imgproc_attn import cli
-from imgproc_attn.comparison import HeldOutImages, build, compare
+from imgproc_attn.comparison import compare
+from imgproc_attn.examination import LabelExamination
 from imgproc_attn.training import find_recipe, load_recipe
+from imgproc_attn.training.run import create
 
 SMALL = [
     "model.depth=1",
@@ -46,12 +48,12 @@ def test_report(output):
     assert len(results["results"]) == 8
     assert {"torch", "timm", "imgproc-attn"} <= set(results["versions"])
     for result in results["results"]:
-        assert result["accuracies"]["PGD 0.05"] <= result["accuracies"]["clean"]
+        assert result["metrics"]["accuracy"]["PGD 0.05"] <= result["metrics"]["accuracy"]["clean"]
         assert result["largest_perturbation"]["PGD 0.05"] <= 0.05 + 1e-6
         final = json.loads(
             (output / "runs" / f"{result['label'].replace(' + ', '---')}-seed{result['seed']}" / "final.json").read_text()
         )
-        assert result["accuracies"]["clean"] == pytest.approx(final["test"]["top1"], abs=0.3)
+        assert result["metrics"]["accuracy"]["clean"] == pytest.approx(final["test"]["top1"], abs=0.3)
 
 
 def times(output, name):
@@ -78,7 +80,7 @@ def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output):
 
 
 def test_images_are_the_test_split_in_0_to_1():
-    test = HeldOutImages(load_recipe(find_recipe("quickstart"), ["data.test_images=50"]), "cpu")
+    test = LabelExamination(load_recipe(find_recipe("quickstart"), ["data.test_images=50"]), "cpu")
     assert test.images.shape == (50, 1, 8, 8)
     assert (test.images.min(), test.images.max()) == (0, 1)
     assert torch.allclose((test.images * 255).round() / 255, test.images)
@@ -130,6 +132,7 @@ def test_mistakes_are_found_before_anything_is_trained(override, message, tmp_pa
 
 def test_the_models_of_a_comparison_are_of_one_size():
     recipe = load_recipe(find_recipe("quickstart"))
-    sizes = {label: sum(p.numel() for p in build(recipe, label, 0).parameters()) for label in recipe.comparison.variants}
+    models = {label: create(recipe.variant(label, 0)) for label in recipe.comparison.variants}
+    sizes = {label: sum(p.numel() for p in model.parameters()) for label, model in models.items()}
     assert max(sizes.values()) <= 1.25 * sizes["plain"]
-    assert isinstance(build(recipe, "plain", 0).model, timm.models.VisionTransformer)
+    assert isinstance(models["plain"], timm.models.VisionTransformer)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
+from test_segmentation import shapes_folder
 
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",
@@ -111,3 +112,26 @@ def test_flags_are_the_same_in_two_processes(runs, tmp_path):
         result = json.loads((tmp_path / f"{kind}2" / "result.json").read_text())
         assert {row["n"] for row in result["conditions"]} == {61}
         assert result["environment"]["processes"] == 2
+
+
+def test_segmentation_in_two_processes(tmp_path):
+    """Each picture's areas count once, in training's evaluation and under attack."""
+    root = shapes_folder(tmp_path / "data")
+    changes = [f"data.root={root}", "data.name=labelled", "data.test_split=val", "data.num_classes=6", "data.workers=0"]
+    changes += ["data.input_size=[3,48,80]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
+    changes += ["segmentation.photometric=false", "model.decoder=linear", "model.drop_path_rate=0", "schedule.epochs=3"]
+    changes += ["model.img_size=[48,80]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
+    runs = []
+    for processes in (1, 2):
+        run = tmp_path / f"run{processes}"
+        launch(processes, "train", "camvid/comparison_half", *changes, "--variant", "plain", "--output", str(run))
+        runs.append(run)
+    one, two = (json.loads((run / "final.json").read_text()) for run in runs)
+    assert one["losses"] == pytest.approx(two["losses"], rel=0.02)  # means of a process's labelled pixels, not of all
+    assert one["test"]["pixels"] == two["test"]["pixels"]
+    assert one["test"]["miou"] == pytest.approx(two["test"]["miou"], abs=1)
+    for processes in (1, 2):
+        attack = ["attack", str(runs[0]), "--attacks", "segpgd", "--eps", "2/255", "--steps", "2", "--checks", "1"]
+        launch(processes, *attack, "--workers", "0", "--device", "cpu", "--output", str(tmp_path / f"attack{processes}"))
+    one, two = (json.loads((tmp_path / f"attack{i}" / "result.json").read_text())["conditions"] for i in (1, 2))
+    assert one == two

@@ -1,6 +1,8 @@
 """Segmentation: metrics against brute force, windows against their sum, any backbone behind any decoder."""
 
+import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,17 +11,21 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photographs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision import tv_tensors
 
+from imgproc_attn.comparison import compare
+from imgproc_attn.data import ALONE
 from imgproc_attn.files import write_json
 from imgproc_attn.segmentation import Areas, Windowed, multi_scale, segment, sliding_strips
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.inference import window_starts
 from imgproc_attn.segmentation.transforms import CropOfSeveral, joint_transform
-from imgproc_attn.training import find_recipe, load_recipe, train
-from imgproc_attn.training.checkpoints import timm_config
+from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
+from imgproc_attn.training.checkpoints import save_weights, timm_config
+from imgproc_attn.training.run import Run
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
@@ -188,6 +194,17 @@ def test_other_backbones(backbone):
     size = 56 if "patch14" in backbone else 64
     model = timm.create_model("segmenter", backbone=backbone, decoder="linear", num_classes=4, img_size=size, **options).eval()
     assert model(torch.randn(1, 3, 61, 90)).shape == (1, 4, 61, 90)
+
+
+@pytest.mark.parametrize("backbone", ["plain_vit_tiny", "bilateral_vit_tiny", "nlm_vit_tiny", "vit_tiny_patch16_224"])
+def test_the_decoder_gets_normalised_features(backbone):
+    """Of models that normalise behind the pooling, too."""
+    model = timm.create_model("segmenter", backbone=backbone, **TINY).eval()
+    features = model.encoder.forward_intermediates(
+        torch.rand(1, 3, 64, 64) * 9, indices=1, norm=True, intermediates_only=True, output_fmt="NLC"
+    )[-1]
+    torch.testing.assert_close(features.mean(-1), torch.zeros(features.shape[:2]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.var(-1, correction=0), torch.ones(features.shape[:2]), rtol=0, atol=1e-2)
 
 
 def test_bandwidths_keep_their_unit_when_the_grid_grows():
@@ -434,6 +451,98 @@ def test_it_learns(variant, tmp_path):
     assert areas.compute()["miou"] == pytest.approx(test["miou"], abs=0.02)
 
 
+def test_it_shows_what_it_makes_of_examples(tmp_path):
+    """Overlays in TensorBoard, an epoch each."""
+    recipe = recipe_of(shapes_folder(tmp_path / "data"), "schedule.epochs=3").variant("plain", 0)
+    train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0}).Reload()
+    shown = board.Images("examples")
+    assert [event.step for event in shown] == [0, 1, 2]
+    assert min(shown[0].width, shown[0].height) > 300
+    assert Image.open(io.BytesIO(shown[0].encoded_image_string)).size == (shown[0].width, shown[0].height)
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_it_starts_from_a_classifier(pooling, tmp_path):
+    """Weights of a classifier's run go to the encoder, position tables resampled; the decoder is new."""
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+    options |= {"global_pool": pooling, "class_token": pooling == "token"}
+    classifier = timm.create_model("bilateral_vit_tiny", img_size=32, num_classes=10, **options)
+    save_weights(classifier.state_dict(), classifier, options, None, tmp_path / "classifier" / "last")
+    recipe = recipe_of(shapes_folder(tmp_path / "data"), f"model.checkpoint={tmp_path / 'classifier'}", "schedule.epochs=3")
+    said = []
+    run = Run(recipe.variant("bilateral + twicing", 0), tmp_path / "run", torch.device("cpu"), ALONE, said.append)
+    encoder, trained = run.model.encoder, classifier.state_dict()
+    for name in ("blocks.1.attn.qkv.weight", "patch_embed.proj.weight", "blocks.0.attn.kernel.range_bandwidth.log_excess"):
+        assert torch.equal(encoder.state_dict()[name], trained[name])
+    norm = "norm.weight" if pooling == "token" else "fc_norm.weight"
+    assert torch.equal(encoder.norm.weight, trained[norm])
+    assert encoder.pos_embed.shape[1] == 6 * 8
+    assert "but for decoder" in said[0]
+
+
+def ade_recipes():
+    return [name for name in list_recipes() if name.startswith("ade20k/")]
+
+
+@pytest.mark.parametrize("name", ade_recipes())
+def test_ade20k_recipes_take_steps(name, tmp_path):
+    """Small: other pictures, crops and windows; all else as the recipe says."""
+    changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labelled", "data.train_split=train"]
+    changes += ["data.test_split=val", "data.num_classes=6", "data.workers=0", "data.input_size=[3,64,64]", "run.batch_size=2"]
+    changes += ["segmentation.short_side=64", "segmentation.window=64", "segmentation.stride=64", "model.pretrained=false"]
+    recipe = load_recipe(find_recipe(name), [*changes, "model.checkpoint=''", "schedule.epochs=1"])
+    takes_steps(recipe, tmp_path / "run")
+
+
+def takes_steps(recipe, folder):
+    """An epoch, in which every weight moves, and an evaluation through windows."""
+    run = Run(recipe, folder, torch.device("cpu"), ALONE, lambda line: None)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert math.isfinite(run.epoch(0)["train_loss"])
+    still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
+    assert not still, f"not trained: {still}"
+    found = run.evaluate(run.splits.test or run.splits.validation)
+    assert found["pixels"] > 0
+    assert len(found["iou"]) == recipe.data.num_classes
+
+
+def test_ade20k_recipes_differ_in_the_model_alone():
+    contents = [load_recipe(find_recipe(name)).model_dump(exclude={"title", "model"}) for name in ade_recipes()]
+    assert len(contents) == 14
+    assert all(content == contents[0] for content in contents)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ade_recipes())
+def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
+    """Three pictures of ADE20K, at the recipe's own size: two to train on, one to evaluate through windows."""
+    changes = [f"data.root={data_folder / 'ade20k_sample'}", "data.train_split=", "data.test_split=null", "data.workers=0"]
+    changes += ["data.validation_images=1", "run.batch_size=2", "model.pretrained=false", "model.checkpoint=''"]
+    takes_steps(load_recipe(find_recipe(name), changes), tmp_path)
+
+
+def test_a_comparison_of_segmenters(tmp_path):
+    """The report has both metrics, attacks and corruptions; again, nothing is repeated."""
+    more = ["schedule.epochs=2", "schedule.warmup_epochs=0", "comparison.seeds=[0]", "evaluation.pgd=[2/255]"]
+    recipe = recipe_of(shapes_folder(tmp_path / "data"), *more, "evaluation.pgd_steps=2", "evaluation.corruptions=[fog 3]")
+    report = compare(recipe, tmp_path / "report", "cpu")
+    text = report.read_text()
+    assert "MIoU:" in text
+    assert "Pixel accuracy:" in text
+    assert "on 2 held-out pictures" in text
+    results = json.loads((report.parent / "results.json").read_text())["results"]
+    conditions = ["clean", "PGD 0.00784314", "SegPGD 0.00392157", "fog 3"]
+    assert all(list(r["metrics"][metric]) == conditions for r in results for metric in ("miou", "pixel_accuracy"))
+    final = json.loads((report.parent / "runs" / "plain-seed0" / "final.json").read_text())["test"]
+    assert results[0]["metrics"]["miou"]["clean"] == pytest.approx(final["miou"], abs=1e-2)
+    assert {file.stem for file in report.parent.glob("*.png")} == {"learning", "curves", "bandwidths", "segmented"}
+    evaluated = report.parent / "runs" / "plain-seed0" / "evaluation.json"
+    before = evaluated.stat().st_mtime_ns
+    compare(recipe, tmp_path / "report", "cpu")
+    assert evaluated.stat().st_mtime_ns == before
+
+
 def test_it_goes_on_where_it_was(tmp_path):
     root = shapes_folder(tmp_path / "data")
     more = ["schedule.epochs=4", "data.test_split=null", "data.validation_images=1", "run.batch_size=1"]
@@ -470,6 +579,8 @@ def run_epochs(recipe, folder, epochs):
         ("augmentation.mixup=0.2", "segmentation has no mixup"),
         ("segmentation.stride=20", "stride is 20, but must not be above window, None"),
         ("segmentation.shrot_side=20", "unknown key; did you mean 'short_side'"),
+        ("evaluation.gaussian_noise=[0.1]", "segmentation has no gaussian_noise"),
+        ("evaluation.corruptions=[fogg 3]", "'fogg 3' is none; write a name and a severity, fog 3"),
     ],
 )
 def test_recipes_refuse(change, message, tmp_path):

@@ -186,7 +186,7 @@ def draw_kernel_rows(
     axes = figure.subplots(len(patches), heads + 1, squeeze=False)
     extent = (0, image.shape[-1], image.shape[-2], 0)
     for row, (y, x) in zip(axes, patches):
-        rows = rearrange(weights[:, prefix + y * width + x, prefix:], "h (y x) -> h y x", y=height).cpu()
+        rows = rearrange(weights[:, prefix + y * width + x, prefix:], "h (y x) -> h y x", y=height).cpu().numpy()
         for ax in row:
             ax.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, extent=extent)
             ax.plot((x + 0.5) * image.shape[-1] / width, (y + 0.5) * image.shape[-2] / height, "c+", markersize=9)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import pickle
 import re
 from pathlib import Path
@@ -119,18 +120,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return clean_state_dict(content)
 
 
+def folder_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What timm knows of a folder (``local-dir:``), for models built of others by name; None for what is no folder.
+
+    What timm says besides of that folder is taken out of ``kwargs``: it is not meant for the models inside.
+    """
+    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):
+        kwargs.pop(name, None)
+    return pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
+
+
 def start_from(model: nn.Module, path: Path) -> list[str]:
     """Load a checkpoint to train on from: as `load_weights`, but other classes, image sizes and patches are adapted.
 
     Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
-    classes stays as it was initialised.
+    classes stays as it was initialised. Into a segmenter, the weights of a classifier go to its encoder.
 
     Returns:
         The names that were not loaded.
     """
     weights = read_weights(path)
-    if isinstance(model, VisionTransformer):
-        weights = checkpoint_filter_fn(weights, model)
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, nn.Module) and not any(name.startswith("encoder.") for name in weights):
+        return ["decoder", *_start_encoder(encoder, weights, path)]
+    weights = _resampled(weights, model)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     heads = cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
@@ -138,6 +151,32 @@ def start_from(model: nn.Module, path: Path) -> list[str]:
     left = [n for n in weights if n.startswith(prefixes) and n in own and own[n].shape != weights[n].shape]
     _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)
     return left
+
+
+def _resampled(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Position table and patch embedding for the model's image and patch size, if it is a vision transformer."""
+    if not isinstance(model, VisionTransformer):
+        return weights
+    tokens, own = [name for name in ("cls_token", "dist_token") if name in weights], model.state_dict()
+    absent = [i for i, name in enumerate(tokens) if name not in own]
+    table = weights.get("pos_embed")
+    if absent and table is not None and math.isqrt(table.shape[1] - len(tokens)) ** 2 == table.shape[1] - len(tokens):
+        kept = [i for i in range(table.shape[1]) if i not in absent]  # timm takes the rows of missing tokens for patches
+        weights = {name: tensor for name, tensor in weights.items() if name in own or name not in tokens}
+        weights["pos_embed"] = table[:, kept]
+    return checkpoint_filter_fn(weights, model)
+
+
+def _start_encoder(encoder: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
+    """Weights of a classifier in the same model without its head; the names that only the head has."""
+    weights, own = _resampled(weights, encoder), encoder.state_dict()
+    for part in ("weight", "bias"):  # the norm behind the pooling is the one before it, of all tokens
+        here, there = f"fc_norm.{part}", f"norm.{part}"
+        if here in weights and here not in own and there in own and there not in weights:
+            weights[there] = weights.pop(here)
+    head = [name for name in weights if name not in own and name.startswith(("head", "fc.", "classifier."))]
+    _load(encoder, {name: tensor for name, tensor in weights.items() if name not in head}, path, head)
+    return head
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

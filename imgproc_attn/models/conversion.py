@@ -15,7 +15,7 @@ from torch import nn
 from ..filters import SoftmaxFilter
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
-from .checkpoints import load_weights
+from .checkpoints import folder_config, load_weights
 from .filter_vit import FilterVisionTransformer
 from .seams import (
     LAYER_POSITIONS,
@@ -125,9 +125,7 @@ def converted_vit(
         pretrained_cfg: timm's, of a folder.
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
-    own = pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
-    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):  # timm's way of saying what `own` says
-        kwargs.pop(name, None)
+    own = folder_config(pretrained_cfg, kwargs)
     plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
     model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "converted_vit"}

@@ -184,5 +184,7 @@ class PixelMeasure:
         found = condition.judge(model, images, labels, ids).images
         size = (images.shape[-2], images.shape[-1])
         with torch.no_grad():
-            maps = {name: classes_of(model(x), size).cpu() for name, x in (("clean", images), (condition.name, found))}
-        return draw_segmented(label, images, found, labels, maps, list(self.class_names))
+            clean, attacked = (list(classes_of(model(x), size)) for x in (images, found))
+        columns = {"picture": list(images), "labels": list(labels), "clean": clean}
+        columns |= {f"{condition.name}, picture": list(found), condition.name: attacked}
+        return draw_segmented(label, columns, self.class_names)

@@ -10,7 +10,7 @@ from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import Tensor, nn
 
-from ..models.checkpoints import load_weights
+from ..models.checkpoints import folder_config, load_weights
 from .decoders import LinearDecoder, mask_decoder
 
 DECODERS: Mapping[str, Callable[..., nn.Module]] = {"linear": LinearDecoder, "mask": mask_decoder}
@@ -85,6 +85,10 @@ def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -
             if not any(name in str(error) for name in sizes):
                 raise
             continue
+        if isinstance(
+            getattr(encoder, "fc_norm", None), nn.LayerNorm
+        ):  # the norm behind the pooling becomes that of all tokens
+            encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
         if hasattr(encoder, "prune_intermediate_layers"):  # what is behind the features would get no gradient
             encoder.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         return encoder
@@ -114,9 +118,7 @@ def segmenter(
     Raises:
         ValueError: An unknown decoder or option.
     """
-    own = pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
-    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):  # timm's way of saying what `own` says
-        kwargs.pop(name, None)
+    own = folder_config(pretrained_cfg, kwargs)
     num_classes = num_classes or (own["num_classes"] if own else 150)
     height, width = to_2tuple(img_size)
     encoder = _encoder(backbone, (height, width), {"pretrained": pretrained and own is None, **kwargs})

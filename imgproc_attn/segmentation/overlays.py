@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -48,34 +47,31 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     return canvas
 
 
-def draw_segmented(
-    title: str, images: Tensor, others: Tensor, labels: Tensor, maps: Mapping[str, Tensor], names: Sequence[str]
-) -> Figure:
-    """A row a picture: itself, its labels, then its other version and what the model makes of both.
+def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> Figure:
+    """Pictures and label maps side by side, with a legend: a row a picture, a column a version of it.
 
     Args:
         title: Of the figure.
-        images: ``[n, 3, H, W]`` in [0, 1].
-        others: The same pictures, attacked or corrupted.
-        labels: ``[n, H', W']``.
-        maps: ``{title: [n, H, W]}``, classes of the images, then of the others.
+        columns: ``{title: one tensor a row}``: pictures ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``.
         names: Of the classes.
     """
-    palette = palette_of(names)
-    (before, of_images), (after, of_others) = maps.items()
-    columns = [("picture", images), ("labels", labels), (before, of_images), (f"{after}, picture", others), (after, of_others)]
-    height, width = images.shape[-2:]
-    figure = Figure(figsize=(3 * len(columns), 3 * len(images) * height / width + 1), layout="constrained")
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
-    for row, i in zip(axes, range(len(images))):
-        for ax, (name, values) in zip(row, columns):
-            shown = values[i].detach().cpu()
-            ax.imshow(coloured(shown.numpy(), palette) if shown.ndim == 2 else rearrange(shown, "c h w -> h w c").clamp(0, 1))
+    palette, count = palette_of(names), len(next(iter(columns.values())))
+    height, width = next(iter(columns.values()))[0].shape[-2:]
+    figure = Figure(figsize=(3 * len(columns), 3 * count * height / width + 1), layout="constrained")
+    axes = figure.subplots(count, len(columns), squeeze=False)
+    areas = np.zeros(256, dtype=np.int64)
+    for j, (name, tensors) in enumerate(columns.items()):
+        axes[0, j].set_title(name, fontsize="small")
+        for ax, tensor in zip(axes[:, j], tensors):
             ax.set(xticks=[], yticks=[])
-            if i == 0:
-                ax.set_title(name, fontsize="small")
-    there = torch.cat([labels.flatten().cpu(), of_images.flatten().cpu()]).unique().tolist()
-    patches = [Patch(color=palette[label] / 255, label=names[label]) for label in there if label < len(names)][:SHOWN]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8), fontsize="small")
+            array = tensor.detach().cpu().numpy()
+            if array.ndim == 3:
+                ax.imshow(rearrange(array, "c h w -> h w c").clip(0, 1))
+            else:
+                ax.imshow(coloured(array, palette))
+                areas += np.bincount(array.ravel(), minlength=256)
+    shown = [label for label in np.argsort(-areas, kind="stable") if areas[label] > 0 and label < len(names)][:SHOWN]
+    patches = [Patch(color=palette[label] / 255, label=names[label]) for label in sorted(shown)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8) or 1, fontsize="small")
     figure.suptitle(title)
     return figure

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from ..diagnostics import draw_run
@@ -31,13 +32,15 @@ class Journal:
         self._drawn = time.monotonic()
         self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records))
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep an epoch's record."""
+    def add(self, record: dict[str, Any], examples: Figure | None = None) -> None:
+        """Keep an epoch's record; and in TensorBoard what the model makes of some examples."""
         self.records.append(record)
         self._write()
         for name, value in record.items():
             if name != "epoch" and isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(name, value, record["epoch"])
+        if examples is not None:
+            self._board.add_figure("examples", examples, record["epoch"])
         self._board.flush()
         if time.monotonic() - self._drawn > DRAW_EVERY:
             self._draw()

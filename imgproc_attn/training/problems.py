@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
@@ -11,7 +12,8 @@ from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader
 from ..evaluation.classification import evaluate_loader
 from ..segmentation.data import READERS as LABELLED
 from ..segmentation.data import LabelledPictures
-from ..segmentation.inference import evaluate_pictures
+from ..segmentation.inference import evaluate_pictures, segment
+from ..segmentation.overlays import draw_segmented
 from ..segmentation.transforms import PicturePreparation, joint_transform
 from .augmentation import training_transform
 from .recipe import Recipe, Segmentation
@@ -67,6 +69,10 @@ class Problem(Protocol):
         """A few images as the model gets them, to look at its filters; None if looking would disturb the reader."""
         ...
 
+    def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
+        """What the model makes of a few images, if that is worth a picture."""
+        ...
+
 
 class ClassificationProblem:
     """One label an image.
@@ -106,6 +112,10 @@ class ClassificationProblem:
             return None
         four = Images(images.reader, images.num_classes, images.indices[:4], preparation.input_size[0], "ignore")
         return next(iter(evaluation_loader(four, preparation, 4, 0, device)))[0]
+
+    def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
+        """Labels are not worth one."""
+        return None
 
 
 class SegmentationProblem:
@@ -176,6 +186,19 @@ class SegmentationProblem:
         height, width = self.crop
         first = next(iter(evaluation_loader(images.some([0]), self._whole(preparation), 1, 0, device)))[0]
         return first[..., :height, :width]
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
+        """Three pictures, their labels, and the model's."""
+        three = images.some(range(0, len(images), -(-len(images) // 3)))
+        whole = self._whole(loading.preparation)
+        mean, std = (torch.tensor(values, device=loading.device)[:, None, None] for values in (whole.mean, whole.std))
+        columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], "model": []}
+        for normalized, labels in evaluation_loader(three, whole, 1, 0, loading.device):
+            found = segment(model, normalized[0], self.section.window, self.section.stride, size=tuple(labels.shape[-2:]))
+            for column, tensor in zip(columns.values(), (normalized[0] * std + mean, labels[0], found)):
+                column.append(tensor)
+        return draw_segmented("", columns, list(images.classes))
 
     def _whole(self, preparation: Preparation) -> PicturePreparation:
         return PicturePreparation(preparation.mean, preparation.std, self.section.short_side)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..evaluation.imagenet_c import COMMON, EXTRA
 from ..segmentation.data import READERS as LABELLED
 
 
@@ -314,6 +315,8 @@ class EvaluationSection(_Section):
         pgd_restarts: Restarts of PGD.
         gaussian_noise: Standard deviations.
         gaussian_blur: Standard deviations in pixels.
+        segpgd: Radii eps of SegPGD, of segmentation alone.
+        corruptions: Of ImageNet-C, ``fog 3``: name and severity.
     """
 
     fgsm: list[Radius] = []
@@ -322,6 +325,19 @@ class EvaluationSection(_Section):
     pgd_restarts: Count = 1
     gaussian_noise: list[Positive] = []
     gaussian_blur: list[Positive] = []
+    segpgd: list[Radius] = []
+    corruptions: list[str] = []
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known(cls, corruptions: list[str]) -> list[str]:
+        for text in corruptions:
+            name, _, severity = text.partition(" ")
+            if name not in (*COMMON, *EXTRA) or severity not in ("1", "2", "3", "4", "5"):
+                raise ValueError(
+                    f"{text!r} is none; write a name and a severity, fog 3; there are {', '.join([*COMMON, *EXTRA])}"
+                )
+        return corruptions
 
 
 class Comparison(_Section):
@@ -390,6 +406,8 @@ class Recipe(_Section):
             )
         if self.segmentation:
             self._segments()
+        elif self.evaluation.segpgd:
+            raise ValueError("evaluation.segpgd is of segmentation; leave it out")
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
         if self.adversarial and self.run.amp == "float16":
@@ -404,6 +422,7 @@ class Recipe(_Section):
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
+        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur"}, exclude_defaults=True)
         given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:

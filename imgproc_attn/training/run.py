@@ -152,7 +152,7 @@ class Run:
         if recipe.model.checkpoint:
             left = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
             if left:
-                self.say(f"From {recipe.model.checkpoint}, but for the new classifier: {', '.join(left)}.")
+                self.say(f"From {recipe.model.checkpoint}, but for {', '.join(left)}.")
         self.preparation = Preparation.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.checkpoint_blocks:
@@ -165,8 +165,8 @@ class Run:
             task.prepare_distributed(device_ids=[self.device] if self.device.type == "cuda" else None)
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
         self.trainer = Trainer(task, loader, recipe, self.processes, mix)
-        seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
-        pictures = self.problem.a_few(seen, self.preparation, self.device)
+        self.seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
+        pictures = self.problem.a_few(self.seen, self.preparation, self.device)
         self.watch = None if pictures is None else SaturationWatch(pictures)
 
     @property
@@ -240,7 +240,7 @@ class Run:
             save_weights(*kept, self.folder / BEST)
         save_weights(*kept, self.folder / LAST)
         self.save_state([*journal.records, record])
-        journal.add(record)
+        journal.add(record, self.problem.examples(self.evaluated.eval(), self.seen, self._loading))
 
     def save_state(self, records: list[dict[str, Any]]) -> None:
         """Write all it takes to go on after the epochs of ``records``."""

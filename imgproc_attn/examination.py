@@ -1,0 +1,287 @@
+"""What the models of a comparison go through: attacks and corruptions on the same held-out images."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from .data import Images, Preparation, Unreadable, evaluation_loader
+from .diagnostics import draw_adversarial, draw_kernel_rows
+from .environment import environment
+from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
+from .evaluation.conditions import Condition
+from .evaluation.evaluator import Evaluator, weights_hash
+from .evaluation.imagenet_c import ImageNetC
+from .evaluation.results import row
+from .evaluation.robustness import CLEAN
+from .evaluation.samples import Samples
+from .evaluation.sanity import sanity_checks
+from .evaluation.threat import ThreatModel
+from .files import slug, write_json
+from .layers import FilterAttention
+from .models import FilterVisionTransformer
+from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
+from .segmentation.inference import Windowed, segment
+from .segmentation.measure import PixelMeasure
+from .segmentation.overlays import draw_segmented
+from .segmentation.transforms import PicturePreparation
+from .training.problems import SegmentationProblem
+from .training.recipe import EvaluationSection, Recipe
+from .training.run import create
+from .training.splits import open_splits
+
+EVALUATION = "evaluation.json"
+CHECKED = 32  # images a model that sanity checks look at
+
+
+class Examined(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        metrics: ``{metric: {condition: percent}}``; by the first metric models are judged; the first condition is ``clean``.
+        largest_perturbation: By attack.
+        findings: Reasons to doubt.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    largest_perturbation: dict[str, float]
+    findings: list[str]
+
+
+class Examination(Protocol):
+    """Held-out images, and what is done with them."""
+
+    @property
+    def samples(self) -> str:
+        """What they are, in words."""
+        ...
+
+    @property
+    def checked(self) -> str:
+        """How many of them sanity checks look at, in words."""
+        ...
+
+    def wrap(self, model: nn.Module) -> NormalizedModel:
+        """The model as it is asked: of images in [0, 1]."""
+        ...
+
+    def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
+        """Examine; what the model's folder holds already is not repeated."""
+        ...
+
+    def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
+        """A look at all models."""
+        ...
+
+
+def examination_of(recipe: Recipe, device: str) -> Examination:
+    """By the sections of the recipe.
+
+    Raises:
+        ValueError: There is no test split of images known by number.
+    """
+    if recipe.data.test_split is None or recipe.data.iterates:
+        raise ValueError("A comparison needs data.test_split, from a reader that knows its images by number.")
+    return LabelExamination(recipe, device) if recipe.segmentation is None else PixelExamination(recipe, device)
+
+
+def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
+    """What the folder holds under that key, else what ``examine`` finds."""
+    file = folder / EVALUATION
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if known.get("key") != key:
+        known = {"key": key, **examine()._asdict()}
+        write_json(file, known)
+    return Examined(*(known[name] for name in Examined._fields))
+
+
+def _corruptions(e: EvaluationSection) -> dict[str, ImageNetC]:
+    """Those of ImageNet-C by their name and severity, ``fog 3``."""
+    pairs = {text: text.split() for text in e.corruptions}
+    return {text: ImageNetC(name, int(severity)) for text, (name, severity) in pairs.items()}
+
+
+class LabelExamination:
+    """Classifiers; all images are in memory.
+
+    Args:
+        recipe: Of the comparison.
+        device: Where to run.
+
+    Attributes:
+        images: ``[n, C, H, W]`` in [0, 1].
+        labels: ``[n]``.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device = recipe, device
+        split = open_splits(recipe, Unreadable()).test
+        assert isinstance(split, Images)
+        preparation = _preparation(recipe)
+        loader = evaluation_loader(split, preparation.without_normalisation(), 256, recipe.data.workers, torch.device(device))
+        batches = list(loader)
+        images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        self.images: Tensor = images[labels >= 0].clamp(0, 1)
+        self.labels: Tensor = labels[labels >= 0]
+        self._digest = hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
+
+    @property
+    def samples(self) -> str:
+        n = len(self.labels)
+        return f"{n} held-out images; sampling error of one accuracy: up to {50 / n**0.5:.1f} points"
+
+    @property
+    def checked(self) -> str:
+        return f"{CHECKED} images"
+
+    def wrap(self, model: nn.Module) -> NormalizedModel:
+        return NormalizedModel(model)
+
+    def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
+        return _once(folder, self._key(model), lambda: self._examine(model, say))
+
+    def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
+        e = self.recipe.evaluation
+        found = evaluate(model, self.images, self.labels, *self.disturbances(), progress=say)
+        least = min([*e.pgd, *e.fgsm], default=None)
+        doubts = sanity_checks(model, self.images[:CHECKED], self.labels[:CHECKED], least)
+        return Examined({"accuracy": found.accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
+
+    def _key(self, model: nn.Module) -> str:
+        """A hash of all that the numbers depend on."""
+        found = environment(self.device)
+        protocol = [self.recipe.evaluation.model_dump(), found["versions"], found["python"], self.device, CHECKED]
+        content = json.dumps([weights_hash(model), self._digest, *protocol], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""
+        e = self.recipe.evaluation
+        attacks: dict[str, Any] = {f"FGSM {eps:g}": FGSM(eps) for eps in e.fgsm}
+        attacks |= {f"PGD {eps:g}": PGD(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in e.pgd}
+        corruptions: dict[str, Any] = {f"noise {std:g}": GaussianNoise(std) for std in e.gaussian_noise}
+        corruptions |= {f"blur {sigma:g}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
+        return attacks, corruptions | _corruptions(e)
+
+    def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
+        found = {"adversarial": self._adversarial(models)} if self.recipe.evaluation.pgd else {}
+        for label, model in models.items():
+            if isinstance(model.model, FilterVisionTransformer) and _has_space(model.model):
+                image = self.images[0]
+                rows, columns = model.model.patch_embed.grid_size
+                patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
+                drawn = draw_kernel_rows(model.model, image.cpu(), model.normalize(image), 0, patches)
+                found[f"kernel-rows-{slug(label)}"] = drawn
+        return found
+
+    def _adversarial(self, models: Mapping[str, NormalizedModel]) -> Figure:
+        """The first image of each class under PGD in the middle of the recipe's radii."""
+        radii = sorted(self.recipe.evaluation.pgd)
+        eps = radii[len(radii) // 2]
+        chosen = torch.stack([(self.labels == c).nonzero()[0, 0] for c in self.labels.unique()[:8]])
+        images, labels = self.images[chosen], self.labels[chosen]
+        attack = PGD(eps, self.recipe.evaluation.pgd_steps)
+        found = {label: attack(model, images, labels, chosen.cpu()).adversarial for label, model in models.items()}
+        with torch.no_grad():
+            predictions = {label: models[label](adversarial).argmax(1).tolist() for label, adversarial in found.items()}
+        return draw_adversarial(images, found, labels.tolist(), predictions, eps)
+
+
+def _preparation(recipe: Recipe) -> Preparation:
+    """How the models of a comparison want their images."""
+    assert recipe.comparison is not None
+    first = recipe.variant(next(iter(recipe.comparison.variants)), 0)
+    return Preparation.of(create(first, device="meta", pretrained=False).pretrained_cfg)
+
+
+def _has_space(model: FilterVisionTransformer) -> bool:
+    return any(isinstance(module, FilterAttention) and len(module.positions) > 0 for module in model.modules())
+
+
+class PixelExamination:
+    """Segmenters; pictures are read one by one.
+
+    Args:
+        recipe: Of the comparison.
+        device: Where to run.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        assert recipe.segmentation is not None
+        self.recipe, self.section, self.device = recipe, recipe.segmentation, torch.device(device)
+        pictures = SegmentationProblem(recipe).open(Unreadable(), 1).test
+        self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes))
+        preparation = _preparation(recipe)
+        self.preparation = PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
+        self.conditions = self._conditions()
+
+    def _conditions(self) -> list[Condition]:
+        e = self.recipe.evaluation
+        stepwise = {"PGD": (PixelPGD, e.pgd), "SegPGD": (SegPGD, e.segpgd)}
+        attacks: dict[str, Any] = {f"FGSM {eps:g}": PixelFGSM(eps) for eps in e.fgsm}
+        for name, (kind, radii) in stepwise.items():
+            attacks |= {f"{name} {eps:g}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
+        found = [Condition(CLEAN, self._samples, self.measure.clean)]
+        for name, attack in attacks.items():
+            found.append(Condition(name, self._samples, self.measure.under(attack), None, name.split()[0], attack.eps))
+        corrupted = {name: self._samples.corrupted(c) for name, c in _corruptions(e).items()}
+        return found + [Condition(name, samples, self.measure.clean) for name, samples in corrupted.items()]
+
+    @property
+    def samples(self) -> str:
+        return f"{len(self._samples)} held-out pictures"
+
+    @property
+    def checked(self) -> str:
+        return f"{self.measure.checked} pictures"
+
+    def wrap(self, model: nn.Module) -> NormalizedModel:
+        return NormalizedModel(Windowed(model, self.section.window, self.section.stride), *self.preparation[:2])
+
+    def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
+        found = environment(str(self.device))
+        protocol = {"weights": weights_hash(model), "versions": found["versions"], "section": self.section.model_dump()}
+        protocol |= {"evaluation": self.recipe.evaluation.model_dump(), "device": str(self.device)}
+        key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+        return _once(folder, key, lambda: self._examine(model, folder / "flags" / key[:16], protocol, say))
+
+    def _examine(
+        self, model: NormalizedModel, folder: Path, protocol: Mapping[str, Any], say: Callable[[str], Any]
+    ) -> Examined:
+        workers = self.recipe.data.workers
+        evaluator = Evaluator(
+            model,
+            self.preparation,
+            folder,
+            protocol,
+            self.device,
+            batch_size=1,
+            workers=workers,
+            progress=lambda name, n: say(name),
+        )
+        flags = evaluator(self.conditions)
+        rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
+        few = self._samples.only(self._samples.ids[: self.measure.checked])
+        radii = [condition.strength for condition in self.conditions if condition.strength]
+        threat = ThreatModel(min(radii)) if radii else None
+        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), threat, 0)
+        return Examined(
+            {metric: {r["name"]: r[metric] for r in rows} for metric in self.measure.metrics[:2]},
+            {r["name"]: r["largest_perturbation"] for r in rows if "largest_perturbation" in r},
+            [str(doubt) for doubt in [*doubts, *self.measure.doubt(rows)]],
+        )
+
+    @torch.no_grad()
+    def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
+        few = self._samples.only(self._samples.ids[:: -(-len(self._samples) // 3)])
+        columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], **{label: [] for label in models}}
+        for images, labels, _ in few.batches(self.preparation, 1, 0, self.device):
+            maps = [segment(model, images[0], size=(labels.shape[-2], labels.shape[-1])) for model in models.values()]
+            for column, tensor in zip(columns.values(), (images[0], labels[0], *maps)):
+                column.append(tensor)
+        return {"segmented": draw_segmented(self.recipe.title, columns, self.measure.class_names)}
