@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -449,6 +451,24 @@ def test_it_learns(variant, tmp_path):
             logits = nn.functional.interpolate(model(x), size=mask.shape, mode="bilinear")
         areas.update(logits, mask[None])
     assert areas.compute()["miou"] == pytest.approx(test["miou"], abs=0.02)
+
+
+LARGE = """
+import resource, timm, torch, imgproc_attn
+from imgproc_attn.segmentation import segment
+from skimage import data, transform
+model = timm.create_model("segmenter", backbone="nlm_vit_small", num_classes=150, img_size=512).eval()
+picture = torch.tensor(transform.resize(data.astronaut(), (1024, 2048)), dtype=torch.float32).permute(2, 0, 1)
+assert segment(model, picture, 512, 512).shape == (1024, 2048)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
+def test_windows_bound_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3e6
 
 
 def test_it_shows_what_it_makes_of_examples(tmp_path):
