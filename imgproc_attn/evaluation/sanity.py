@@ -92,6 +92,11 @@ class Trial:
         return PGD(self.threat, 20, seed=self.seed)
 
 
+def _differ(more: Tensor, less: Tensor, points: float) -> bool:
+    """Whether flags differ by more than that, and by more than the one image that may be chance."""
+    return _percent(more) - _percent(less) > points and int(more.sum() - less.sum()) > 1
+
+
 def _percent(flags: Tensor) -> float:
     return 100 * flags.double().mean().item()
 
@@ -196,7 +201,7 @@ def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_bo
         black_box: Those that do not.
     """
     found = []
-    if {"FGSM", "PGD"} <= robust.keys() and _percent(robust["PGD"]) > _percent(robust["FGSM"]) + POINTS:
+    if {"FGSM", "PGD"} <= robust.keys() and _differ(robust["PGD"], robust["FGSM"], POINTS):
         found.append(
             Finding(
                 "PGD weaker than FGSM",
@@ -221,25 +226,25 @@ def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_bo
 def check_strength(trial: Trial) -> list[Finding]:
     """Whether PGD has converged, whether it wins in the end, and whether the scale of the logits holds it back."""
     found, threat = [], trial.threat
-    few, many = _percent(trial.withstand_pgd), trial.left(PGD(threat, 100, restarts=2, seed=trial.seed))
-    if few - many > MORE_POINTS:
+    few, many = trial.withstand_pgd, trial.robust(PGD(threat, 100, restarts=2, seed=trial.seed))
+    if _differ(few, many, MORE_POINTS):
         found.append(
             Finding(
                 "more steps still help",
-                f"PGD leaves {few:.1f} % after 20 steps and {many:.1f} % after 100 steps from 2 starts: it has not converged. "
-                "Give it more, or use APGD.",
+                f"PGD leaves {_percent(few):.1f} % after 20 steps and {_percent(many):.1f} % after 100 steps from 2 starts: it "
+                "has not converged. Give it more, or use APGD.",
             )
         )
     if threat.bounds is not None and threat.norm == LINF:
-        found += _check_large_radii(trial, few)
+        found += _check_large_radii(trial, _percent(few))
     for factor in (0.1, 0.01):
-        scaled = trial.left(trial.pgd, _Scaled(trial.model, factor).eval())
-        if few - scaled > MORE_POINTS:
+        scaled = trial.robust(trial.pgd, _Scaled(trial.model, factor).eval())
+        if _differ(few, scaled, MORE_POINTS):
             found.append(
                 Finding(
                     "scale of the logits",
-                    f"PGD leaves {few:.1f} %, and {scaled:.1f} % with logits multiplied by {factor:g}: the loss is flat where "
-                    "the model is sure. Use APGD-DLR, whose objective has no scale.",
+                    f"PGD leaves {_percent(few):.1f} %, and {_percent(scaled):.1f} % with logits multiplied by {factor:g}: the "
+                    "loss is flat where the model is sure. Use APGD-DLR, whose objective has no scale.",
                 )
             )
             break
@@ -268,7 +273,7 @@ def check_saturation(trial: Trial) -> list[Finding]:
     The forward pass stays the model's; only gradients are those of wider kernels, which are not flat.
     """
     found, plain = [], _percent(trial.withstand_pgd)
-    adaptive = {factor: trial.left(trial.pgd, wide) for factor in WIDER if (wide := _backward_of_wider(trial.model, factor))}
+    adaptive = {f: trial.robust(trial.pgd, wide) for f in WIDER if (wide := _backward_of_wider(trial.model, f))}
     share = _saturated_rows(trial.model, trial.images[: trial.batch_size])
     if share > SATURATED_SHARE:
         found.append(
@@ -277,16 +282,17 @@ def check_saturation(trial: Trial) -> list[Finding]:
                 f"{100 * share:.1f} % of the filter's rows have a weight above 1 - 1e-4: hardly any gradient reaches their "
                 f"queries and keys, and attacks that follow it are blind there. PGD leaves {plain:.1f} %; with gradients of "
                 f"kernels {', '.join(map(str, adaptive))} times as wide "
-                f"{', '.join(f'{left:.1f} %' for left in adaptive.values())}. Report the lowest, and a strong attack's.",
+                f"{', '.join(f'{_percent(left):.1f} %' for left in adaptive.values())}. Report the lowest, and a strong "
+                "attack's.",
             )
         )
-    if adaptive and plain - min(adaptive.values()) > MORE_POINTS:
-        factor = min(adaptive, key=adaptive.__getitem__)
+    factor = min(adaptive, key=lambda f: int(adaptive[f].sum()), default=None)
+    if factor is not None and _differ(trial.withstand_pgd, adaptive[factor], MORE_POINTS):
         found.append(
             Finding(
                 "adaptive attack",
-                f"PGD leaves {plain:.1f} %, and {adaptive[factor]:.1f} % with gradients of kernels {factor} times as wide: "
-                "sharp kernels mask the gradient. Report the adaptive number.",
+                f"PGD leaves {plain:.1f} %, and {_percent(adaptive[factor]):.1f} % with gradients of kernels {factor} times as "
+                "wide: sharp kernels mask the gradient. Report the adaptive number.",
             )
         )
     return found
