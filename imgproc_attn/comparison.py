@@ -198,10 +198,7 @@ def write_report(
     for name, figure in pictures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
     seeds, metrics = sorted({r.seed for r in results}), list(results[0].metrics)
-    tables = [
-        f"{METRICS[metric][0].upper()}{METRICS[metric][1:]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric)
-        for metric in metrics
-    ]
+    tables = [f"In {METRICS[metric]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric) for metric in metrics]
     parts = [
         f"# {recipe.title}",
         f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "

@@ -18,7 +18,7 @@ from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, weights_hash
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
-from .evaluation.robustness import CLEAN
+from .evaluation.robustness import attack_conditions
 from .evaluation.samples import Samples
 from .evaluation.sanity import sanity_checks
 from .evaluation.threat import ThreatModel
@@ -26,8 +26,7 @@ from .files import slug, write_json
 from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
-from .segmentation.inference import Windowed, segment
-from .segmentation.measure import PixelMeasure
+from .segmentation.measure import PixelMeasure, Windows
 from .segmentation.overlays import draw_segmented
 from .segmentation.transforms import PicturePreparation
 from .training.problems import SegmentationProblem
@@ -215,7 +214,8 @@ class PixelExamination:
         assert recipe.segmentation is not None
         self.recipe, self.section, self.device = recipe, recipe.segmentation, torch.device(device)
         pictures = SegmentationProblem(recipe).open(Unreadable(), 1).test
-        self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes))
+        windows = Windows(self.section.window, self.section.stride)
+        self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes), windows)
         preparation = _preparation(recipe)
         self.preparation = PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
         self.conditions = self._conditions()
@@ -226,11 +226,11 @@ class PixelExamination:
         attacks: dict[str, Any] = {f"FGSM {eps:g}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
             attacks |= {f"{name} {eps:g}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
-        found = [Condition(CLEAN, self._samples, self.measure.clean)]
-        for name, attack in attacks.items():
-            found.append(Condition(name, self._samples, self.measure.under(attack), None, name.split()[0], attack.eps))
         corrupted = {name: self._samples.corrupted(c) for name, c in _corruptions(e).items()}
-        return found + [Condition(name, samples, self.measure.clean) for name, samples in corrupted.items()]
+        return [
+            *attack_conditions(self._samples, attacks, self.measure),
+            *(Condition(name, samples, self.measure.clean) for name, samples in corrupted.items()),
+        ]
 
     @property
     def samples(self) -> str:
@@ -241,12 +241,13 @@ class PixelExamination:
         return f"{self.measure.checked} pictures"
 
     def wrap(self, model: nn.Module) -> NormalizedModel:
-        return NormalizedModel(Windowed(model, self.section.window, self.section.stride), *self.preparation[:2])
+        return NormalizedModel(model, self.preparation.mean, self.preparation.std)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
         found = environment(str(self.device))
         protocol = {"weights": weights_hash(model), "versions": found["versions"], "section": self.section.model_dump()}
         protocol |= {"evaluation": self.recipe.evaluation.model_dump(), "device": str(self.device)}
+        protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
         key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
         return _once(folder, key, lambda: self._examine(model, folder / "flags" / key[:16], protocol, say))
 
@@ -267,7 +268,8 @@ class PixelExamination:
         flags = evaluator(self.conditions)
         rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
         few = self._samples.only(self._samples.ids[: self.measure.checked])
-        radii = [condition.strength for condition in self.conditions if condition.strength]
+        e = self.recipe.evaluation
+        radii = [*e.fgsm, *e.pgd, *e.segpgd]
         threat = ThreatModel(min(radii)) if radii else None
         doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), threat, 0)
         return Examined(
@@ -281,7 +283,8 @@ class PixelExamination:
         few = self._samples.only(self._samples.ids[:: -(-len(self._samples) // 3)])
         columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], **{label: [] for label in models}}
         for images, labels, _ in few.batches(self.preparation, 1, 0, self.device):
-            maps = [segment(model, images[0], size=(labels.shape[-2], labels.shape[-1])) for model in models.values()]
+            size = (labels.shape[-2], labels.shape[-1])
+            maps = [self.measure.clean.classes(model, images[0], size) for model in models.values()]
             for column, tensor in zip(columns.values(), (images[0], labels[0], *maps)):
                 column.append(tensor)
         return {"segmented": draw_segmented(self.recipe.title, columns, self.measure.class_names)}

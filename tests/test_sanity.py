@@ -61,15 +61,15 @@ class Rounded(nn.Module):
 
 def test_a_rounding_layer_is_caught(models, test_set):
     rounded = Rounded(models["convolutions"]).eval()
-    assert names(check_gradients(rounded, *test_set)) == {"vanishing gradients"}
+    assert names(check_gradients(rounded, [test_set])) == {"vanishing gradients"}
     assert {"vanishing gradients", "black box beats white box"} <= names(sanity_checks(rounded, *test_set, EPS))
     passed_on = Rounded(models["convolutions"], True).eval()
-    assert names(check_gradients(passed_on, *test_set)) == {"wrong gradients"}
+    assert names(check_gradients(passed_on, [test_set])) == {"wrong gradients"}
 
 
 def test_a_detached_metric_is_caught(models, test_set):
     model = models["elliptical_vit_tiny"]
-    assert check_gradients(model, *test_set) == []
+    assert check_gradients(model, [test_set]) == []
     inner = timm.create_model("elliptical_vit_tiny", kernel={"name": "elliptical", "detach": True}, **SMALL)
     inner.load_state_dict(model.model.state_dict())
     detached = NormalizedModel(inner, [0.5], [0.5]).eval()
@@ -85,7 +85,7 @@ def _gradients_as_it_stands(model, images, labels):
     for block in model.model.blocks:
         block.attn.kernel.eval = lambda kernel=block.attn.kernel: kernel
         block.attn.kernel.train = lambda mode=True, kernel=block.attn.kernel: kernel
-    return check_gradients(model, images, labels)
+    return check_gradients(model, [(images, labels)])
 
 
 def test_a_very_small_bandwidth_is_caught(models, test_set):

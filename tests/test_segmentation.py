@@ -198,13 +198,13 @@ def test_other_backbones(backbone):
     assert model(torch.randn(1, 3, 61, 90)).shape == (1, 4, 61, 90)
 
 
-@pytest.mark.parametrize("backbone", ["plain_vit_tiny", "bilateral_vit_tiny", "nlm_vit_tiny", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("backbone", ["plain_vit_tiny", "bilateral_vit_tiny", "nlm_vit_tiny", "convnext_atto"])
 def test_the_decoder_gets_normalised_features(backbone):
     """Of models that normalise behind the pooling, too."""
-    model = timm.create_model("segmenter", backbone=backbone, **TINY).eval()
-    features = model.encoder.forward_intermediates(
-        torch.rand(1, 3, 64, 64) * 9, indices=1, norm=True, intermediates_only=True, output_fmt="NLC"
-    )[-1]
+    options = TINY if "vit" in backbone else {"img_size": 64}
+    encoder = timm.create_model("segmenter", backbone=backbone, **options).eval().encoder
+    x = torch.rand(1, 3, 64, 64) * 9
+    features = encoder.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[-1].flatten(2).transpose(1, 2)
     torch.testing.assert_close(features.mean(-1), torch.zeros(features.shape[:2]), rtol=0, atol=1e-5)
     torch.testing.assert_close(features.var(-1, correction=0), torch.ones(features.shape[:2]), rtol=0, atol=1e-2)
 
@@ -326,6 +326,17 @@ def rewrite(change):
         (
             lambda root: Image.open(root / "images" / "train" / "a.jpg").save(root / "images" / "train" / "a.png"),
             "one name, and would",
+        ),
+        (rewrite(lambda label, file: file.write_bytes(file.read_bytes()[:90])), "Cannot read .*a.png"),
+        (
+            lambda root: Image.fromarray(np.zeros((300, 451), np.uint16)).save(
+                root / "images" / "train" / "a.jpg", format="PNG"
+            ),
+            "has more than 8 bits a value",
+        ),
+        (
+            lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
+            "There are 255 classes, but 8-bit label maps",
         ),
         (rewrite(lambda label, file: file.unlink()), "1 of 2 label maps are not in .*: a.png"),
         (lambda root: (root / "classes.txt").unlink(), "which names the classes, one a line"),
@@ -548,8 +559,8 @@ def test_a_comparison_of_segmenters(tmp_path):
     recipe = recipe_of(shapes_folder(tmp_path / "data"), *more, "evaluation.pgd_steps=2", "evaluation.corruptions=[fog 3]")
     report = compare(recipe, tmp_path / "report", "cpu")
     text = report.read_text()
-    assert "MIoU:" in text
-    assert "Pixel accuracy:" in text
+    assert "In mIoU:" in text
+    assert "In pixel accuracy:" in text
     assert "on 2 held-out pictures" in text
     results = json.loads((report.parent / "results.json").read_text())["results"]
     conditions = ["clean", "PGD 0.00784314", "SegPGD 0.00392157", "fog 3"]
@@ -561,6 +572,9 @@ def test_a_comparison_of_segmenters(tmp_path):
     before = evaluated.stat().st_mtime_ns
     compare(recipe, tmp_path / "report", "cpu")
     assert evaluated.stat().st_mtime_ns == before
+    fewer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test_images": 1})})
+    assert "on 1 held-out pictures" in compare(fewer, tmp_path / "report", "cpu").read_text()
+    assert evaluated.stat().st_mtime_ns != before, "other pictures, other numbers"
 
 
 def test_it_goes_on_where_it_was(tmp_path):
@@ -592,6 +606,8 @@ def run_epochs(recipe, folder, epochs):
     ("change", "message"),
     [
         ("data.test_split=train", "The splits train and test share pictures"),
+        ("data.validation_split=val", "The splits validation and test share pictures"),
+        ("evaluation.corruptions=[frost 3]", "frost needs photographs"),
         ("data.crop_pct=0.9", "segmentation has no crop_pct"),
         ("data.num_classes=7", "data.num_classes is 7, but .* names 6 classes"),
         ("segmentation=null", "'labelled' needs a section segmentation"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from imgproc_attn.evaluation.presets import build_attacks
 from imgproc_attn.evaluation.report import find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.segmentation import Areas, Windowed, sliding_strips
+from imgproc_attn.segmentation import Areas, Windowed, multi_scale, segment, sliding_strips
 from imgproc_attn.segmentation.attacks import (
     PIXEL_ATTACKS,
     PixelFGSM,
@@ -32,12 +33,14 @@ from imgproc_attn.segmentation.attacks import (
 )
 from imgproc_attn.segmentation.data import open_labelled_folder
 from imgproc_attn.segmentation.inference import classes_of
-from imgproc_attn.segmentation.measure import PixelMeasure, PixelsAsGiven, PixelsUnderAttack
+from imgproc_attn.segmentation.measure import PixelMeasure, PixelsAsGiven, PixelsUnderAttack, Windows
 from imgproc_attn.segmentation.palettes import palette_of
 from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.training import train
+from imgproc_attn.training.checkpoints import save_weights
 
 CPU = torch.device("cpu")
+CLASSIFIER = {"num_classes": 6, "depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -124,36 +127,43 @@ def test_attacks_refuse():
 
 
 def test_of_restarts_the_worst_counts(model, run):
-    samples = assessment(run, None).samples()
-    images, labels, ids = next(samples.batches(PictureSource("labelled", "", short_side=64).prepare(PREPARED), 1, 0, CPU))
+    ours = assessment(run, None)
+    images, labels, ids = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
     alone = [_right(model, images, labels, ids, PixelPGD(0.01, 2, seed=0), restart) for restart in range(3)]
     assert len(set(alone)) > 1
-    judged = PixelsUnderAttack(PixelPGD(0.01, 2, restarts=3, seed=0))(model, images, labels, ids)
-    assert judged.areas[0, 0].sum() == min(alone)
-
-
-class PREPARED:
-    mean, std = (0.5,) * 3, (0.5,) * 3
+    attack = PixelPGD(0.01, 2, restarts=3, seed=0)
+    assert PixelsUnderAttack(attack)(model, images, labels, ids).areas[0, 0].sum() == min(alone)
+    found = attack(model, images, labels, ids)
+    assert found.success.all(), "called like any attack, it says what it did"
+    assert _right_of(model, found.adversarial, labels) == min(alone)
 
 
 def _right(model, images, labels, ids, attack, restart):
-    found = attack.perturb(model, images, labels, ids, restart)
+    return _right_of(model, attack.perturb(model, images, labels, ids, restart), labels)
+
+
+def _right_of(model, images, labels):
     with torch.no_grad():
-        logits = F.interpolate(model(found), size=labels.shape[-2:], mode="bilinear")
+        logits = F.interpolate(model(images), size=labels.shape[-2:], mode="bilinear")
     return int((logits.argmax(1) == labels)[labels != 255].sum())
 
 
 # --- windows and sizes
 
 
-@pytest.mark.parametrize("size", [(150, 200), (37, 33), (75, 333)])
-def test_classes_are_those_of_interpolation(size):
+@pytest.mark.parametrize("size", [(150, 200), (37, 33), (75, 333), (41, 50), (300, 40)])
+@pytest.mark.parametrize(("window", "stride"), [(16, 16), (13, 7), (64, 64)])
+def test_classes_are_those_of_interpolation(size, window, stride):
+    """Strip by strip as of the whole."""
     torch.manual_seed(0)
     logits = torch.randn(2, 6, 41, 50)
     large = F.interpolate(logits, size=size, mode="bilinear")
     first, second = large.topk(2, dim=1).values.unbind(1)
-    found = classes_of(logits, size, rows=16)
-    assert (found == large.argmax(1))[first - second > 1e-5].all()
+    sure = first - second > 1e-5
+    assert (classes_of(logits, size) == large.argmax(1))[sure].all()
+    found = segment(nn.Identity(), logits[0], window, stride, size=size)
+    assert (found == large[0].argmax(0))[sure[0]].all()
+    assert found.shape == size
 
 
 def test_gradients_pass_windows():
@@ -223,19 +233,16 @@ def test_doubts():
     def row(family, eps, miou):
         return {"name": f"{family} {eps}", "family": family, "eps": eps, "norm": "Linf", "miou": miou}
 
-    rows = [
-        {"name": "clean", "miou": 50.0},
-        row("FGSM", 1, 30.0),
-        row("FGSM", 2, 20.0),
-        row("PGD", 1, 25.0),
-        row("PGD", 2, 20.3),
-    ]
+    clean = {"name": "clean", "miou": 50.0}
+    rows = [clean, row("FGSM", 1, 30.0), row("FGSM", 2, 20.0), row("PGD", 1, 25.0), row("PGD", 2, 20.3)]
     assert measure.doubt(rows) == []
-    (found,) = measure.doubt([*rows[:4], row("PGD", 2, 25.6)][:1] + [row("PGD", 1, 25.0), row("PGD", 2, 25.6)])
-    assert found.check == "accuracy rises with eps"
-    assert "PGD 2 leaves 25.6 % mIoU, PGD 1 25.0 %" in found.message
-    (found,) = measure.doubt([row("FGSM", 1, 20.0), row("SegPGD", 1, 21.0)])
+    found = measure.doubt([*rows[:4], row("PGD", 2, 25.6)])
+    assert [f.check for f in found] == ["steps are weaker than one", "mIoU rises with eps"]
+    assert "PGD 2 leaves 25.6 % mIoU, PGD 1 25.0 %" in found[1].message
+    (found,) = measure.doubt([clean, row("FGSM L2", 1, 20.0), row("SegPGD L2", 1, 21.0)])
     assert found.check == "steps are weaker than one"
+    (found,) = measure.doubt([clean, row("FGSM", 1, 50.6)])
+    assert found.check == "an attack that helps"
 
 
 class Rounded(nn.Module):
@@ -249,11 +256,14 @@ class Rounded(nn.Module):
         return self.model((images * 8).round() / 8)
 
 
-def test_checks_of_pixels(model, run):
-    ours = assessment(run, None)
+@pytest.mark.parametrize("window", [None, 64])
+def test_checks_of_pixels(model, run, window):
+    """Sums of windows are of the model's own precision; a picture without labels has no gradient, and is no sign."""
+    ours = assessment(run, None, windows=Windows(window))
     batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    blank = (batch[0], torch.full_like(batch[1], 255), batch[2])
     threat = ThreatModel(1 / 255)
-    assert ours.measure.check(model, [batch], threat, 0) == []
+    assert ours.measure.check(model, [batch, blank], threat, 0) == []
     assert {found.check for found in ours.measure.check(Rounded(model).eval(), [batch], threat, 0)} == {"vanishing gradients"}
     probabilities = nn.Sequential(model, nn.Softmax(1)).eval()
     assert [found.check for found in ours.measure.check(probabilities, [batch], None, 0)] == ["probabilities"]
@@ -261,13 +271,13 @@ def test_checks_of_pixels(model, run):
 
 def test_judges_refuse(model):
     images, labels = torch.rand(1, 3, 64, 64) * 3, torch.zeros(1, 64, 64, dtype=torch.long)
-    for judge in (PixelsAsGiven(), PixelsUnderAttack(PixelFGSM(0.1))):
+    for judge in (PixelsAsGiven(6), PixelsUnderAttack(PixelFGSM(0.1))):
         with pytest.raises(ValueError, match="Images range from"):
             judge(model, images, labels, torch.arange(1))
         with pytest.raises(ValueError, match="training mode"):
             judge(nn.Conv2d(3, 6, 1).train(), images / 3, labels, torch.arange(1))
     with pytest.raises(ValueError, match="Labels range from 0 to 9, but with 6 classes"):
-        PixelsAsGiven()(model, images / 3, labels + torch.tensor([0, 9]).repeat(32), torch.arange(1))
+        PixelsAsGiven(6)(model, images / 3, labels + torch.tensor([0, 9]).repeat(32), torch.arange(1))
 
 
 # --- commands
@@ -308,11 +318,15 @@ def test_commands(run, tmp_path, capsys):
     assert "SegPGD 4/255" in capsys.readouterr().out
 
 
-def test_windows_are_part_of_the_protocol(run, tmp_path):
-    words = ["corrupt", run, "--device", "cpu", "--workers", "0", "--corruptions", "fog", "--severities", "1"]
-    command(*words, "--window", "64", "--stride", "48", "--output", tmp_path)
-    with pytest.raises(SystemExit):
-        command(*words, "--output", tmp_path)
+def test_windows_are_part_of_the_protocol(run, tmp_path, capsys):
+    words = ["evaluate", run, "--device", "cpu", "--workers", "0", "--output", tmp_path]
+    command(*words, "--window", "64")
+    command(*words, "--window", "64", "--stride", "64")  # says the same
+    for other in (["--window", "64", "--stride", "48"], ["--window", "whole"], ["--window", "64", "--short-side", "own"]):
+        with pytest.raises(SystemExit):
+            command(*words, *other)
+        assert "another protocol" in capsys.readouterr().err
+    command(*words, "--restart")
 
 
 def test_segment_writes_labels_and_overlays(run, model, tmp_path):
@@ -345,20 +359,75 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["attack", "RUN", "--preset", "robustbench-linf"], "--preset robustbench-linf is not for this model; there are grid"),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "are of classifiers"),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"], "different sizes make no batch"),
-        (["evaluate", "RUN", "--window", "32", "--stride", "40"], "--stride is 40, but must be from 1 to --window, 32"),
-        (["evaluate", "RUN", "--classes", "imagenet"], "are for classifiers; label maps name their classes"),
-        (["evaluate", "RUN", "--data", "digits", "--split", "test"], r"expected|not a label an image"),
-        (["attack", "RUN", "--data", "labelled", "--root", "OTHER", "--split", "val"], "5 classes|classes of val"),
-        (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "random weights|gives no label a pixel"),
+        (["evaluate", "RUN", "--window", "32", "--stride", "40"], "The stride is 40, but must be from 1 to the window, 32"),
+        (["segment", "DATA", "--checkpoint", "RUN", "--stride", "40"], "The stride is 40, .* the window, None"),
+        (["evaluate", "RUN", "--scales", "-1", "0"], "The scales are .* must be positive"),
+        (["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"], "--classes and --crop-pct are for classifiers"),
+        (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "not a label an image"),
+        (["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"], "not a label an image"),
+        (["attack", "RUN", "--root", "OTHER"], "The val split has 5 classes, but 6 are expected"),
+        (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
+        (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
+        (
+            ["evaluate", "CLASSIFIER", "--data", "labelled", "--root", "DATA", "--split", "val"],
+            "gives no label a pixel, which label maps are for",
+        ),
+        (["corrupt", "RUN", "--files"], "which have no label maps"),
+        (["segment", "DATA", "--checkpoint", "CLASSIFIER"], "gives no label a pixel; name a segmenter's run"),
+        (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "is no folder; name that of a run"),
+        (["segment", "TWICE", "--checkpoint", "RUN"], "Several pictures have one name"),
     ],
 )
 def test_commands_refuse(run, words, message, tmp_path, capsys):
     other = shapes_folder(tmp_path / "other")
     (other / "classes.txt").write_text("".join(f"class {i}\n" for i in range(5)))
-    names = {"RUN": str(run), "OTHER": str(other), "DATA": str(run.parent / "data")}
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    six = tmp_path / "six"
+    for i, ending in enumerate(["jpg", "png"] * 3):
+        (six / f"class {i}").mkdir(parents=True)
+        for place in (twice / f"a.{ending}", six / f"class {i}" / "a.png"):
+            Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(place)
+    classifier = timm.create_model("plain_vit_tiny", **CLASSIFIER)
+    save_weights(classifier.state_dict(), classifier, CLASSIFIER, {f"class {i}": i for i in range(6)}, tmp_path / "classifier")
+    names = {"RUN": str(run), "OTHER": str(other), "DATA": str(run.parent / "data"), "TWICE": str(twice), "SIX": str(six)}
+    names["CLASSIFIER"] = str(tmp_path / "classifier")
     with pytest.raises(SystemExit):
         command(*(names.get(word, word) for word in words), "--device", "cpu", "--output", tmp_path / "out")
-    assert __import__("re").search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_logits_must_be_finite():
+    class Broken(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    image = torch.rand(1, 3, 8, 8)
+    for look in (lambda m: segment(m, image[0]), lambda m: multi_scale(m, image, [1.0]), lambda m: Windowed(m, 4)(image)):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            look(Broken(3, 2, 1))
+
+
+def test_results_are_not_segmented_again(run, tmp_path):
+    """Where they lie below the pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "a.png")
+    for _ in range(2):
+        command("segment", folder, "--checkpoint", run, "--device", "cpu", "--output", folder / "out")
+    assert [file.name for file in (folder / "out").rglob("*.png")] == ["a.png", "a.png"]
+
+
+def test_a_picture_without_labels_counts_nowhere(run, tmp_path):
+    """It is read, and has nothing to say; here timm's collation would make its 255 a -1."""
+    root = shapes_folder(tmp_path / "data")
+    Image.fromarray(np.full((300, 451), 255, np.uint8)).save(root / "annotations" / "val" / "a.png")
+    command("evaluate", run, "--root", root, "--device", "cpu", "--workers", "0", "--output", tmp_path / "out")
+    (clean,) = json.loads((tmp_path / "out" / "result.json").read_text())["conditions"]
+    assert (clean["n"], clean["unreadable"]) == (2, [])
+    shares = {row["image"]: row["clean"] for row in csv.DictReader((tmp_path / "out" / "flags.csv").open())}
+    assert shares["a.jpg"] == "nan"
+    assert float(shares["b.jpg"]) == pytest.approx(clean["pixel_accuracy"] / 100, abs=1e-4)
 
 
 def test_palettes():

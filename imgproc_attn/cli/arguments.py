@@ -1,10 +1,17 @@
 """Arguments that several commands share, and what they mean."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
+
+class DEFAULTS(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, but for those that the help has told in its own words, and those that are nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help is not None and "(default" in action.help
+        return action.help if told or action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -41,28 +48,46 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
 
-def add_views(parser: argparse.ArgumentParser, several: bool) -> None:
+def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of segmenters") -> None:
     """How a segmenter looks at pictures; ``several`` views are for those that are not attacked."""
-    group = parser.add_argument_group("of segmenters", "default: as a run's recipe has it")
-    group.add_argument("--short-side", type=positive, help="resize pictures to it; labels keep their size")
-    group.add_argument("--window", type=positive, help="side of sliding windows (default: whole pictures)")
-    group.add_argument("--stride", type=positive, help="between windows (default: the window)")
+    group = parser.add_argument_group(title)
+    group.add_argument(
+        "--short-side",
+        type=_pixels("own"),
+        metavar="PIXELS",
+        help="resize pictures to it, labels keep their size; own: not at all (default: a run's, else own)",
+    )
+    group.add_argument(
+        "--window",
+        type=_pixels("whole"),
+        metavar="PIXELS",
+        help="side of sliding windows; whole: the whole picture at once (default: a run's, else whole)",
+    )
+    group.add_argument("--stride", type=positive, metavar="PIXELS", help="between windows (default: a run's, else the window)")
     if several:
         group.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over views of these sizes")
         group.add_argument("--flip", action="store_true", help="and over mirror images")
 
 
+def _pixels(word: str) -> Callable[[str], int | str]:
+    """A number of pixels, or that word for none."""
+    return lambda text: text if text == word else positive(text)
+
+
 def views_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `add_views`; what is not given is the recipe's, if a run is evaluated."""
+    from ..segmentation.measure import Windows
+
     run = run_of(args)
     section = None if run is None else run.segmentation
-    found = {name: getattr(args, name) for name in ("short_side", "window", "stride")}
+    short_side, window, stride = args.short_side, args.window, args.stride
     if section is not None:
-        own_windows = args.window is not None  # a stride belongs to its window
-        found["short_side"] = args.short_side or section.short_side
-        found["stride"] = args.stride or (None if own_windows else section.stride)
-        found["window"] = args.window or section.window
-    return found | {"scales": tuple(getattr(args, "scales", (1.0,))), "flip": getattr(args, "flip", False)}
+        short_side = short_side or section.short_side
+        if window is None:  # a run's stride belongs to its window
+            window, stride = section.window, stride or section.stride
+    windows = Windows(None if window == "whole" else window, stride)
+    views = {"scales": tuple(getattr(args, "scales", (1.0,))), "flip": getattr(args, "flip", False)}
+    return {"short_side": None if short_side == "own" else short_side, "windows": windows, **views}
 
 
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
@@ -94,32 +119,51 @@ def subject_of(args: argparse.Namespace) -> Any:
 
 
 def source_of(args: argparse.Namespace) -> Any:
-    """The `ImageSource` or `PictureSource` of `add_images`: as given, else the test split of the run that is evaluated."""
+    """The `ImageSource` or `PictureSource` of `add_images`: as given, else the test split of the run that is evaluated.
+
+    Raises:
+        ValueError: Options that do not go together.
+    """
     from ..evaluation.classes import class_map
     from ..evaluation.subject import ImageSource
     from ..segmentation.data import READERS
     from ..segmentation.source import PictureSource
 
     run = run_of(args)
-    segments = run is not None and run.segmentation is not None
-    make: Any = ImageSource
+    own = run is not None and args.data in (None, run.data.name)  # the data that the run was trained on, wherever they lie
+    name = args.data or (run.data.name if run is not None else "folder")
     options: dict[str, Any] = {"limit": args.limit}
-    if args.data in READERS or (args.data is None and segments):
-        if args.classes is not None or args.skip_broken:
-            raise ValueError("--classes and --skip-broken are for classifiers; label maps name their classes themselves.")
-        make, options = PictureSource, options | views_of(args)
-    else:
-        options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
+    if name in READERS:
+        return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args))
+    options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
     if args.data is None and args.root is None and run is not None:  # the very images that the run held out
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
-        split = run.data.test_split if args.split is None else args.split
-        if split is None:
-            raise ValueError(f"The run {args.model} has no test split; give --split.")
-        return make(run.data.name, run.data.root, split, **options)
-    name = args.data or (run.data.name if run is not None else "folder")
+        return ImageSource(run.data.name, run.data.root, _split(args, run), **options)
     if args.root is None and name in ("folder", "npz"):
         raise ValueError(f"--data {name} reads from a place: give --root PATH.")
-    return make(name, args.root or "", args.split or "", **options)
+    return ImageSource(name, args.root or "", args.split or "", **options)
+
+
+def _pictures_of(args: argparse.Namespace, run: Any, name: str) -> dict[str, Any]:
+    """Which pictures with label maps: those that the run held out, wherever they lie now; or as given."""
+    unused = {"--classes": args.classes, "--skip-broken": args.skip_broken or None, "--input-size": args.input_size}
+    unused |= {"--crop-pct": args.crop_pct, "--real-labels": getattr(args, "real_labels", None)}
+    given = [option for option, value in unused.items() if value is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)} are for classifiers; pictures with label maps have no use for them.")
+    if args.root is None and run is None:
+        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
+    if run is None:
+        return {"data": name, "root": args.root, "split": args.split or "", "limit": args.limit}
+    held_out = {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
+    return {"data": name, "root": args.root or run.data.root, "split": _split(args, run), **held_out}
+
+
+def _split(args: argparse.Namespace, run: Any) -> str:
+    split = run.data.test_split if args.split is None else args.split
+    if split is None:
+        raise ValueError(f"The run {args.model} has no test split; give --split.")
+    return split
 
 
 def run_of(args: argparse.Namespace) -> Any:

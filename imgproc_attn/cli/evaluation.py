@@ -20,7 +20,8 @@ from .arguments import (
 )
 
 ATTACK_TEXT = """\
-Accuracy of a classifier under adversarial attacks, with sanity checks that say when not to believe it.
+Accuracy of a classifier, or mIoU of a segmenter, under adversarial attacks, with sanity checks that say when not to believe
+it.
 
 Images are attacked in [0, 1], with normalisation inside the model; eps is in the same units (4/255: four grey levels). Random
 draws belong to the sample, so batch size and number of processes change nothing. Killed at any moment, the same command goes
@@ -70,6 +71,8 @@ def _add_evaluate(commands: Any) -> None:
         metavar="FILE",
         help="also count by ReaL labels, real.json or timm's copy (ImageNet validation)",
     )
+    e.add_argument("--label", help="what a segmenter is called in reports (default: its name); one label for all its seeds")
+    e.add_argument("--restart", action="store_true", help="forget what the folder holds of a segmenter")
     add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
 
@@ -84,13 +87,13 @@ def _add_segment(commands: Any) -> None:
     )
     s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="a picture, or a folder of pictures and folders")
     s.add_argument("--checkpoint", dest="model", required=True, metavar="FOLDER", help="of a run, or of one of its checkpoints")
-    add_views(s, several=True)
+    add_views(s, several=True, title="how it looks at pictures")
     s.add_argument("--output", type=Path, default=Path("runs/segment"), help="folder of the results")
     add_device(s)
     s.set_defaults(function=_segment)
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _Formatter(DEFAULTS, argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of a description, and tells defaults."""
 
 
@@ -108,8 +111,10 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
 
 def _add_attack(commands: Any) -> None:
     from ..evaluation.presets import ATTACKS, ENSEMBLE, NORMS, PRESETS
+    from ..segmentation.attacks import PIXEL_PRESETS
 
     presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
+    presets += f"\nof segmenters, one:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
     a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
     add_images(a)
     add_views(a, several=False)
@@ -132,7 +137,9 @@ def _add_attack(commands: Any) -> None:
     )
     a.add_argument("--targeted", action="store_true", help="towards a random other class")
     a.add_argument("--steps", type=int, help="of attacks in steps (default: each attack's own)")
-    a.add_argument("--step-size", type=number, help="of PGD and MI-FGSM (default: 2.5 eps / steps, eps / steps)")
+    a.add_argument(
+        "--step-size", type=number, help="of PGD and SegPGD (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
+    )
     a.add_argument("--restarts", type=int, help="random starts a sample (default: each attack's own)")
     a.add_argument("--queries", type=int, help="of Square")
     a.add_argument(
@@ -173,8 +180,9 @@ def _add_report(commands: Any) -> None:
     r = commands.add_parser(
         "report",
         help="one page of many results: models side by side, paired where samples are the same",
-        description="One self-contained HTML page of the results of attack, corrupt and shift: models side by side, "
-        "differences to the first model paired by sample or, with several runs of one label, by training seed.",
+        description="One self-contained HTML page of the results of attack, corrupt, shift, and evaluate of segmenters: "
+        "models side by side, differences to the first model paired by sample or, with several runs of one label, by training "
+        "seed.",
         formatter_class=DEFAULTS,
     )
     r.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of results, or of folders of results")
@@ -216,7 +224,8 @@ def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
     from ..segmentation.evaluate import evaluate_segmenter
 
     assessment = _assess(args, source, _place(args, source))
-    assessment.forget()  # it is soon done again
+    if args.restart:
+        assessment.forget()
     _tell(evaluate_segmenter(assessment), args.output)
 
 
@@ -225,6 +234,8 @@ def _segment(args: argparse.Namespace) -> None:
     from ..segmentation.evaluate import segment_pictures
     from ..training.run import start_processes
 
+    if not Path(args.model).is_dir():
+        raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
     written = segment_pictures(
         Subject(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args)
     )
@@ -298,11 +309,14 @@ def _preset(measure: Any, name: str) -> Any:
 def _corrupt(args: argparse.Namespace) -> None:
     from ..evaluation.imagenet_c.published import published_conditions
     from ..evaluation.robustness import corruption_conditions, known_corruptions, run_corruptions
+    from ..evaluation.subject import ImageSource
 
     source = source_of(args)
     assessment = _assess(args, source, _place(args, source))
     if args.files:
-        names = None if args.corruptions is None else known_corruptions(args.corruptions, source.root)
+        if not isinstance(source, ImageSource):
+            raise ValueError("--files are of ImageNet-C and CIFAR-10-C, which have no label maps; leave it out.")
+        names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(source.root))
         conditions = published_conditions(source, assessment.inner, assessment.preparation, names, args.severities)
     else:
         asked = args.corruptions or ["common"]

@@ -65,7 +65,7 @@ class Unreadable:
 
 def readable(labels: torch.Tensor) -> torch.Tensor:
     """``[B]`` bool, of what a loader gives: false for images that could not be read. ``labels`` are numbers or maps."""
-    return (labels != IGNORED).view(len(labels), -1).any(dim=1)
+    return (labels.long() != IGNORED).view(len(labels), -1).any(dim=1)
 
 
 def check_label(label: int, num_classes: int, name: str = "") -> int:

@@ -168,6 +168,14 @@ def _prefetch(loader: DataLoader, preparation: Prepares, device: torch.device, *
     return PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
 
 
+def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """timm's, which before 1.0.31 knows no label maps."""
+    if getattr(batch[0][1], "ndim", 0) == 0:
+        return fast_collate(batch)
+    images, maps = ([torch.as_tensor(thing) for thing in things] for things in zip(*batch))
+    return torch.stack(images), torch.stack(maps).long()
+
+
 def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
         images.set_loader_cfg(num_workers=workers)
@@ -177,7 +185,7 @@ def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sa
         batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=fast_collate,
+        collate_fn=_collate,
         pin_memory=device.type == "cuda",
         drop_last=drop_last,
     )

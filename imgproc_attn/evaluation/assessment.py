@@ -185,7 +185,7 @@ class Assessment:
         if known.get("key") != key:
             few = samples.only(samples.ids[chosen])
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
-            kept = [(x[(ok := readable(y))], y[ok], ids[ok]) for x, y, ids in batches]
+            kept = [(x[(ok := readable(y))], y[ok], ids[ok]) for x, y, ids in batches if readable(y).any()]
             found = self.measure.check(self.model, kept, threat, self.seed)
             known = {"key": key, "images": sum(len(x) for x, _, _ in kept), "findings": [asdict(finding) for finding in found]}
             write_json(file, known)

@@ -117,8 +117,10 @@ class LabelMeasure:
         return corruption_summary(by_corruption, self.num_classes == IMAGENET_CLASSES)
 
     def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
+        if not batches:
+            return [Finding("nothing to check", "None of the images that were to be looked at could be read.")]
         images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
-        return sanity_checks(model, images, labels, threat, seed, max(len(batch[0]) for batch in batches) or 1)
+        return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 
     def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return []  # `check` has compared attacks and radii sample by sample

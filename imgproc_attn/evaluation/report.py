@@ -58,7 +58,7 @@ class Entry:
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
-        common = {key: self.result[key] for key in ("dtype", "classes", "window", "stride") if key in self.result}
+        common = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
         return json.dumps({**common, **{key: row[key] for key in ("judge", "corruption", "images")}}, sort_keys=True)
 
     @property

@@ -151,6 +151,7 @@ def means(summary: Mapping[str, Any]) -> list[str]:
         "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities: {:.2f} %",
         "mean_error": "mean error, unnormalised: {:.2f} %",
         "mce_alexnet": "mCE, errors divided by AlexNet's: {:.2f} %",
+        "mean_miou_extra": "mean mIoU of the 4 extra corruptions: {:.2f} %",
         "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions: {:.2f} %",
         "aupr": "AUPR of telling images of unknown classes by low confidence: {:.2f} %",
     }

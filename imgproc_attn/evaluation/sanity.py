@@ -126,17 +126,22 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
 
 
 def check_gradients(
-    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64, objective: Objective = cross_entropy
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], objective: Objective = cross_entropy
 ) -> list[Finding]:
-    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences in float64."""
+    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences in float64.
+
+    Args:
+        model: Maps images to logits, in evaluation mode.
+        batches: Images and labels.
+        objective: Its gradients are checked; not a mean over pixels, which makes them small.
+    """
     exact, found = _in_double(model), []
     lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
-    for part in torch.arange(len(images)).split(batch_size):
-        x, y = images[part], labels[part]
+    for x, y in batches:
         lost = torch.cat([lost, (_gradient(model, x, y, objective).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
         errors = _derivative_errors(exact, x.double(), y, objective)
         wrong = torch.cat([wrong, (errors[~errors.isnan()] > DERIVATIVE_ERROR).cpu()])
-    if lost.double().mean() > LOST_SHARE:
+    if len(lost) and lost.double().mean() > LOST_SHARE:
         found.append(
             Finding(
                 "vanishing gradients",
@@ -331,8 +336,6 @@ def sanity_checks(
         seed: Of all draws.
         batch_size: Images at a time.
     """
-    if len(images) == 0:
-        return [Finding("nothing to check", "None of the images that were to be looked at could be read.")]
     found = check_outputs(model, images[:batch_size])
     if threat is None:
         return found
@@ -346,7 +349,7 @@ def sanity_checks(
         robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
     return [
         *found,
-        *check_gradients(model, trial.images[:32], trial.labels[:32], batch_size),
+        *check_gradients(model, list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))),
         *check_flags(robust, ["FGSM", "PGD"], black_box),
         *check_strength(trial),
         *check_saturation(trial),

@@ -134,19 +134,26 @@ def start_from(model: nn.Module, path: Path) -> list[str]:
     """Load a checkpoint to train on from: as `load_weights`, but other classes, image sizes and patches are adapted.
 
     Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
-    classes stays as it was initialised. Into a segmenter, the weights of a classifier go to its encoder.
+    classes stays as it was initialised, and so does what a segmenter's decoder has of other classes. Into a segmenter, the
+    weights of a classifier go to its encoder.
 
     Returns:
         The names that were not loaded.
     """
     weights = read_weights(path)
     encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, nn.Module) and not any(name.startswith("encoder.") for name in weights):
-        return ["decoder", *_start_encoder(encoder, weights, path)]
-    weights = _resampled(weights, model)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     heads = cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    if not isinstance(encoder, nn.Module):
+        weights = _resampled(weights, model)
+    elif any(name.startswith("encoder.") for name in weights):
+        inner = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
+        inner = {f"encoder.{name}": t for name, t in _resampled(inner, encoder).items()}
+        weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")} | inner
+        prefixes = ("decoder.",)
+    else:
+        return ["decoder", *_start_encoder(encoder, weights, path)]
     own = model.state_dict()
     left = [n for n in weights if n.startswith(prefixes) and n in own and own[n].shape != weights[n].shape]
     _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)

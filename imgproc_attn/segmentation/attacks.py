@@ -4,12 +4,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack
-from ..evaluation.attacks.base import Objective
+from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack, AttackResult, Passes
+from ..evaluation.attacks.base import Objective, check_input, finite_logits
 from ..evaluation.presets import Attacks, Catalogue, Preset, build_attacks
 from ..evaluation.threat import ThreatModel
+from .inference import classes_of
 from .metrics import IGNORED
 
 
@@ -42,10 +43,38 @@ def _mean_of_labelled(values: Tensor, labels: Tensor) -> Tensor:
 
 
 class _OnPixels(Attack):
-    """What these maximise, and what they refuse."""
+    """What these maximise, how they are called, and what they refuse."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
+        """Attack pictures; of several restarts the one that leaves the fewest right pixels counts, picture by picture.
+
+        Args:
+            model: Maps images to logits ``[B, classes, h, w]``, in evaluation mode.
+            images: ``[B, C, H, W]`` in [0, 1].
+            labels: ``[B, H', W']``, 255 where ignored.
+            sample_ids: As in `Attack`.
+
+        Returns:
+            The pictures, and of each whether it has fewer right pixels than before.
+        """
+        check_input(model, images, self.threat.bounds)
+        ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
+        before = right_pixels(model, images, labels)
+        worst, least = images, torch.full_like(before, torch.iinfo(before.dtype).max)
+        for restart in range(self.restarts):
+            found = self.perturb(model, images, labels, ids, restart)
+            right = right_pixels(model, found, labels)
+            worst = torch.where((right < least)[:, None, None, None], found, worst)
+            least = torch.minimum(right, least)
+        return AttackResult(worst, least < before)
+
+    @property
+    def passes(self) -> Passes:
+        forward, backward = self.passes_a_restart
+        return Passes(1 + self.restarts * (forward + 1), self.restarts * backward)
 
     def _check(self) -> None:
         super()._check()
@@ -56,12 +85,30 @@ class _OnPixels(Attack):
             )
 
 
+def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """``[B]`` numbers of labelled pixels that have the label predicted.
+
+    Raises:
+        ValueError: A model that gives no logits a pixel.
+        FloatingPointError: Logits that are not finite.
+    """
+    return (classes_of(pixel_logits(model, images), (labels.shape[-2], labels.shape[-1])) == labels).flatten(1).sum(1)
+
+
+def pixel_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """``[B, classes, h, w]``. As `right_pixels` otherwise."""
+    logits = finite_logits(model, images)
+    if logits.ndim != 4:
+        raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} pictures, not a label a pixel.")
+    return logits
+
+
 class PixelFGSM(_OnPixels, FGSM):
     """`FGSM` on the pixels' loss."""
 
 
 class PixelPGD(_OnPixels, PGD):
-    """`PGD` on the pixels' loss; of several restarts the one that leaves the fewest right pixels counts, picture by picture."""
+    """`PGD` on the pixels' loss; the last point of a restart is its own."""
 
 
 class PixelMIFGSM(_OnPixels, MIFGSM):

@@ -1,7 +1,8 @@
 """Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class LabelledPictures(Dataset):
     ) -> None:
         if not pairs:
             raise ValueError("There are no pictures with labels.")
+        if len(classes) > NO_CLASS:
+            raise ValueError(
+                f"There are {len(classes)} classes, but 8-bit label maps have room for {NO_CLASS} beside 254 and 255."
+            )
         self.pairs, self.lookup, self.transform = list(pairs), lookup, transform
         self.indices = range(len(pairs)) if indices is None else indices
         self.classes = {name: label for label, name in enumerate(classes)}
@@ -75,11 +80,7 @@ class LabelledPictures(Dataset):
             ValueError: A picture and labels of different sizes, labels that are no map of class numbers, or of no class.
         """
         file, label_file = self._files(index)
-        try:
-            with Image.open(file) as opened:
-                picture = np.asarray(opened.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"Cannot read {file}: {error}.") from error
+        picture = read_picture(file)
         label = self.lookup[read_label(label_file)]
         if label.shape != picture.shape[:2]:
             raise ValueError(f"{file} is {_size(picture)}, but its labels {label_file} are {_size(label)}; they must be equal.")
@@ -94,15 +95,29 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
+def read_picture(file: Path) -> np.ndarray:
+    """``[H, W, 3]`` in 8 bits.
+
+    Raises:
+        ValueError: It cannot be read, or has more than 8 bits, which would be cut off.
+    """
+    with _opened(file) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{file} has more than 8 bits a value (mode {picture.mode}); scale it to 0 to 255 and store 8 bits."
+            )
+        return np.array(picture.convert("RGB"))
+
+
 def read_label(file: Path) -> np.ndarray:
     """A map of class numbers ``[H, W]`` in 8 bits, as it lies in the file.
 
     Raises:
-        ValueError: A palette, colours or 16 bits, whose values are no class numbers.
+        ValueError: It cannot be read; or a palette, colours or 16 bits, whose values are no class numbers.
     """
-    with Image.open(file) as label:
+    with _opened(file) as label:
         if label.mode == "L":
-            return np.asarray(label)
+            return np.array(label)
         kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
         what, mode = kind.get(label.mode, f"mode {label.mode}"), label.mode
     remedy = (
@@ -113,8 +128,37 @@ def read_label(file: Path) -> np.ndarray:
     raise ValueError(f"{file} has {what}, not one 8-bit grey value a pixel; {remedy}.")
 
 
-def _pairs(pictures: Path, labels: Path) -> list[Pair]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Decoded, so that what is broken shows here."""
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            yield opened
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"Cannot read {file}: {error}.") from error
+
+
+def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
+    """Files of pictures in a folder, ``deep`` in those below it too.
+
+    Raises:
+        ValueError: Two of one name but for its ending, which would share label maps.
+    """
+    files = sorted(p for p in (folder.rglob("*") if deep else folder.glob("*")) if p.suffix.lower() in PICTURES)
+    twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
+    if twice:
+        raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
+    return files
+
+
+def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
     """Pictures below a folder, and label maps of the same names below the other.
+
+    Args:
+        pictures: Folder.
+        labels: Folder.
+        deep: Look into folders below, too.
 
     Raises:
         FileNotFoundError: A folder or label maps that are not there; the message lists them.
@@ -122,10 +166,7 @@ def _pairs(pictures: Path, labels: Path) -> list[Pair]:
     for folder in (pictures, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
-    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES)
-    twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
-    if twice:
-        raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
+    files = find_pictures(pictures, deep)
     pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
     missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
     if missing:
@@ -133,6 +174,9 @@ def _pairs(pictures: Path, labels: Path) -> list[Pair]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(pairs)} label maps are not in {labels}: {', '.join(missing[:10])}{more}."
         )
+    below = sorted(p.name for p in pictures.iterdir() if p.is_dir())
+    if not pairs and not deep and below:
+        raise FileNotFoundError(f"{pictures} holds no pictures, but {', '.join(below[:8])}; name one of them as the split.")
     if not pairs:
         raise FileNotFoundError(f"{pictures} holds no pictures ({', '.join(PICTURES)}).")
     return pairs
@@ -160,7 +204,7 @@ def open_ade20k(root: str, split: str) -> LabelledPictures:
         raise FileNotFoundError(f"There is no {info}; it comes with ADEChallengeData2016 and names the 150 classes.")
     names = [line.split("\t")[-1].split(",")[0].strip() for line in info.read_text(encoding="utf-8").splitlines()[1:]]
     table = lookup_table({0: IGNORED, **{value: value - 1 for value in range(1, len(names) + 1)}})
-    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split), names, table)
+    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
 
 
 def open_camvid(root: str, split: str) -> LabelledPictures:
@@ -188,7 +232,7 @@ def open_labelled_folder(root: str, split: str) -> LabelledPictures:
     place = find_root(root)
     names = _names(place / "classes.txt")
     table = lookup_table({**{label: label for label in range(len(names))}, IGNORED: IGNORED})
-    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split), names, table)
+    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
 
 
 def _names(file: Path) -> list[str]:

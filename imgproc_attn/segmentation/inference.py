@@ -1,6 +1,6 @@
 """Inference on images of any size: whole, in windows, at several scales."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def sliding_strips(
 
     Raises:
         ValueError: As `window_starts`.
+        FloatingPointError: Logits that are not finite.
     """
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
@@ -47,8 +48,9 @@ def sliding_strips(
     total = times = None
     for top, after in zip(tops, [*tops[1:], height]):
         for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
-            # float32 whatever the model's precision: halves would not add up, and tie
-            found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part])).float()
+            found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part]))
+            found = found if found.dtype == torch.float64 else found.float()  # halves would not add up, and tie
+            _check_finite(found)
             if len(tops) == len(lefts) == 1:
                 yield 0, found[0]
                 return
@@ -65,6 +67,11 @@ def sliding_strips(
         if after < height:
             for strip in (total, times):
                 _move_up(strip, done)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise FloatingPointError("The model gives logits that are not finite; it is broken, or overflows in this precision.")
 
 
 def _move_up(strip: Tensor, rows: int) -> None:
@@ -87,7 +94,7 @@ class Windowed(nn.Module):
     def __init__(self, model: nn.Module, window: int | None = None, stride: int | None = None) -> None:
         super().__init__()
         self.model, self.window, self.stride = model, window, stride
-        self.train(model.training)
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
@@ -107,7 +114,7 @@ def segment(
     batch_size: int = 4,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Classes ``[H, W]`` of the pixels of an image.
+    """Classes ``[H, W]`` of the pixels of an image; of its logits, memory holds a strip of ``window`` rows.
 
     Args:
         model: Maps normalised images to logits, in evaluation mode.
@@ -115,35 +122,49 @@ def segment(
         window: Side of sliding windows; None for the whole image at once.
         stride: Between windows. Default: ``window``.
         batch_size: Windows at a time.
-        size: (height, width) of the classes; if it is not the image's, logits of the whole image are held to be resized.
+        size: (height, width) of the classes, whose logits are interpolated bilinearly. Default: the image's.
     """
     window = window or max(image.shape[-2:])
-    strips = (logits for _, logits in sliding_strips(model, image, window, stride or window, batch_size))
-    if size is None or size == tuple(image.shape[-2:]):
-        return torch.cat([logits.argmax(dim=0) for logits in strips])
-    return classes_of(torch.cat(list(strips), dim=1)[None], size)[0]
+    strips = sliding_strips(model, image, window, stride or window, batch_size)
+    return _classes(strips, (image.shape[-2], image.shape[-1]), size or (image.shape[-2], image.shape[-1]))
 
 
-@torch.no_grad()
-def classes_of(logits: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
-    """Classes ``[B, height, width]`` of logits ``[B, classes, h, w]`` at another ``size``, between pixels bilinearly.
+def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Classes ``[B, height, width]`` of logits ``[B, classes, h, w]``: of their bilinear interpolation to ``size``.
 
-    As ``F.interpolate`` and then the largest, but by bands of ``rows``, for memory.
+    As ``F.interpolate`` and then the largest, but by bands of rows, for memory.
     """
-    height, width = logits.shape[-2:]
-    if (height, width) == size:
-        return logits.argmax(dim=1)
-    places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
-    bands = []
-    for part in places.split(rows):
-        first = int(part[0])
-        lines = logits[:, :, first : int(part[-1]) + 2]
-        wide = F.interpolate(lines, size=(lines.shape[2], size[1]), mode="bilinear")
-        above = part.long() - first
-        share = (part - part.long()).to(logits)[:, None]
-        below = (above + 1).clamp_max(lines.shape[2] - 1)
-        bands.append(torch.lerp(wide[:, :, above], wide[:, :, below], share).argmax(dim=1))
-    return torch.cat(bands, dim=1)
+    shape = (logits.shape[-2], logits.shape[-1])
+    return torch.stack([_classes([(0, one)], shape, size) for one in logits])
+
+
+def _classes(strips: Iterable[tuple[int, Tensor]], shape: tuple[int, int], size: tuple[int, int], rows: int = 64) -> Tensor:
+    """Of logits of ``shape`` that come in strips, interpolated to ``size``; no strip is held longer than it is needed."""
+    if shape == size:
+        return torch.cat([logits.argmax(dim=0) for _, logits in strips])
+    places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (shape[0] / size[0]) - 0.5).clamp(0, shape[0] - 1)
+    bands, done = [], 0
+    before: Tensor | None = None  # the last row of the strip above, whose lower neighbour is in this one
+    for top, logits in strips:
+        parts = [(top, logits)] if before is None else [(top - 1, torch.cat([before, logits[:, :1]], dim=1)), (top, logits)]
+        last = top + logits.shape[1] - 1
+        for first, lines in parts:
+            until = first + lines.shape[1] - 1
+            end = size[0] if until == shape[0] - 1 else int((places < until).sum())
+            bands += [_band(lines, part - first, size[1]) for part in places[done:end].split(rows) if len(part)]
+            done = max(done, end)
+        before = logits[:, -1:].clone() if last < shape[0] - 1 else None
+    return torch.cat(bands)
+
+
+def _band(lines: Tensor, places: Tensor, width: int) -> Tensor:
+    """Classes ``[rows, width]`` between lines of logits ``[classes, n, w]``."""
+    above = places.long()
+    some = lines[:, int(above[0]) : int(above[-1]) + 2]
+    wide = F.interpolate(some[None], size=(some.shape[1], width), mode="bilinear")[0]
+    above = above - above[0]
+    below, share = (above + 1).clamp_max(some.shape[1] - 1), (places - places.long()).to(wide)[:, None]
+    return torch.lerp(wide[:, above], wide[:, below], share).argmax(dim=0)
 
 
 @torch.no_grad()
@@ -175,21 +196,28 @@ def evaluate_pictures(
 
 
 @torch.no_grad()
-def multi_scale(model: nn.Module, images: Tensor, scales: Sequence[float], flip: bool = True) -> Tensor:
-    """The mean probability ``[B, classes, H, W]`` over scales and mirror images.
+def multi_scale(
+    model: nn.Module, images: Tensor, scales: Sequence[float], flip: bool = True, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The mean probability ``[B, classes, height, width]`` over scales and mirror images; all of it is held in memory.
 
     Args:
         model: Maps images to logits, in evaluation mode; `Windowed` for windows.
         images: ``[B, C, H, W]``.
         scales: Factors of the images' sides.
         flip: Mirror images too.
+        size: (height, width), to which the logits of each view are interpolated. Default: the images'.
+
+    Raises:
+        FloatingPointError: Logits that are not finite.
     """
     total: Any = 0
     views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
     for scale, mirrored in views:
-        size = [max(1, round(side * scale)) for side in images.shape[-2:]]
-        scaled = images if scale == 1 else F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
+        sides = [max(1, round(side * scale)) for side in images.shape[-2:]]
+        scaled = images if scale == 1 else F.interpolate(images, size=sides, mode="bilinear", antialias=scale < 1)
         logits = model(scaled.flip(-1) if mirrored else scaled)
-        logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+        _check_finite(logits)
+        logits = F.interpolate(logits, size=size or images.shape[-2:], mode="bilinear")
         total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
     return total / len(views)

@@ -1,5 +1,6 @@
 """Pixels as samples' answers: what segmenters are judged by in the evaluations of `imgproc_attn.evaluation`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,17 +9,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..evaluation.attacks import Attack, Passes
-from ..evaluation.attacks.base import check_input, finite_logits
+from ..evaluation.attacks import Passes
+from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
 from ..evaluation.flags import Flags
 from ..evaluation.imagenet_c.errors import corruption_summary
 from ..evaluation.measures import Batch
 from ..evaluation.sanity import POINTS, Finding, check_gradients, check_outputs
 from ..evaluation.threat import ThreatModel
-from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, pixel_cross_entropy
-from .inference import classes_of, multi_scale
-from .metrics import count_areas, metrics_of
+from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, pixel_cross_entropy, pixel_logits
+from .inference import Windowed, classes_of, multi_scale, segment
+from .metrics import IGNORED, count_areas, metrics_of
 from .overlays import draw_segmented
 
 FOUND = "; find out why before you believe either number"
@@ -48,67 +49,98 @@ def _sparse(areas: Tensor) -> list[list[int]]:
     return torch.cat([there[:, None], areas[:, there].T], dim=1).tolist()
 
 
-def _judged(logits: Tensor, images: Tensor, labels: Tensor, distances: Tensor) -> PixelsJudged:
-    """Answers at the size of the labels."""
-    predicted = classes_of(logits, (labels.shape[-2], labels.shape[-1]))
-    areas = [count_areas(found, label, logits.shape[1]) for found, label in zip(predicted, labels)]
+def _judged(predicted: Tensor, num_classes: int, images: Tensor, labels: Tensor, distances: Tensor) -> PixelsJudged:
+    areas = [count_areas(found, label, num_classes) for found, label in zip(predicted, labels)]
     return PixelsJudged(torch.stack(areas), images, distances)
 
 
 @dataclass(frozen=True)
-class PixelsAsGiven:
-    """Pictures as they are, or several views of them.
+class Windows:
+    """How a segmenter looks at a picture.
 
     Args:
-        scales: Factors of the size, over which probabilities are averaged.
-        flip: Mirror images too.
+        window: Side of sliding windows; None for the whole picture.
+        stride: Between them. Default: ``window``.
     """
 
+    window: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and (self.window is None or not 0 < self.stride <= self.window):
+            raise ValueError(
+                f"The stride is {self.stride}, but must be from 1 to the window, {self.window}: others leave gaps."
+            )
+        object.__setattr__(self, "stride", self.stride or self.window)
+
+    def over(self, model: nn.Module) -> nn.Module:
+        """The model, looking so."""
+        return Windowed(model, self.window, self.stride)
+
+
+@dataclass(frozen=True)
+class PixelsAsGiven:
+    """Pictures as they are, or several views of them; one view is judged in memory bounded by the window.
+
+    Args:
+        num_classes: Of the model.
+        windows: How it looks at a picture.
+        scales: Factors of the size, over which probabilities are averaged.
+        flip: Mirror images too.
+
+    Raises:
+        ValueError: Scales that are not positive.
+    """
+
+    num_classes: int
+    windows: Windows = Windows()
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"The scales are {self.scales}, but must be positive factors of the size, one at least.")
 
     @property
     def passes(self) -> Passes:
         return Passes(len(self.scales) * (1 + self.flip), 0)
 
+    @torch.no_grad()
+    def classes(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[height, width]`` of an image ``[C, H, W]`` in [0, 1]."""
+        if self.scales == (1.0,) and not self.flip:
+            return segment(model, image, self.windows.window, self.windows.stride, size=size)
+        return multi_scale(self.windows.over(model), image[None], self.scales, self.flip, size)[0].argmax(dim=0)
+
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
         check_input(model, images)
-        one_view = self.scales == (1.0,) and not self.flip
-        logits = finite_logits(model, images) if one_view else multi_scale(model, images, self.scales, self.flip)
-        return _judged(logits, images, labels, torch.zeros(len(images)))
+        predicted = torch.stack([self.classes(model, image, (labels.shape[-2], labels.shape[-1])) for image in images])
+        return _judged(predicted, self.num_classes, images, labels, torch.zeros(len(images)))
 
 
 @dataclass(frozen=True)
 class PixelsUnderAttack:
-    """Pictures under attack; of several restarts the one that leaves the fewest right pixels counts, picture by picture.
+    """Pictures under attack.
 
     Args:
         attack: Of `PIXEL_ATTACKS`.
+        windows: How the model looks at a picture, the attack sees all of them.
     """
 
-    attack: Attack
+    attack: SampleAttack
+    windows: Windows = Windows()
 
     @property
     def passes(self) -> Passes:
-        forward, backward = self.attack.passes_a_restart
-        return Passes(self.attack.restarts * (forward + 1), self.attack.restarts * backward)
+        forward, backward = self.attack.passes
+        return Passes(forward + 1, backward)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
-        check_input(model, images)
-        worst = self._restart(model, images, labels, ids, 0)
-        for restart in range(1, self.attack.restarts):
-            found = self._restart(model, images, labels, ids, restart)
-            worse = found.areas[:, 0].sum(1) < worst.areas[:, 0].sum(1)
-            worst = PixelsJudged(*(_where(worse, new, old) for new, old in zip(found, worst)))
-        return worst
-
-    def _restart(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> PixelsJudged:
-        found = self.attack.perturb(model, images, labels, ids.cpu(), restart)
-        return _judged(finite_logits(model, found), found, labels, self.attack.threat.norm.size(found - images))
-
-
-def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(flags.view(-1, *[1] * (new.ndim - 1)).to(new.device), new, old)
+        asked = self.windows.over(model)
+        found = self.attack(asked, images, labels, ids).adversarial
+        logits = pixel_logits(asked, found)
+        predicted = classes_of(logits, (labels.shape[-2], labels.shape[-1]))
+        return _judged(predicted, logits.shape[1], found, labels, self.attack.threat.norm.size(found - images))
 
 
 @dataclass(frozen=True)
@@ -117,11 +149,15 @@ class PixelMeasure:
 
     Attributes:
         class_names: In the order of their labels.
-        clean: Judge of pictures as they are.
+        windows: How a model looks at pictures.
+        scales: As in `PixelsAsGiven`, of pictures that are not attacked.
+        flip: Likewise.
     """
 
     class_names: tuple[str, ...]
-    clean: Judge = PixelsAsGiven()
+    windows: Windows = Windows()
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     metrics = ("miou", "pixel_accuracy", "mean_accuracy")
     checked = 8
@@ -132,9 +168,12 @@ class PixelMeasure:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def clean(self) -> PixelsAsGiven:
+        return PixelsAsGiven(self.num_classes, self.windows, self.scales, self.flip)
+
     def under(self, attack: SampleAttack) -> Judge:
-        assert isinstance(attack, Attack)
-        return PixelsUnderAttack(attack)
+        return PixelsUnderAttack(attack, self.windows)
 
     def _areas(self, pictures: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         areas = torch.zeros(3, self.num_classes, dtype=torch.int64)
@@ -148,43 +187,55 @@ class PixelMeasure:
 
     def of_samples(self, flags: Flags) -> list[float]:
         sums = [self._areas([picture]).sum(dim=1).tolist() for picture in flags.columns["areas"]]
-        return [round(right / max(labelled, 1), 6) for right, _, labelled in sums]
+        return [round(right / labelled, 6) if labelled else math.nan for right, _, labelled in sums]
 
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
         found = corruption_summary(by_corruption, False)
-        return {"mean_miou" if key == "mean_accuracy" else key: found[key] for key in found if key != "mean_error"}
+        return {key.replace("mean_accuracy", "mean_miou"): found[key] for key in found if key != "mean_error"}
 
     def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
-        found: list[Finding] = []
-        for images, labels, _ in batches:  # of different sizes
-            found += check_outputs(model, images)
-            found += [] if threat is None else check_gradients(model, images, labels, len(images), pixel_cross_entropy)
+        asked = self.windows.over(model)
+        kept = [(images, labels) for images, labels, _ in batches if (labels != IGNORED).any()]
+        found = [finding for images, _ in kept for finding in check_outputs(asked, images)]
+        found += [] if threat is None else check_gradients(asked, kept, _summed_cross_entropy)
         return list({finding.check: finding for finding in found}.values())
 
     def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         found, metric = [], self.metrics[0]
         attacked = [row for row in rows if "eps" in row]
-        for row, other in ((a, b) for a in attacked for b in attacked if a["norm"] == b["norm"]):
-            told = f"{row['name']} leaves {row[metric]:.1f} % mIoU, {other['name']} {other[metric]:.1f} %"
-            harder = row["family"] == other["family"] and row["eps"] > other["eps"]
-            if harder and row[metric] > other[metric] + POINTS:
-                found.append(Finding("accuracy rises with eps", f"{told}: a larger ball holds the smaller one{FOUND}."))
-            stronger = row["family"] in ("PGD", "SegPGD") and other["family"] == "FGSM" and row["eps"] == other["eps"]
-            if stronger and row[metric] > other[metric] + POINTS:
-                found.append(Finding("steps are weaker than one", f"{told}: gradients may be masked{FOUND}."))
+        for row in attacked:
+            for other in (o for o in attacked if o["norm"] == row["norm"] and row[metric] > o[metric] + POINTS):
+                told = f"{row['name']} leaves {row[metric]:.1f} % mIoU, {other['name']} {other[metric]:.1f} %"
+                if row["family"] == other["family"] and row["eps"] > other["eps"]:
+                    found.append(Finding("mIoU rises with eps", f"{told}: a larger ball holds the smaller one{FOUND}."))
+                if _stepwise(row) and not _stepwise(other) and row["eps"] == other["eps"]:
+                    found.append(Finding("steps are weaker than one", f"{told}: gradients may be masked{FOUND}."))
+        for row in attacked:
+            if row[metric] > rows[0][metric] + POINTS:
+                told = f"{row['name']} leaves {row[metric]:.1f} % mIoU, more than the {rows[0][metric]:.1f} % without attack"
+                found.append(Finding("an attack that helps", f"{told}{FOUND}."))
         return found
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
         before, after = (torch.tensor(self.of_samples(flags)) for flags in (clean, attacked))
-        order = (after - before).argsort()
+        order = (after - before).nan_to_num(0).argsort()
         return clean.ids[order[: int((after < before).sum())]]
 
     def gallery(self, model: Any, batch: Batch, condition: Condition, label: str) -> Figure:
         images, labels, ids = batch
         found = condition.judge(model, images, labels, ids).images
         size = (images.shape[-2], images.shape[-1])
-        with torch.no_grad():
-            clean, attacked = (list(classes_of(model(x), size)) for x in (images, found))
+        one_view = PixelsAsGiven(self.num_classes, self.windows)
+        clean, attacked = ([one_view.classes(model, x, size) for x in pictures] for pictures in (images, found))
         columns = {"picture": list(images), "labels": list(labels), "clean": clean}
         columns |= {f"{condition.name}, picture": list(found), condition.name: attacked}
         return draw_segmented(label, columns, self.class_names)
+
+
+def _stepwise(row: Mapping[str, Any]) -> bool:
+    return not row["family"].startswith("FGSM")
+
+
+def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``: a mean over pixels would make every gradient small."""
+    return pixel_cross_entropy(logits, labels) * (labels != IGNORED).flatten(1).sum(1)

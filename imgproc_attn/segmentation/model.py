@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
     padded image bilinearly, and cut to its size. Spatial bandwidths keep their unit, the patch, when the grid grows.
 
     Args:
-        encoder: A timm model with ``forward_intermediates``: its last, normalised features are decoded.
+        encoder: A timm model with ``forward_intermediates``: its last features are decoded, normalised if it has a norm.
         decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
         num_classes: Of the decoder.
     """
@@ -85,13 +85,19 @@ def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -
             if not any(name in str(error) for name in sizes):
                 raise
             continue
-        if isinstance(
-            getattr(encoder, "fc_norm", None), nn.LayerNorm
-        ):  # the norm behind the pooling becomes that of all tokens
-            encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
+        _norm_before_pooling(encoder)
         if hasattr(encoder, "prune_intermediate_layers"):  # what is behind the features would get no gradient
             encoder.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         return encoder
+
+
+def _norm_before_pooling(encoder: Any) -> None:
+    """Where a model normalises behind the pooling, as averaging ViTs and ConvNeXts do, that norm becomes the features'."""
+    head: Any = getattr(encoder, "head", None)
+    if isinstance(getattr(encoder, "fc_norm", None), nn.LayerNorm):
+        encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
+    elif isinstance(getattr(encoder, "norm_pre", None), nn.Identity) and isinstance(getattr(head, "norm", None), nn.LayerNorm):
+        encoder.norm_pre, head.norm = head.norm, nn.Identity()
 
 
 @register_model

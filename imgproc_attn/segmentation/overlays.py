@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -47,8 +48,13 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     return canvas
 
 
+def _pixels(picture: Tensor) -> np.ndarray:
+    """``[3, H, W]`` in [0, 1] as ``[H, W, 3]`` in 8 bits."""
+    return np.rint(255 * rearrange(picture.detach().cpu().numpy(), "c h w -> h w c").clip(0, 1)).astype(np.uint8)
+
+
 def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> Figure:
-    """Pictures and label maps side by side, with a legend: a row a picture, a column a version of it.
+    """Pictures, and label maps over the first of them, side by side with a legend: a row a picture, a column a version of it.
 
     Args:
         title: Of the figure.
@@ -62,13 +68,14 @@ def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: S
     areas = np.zeros(256, dtype=np.int64)
     for j, (name, tensors) in enumerate(columns.items()):
         axes[0, j].set_title(name, fontsize="small")
-        for ax, tensor in zip(axes[:, j], tensors):
+        for ax, tensor, picture in zip(axes[:, j], tensors, next(iter(columns.values()))):
             ax.set(xticks=[], yticks=[])
             array = tensor.detach().cpu().numpy()
             if array.ndim == 3:
-                ax.imshow(rearrange(array, "c h w -> h w c").clip(0, 1))
+                ax.imshow(_pixels(tensor))
             else:
-                ax.imshow(coloured(array, palette))
+                below = F.interpolate(picture[None], size=array.shape, mode="bilinear")[0]
+                ax.imshow(overlay(_pixels(below), array, palette, 0.7))
                 areas += np.bincount(array.ravel(), minlength=256)
     shown = [label for label in np.argsort(-areas, kind="stable") if areas[label] > 0 and label < len(names)][:SHOWN]
     patches = [Patch(color=palette[label] / 255, label=names[label]) for label in sorted(shown)]

@@ -1,6 +1,6 @@
 """Pictures with label maps as the source of an evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch import nn
 
 from ..data import Preparation, check_classes, some_of
 from .data import READERS, LabelledPictures
-from .inference import Windowed
-from .measure import PixelMeasure, PixelsAsGiven
+from .measure import PixelMeasure, Windows
+from .model import Segmenter
 from .transforms import PicturePreparation
 
 
@@ -24,8 +24,7 @@ class PictureSource:
         limit: Only so many pictures, drawn at random from ``seed``.
         seed: Of that draw.
         short_side: In pixels, to which pictures are resized. Default: as they are.
-        window: Side of sliding windows. Default: whole pictures.
-        stride: Between windows. Default: ``window``.
+        windows: How the model looks at a picture.
         scales: Factors of the size, over which probabilities of pictures that are not attacked are averaged.
         flip: Mirror images of them too.
     """
@@ -36,17 +35,14 @@ class PictureSource:
     limit: int | None = None
     seed: int = 0
     short_side: int | None = None
-    window: int | None = None
-    stride: int | None = None
+    windows: Windows = field(default_factory=Windows)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
     def __post_init__(self) -> None:
         if self.data not in READERS:
-            raise ValueError(f"--data {self.data} has no label maps, which segmenters need; there are {', '.join(READERS)}.")
-        if self.stride is not None and (self.window is None or not 0 < self.stride <= self.window):
             raise ValueError(
-                f"--stride is {self.stride}, but must be from 1 to --window, {self.window}: larger ones leave gaps."
+                f"The data {self.data!r} has no label maps, which segmenters need; there are {', '.join(READERS)}."
             )
 
     @cached_property
@@ -75,18 +71,26 @@ class PictureSource:
 
     def measure(self, model: Any) -> PixelMeasure:
         """Areas of the data's classes."""
-        return PixelMeasure(tuple(self._pictures.classes), PixelsAsGiven(self.scales, self.flip))
+        return PixelMeasure(tuple(self._pictures.classes), self.windows, self.scales, self.flip)
 
     def restrict(self, model: nn.Module) -> nn.Module:
-        """The model, looking through windows."""
-        return Windowed(model, self.window, self.stride)
+        """The model itself: windows are the judges'.
+
+        Raises:
+            ValueError: It is none that segments.
+        """
+        if not isinstance(model, Segmenter):
+            raise ValueError(
+                f"A {type(model).__name__} gives no label a pixel, which label maps are for; name a segmenter's run."
+            )
+        return model
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What answers depend on beside pictures and model."""
-        return {"classes": None, "window": self.window, "stride": self.stride}
+        """What answers depend on beside pictures, model and judges."""
+        return {"classes": None, "short_side": self.short_side}
 
     @property
     def record(self) -> dict[str, Any]:
         """For reports."""
-        return {"name": self.data, "root": self.root, "split": self.split, "short_side": self.short_side}
+        return {"name": self.data, "root": self.root, "split": self.split, **self.protocol}

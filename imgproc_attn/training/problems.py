@@ -1,6 +1,7 @@
 """What a recipe is about: classification or segmentation. All that differs between them in a run stands here."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -143,9 +144,10 @@ class SegmentationProblem:
         validation, test = (
             None if split is None else self._opened(split) for split in (data.validation_split, data.test_split)
         )
-        for name, other in (("validation", validation), ("test", test)):
-            if other is not None and set(other.pairs) & set(train.pairs):
-                raise ValueError(f"The splits {data.train_split} and {name} share pictures; name another split.")
+        splits = {"train": train, "validation": validation, "test": test}
+        for (name, one), (other_name, other) in combinations([(n, s) for n, s in splits.items() if s is not None], 2):
+            if set(one.pairs) & set(other.pairs):
+                raise ValueError(f"The splits {name} and {other_name} share pictures; name another split.")
         kept, held_out = shares(data, train)
         few = None if test is None else some_of(len(test), data.test_images, data.seed)
         return Splits(

@@ -333,6 +333,10 @@ class EvaluationSection(_Section):
     def _known(cls, corruptions: list[str]) -> list[str]:
         for text in corruptions:
             name, _, severity = text.partition(" ")
+            if name == "frost":
+                raise ValueError(
+                    "frost needs photographs, which a recipe does not name; use imgproc-attn corrupt --frost-folder"
+                )
             if name not in (*COMMON, *EXTRA) or severity not in ("1", "2", "3", "4", "5"):
                 raise ValueError(
                     f"{text!r} is none; write a name and a severity, fog 3; there are {', '.join([*COMMON, *EXTRA])}"
