@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -195,7 +196,8 @@ class PixelMeasure:
 
     def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
         asked = self.windows.over(model)
-        kept = [(images, labels) for images, labels, _ in batches if (labels != IGNORED).any()]
+        parts = [_middle(images, labels, self.windows.window or 512) for images, labels, _ in batches]
+        kept = [(images, labels) for images, labels in parts if (labels != IGNORED).any()]
         found = [finding for images, _ in kept for finding in check_outputs(asked, images)]
         found += [] if threat is None else check_gradients(asked, kept, _summed_cross_entropy)
         return list({finding.check: finding for finding in found}.values())
@@ -230,6 +232,14 @@ class PixelMeasure:
         columns = {"picture": list(images), "labels": list(labels), "clean": clean}
         columns |= {f"{condition.name}, picture": list(found), condition.name: attacked}
         return draw_segmented(label, columns, self.class_names)
+
+
+def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """At most ``side x side`` pixels of pictures and their labels, which checks look at: whole ones take too much memory."""
+    labels = F.interpolate(labels[:, None].double(), size=images.shape[-2:], mode="nearest-exact")[:, 0].long()
+    top, left = (max(0, (length - side) // 2) for length in images.shape[-2:])
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    return images[..., rows, columns], labels[..., rows, columns]
 
 
 def _stepwise(row: Mapping[str, Any]) -> bool:
