@@ -169,7 +169,7 @@ def sanity(recipe: Recipe, results: list[Result]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides the training-sanity rule."""
     by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
     baseline = next(iter(by_label))
-    lines = ["| model | difference of clean accuracy | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
+    lines = ["| model | difference, clean | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
     for label, values in by_label.items():
         if label != baseline:
             d = paired_difference(values, by_label[baseline])

@@ -238,7 +238,7 @@ class PixelExamination:
 
     @property
     def checked(self) -> str:
-        return f"{self.measure.checked} pictures"
+        return f"{min(self.measure.checked, len(self._samples))} pictures"
 
     def wrap(self, model: nn.Module) -> NormalizedModel:
         return NormalizedModel(model, self.preparation.mean, self.preparation.std)

@@ -339,6 +339,9 @@ def test_augmentation():
         results = [np.asarray(transform(picture)) for _ in range(8)]
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
+    strongest = training_transform(Augmentation(auto_augment="rand-m10-inc1"), size)
+    for _ in range(60):  # posterising to no bits at all, which Pillow 13 refuses, is among it
+        assert np.asarray(strongest(picture)).shape == (3, 40, 40)
     grey = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
     for _ in range(60):  # policies fill what moves into view by the mean, of as many values as there are channels
         assert np.asarray(grey(picture.convert("L"))).shape == (1, 8, 8)

@@ -171,6 +171,9 @@ def run_of(args: argparse.Namespace) -> Any:
     from ..training import load_recipe
 
     model = Path(args.model.removeprefix("local-dir:"))
+    if len(model.parts) > 1 and not model.is_dir() and not args.model.startswith("hf-hub:"):  # timm's names have no slash
+        there = sorted(p.name for p in model.parent.iterdir() if p.is_dir()) if model.parent.is_dir() else []
+        raise ValueError(f"There is no folder {model}" + (f"; beside it are {', '.join(there[:8])}." if there else "."))
     folders = [folder for folder in (model, model.parent) if model.is_dir() and (folder / "recipe.yaml").is_file()]
     return load_recipe(folders[0]) if folders else None
 

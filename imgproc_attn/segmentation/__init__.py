@@ -4,6 +4,8 @@ from .decoders import LinearDecoder, MaskDecoder, mask_decoder
 from .inference import Windowed, multi_scale, segment, sliding_strips
 from .metrics import Areas
 from .model import Segmenter, segmenter
+from .overlays import overlay, with_legend
+from .palettes import palette_of
 
 __all__ = [
     "Areas",
@@ -13,7 +15,10 @@ __all__ = [
     "Windowed",
     "mask_decoder",
     "multi_scale",
+    "overlay",
+    "palette_of",
     "segment",
     "segmenter",
     "sliding_strips",
+    "with_legend",
 ]

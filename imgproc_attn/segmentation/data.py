@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -95,8 +95,12 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
-def read_picture(file: Path) -> np.ndarray:
+def read_picture(file: Path, upright: bool = False) -> np.ndarray:
     """``[H, W, 3]`` in 8 bits.
+
+    Args:
+        file: Of the picture.
+        upright: Turn it as its EXIF data say, which label maps of data sets do not follow.
 
     Raises:
         ValueError: It cannot be read, or has more than 8 bits, which would be cut off.
@@ -106,7 +110,7 @@ def read_picture(file: Path) -> np.ndarray:
             raise ValueError(
                 f"{file} has more than 8 bits a value (mode {picture.mode}); scale it to 0 to 255 and store 8 bits."
             )
-        return np.array(picture.convert("RGB"))
+        return np.array((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
 
 
 def read_label(file: Path) -> np.ndarray:
@@ -184,6 +188,11 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
 
 def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
     """``[256]`` from values of files to labels; values that are not named are of no class."""
+    labels = [label for label in classes.values() if label != IGNORED]
+    if len(labels) > NO_CLASS or max(classes) > IGNORED:
+        raise ValueError(
+            f"There are {len(labels)} classes, but 8-bit label maps have room for {NO_CLASS}: 254 and 255 mean others."
+        )
     table = np.full(256, NO_CLASS, dtype=np.uint8)
     for value, label in classes.items():
         table[value] = label

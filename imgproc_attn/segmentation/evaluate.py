@@ -67,7 +67,8 @@ def segment_pictures(
 
     Raises:
         FileNotFoundError: There is no picture.
-        ValueError: A model that does not segment, a picture that cannot be read, or two of one name.
+        ValueError: A model that does not segment, or two pictures of one name; or pictures that cannot be read, once all others
+            are written.
     """
     files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.is_relative_to(output)]
     if not files:
@@ -78,8 +79,13 @@ def segment_pictures(
     names = inner.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(inner.num_classes)]
     model = NormalizedModel(inner, preparation.mean, preparation.std).to(device).eval()
     judge, written = PixelsAsGiven(inner.num_classes, windows or Windows(), scales, flip), []
+    broken: list[str] = []
     for file in tqdm(files, unit="img", dynamic_ncols=True, disable=None):
-        picture = read_picture(file)
+        try:
+            picture = read_picture(file, upright=True)
+        except ValueError as error:
+            broken.append(str(error))
+            continue
         image = torch.from_numpy(picture).permute(2, 0, 1)
         image = image if short_side is None else F.resize(image, [short_side], antialias=True)
         found = judge.classes(model, image.to(device) / 255, (picture.shape[0], picture.shape[1]))
@@ -90,4 +96,6 @@ def segment_pictures(
             (output / kind / place).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(output / kind / place, partial(result.save, format="PNG"))
         written.append(output / "overlays" / place)
+    if broken:
+        raise ValueError(f"{len(written)} pictures are segmented in {output}, but not {len(broken)}: {' '.join(broken[:10])}")
     return written

@@ -68,7 +68,9 @@ class Windows:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stride is not None and (self.window is None or not 0 < self.stride <= self.window):
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"The stride is {self.stride}, but there are no windows; give the window too.")
+        if self.stride is not None and self.window is not None and not 0 < self.stride <= self.window:
             raise ValueError(
                 f"The stride is {self.stride}, but must be from 1 to the window, {self.window}: others leave gaps."
             )

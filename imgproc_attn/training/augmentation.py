@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import posterize
 from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop
 
 from ..data import Preparation
@@ -29,7 +30,21 @@ def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[I
         "mean": preparation.mean,  # fills what a policy moves into view
     }
     rest = create_transform(preparation.input_size, is_training=True, use_prefetcher=True, **options)
+    _mend_posterize(rest)
     return Compose([*first, rest])
+
+
+def _mend_posterize(transform: Any) -> None:
+    """The strongest posterising of timm keeps no bits, which Pillow refuses from 13 on; it means black."""
+    for policy in transform.transforms:
+        operations = [*getattr(policy, "ops", []), *(op for row in getattr(policy, "policy", []) for op in row)]
+        for operation in operations:
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def mixup(a: Augmentation, num_classes: int, label_smoothing: float) -> Mixup | None:

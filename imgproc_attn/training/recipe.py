@@ -218,6 +218,8 @@ class Segmentation(_Section):
     def _no_gaps(self) -> "Segmentation":
         if self.stride is not None and (self.window is None or self.stride > self.window):
             raise ValueError(f"stride is {self.stride}, but must not be above window, {self.window}: there would be gaps")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is {self.scale}, but the smallest factor comes first")
         return self
 
 

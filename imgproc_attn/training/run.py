@@ -307,7 +307,7 @@ def train(
         ValueError: Whatever is wrong with recipe, data or checkpoint, before anything is trained.
         OSError: ``output`` cannot be written to, or the disk is full; the last checkpoint stays whole.
     """
-    if not recipe.model.name:
+    if not recipe.model.name or recipe.comparison is not None:
         raise ValueError("This recipe compares models: name one of its variants, or use `imgproc-attn compare`.")
     check(recipe)
     output = Path(output)
