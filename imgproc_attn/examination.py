@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,13 +14,13 @@ from torch import Tensor, nn
 
 from .data import Images, Preparation, Unreadable, evaluation_loader
 from .diagnostics import draw_adversarial, draw_kernel_rows
-from .environment import environment
+from .environment import versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
 from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, weights_hash
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
-from .evaluation.robustness import attack_conditions
+from .evaluation.robustness import attack_conditions, corrupted_condition
 from .evaluation.samples import Samples
 from .evaluation.sanity import sanity_checks
 from .evaluation.threat import ThreatModel
@@ -27,8 +29,7 @@ from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
 from .segmentation.measure import PixelMeasure, Windows
-from .segmentation.overlays import draw_segmented
-from .segmentation.transforms import PicturePreparation
+from .segmentation.overlays import draw_looks
 from .training.problems import SegmentationProblem
 from .training.recipe import EvaluationSection, Recipe
 from .training.run import create
@@ -89,6 +90,11 @@ def examination_of(recipe: Recipe, device: str) -> Examination:
     return LabelExamination(recipe, device) if recipe.segmentation is None else PixelExamination(recipe, device)
 
 
+def _key(protocol: Any) -> str:
+    """A hash of all that numbers depend on."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
 def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
     """What the folder holds under that key, else what ``examine`` finds."""
     file = folder / EVALUATION
@@ -142,7 +148,9 @@ class LabelExamination:
         return NormalizedModel(model)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
-        return _once(folder, self._key(model), lambda: self._examine(model, say))
+        protocol = [weights_hash(model), self._digest, self.recipe.evaluation.model_dump(), versions()]
+        key = _key([*protocol, platform.python_version(), self.device, CHECKED])
+        return _once(folder, key, lambda: self._examine(model, say))
 
     def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
         e = self.recipe.evaluation
@@ -150,13 +158,6 @@ class LabelExamination:
         least = min([*e.pgd, *e.fgsm], default=None)
         doubts = sanity_checks(model, self.images[:CHECKED], self.labels[:CHECKED], least)
         return Examined({"accuracy": found.accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
-
-    def _key(self, model: nn.Module) -> str:
-        """A hash of all that the numbers depend on."""
-        found = environment(self.device)
-        protocol = [self.recipe.evaluation.model_dump(), found["versions"], found["python"], self.device, CHECKED]
-        content = json.dumps([weights_hash(model), self._digest, *protocol], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""
@@ -213,11 +214,11 @@ class PixelExamination:
     def __init__(self, recipe: Recipe, device: str) -> None:
         assert recipe.segmentation is not None
         self.recipe, self.section, self.device = recipe, recipe.segmentation, torch.device(device)
-        pictures = SegmentationProblem(recipe).open(Unreadable(), 1).test
+        problem = SegmentationProblem(recipe)
+        pictures = problem.open(Unreadable(), 1).test
         windows = Windows(self.section.window, self.section.stride)
         self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes), windows)
-        preparation = _preparation(recipe)
-        self.preparation = PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
+        self.preparation = problem.whole(_preparation(recipe))
         self.conditions = self._conditions()
 
     def _conditions(self) -> list[Condition]:
@@ -226,11 +227,8 @@ class PixelExamination:
         attacks: dict[str, Any] = {f"FGSM {eps:g}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
             attacks |= {f"{name} {eps:g}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
-        corrupted = {name: self._samples.corrupted(c) for name, c in _corruptions(e).items()}
-        return [
-            *attack_conditions(self._samples, attacks, self.measure),
-            *(Condition(name, samples, self.measure.clean) for name, samples in corrupted.items()),
-        ]
+        corrupted = [corrupted_condition(self._samples, c, self.measure) for c in _corruptions(e).values()]
+        return [*attack_conditions(self._samples, attacks, self.measure), *corrupted]
 
     @property
     def samples(self) -> str:
@@ -244,11 +242,10 @@ class PixelExamination:
         return NormalizedModel(model, self.preparation.mean, self.preparation.std)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
-        found = environment(str(self.device))
-        protocol = {"weights": weights_hash(model), "versions": found["versions"], "section": self.section.model_dump()}
+        protocol = {"weights": weights_hash(model), "versions": versions(), "section": self.section.model_dump()}
         protocol |= {"evaluation": self.recipe.evaluation.model_dump(), "device": str(self.device)}
         protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
-        key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+        key = _key(protocol)
         return _once(folder, key, lambda: self._examine(model, folder / "flags" / key[:16], protocol, say))
 
     def _examine(
@@ -281,10 +278,6 @@ class PixelExamination:
     @torch.no_grad()
     def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
         few = self._samples.only(self._samples.ids[:: -(-len(self._samples) // 3)])
-        columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], **{label: [] for label in models}}
-        for images, labels, _ in few.batches(self.preparation, 1, 0, self.device):
-            size = (labels.shape[-2], labels.shape[-1])
-            maps = [self.measure.clean.classes(model, images[0], size) for model in models.values()]
-            for column, tensor in zip(columns.values(), (images[0], labels[0], *maps)):
-                column.append(tensor)
-        return {"segmented": draw_segmented(self.recipe.title, columns, self.measure.class_names)}
+        pictures = ((images[0], labels[0]) for images, labels, _ in few.batches(self.preparation, 1, 0, self.device))
+        looks = {label: partial(self.measure.clean.classes, model) for label, model in models.items()}
+        return {"segmented": draw_looks(self.recipe.title, pictures, looks, self.measure.class_names)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-class DEFAULTS(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Tells defaults, but for those that the help has told in its own words, and those that are nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -74,11 +74,10 @@ def _pixels(word: str) -> Callable[[str], int | str]:
     return lambda text: text if text == word else positive(text)
 
 
-def views_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `add_views`; what is not given is the recipe's, if a run is evaluated."""
+def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
+    """The arguments of `add_views`; what is not given is the recipe's of the ``run`` that is evaluated, if it is one."""
     from ..segmentation.measure import Windows
 
-    run = run_of(args)
     section = None if run is None else run.segmentation
     short_side, window, stride = args.short_side, args.window, args.stride
     if section is not None:
@@ -134,7 +133,7 @@ def source_of(args: argparse.Namespace) -> Any:
     name = args.data or (run.data.name if run is not None else "folder")
     options: dict[str, Any] = {"limit": args.limit}
     if name in READERS:
-        return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args))
+        return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args, run))
     options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
     if args.data is None and args.root is None and run is not None:  # the very images that the run held out
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULTS
+from .arguments import HelpFormatter
 
 
 def add_commands(commands: Any) -> None:
@@ -14,7 +14,7 @@ def add_commands(commands: Any) -> None:
     p = commands.add_parser(
         "benchmark",
         help="speed and memory beside plain attention and timm's ViT",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     subjects = ["operators", "models", "memory", "filtering", "training", "evaluation", "corruptions"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)

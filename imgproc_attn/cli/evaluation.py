@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import (
-    DEFAULTS,
+    HelpFormatter,
     add_device,
     add_images,
     add_place,
@@ -14,6 +14,7 @@ from .arguments import (
     add_views,
     number,
     positive,
+    run_of,
     source_of,
     subject_of,
     views_of,
@@ -59,7 +60,7 @@ def _add_evaluate(commands: Any) -> None:
         help="accuracy of any timm model or checkpoint on any images; mIoU of segmenters",
         description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images; of "
         "segmenters mIoU, pixel and mean accuracy.",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     add_subject(e)
     add_images(e)
@@ -83,7 +84,7 @@ def _add_segment(commands: Any) -> None:
         help="colour overlays and label maps of pictures",
         description="Segment pictures: overlays/NAME.png, colours over the picture with a legend, and labels/NAME.png, class "
         "numbers as 8-bit grey.",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="a picture, or a folder of pictures and folders")
     s.add_argument("--checkpoint", dest="model", required=True, metavar="FOLDER", help="of a run, or of one of its checkpoints")
@@ -93,7 +94,7 @@ def _add_segment(commands: Any) -> None:
     s.set_defaults(function=_segment)
 
 
-class _Formatter(DEFAULTS, argparse.RawDescriptionHelpFormatter):
+class _Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of a description, and tells defaults."""
 
 
@@ -183,7 +184,7 @@ def _add_report(commands: Any) -> None:
         description="One self-contained HTML page of the results of attack, corrupt, shift, and evaluate of segmenters: "
         "models side by side, differences to the first model paired by sample or, with several runs of one label, by training "
         "seed.",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     r.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of results, or of folders of results")
     r.add_argument("--output", type=Path, default=Path("runs/report.html"))
@@ -237,7 +238,7 @@ def _segment(args: argparse.Namespace) -> None:
     if not Path(args.model).is_dir():
         raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
     written = segment_pictures(
-        Subject(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args)
+        Subject(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args, run_of(args))
     )
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 

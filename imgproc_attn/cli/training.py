@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULTS, add_device
+from .arguments import HelpFormatter, add_device
 
 
 def add_commands(commands: Any) -> None:
@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
         "train",
         help="train the model of a recipe; under torchrun in many processes",
         description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
     t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
@@ -28,14 +28,14 @@ def add_commands(commands: Any) -> None:
         "quickstart",
         help="train models on real images, attack and corrupt them, report, within minutes",
         description="Train models on real images, attack and corrupt them, report, within minutes.",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     q.set_defaults(recipe="quickstart")
     c = commands.add_parser(
         "compare",
         help="the same for any recipe of several models",
         description="Train, attack, corrupt and report the models of a recipe, paired by seed.",
-        formatter_class=DEFAULTS,
+        formatter_class=HelpFormatter,
     )
     c.add_argument("recipe", help="a YAML file with a section comparison, or the name of such a recipe of the package")
     for p in (q, c):
@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
         add_device(p)
         p.set_defaults(function=_compare)
 
-    r = commands.add_parser("recipes", help="list the recipes of the package, or copy one", formatter_class=DEFAULTS)
+    r = commands.add_parser("recipes", help="list the recipes of the package, or copy one", formatter_class=HelpFormatter)
     r.add_argument("--copy", metavar="NAME", help="copy this one")
     r.add_argument("--to", type=Path, help="where (default: its file name, here)")
     r.set_defaults(function=_recipes)

@@ -15,12 +15,12 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from ..data import ALONE, Preparation, Processes, readable
+from ..data import ALONE, Preparation, Processes
 from ..environment import environment, versions
 from ..files import write_atomically, write_json
 from ..records import describe
 from .conditions import Condition
-from .evaluator import Evaluator, weights_hash
+from .evaluator import Evaluator, only_readable, weights_hash
 from .flags import Flags
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
@@ -137,13 +137,14 @@ class Assessment:
     @property
     def protocol(self) -> dict[str, Any]:
         """What flags depend on beside images and condition."""
+        found = versions()
         return {
             "weights_sha256": self.weights,
             "architecture_sha256": self.architecture,
             "options": {key: str(value) for key, value in self.subject.options.items()},
             **self.source.protocol,
             "dtype": self.dtype,
-            "versions": {name: versions()[name] for name in ("imgproc-attn", "torch", "timm")},
+            "versions": {name: found[name] for name in ("imgproc-attn", "torch", "timm")},
         }
 
     def ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
@@ -185,7 +186,7 @@ class Assessment:
         if known.get("key") != key:
             few = samples.only(samples.ids[chosen])
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
-            kept = [(x[(ok := readable(y))], y[ok], ids[ok]) for x, y, ids in batches if readable(y).any()]
+            kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             found = self.measure.check(self.model, kept, threat, self.seed)
             known = {"key": key, "images": sum(len(x) for x, _, _ in kept), "findings": [asdict(finding) for finding in found]}
             write_json(file, known)

@@ -120,8 +120,15 @@ class Evaluator:
         dist.barrier(self._group)
 
 
-def images_of(samples: Samples, preparation: Prepared, device: torch.device, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+Batch = tuple[Tensor, Tensor, Tensor]  # images in [0, 1], labels, numbers
+
+
+def only_readable(batch: Batch) -> Batch:
+    """A batch of `Samples.batches` without the images that could not be read."""
+    kept = readable(batch[1])
+    return batch[0][kept], batch[1][kept], batch[2][kept]
+
+
+def images_of(samples: Samples, preparation: Prepared, device: torch.device, ids: Tensor) -> Batch:
     """Images in [0, 1], labels and numbers of a few samples of one size, by number; unreadable ones left out."""
-    images, labels, found = next(samples.only(ids).batches(preparation, max(len(ids), 1), 0, device))
-    kept = readable(labels)
-    return images[kept], labels[kept], found[kept]
+    return only_readable(next(samples.only(ids).batches(preparation, max(len(ids), 1), 0, device)))

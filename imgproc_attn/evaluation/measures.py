@@ -12,13 +12,12 @@ from ..diagnostics import draw_adversarial
 from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
 from .conditions import AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
+from .evaluator import Batch
 from .flags import Flags
 from .imagenet_c.errors import corruption_summary
 from .presets import ATTACKS, PRESETS, Catalogue, Preset
 from .sanity import Finding, sanity_checks
 from .threat import ThreatModel
-
-Batch = tuple[Tensor, Tensor, Tensor]  # images in [0, 1], labels, numbers
 
 
 class Measure(Protocol):

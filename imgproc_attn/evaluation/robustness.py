@@ -50,11 +50,12 @@ def corruption_conditions(
         ValueError: As `ImageNetC`.
     """
     corruptions = [ImageNetC(name, severity, seed, frost_folder) for name in names for severity in severities]
-    corrupted = [
-        Condition(f"{c.name} {c.severity}", samples.corrupted(c), measure.clean, family=c.name, strength=c.severity)
-        for c in corruptions
-    ]
-    return [Condition(CLEAN, samples, measure.clean), *corrupted]
+    return [Condition(CLEAN, samples, measure.clean), *(corrupted_condition(samples, c, measure) for c in corruptions)]
+
+
+def corrupted_condition(samples: Samples, c: ImageNetC, measure: Measure) -> Condition:
+    """Named as in ``fog 3``."""
+    return Condition(f"{c.name} {c.severity}", samples.corrupted(c), measure.clean, family=c.name, strength=c.severity)
 
 
 def known_corruptions(which: Sequence[str], frost_folder: Path | None) -> list[str]:

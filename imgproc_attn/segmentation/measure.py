@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..evaluation.attacks import Passes
 from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
+from ..evaluation.evaluator import Batch
 from ..evaluation.flags import Flags
 from ..evaluation.imagenet_c.errors import corruption_summary
-from ..evaluation.measures import Batch
 from ..evaluation.sanity import POINTS, Finding, check_gradients, check_outputs
 from ..evaluation.threat import ThreatModel
 from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, pixel_cross_entropy, pixel_logits

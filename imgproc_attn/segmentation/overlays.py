@@ -1,6 +1,6 @@
 """Label maps to look at: colours over pictures, with a legend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch.nn.functional as F
@@ -82,3 +82,25 @@ def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: S
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8) or 1, fontsize="small")
     figure.suptitle(title)
     return figure
+
+
+def draw_looks(
+    title: str,
+    pictures: Iterable[tuple[Tensor, Tensor]],
+    looks: Mapping[str, Callable[[Tensor, tuple[int, int]], Tensor]],
+    names: Sequence[str],
+) -> Figure:
+    """Pictures, their labels, and what models make of them.
+
+    Args:
+        title: Of the figure.
+        pictures: ``[3, H, W]`` in [0, 1], and labels ``[H', W']``.
+        looks: By label; each gives classes of a picture, at the size of the labels.
+        names: Of the classes.
+    """
+    columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], **{label: [] for label in looks}}
+    for picture, labels in pictures:
+        found = [look(picture, (labels.shape[-2], labels.shape[-1])) for look in looks.values()]
+        for column, tensor in zip(columns.values(), (picture, labels, *found)):
+            column.append(tensor)
+    return draw_segmented(title, columns, names)

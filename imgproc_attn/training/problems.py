@@ -1,6 +1,7 @@
 """What a recipe is about: classification or segmentation. All that differs between them in a run stands here."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
@@ -11,10 +12,12 @@ from torch.utils.data import IterableDataset
 
 from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, some_of, training_loader
 from ..evaluation.classification import evaluate_loader
+from ..evaluation.normalization import NormalizedModel
 from ..segmentation.data import READERS as LABELLED
 from ..segmentation.data import LabelledPictures
-from ..segmentation.inference import evaluate_pictures, segment
-from ..segmentation.overlays import draw_segmented
+from ..segmentation.inference import evaluate_pictures
+from ..segmentation.measure import PixelsAsGiven, Windows
+from ..segmentation.overlays import draw_looks
 from ..segmentation.transforms import PicturePreparation, joint_transform
 from .augmentation import training_transform
 from .recipe import Recipe, Segmentation
@@ -179,30 +182,29 @@ class SegmentationProblem:
         self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """MIoU and its like, each picture at its own size."""
-        loader = evaluation_loader(images, self._whole(loading.preparation), 1, *loading[2:])
+        loader = evaluation_loader(images, self.whole(loading.preparation), 1, *loading[2:])
         windows = (self.section.window, self.section.stride)
         return evaluate_pictures(model, loader, evaluator, autocast, *windows, loading.processes.world > 1)
 
     def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
         """The first, no larger than crops in training."""
         height, width = self.crop
-        first = next(iter(evaluation_loader(images.some([0]), self._whole(preparation), 1, 0, device)))[0]
+        first = next(iter(evaluation_loader(images.some([0]), self.whole(preparation), 1, 0, device)))[0]
         return first[..., :height, :width]
 
     @torch.no_grad()
     def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
         """Three pictures, their labels, and the model's."""
         three = images.some(range(0, len(images), -(-len(images) // 3)))
-        whole = self._whole(loading.preparation)
-        mean, std = (torch.tensor(values, device=loading.device)[:, None, None] for values in (whole.mean, whole.std))
-        columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], "model": []}
-        for normalized, labels in evaluation_loader(three, whole, 1, 0, loading.device):
-            found = segment(model, normalized[0], self.section.window, self.section.stride, size=tuple(labels.shape[-2:]))
-            for column, tensor in zip(columns.values(), (normalized[0] * std + mean, labels[0], found)):
-                column.append(tensor)
-        return draw_segmented("", columns, list(images.classes))
+        whole = self.whole(loading.preparation)
+        asked = NormalizedModel(model, whole.mean, whole.std).to(loading.device).eval()
+        batches = evaluation_loader(three, whole.without_normalisation(), 1, 0, loading.device)
+        view = PixelsAsGiven(self.recipe.data.num_classes, Windows(self.section.window, self.section.stride))
+        pictures = ((image[0], labels[0]) for image, labels in batches)
+        return draw_looks("", pictures, {"model": partial(view.classes, asked)}, list(images.classes))
 
-    def _whole(self, preparation: Preparation) -> PicturePreparation:
+    def whole(self, preparation: Preparation) -> PicturePreparation:
+        """How pictures are evaluated: not cropped."""
         return PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
 
 
