@@ -759,6 +759,30 @@ def test_a_map_of_classes_wants_a_model_of_them(folder, tmp_path, capsys):
         class_map("imagenet-x")
 
 
+def test_models_do_not_meet_in_one_folder(folder, tmp_path, monkeypatch):
+    """Without --output each model has a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
+    for label in ("one", "the other"):
+        run("attack", *arguments(folder), *quick, "--label", label)
+    assert [result(Path("runs/attack") / name)["label"] for name in ("one", "the-other")] == ["one", "the other"]
+
+
+def test_evaluate_knows_maps_of_classes(imagenet_model, tmp_path):
+    """Folders of some of ImageNet's classes keep their places among all of them."""
+    common, model = imagenet_model
+    root = class_folders(tmp_path / "d", SYNSETS[::40], 1, 32)
+    add_right_ones(root, model, SYNSETS, range(0, 1000, 40))
+    run("evaluate", *common, "--root", root, "--classes", "imagenet", "--output", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    for row in rows:
+        assert SYNSETS[int(row["label"])] == Path(row["image"]).parent.name
+        assert int(row["top1"]) == logits_of(model, root / row["image"]).argmax()
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (found["n"], found["data"]["classes"]) == (55, "imagenet")
+    assert found["top1"] == pytest.approx(100 * sum(row["label"] == row["top1"] for row in rows) / 55)
+
+
 def test_unreadable_images_are_named_and_count_nowhere(imagenet_model, tmp_path, capsys):
     common, _ = imagenet_model
     root = class_folders(tmp_path / "d", SYNSETS[:20], 1, 32)

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +26,11 @@ from imgproc_attn.files import write_json
 from imgproc_attn.segmentation import Areas, Windowed, multi_scale, segment, sliding_strips
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.inference import window_starts
+from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.segmentation.transforms import CropOfSeveral, joint_transform
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
 from imgproc_attn.training.checkpoints import save_weights, timm_config
-from imgproc_attn.training.run import Run
+from imgproc_attn.training.run import Run, create
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
@@ -348,6 +351,32 @@ def test_data_refuses(spoil, message, tmp_path):
         open_labelled_folder(str(tmp_path), "train")[0]
 
 
+def without_labels(root):
+    """Nothing but pixels to ignore."""
+    for file in (root / "annotations" / "train").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours, not one 8-bit"),
+        (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
+        (without_labels, r"All of 2 label maps looked at hold nothing but \[255\], which is ignored"),
+    ],
+)
+def test_mistakes_show_before_training(spoil, message, tmp_path):
+    """And before evaluation; nothing is built then."""
+    root = shapes_folder(tmp_path / "data")
+    spoil(root)
+    with pytest.raises(ValueError, match=message):
+        train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+    assert not (tmp_path / "run" / "last").exists()
+    with pytest.raises(ValueError, match=message):
+        PictureSource("labelled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
+
+
 def test_other_splits_and_layouts_are_named(tmp_path):
     shapes_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no folder .*images/test"):
@@ -499,6 +528,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
     options |= {"global_pool": pooling, "class_token": pooling == "token"}
     classifier = timm.create_model("bilateral_vit_tiny", img_size=32, num_classes=10, **options)
+    classifier.pretrained_cfg = {**classifier.pretrained_cfg, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     save_weights(classifier.state_dict(), classifier, options, None, tmp_path / "classifier" / "last")
     recipe = recipe_of(shapes_folder(tmp_path / "data"), f"model.checkpoint={tmp_path / 'classifier'}", "schedule.epochs=3")
     said = []
@@ -509,7 +539,11 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     norm = "norm.weight" if pooling == "token" else "fc_norm.weight"
     assert torch.equal(encoder.norm.weight, trained[norm])
     assert encoder.pos_embed.shape[1] == 6 * 8
-    assert "but for decoder" in said[0]
+    assert re.search("but for decoder.*, pos_embed resampled", said[0])
+    # and it sees pictures as the classifier did, unless the recipe has its own way
+    assert (run.preparation.mean, run.preparation.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    own = recipe_of(tmp_path / "data", f"model.checkpoint={tmp_path / 'classifier'}", "data.mean=[0.5, 0.5, 0.5]")
+    assert create(own.variant("plain", 0)).pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
 
 
 def ade_recipes():

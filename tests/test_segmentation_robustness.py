@@ -3,14 +3,18 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_segmentation import recipe_of, shapes_folder
+from safetensors.torch import load_file, save_file
+from skimage import data as photographs
+from test_segmentation import label_map, recipe_of, shapes_folder
 from torch import nn
 
 from imgproc_attn import cli
@@ -34,6 +38,7 @@ from imgproc_attn.segmentation.attacks import (
 from imgproc_attn.segmentation.data import open_labelled_folder
 from imgproc_attn.segmentation.inference import classes_of
 from imgproc_attn.segmentation.measure import PixelMeasure, PixelsAsGiven, PixelsUnderAttack, Windows
+from imgproc_attn.segmentation.metrics import bootstrap, count_areas, metrics_of
 from imgproc_attn.segmentation.palettes import palette_of
 from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.training import train
@@ -227,6 +232,53 @@ def test_what_is_done_is_not_done_again_and_processes_share(model, run, tmp_path
     assert evaluator(tmp_path / "whole")(conditions)["PGD"].columns == whole["PGD"].columns
 
 
+def test_intervals_are_scipys():
+    """Crops of a photograph, their grey levels for classes, a share of them mistaken: percentiles of redrawn pictures."""
+    torch.manual_seed(0)
+    labels = label_map(photographs.chelsea(), 6)[:288, :448].unfold(0, 48, 48).unfold(1, 64, 64).flatten(0, 1)
+    shares = torch.rand(len(labels), 1, 1)
+    predicted = torch.where(torch.rand(labels.shape) < shares, labels, labels.roll(7, 2))
+    areas = torch.stack([count_areas(*pair, 6) for pair in zip(predicted, labels)])
+    ours = bootstrap(areas)
+    for metric in ("miou", "pixel_accuracy", "mean_accuracy"):
+        theirs = scipy.stats.bootstrap(
+            [range(len(areas))],
+            lambda drawn, metric=metric: metrics_of(areas[drawn].sum(0))[metric],
+            method="percentile",
+            vectorized=False,
+            n_resamples=3000,
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        found, width = np.percentile(ours[metric], [2.5, 97.5]), theirs.high - theirs.low
+        assert np.abs(found - (theirs.low, theirs.high)).max() < 0.1 * width
+        assert found[0] < metrics_of(areas.sum(0))[metric] < found[1]
+    worse = torch.stack([count_areas(*pair, 6) for pair in zip(predicted.roll(1, 1), labels)])
+    apart = (bootstrap(worse[torch.randperm(len(worse))])["miou"] - ours["miou"]).std()
+    assert (bootstrap(worse)["miou"] - ours["miou"]).std() < 0.5 * apart, "pictures are not paired"
+
+
+def test_segmenters_are_paired_in_reports(run, tmp_path):
+    """Two models on the same pictures: intervals of each metric, and of its difference."""
+    other = tmp_path / "other"
+    shutil.copytree(run / "last", other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in weights.items()}, other / "model.safetensors")
+    data = ["--data", "labelled", "--root", run.parent / "data", "--split", "val", "--short-side", 64]
+    for model, label in ((run / "last", "one"), (other, "two")):
+        words = ["evaluate", model, *data, "--device", "cpu", "--workers", 0, "--label", label]
+        command(*words, "--output", tmp_path / "results" / label)
+    entries = find_entries([tmp_path / "results"])
+    (rows,) = tables(group(entries)).values()
+    assert [row["metric"] for row in rows] == ["mIoU", "pixel accuracy", "mean accuracy"]
+    for row, metric in zip(rows, ("miou", "pixel_accuracy", "mean_accuracy")):
+        one, two = (entry.result["conditions"][0] for entry in entries)
+        low, high = one["intervals"][metric]
+        assert row["cells"][0] == f"{one[metric]:.1f} ({low:.1f} to {high:.1f})"
+        mean, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", row["differences"][0]).groups())
+        assert mean == pytest.approx(two[metric] - one[metric], abs=0.05)
+        assert low <= mean <= high
+
+
 def test_doubts():
     measure = PixelMeasure(("a", "b"))
 
@@ -373,6 +425,10 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
             "gives no label a pixel, which label maps are for",
         ),
         (["corrupt", "RUN", "--files"], "which have no label maps"),
+        (
+            ["evaluate", "CLASSIFIER", "--root", "SIX", "--window", "32", "--scales", "0.5", "1"],
+            "--window and --scales are for segmenters; the labels of 'folder' are not of pixels",
+        ),
         (["segment", "DATA", "--checkpoint", "CLASSIFIER"], "gives no label a pixel; name a segmenter's run"),
         (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "is no folder; name that of a run"),
         (["segment", "TWICE", "--checkpoint", "RUN"], "Several pictures have one name"),

@@ -551,6 +551,7 @@ def test_a_new_classifier_and_another_image_size(tmp_path):
     assert torch.equal(run.model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
     finer = Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, ALONE, lines.append)
     assert finer.model.pos_embed.shape[1] == 16
+    assert "but for head.weight, head.bias, pos_embed, patch_embed.proj.weight resampled" in lines[-1]
     assert not torch.equal(finer.model.pos_embed, create(small(label="twicing")).pos_embed)
     with pytest.raises(ValueError, match=r"missing: blocks.1"):
         Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, ALONE)

@@ -89,6 +89,14 @@ def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
     return {"short_side": None if short_side == "own" else short_side, "windows": windows, **views}
 
 
+def _refuse_views(args: argparse.Namespace, data: str) -> None:
+    """Say so where they would be ignored."""
+    given = [f"--{name.replace('_', '-')}" for name in ("short_side", "window", "stride") if getattr(args, name, None)]
+    given += ["--scales"] * (getattr(args, "scales", [1.0]) != [1.0]) + ["--flip"] * getattr(args, "flip", False)
+    if given:
+        raise ValueError(f"{' and '.join(given)} are for segmenters; the labels of {data!r} are not of pixels: leave them out.")
+
+
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
     """Where and how it runs."""
     parser.add_argument(
@@ -97,8 +105,16 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
     parser.set_defaults(usual_batch_size=batch_size)
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
-    parser.add_argument("--output", type=Path, default=Path(output), help="folder of the results")
+    parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/ and the model's label)")
+    parser.set_defaults(usual_output=output)
     add_device(parser)
+
+
+def output_of(args: argparse.Namespace, subject: Any) -> Path:
+    """Where results go: as given, else a folder of the model's own, so that models do not meet in one."""
+    from ..files import slug
+
+    return args.output or Path(args.usual_output) / slug(args.label or subject.label)
 
 
 def subject_of(args: argparse.Namespace) -> Any:
@@ -131,9 +147,10 @@ def source_of(args: argparse.Namespace) -> Any:
     run = run_of(args)
     own = run is not None and args.data in (None, run.data.name)  # the data that the run was trained on, wherever they lie
     name = args.data or (run.data.name if run is not None else "folder")
-    options: dict[str, Any] = {"limit": args.limit}
     if name in READERS:
         return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args, run))
+    _refuse_views(args, name)
+    options: dict[str, Any] = {"limit": args.limit}
     options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
     if args.data is None and args.root is None and run is not None:  # the very images that the run held out
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}

@@ -13,6 +13,7 @@ from .arguments import (
     add_subject,
     add_views,
     number,
+    output_of,
     positive,
     run_of,
     source_of,
@@ -202,10 +203,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if isinstance(source, PictureSource):
         return _evaluate_segmenter(args, source)
     device, processes = start_processes(args.device)
+    output = output_of(args, subject)
     result = evaluate_classifier(
         subject,
         source,
-        args.output,
+        output,
         device,
         processes,
         batch_size=args.batch_size or args.usual_batch_size,
@@ -218,16 +220,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(accuracy_table(result))
         if result["unreadable"]:
             print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
-        print(f"\nWritten: {args.output}")
+        print(f"\nWritten: {output}")
 
 
 def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
     from ..segmentation.evaluate import evaluate_segmenter
 
-    assessment = _assess(args, source, _place(args, source))
+    assessment = _assess(args, source)
     if args.restart:
         assessment.forget()
-    _tell(evaluate_segmenter(assessment), args.output)
+    _tell(evaluate_segmenter(assessment), assessment)
 
 
 def _segment(args: argparse.Namespace) -> None:
@@ -243,25 +245,18 @@ def _segment(args: argparse.Namespace) -> None:
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 
 
-def _place(args: argparse.Namespace, source: Any = None) -> Any:
-    """The `Place` of a robustness command, for the images of a source."""
-    from ..evaluation.assessment import Place
+def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
+    """The `Assessment` that a command is about; ``part`` of its folder is for it."""
+    from ..evaluation.assessment import Assessment, Place
     from ..segmentation.source import PictureSource
+    from ..training.loop import autocast
     from ..training.run import start_processes
 
     device, processes = start_processes(args.device)
-    usual = 1 if isinstance(source, PictureSource) else args.usual_batch_size
-    return Place(args.output, device, processes, args.batch_size or usual, args.workers)
-
-
-def _assess(args: argparse.Namespace, source: Any, place: Any) -> Any:
-    """The `Assessment` that a robustness command is about."""
-    from ..evaluation.assessment import Assessment
-    from ..training.loop import autocast
-
-    context = None if args.amp is None else autocast(place.device.type, args.amp)
-    label, seed = getattr(args, "label", None), getattr(args, "seed", 0)
-    return Assessment(subject_of(args), source, place, label, context, args.amp or "float32", seed)
+    subject, usual = subject_of(args), 1 if isinstance(source, PictureSource) else args.usual_batch_size
+    place = Place(output_of(args, subject) / part, device, processes, args.batch_size or usual, args.workers)
+    context = None if args.amp is None else autocast(device.type, args.amp)
+    return Assessment(subject, source, place, args.label, context, args.amp or "float32", getattr(args, "seed", 0))
 
 
 def _attack(args: argparse.Namespace) -> None:
@@ -279,7 +274,7 @@ def _attack(args: argparse.Namespace) -> None:
     elif not args.eps:
         raise ValueError("--attacks need radii: give --eps, e.g. --eps 1/255 4/255.")
     source = source_of(args)
-    assessment = _assess(args, source, _place(args, source))
+    assessment = _assess(args, source)
     measure = assessment.measure
     preset = None if args.attacks else (args.preset or "grid")
     if preset is not None:
@@ -293,7 +288,7 @@ def _attack(args: argparse.Namespace) -> None:
         return _plan(args, assessment, conditions, f"preset {preset}: {measure.presets[preset].purpose}\n" if preset else "")
     if args.restart:
         assessment.forget()
-    _tell(run_attacks(assessment, attacks, args.checks, preset=preset), args.output)
+    _tell(run_attacks(assessment, attacks, args.checks, preset=preset), assessment)
 
 
 def _preset(measure: Any, name: str) -> Any:
@@ -313,7 +308,7 @@ def _corrupt(args: argparse.Namespace) -> None:
     from ..evaluation.subject import ImageSource
 
     source = source_of(args)
-    assessment = _assess(args, source, _place(args, source))
+    assessment = _assess(args, source)
     if args.files:
         if not isinstance(source, ImageSource):
             raise ValueError("--files are of ImageNet-C and CIFAR-10-C, which have no label maps; leave it out.")
@@ -331,7 +326,7 @@ def _corrupt(args: argparse.Namespace) -> None:
         return _plan(args, assessment, conditions)
     if args.restart:
         assessment.forget()
-    _tell(run_corruptions(assessment, conditions, generated=not args.files), args.output)
+    _tell(run_corruptions(assessment, conditions, generated=not args.files), assessment)
 
 
 def _shift(args: argparse.Namespace) -> None:
@@ -343,7 +338,7 @@ def _shift(args: argparse.Namespace) -> None:
 
     def assess(name: str, folder: Path, classes: Any) -> Any:
         source = ImageSource("folder", str(folder), "", classes, args.limit, args.skip_broken)
-        return _assess(args, source, replace(place, output=args.output / name))
+        return _assess(args, source, name)
 
     given = {name: getattr(args, name.replace("-", "_")) for name in shifts()}
     asked = {name: folder for name, folder in given.items() if folder is not None}
@@ -351,7 +346,6 @@ def _shift(args: argparse.Namespace) -> None:
         raise ValueError(f"No data set given; name the folder of one: --{', --'.join(given)}, --imagenet-o.")
     if (args.imagenet_o is not None or args.real_labels is not None) and VALIDATION not in asked:
         raise ValueError(f"--imagenet-o and --real-labels need ImageNet's validation images: give --{VALIDATION} FOLDER.")
-    place = _place(args)
     for name, folder in asked.items():
         assessment, title = assess(name, folder, shifts()[name].classes), shifts()[name].title
         if args.dry_run:
@@ -360,7 +354,7 @@ def _shift(args: argparse.Namespace) -> None:
         if args.restart:
             assessment.forget()
         real = args.real_labels if name == VALIDATION else None
-        _tell(run_shift(assessment, title, real is not None, Path(real) if real else None), assessment.place.output)
+        _tell(run_shift(assessment, title, real is not None, Path(real) if real else None), assessment)
     if args.imagenet_o is not None:
         folders = [p.name for p in sorted(find_root(str(args.imagenet_o)).iterdir()) if p.is_dir()]
         classes = classes_of("ImageNet-O", folders)
@@ -370,7 +364,7 @@ def _shift(args: argparse.Namespace) -> None:
             return _plan(args, unknown, unknown_conditions(unknown, known))
         if args.restart:
             unknown.forget()
-        _tell(run_unknown(unknown, known), unknown.place.output)
+        _tell(run_unknown(unknown, known), unknown)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -388,8 +382,9 @@ def _plan(args: argparse.Namespace, assessment: Any, conditions: Any, preface: s
         print(preface + plan(assessment, conditions, getattr(args, "checks", None) or assessment.measure.checked), end="\n\n")
 
 
-def _tell(result: dict[str, Any], output: Path) -> None:
+def _tell(result: dict[str, Any], assessment: Any) -> None:
     """Print the table of results, in the process that has it."""
+    output = assessment.place.output
     if result:
         print((output / "result.md").read_text(encoding="utf-8"))
         print(f"Written: {output}\n")

@@ -13,18 +13,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from ..data import ALONE, Preparation, Processes
 from ..environment import environment, versions
 from ..files import write_atomically, write_json
+from ..progress import progress_bar
 from ..records import describe
 from .conditions import Condition
 from .evaluator import Evaluator, only_readable, weights_hash
 from .flags import Flags
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
-from .results import FLAGS, RESULT, row, write_result
+from .results import DRAWS, FLAGS, RESULT, row, write_result
 from .samples import Prepared, Samples
 from .sanity import Finding
 from .subject import Subject
@@ -151,11 +151,10 @@ class Assessment:
         """The flags of all conditions; what the folder holds already is not computed again."""
         place = self.place
         total = sum(len(condition.samples) for condition in conditions)
-        hidden = True if place.processes.rank else None
-        with tqdm(total=total, unit="img", dynamic_ncols=True, disable=hidden) as bar:
+        with progress_bar(total, place.processes.rank == 0) as bar:
 
             def progress(condition: str, samples: int) -> None:
-                bar.set_description(condition)
+                bar.set_description(condition, refresh=False)
                 bar.update(min(samples, total - bar.n))
 
             evaluator = Evaluator(
@@ -234,7 +233,7 @@ class Assessment:
         """Remove what an earlier evaluation left in the folder; before `ask`, in all processes."""
         if self.place.processes.rank == 0:
             shutil.rmtree(self.place.output / FLAG_FOLDER, ignore_errors=True)
-            for name in (CHECKS, RESULT, FLAGS):
+            for name in (CHECKS, RESULT, FLAGS, DRAWS):
                 (self.place.output / name).unlink(missing_ok=True)
 
 

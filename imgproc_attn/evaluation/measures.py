@@ -53,11 +53,15 @@ class Measure(Protocol):
         ...
 
     def count(self, flags: Flags) -> dict[str, Any]:
-        """The numbers of a condition: `metrics`, the count ``n`` of its samples, and more."""
+        """The numbers of a condition: `metrics`, their 95 % ``intervals``, the count ``n`` of its samples, and more."""
         ...
 
     def of_samples(self, flags: Flags) -> list[float]:
         """The share that is right of each sample."""
+        ...
+
+    def draws(self, flags: Flags) -> Mapping[str, list[float]]:
+        """Of metrics that are no means over samples, values under a bootstrap; draws depend on the number of samples alone."""
         ...
 
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
@@ -107,10 +111,14 @@ class LabelMeasure:
 
     def count(self, flags: Flags) -> dict[str, Any]:
         n, correct = len(flags.ids), int(flags.correct.sum())
-        return {"n": n, "correct": correct, "accuracy": 100 * correct / n, "interval": list(wilson_interval(correct, n))}
+        intervals = {"accuracy": list(wilson_interval(correct, n))}
+        return {"n": n, "correct": correct, "accuracy": 100 * correct / n, "intervals": intervals}
 
     def of_samples(self, flags: Flags) -> list[float]:
         return flags.correct.int().tolist()
+
+    def draws(self, flags: Flags) -> Mapping[str, list[float]]:
+        return {}
 
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         return corruption_summary(by_corruption, self.num_classes == IMAGENET_CLASSES)

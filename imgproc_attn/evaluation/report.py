@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from matplotlib.figure import Figure
 
 from .. import __version__
 from ..diagnostics import draw_curves
 from ..files import write_text
 from ..records import METRICS, changes, flat
-from .results import FLAGS, RESULT, cautions, interval, means, perturbation, read_flags, read_result
+from .results import FLAGS, RESULT, cautions, interval, means, perturbation, read_draws, read_flags, read_result
 from .robustness import CLEAN, EPS_UNIT
 from .statistics import mean_and_std, paired_difference
 
@@ -45,11 +46,13 @@ class Entry:
         folder: The folder.
         result: Its ``result.json``.
         flags: Its ``flags.csv``: ``{condition: {image: share that is right}}``.
+        draws: Of metrics that are no means over images, ``{(condition, metric): values}`` under a bootstrap.
     """
 
     folder: Path
     result: dict[str, Any]
     flags: dict[str, dict[str, float]]
+    draws: dict[tuple[str, str], list[float]]
 
     @property
     def rows(self) -> dict[Column, dict[str, Any]]:
@@ -87,6 +90,11 @@ class Run:
         """``{image: share that is right}`` of a column."""
         return next(entry.flags[column.condition] for entry in self.entries if column in entry.rows)
 
+    def draws(self, column: Column) -> list[float]:
+        """Values of a column under a bootstrap; none of a mean over images."""
+        place = (column.condition, column.metric)
+        return next(entry.draws.get(place, []) for entry in self.entries if column in entry.rows)
+
 
 def find_entries(folders: Sequence[Path]) -> list[Entry]:
     """All results in the folders, and in folders below them.
@@ -105,7 +113,7 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _read(folder: Path) -> Entry:
-    entry = Entry(folder, read_result(folder), read_flags(folder))
+    entry = Entry(folder, read_result(folder), read_flags(folder), read_draws(folder))
     for row in entry.rows.values():
         flags = entry.flags.get(row["name"], {})
         if len(flags) != row["n"] or ("correct" in row and sum(flags.values()) != row["correct"]):
@@ -147,18 +155,22 @@ def cell(runs: Sequence[Run], column: Column) -> str:
         return ""
     if len(found) == 1:
         row = next(row for run in runs if (row := run.row(column)) is not None)
-        return f"{found[0]:.1f}" + "".join(f" ({low:.1f} to {high:.1f})" for low, high in interval(row))
+        low, high = interval(row, column.metric)
+        return f"{found[0]:.1f} ({low:.1f} to {high:.1f})"
     mean, std = mean_and_std(found)
     return f"{mean:.1f} ± {std:.1f}, n = {len(found)}"
 
 
 def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> str:
-    """To the baseline: accuracies by sample for one run of each, all by seed for several; empty where nothing pairs."""
+    """To the baseline: by sample for one run of each, by seed for several; empty where nothing pairs."""
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
-        if column.metric != "accuracy":  # no mean over samples
-            return ""
-        return _by_sample(ours[0].flags(column), theirs[0].flags(column))
+        flags = [side[0].flags(column) for side in (ours, theirs)]
+        draws = [side[0].draws(column) for side in (ours, theirs)]
+        if not any(draws):
+            return _by_sample(*flags)
+        mean = values(ours, column)[0] - values(theirs, column)[0]
+        return _by_draw(mean, *draws) if flags[0].keys() == flags[1].keys() else ""
     if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
     found = paired_difference(values(ours, column), values(theirs, column))
@@ -173,6 +185,12 @@ def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
     mean, std = mean_and_std([100 * pair for pair in pairs])
     half = 0.0 if math.isnan(std) else 1.96 * std / len(pairs) ** 0.5
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """A difference in points, and its 95 % interval under the same draws of samples."""
+    low, high = np.nanpercentile(np.subtract(ours, theirs), [2.5, 97.5])
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from .conditions import Condition
 from .flags import Flags
 from .measures import Measure
 
-RESULT, FLAGS = "result.json", "flags.csv"
+RESULT, FLAGS, DRAWS = "result.json", "flags.csv", "bootstrap.csv"
 
 
 def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
@@ -46,11 +46,17 @@ def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[floa
 def write_result(
     folder: Path, result: Mapping[str, Any], conditions: Sequence[Condition], flags: Mapping[str, Flags], measure: Measure
 ) -> None:
-    """Write ``result.json``, ``result.md``, ``results.csv`` and ``flags.csv``; ``result`` has the rows of `row`."""
+    """Write ``result.json``, ``result.md``, ``results.csv``, ``flags.csv``; ``bootstrap.csv`` of metrics that have draws.
+
+    ``result`` has the rows of `row`.
+    """
     write_csv(folder / FLAGS, _flag_rows(conditions, flags, measure))
+    draws = [(c.name, metric, v) for c in conditions for metric, v in measure.draws(flags[c.name]).items()]
+    if draws:
+        write_csv(folder / DRAWS, [[name, metric, *(round(v, 4) for v in values)] for name, metric, values in draws])
     rows = result["conditions"]
     keys = ["name", "n", *measure.metrics, "low", "high", "largest_perturbation"]
-    numbers = [[{**r, **dict(zip(("low", "high"), r.get("interval", ())))}.get(key, "") for key in keys] for r in rows]
+    numbers = [[{**r, **dict(zip(("low", "high"), interval(r, measure.metrics[0])))}.get(k, "") for k in keys] for r in rows]
     write_csv(folder / "results.csv", [keys, *numbers])
     write_text(folder / "result.md", markdown(result))
     write_json(folder / RESULT, result)
@@ -86,6 +92,15 @@ def read_flags(folder: Path) -> dict[str, dict[str, float]]:
     return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
 
 
+def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
+    """``{(condition, metric): values}`` of a bootstrap; nothing where there was none."""
+    file = folder / DRAWS
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8") as text:
+        return {(name, metric): [float(v) for v in values] for name, metric, *values in csv.reader(text)}
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """``result.json`` of a folder.
 
@@ -104,15 +119,15 @@ def read_result(folder: Path) -> dict[str, Any]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a result, its means, what could not be read, and the reasons to doubt."""
     attacked = any("eps" in r for r in result["conditions"])
-    heads = [f"{METRICS[metric]} / %" for metric in result["metrics"]]
-    heads += ["95 % interval" for _ in interval(result["conditions"][0])]
+    first, *others = result["metrics"]
+    heads = [f"{METRICS[first]} / %", "95 % interval", *(f"{METRICS[metric]} / %" for metric in others)]
     lines = [
         "| condition | " + " | ".join(heads) + " | images |" + (" largest perturbation |" if attacked else ""),
         "|---" * (len(heads) + (3 if attacked else 2)) + "|",
     ]
     for r in result["conditions"]:
-        cells = [f"{r[metric]:.2f}" for metric in result["metrics"]]
-        cells += [f"{low:.2f} to {high:.2f}" for low, high in interval(r)]
+        low, high = interval(r, first)
+        cells = [f"{r[first]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric]:.2f}" for metric in others)]
         lines.append(f"| {r['name']} | {' | '.join(cells)} | {r['n']} |" + (f" {perturbation(r)} |" if attacked else ""))
     parts = ["\n".join(lines), *means(result.get("summary", {})), *cautions(result)]
     if result["findings"]:
@@ -123,9 +138,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def interval(row: Mapping[str, Any]) -> list[list[float]]:
-    """Of the first metric, where it has one."""
-    return [row["interval"]] if "interval" in row else []
+def interval(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """In which 95 % of repetitions with other samples would lie: Wilson's of accuracies, a bootstrap's of other metrics."""
+    low, high = row["intervals"][metric]
+    return low, high
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:

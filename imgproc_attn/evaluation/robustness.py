@@ -187,9 +187,9 @@ def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapp
 def _gallery(
     assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags], count: int = 6
 ) -> dict[str, Figure]:
-    """Some samples that an attack harmed; nothing if none was."""
+    """Some samples that the attack that leaves least has harmed; nothing if none was."""
     measure = assessment.measure
-    for condition in conditions[1:]:
+    for condition in sorted(conditions[1:], key=lambda c: _headline(measure, flags[c.name])):
         broken = measure.broken(flags[CLEAN], flags[condition.name])[: min(count, assessment.place.batch_size)]
         if len(broken):
             batch = images_of(condition.samples, assessment.preparation, assessment.place.device, broken)

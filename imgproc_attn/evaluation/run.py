@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
 from ..environment import environment
 from ..files import write_csv, write_json, write_text
+from ..progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 from .subject import ImageSource, Subject
 
@@ -56,7 +56,7 @@ def evaluate_classifier(
         raise ValueError(f"ReaL labels belong to files by name, and {source.data!r} has none; give --data folder.")
     real_answers = load_real(names, real_labels) if real else None
     loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
-    with tqdm(total=len(names) or None, unit="img", disable=None if processes.rank == 0 else True) as bar:
+    with progress_bar(len(names) or None, processes.rank == 0) as bar:
         predictions = predict(model, loader, autocast, processes, bar.update)
     names = names or [str(i) for i in range(len(predictions.labels))]
     result: dict[str, Any] = {

@@ -6,7 +6,7 @@ import math
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -130,21 +130,31 @@ def folder_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any]
     return pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
 
 
-def start_from(model: nn.Module, path: Path) -> list[str]:
+class Started(NamedTuple):
+    """What became of a checkpoint that training starts from.
+
+    Attributes:
+        left: Names that were not loaded.
+        resampled: Names of tables and embeddings that were made for other image or patch sizes.
+    """
+
+    left: list[str]
+    resampled: list[str]
+
+
+def start_from(model: nn.Module, path: Path) -> Started:
     """Load a checkpoint to train on from: as `load_weights`, but other classes, image sizes and patches are adapted.
 
     Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
     classes stays as it was initialised, and so does what a segmenter's decoder has of other classes. Into a segmenter, the
     weights of a classifier go to its encoder.
-
-    Returns:
-        The names that were not loaded.
     """
     weights = read_weights(path)
     encoder = getattr(model, "encoder", None)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     heads = cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    own, found = model.state_dict(), weights
     if not isinstance(encoder, nn.Module):
         weights = _resampled(weights, model)
     elif any(name.startswith("encoder.") for name in weights):
@@ -153,11 +163,15 @@ def start_from(model: nn.Module, path: Path) -> list[str]:
         weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")} | inner
         prefixes = ("decoder.",)
     else:
-        return ["decoder", *_start_encoder(encoder, weights, path)]
-    own = model.state_dict()
-    left = [n for n in weights if n.startswith(prefixes) and n in own and own[n].shape != weights[n].shape]
+        left = ["decoder", *_start_encoder(encoder, weights, path)]
+        return Started(left, _of_other_shapes(weights, encoder.state_dict()))
+    left = [n for n in _of_other_shapes(weights, own) if n.startswith(prefixes)]
     _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)
-    return left
+    return Started(left, [n for n in _of_other_shapes(found, own) if n not in left])
+
+
+def _of_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    return [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
 
 
 def _resampled(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

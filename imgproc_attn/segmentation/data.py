@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,51 @@ class LabelledPictures(Dataset):
         file, label_file = self._files(index)
         picture = read_picture(file)
         label = self.lookup[read_label(label_file)]
-        if label.shape != picture.shape[:2]:
-            raise ValueError(f"{file} is {_size(picture)}, but its labels {label_file} are {_size(label)}; they must be equal.")
+        _check_sizes(file, picture.shape[1::-1], label_file, label.shape[::-1])
         if (label == NO_CLASS).any():
             strange = sorted(set(read_label(label_file)[label == NO_CLASS].tolist()))
             raise ValueError(f"{label_file} has the values {strange[:5]}, which are none of its {len(self.classes)} classes.")
         image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
 
+    def check(self) -> None:
+        """Look at the headers of all files, and at a few label maps, so that no mistake waits behind hours of training.
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"
+        Raises:
+            ValueError: Files that cannot be used; the message counts them and says what is wrong with the first. Or label maps
+                without a label.
+        """
+        with ThreadPoolExecutor() as pool:
+            wrong = [error for error in pool.map(_whats_wrong, map(self._files, range(len(self)))) if error]
+        if wrong:
+            more = f" {len(wrong) - 3} more of the {len(self)} pairs are wrong." if len(wrong) > 3 else ""
+            raise ValueError(" ".join(map(str, wrong[:3])) + more)
+        few = range(0, len(self), -(-len(self) // 16))
+        values = np.unique(np.concatenate([np.unique(read_label(self._files(i)[1])) for i in few]))
+        if (self.lookup[values] == IGNORED).all():
+            raise ValueError(
+                f"All of {len(few)} label maps looked at hold nothing but {values.tolist()}, which is ignored: there is no "
+                f"pixel to learn or to count. One of them is {self._files(0)[1]}."
+            )
+
+
+def _whats_wrong(pair: Pair) -> ValueError | None:
+    """With the headers of a picture and its label map."""
+    file, label_file = pair
+    try:
+        with _opened(file) as picture, _opened(label_file) as label:
+            _check_picture(file, picture.mode)
+            _check_label(label_file, label.mode)
+            _check_sizes(file, picture.size, label_file, label.size)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _check_sizes(file: Path, size: Sequence[int], label_file: Path, label_size: Sequence[int]) -> None:
+    if tuple(size) != tuple(label_size):
+        here, there = (f"{width} x {height}" for width, height in (size, label_size))
+        raise ValueError(f"{file} is {here}, but its labels {label_file} are {there}; they must be equal.")
 
 
 def read_picture(file: Path, upright: bool = False) -> np.ndarray:
@@ -106,11 +141,13 @@ def read_picture(file: Path, upright: bool = False) -> np.ndarray:
         ValueError: It cannot be read, or has more than 8 bits, which would be cut off.
     """
     with _opened(file) as picture:
-        if picture.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"{file} has more than 8 bits a value (mode {picture.mode}); scale it to 0 to 255 and store 8 bits."
-            )
+        _check_picture(file, picture.mode)
         return np.array((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
+
+
+def _check_picture(file: Path, mode: str) -> None:
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"{file} has more than 8 bits a value (mode {mode}); scale it to 0 to 255 and store 8 bits.")
 
 
 def read_label(file: Path) -> np.ndarray:
@@ -120,24 +157,27 @@ def read_label(file: Path) -> np.ndarray:
         ValueError: It cannot be read; or a palette, colours or 16 bits, whose values are no class numbers.
     """
     with _opened(file) as label:
-        if label.mode == "L":
-            return np.array(label)
-        kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
-        what, mode = kind.get(label.mode, f"mode {label.mode}"), label.mode
+        _check_label(file, label.mode)
+        return np.array(label)
+
+
+def _check_label(file: Path, mode: str) -> None:
+    if mode == "L":
+        return
+    kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
     remedy = (
         "if its indices are the class numbers, store them as grey: Image.fromarray(numpy.asarray(image))"
         if mode == "P"
         else "store class numbers as 8-bit grey"
     )
-    raise ValueError(f"{file} has {what}, not one 8-bit grey value a pixel; {remedy}.")
+    raise ValueError(f"{file} has {kind.get(mode, f'mode {mode}')}, not one 8-bit grey value a pixel; {remedy}.")
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Decoded, so that what is broken shows here."""
+    """Its header is read here; pixels when they are asked for."""
     try:
         with Image.open(file) as opened:
-            opened.load()
             yield opened
     except (OSError, SyntaxError) as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error

@@ -1,5 +1,6 @@
 """`imgproc-attn evaluate` and `segment` of segmenters: numbers on labelled pictures, overlays of any."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import Condition
@@ -16,6 +16,7 @@ from ..evaluation.normalization import NormalizedModel
 from ..evaluation.robustness import CLEAN
 from ..evaluation.subject import Subject
 from ..files import write_atomically, write_csv
+from ..progress import progress_bar
 from .data import PICTURES, find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
 from .model import Segmenter
@@ -38,6 +39,14 @@ def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
     rows = zip(names, numbers["iou"], numbers["accuracy_by_class"])
     write_csv(assessment.place.output / "per_class.csv", [["class", "iou", "accuracy"], *(list(row) for row in rows)])
     return result
+
+
+def _told(files: Sequence[Path]) -> Iterator[Path]:
+    """The files, while a bar tells how many are done."""
+    with progress_bar(len(files)) as bar:
+        for file in files:
+            yield file
+            bar.update()
 
 
 def segment_pictures(
@@ -80,7 +89,7 @@ def segment_pictures(
     model = NormalizedModel(inner, preparation.mean, preparation.std).to(device).eval()
     judge, written = PixelsAsGiven(inner.num_classes, windows or Windows(), scales, flip), []
     broken: list[str] = []
-    for file in tqdm(files, unit="img", dynamic_ncols=True, disable=None):
+    for file in _told(files):
         try:
             picture = read_picture(file, upright=True)
         except ValueError as error:

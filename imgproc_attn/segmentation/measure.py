@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from ..evaluation.sanity import POINTS, Finding, check_gradients, check_outputs
 from ..evaluation.threat import ThreatModel
 from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, pixel_cross_entropy, pixel_logits
 from .inference import Windowed, classes_of, multi_scale, segment
-from .metrics import IGNORED, count_areas, metrics_of
+from .metrics import IGNORED, bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
 
 FOUND = "; find out why before you believe either number"
@@ -178,18 +179,23 @@ class PixelMeasure:
     def under(self, attack: SampleAttack) -> Judge:
         return PixelsUnderAttack(attack, self.windows)
 
-    def _areas(self, pictures: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        areas = torch.zeros(3, self.num_classes, dtype=torch.int64)
-        for picture in pictures:
+    def _areas(self, flags: Flags) -> Tensor:
+        """``[n, 3, classes]``."""
+        areas = torch.zeros(len(flags.ids), 3, self.num_classes, dtype=torch.int64)
+        for i, picture in enumerate(flags.columns["areas"]):
             rows = torch.tensor(picture, dtype=torch.int64).view(-1, 4)
-            areas[:, rows[:, 0]] += rows[:, 1:].T
+            areas[i][:, rows[:, 0]] = rows[:, 1:].T
         return areas
 
     def count(self, flags: Flags) -> dict[str, Any]:
-        return {"n": len(flags.ids), **metrics_of(self._areas(flags.columns["areas"]))}
+        intervals = {name: [np.nanpercentile(d, p) for p in (2.5, 97.5)] for name, d in self.draws(flags).items()}
+        return {"n": len(flags.ids), **metrics_of(self._areas(flags).sum(dim=0)), "intervals": intervals}
+
+    def draws(self, flags: Flags) -> dict[str, list[float]]:
+        return {name: values.tolist() for name, values in bootstrap(self._areas(flags)).items()}
 
     def of_samples(self, flags: Flags) -> list[float]:
-        sums = [self._areas([picture]).sum(dim=1).tolist() for picture in flags.columns["areas"]]
+        sums = self._areas(flags).sum(dim=2).tolist()
         return [round(right / labelled, 6) if labelled else math.nan for right, _, labelled in sums]
 
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Segmentation metrics by accumulated areas, as mmsegmentation's ``IoUMetric`` defines them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 IGNORED = 255  # label of pixels that count nowhere
+DRAWS = 1000  # of a bootstrap
 
 
 @torch.no_grad()
@@ -46,19 +48,45 @@ def metrics_of(areas: Tensor) -> dict[str, Any]:
     Raises:
         ValueError: No pixel was counted.
     """
-    right, predicted, labels = areas.double()
     n = int(areas[2].sum())
     if n == 0:
         raise ValueError("No pixel to evaluate on: the split is empty, or all its labels are to be ignored.")
-    iou, accuracy = 100 * right / (labels + predicted - right), 100 * right / labels
+    found = _percent(areas)
     return {
         "pixels": n,
-        "pixel_accuracy": 100 * right.sum().item() / n,
-        "mean_accuracy": accuracy.nanmean().item(),
-        "miou": iou.nanmean().item(),
-        "iou": _known(iou),
-        "accuracy_by_class": _known(accuracy),
+        **{name: value.item() for name, value in found.means.items()},
+        "iou": _known(found.iou),
+        "accuracy_by_class": _known(found.accuracy),
     }
+
+
+def bootstrap(areas: Tensor) -> dict[str, Tensor]:
+    """``[1000]`` values of ``pixel_accuracy``, ``mean_accuracy`` and ``miou``, when pictures are drawn again with replacement.
+
+    The draws depend on the number of pictures alone, so differences of two models on the same pictures are paired.
+
+    Args:
+        areas: ``[pictures, 3, classes]``, of `count_areas`.
+    """
+    n = len(areas)
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    sums = torch.from_numpy(times).double() @ areas.double().flatten(1)
+    return _percent(sums.view(DRAWS, *areas.shape[1:])).means
+
+
+class _Percent(NamedTuple):
+    """By class, ``[..., classes]``, and the means of them."""
+
+    iou: Tensor
+    accuracy: Tensor
+    means: dict[str, Tensor]
+
+
+def _percent(areas: Tensor) -> _Percent:
+    right, predicted, labels = areas.double().unbind(dim=-2)
+    iou, accuracy = 100 * right / (labels + predicted - right), 100 * right / labels
+    of_all = 100 * right.sum(-1) / labels.sum(-1)
+    return _Percent(iou, accuracy, {"pixel_accuracy": of_all, "mean_accuracy": accuracy.nanmean(-1), "miou": iou.nanmean(-1)})
 
 
 class Areas:

@@ -63,7 +63,9 @@ class PictureSource:
         trained = {name: label for label, name in enumerate(known)} if known else None
         check_classes(pictures.classes, model.num_classes, trained, (self.split or self.data, "trained on"))
         chosen = some_of(len(pictures), self.limit, self.seed)
-        return pictures if chosen is None else pictures.some(chosen)
+        pictures = pictures if chosen is None else pictures.some(chosen)
+        pictures.check()
+        return pictures
 
     def prepare(self, preparation: Preparation) -> PicturePreparation:
         """At their own size, or resized; with the model's normalisation."""

@@ -164,6 +164,7 @@ class SegmentationProblem:
         pictures = LABELLED[data.name](data.root, split)
         if len(pictures.classes) != data.num_classes:
             raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(pictures.classes)} classes.")
+        pictures.check()
         return pictures
 
     def training_loader(self, images: Any, loading: Loading) -> Any:

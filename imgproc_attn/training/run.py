@@ -1,6 +1,7 @@
 """A training run from a recipe: what is built, what is kept, how it goes on after a crash."""
 
 import difflib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ..files import write_json
 from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup
-from .checkpoints import STATE, load_state, save_state, save_weights
+from .checkpoints import CONFIG, STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything
@@ -73,18 +74,29 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
 def create(recipe: Recipe, **kwargs: Any) -> Any:
     """The recipe's model, freshly initialised from its seed, or with the trained weights it names.
 
-    Its ``pretrained_cfg`` says how the recipe prepares images.
+    Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
+    the run whose weights it starts from.
     """
     seed_everything(recipe.run.seed)
     model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
     data = recipe.data
-    given = data.model_dump(include=set(Preparation._fields), exclude_none=True)
+    given = {**_statistics_of(recipe), **data.model_dump(include=set(Preparation._fields), exclude_none=True)}
     for name in ("mean", "std"):
         if len(given.get(name, [0])) not in (1, data.input_size[0]):
             raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
     config = resolve_data_config(given, model=model)
     model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
     return model
+
+
+def _statistics_of(recipe: Recipe) -> dict[str, Any]:
+    """Mean and standard deviation in the configuration beside the weights that the recipe's model starts from."""
+    place = checkpoint_of(Path(recipe.model.checkpoint))
+    file = (place if place.is_dir() else place.parent) / CONFIG
+    if not recipe.model.checkpoint or not file.is_file():
+        return {}
+    known = json.loads(file.read_text(encoding="utf-8")).get("pretrained_cfg", {})
+    return {key: known[key] for key in ("mean", "std") if key in known}
 
 
 def check(recipe: Recipe) -> None:
@@ -150,9 +162,9 @@ class Run:
             raise ValueError(f"There are {few[0]} images to evaluate on for {self.processes.world} processes; train in fewer.")
         self.model = create(recipe)
         if recipe.model.checkpoint:
-            left = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
-            if left:
-                self.say(f"From {recipe.model.checkpoint}, but for {', '.join(left)}.")
+            left, resampled = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
+            told = [f"but for {', '.join(left)}"] * bool(left) + [f"{', '.join(resampled)} resampled"] * bool(resampled)
+            self.say(", ".join([f"From {recipe.model.checkpoint}", *told]) + ".")
         self.preparation = Preparation.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.checkpoint_blocks:
