@@ -259,6 +259,7 @@ def test_a_folder_loads_by_timm(tmp_path):
     ("options", "message"),
     [
         ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
+        ({"num_classes": 0}, "num_classes is 0, but a segmenter has at least 1"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
         ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
         ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),

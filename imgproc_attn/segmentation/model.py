@@ -122,8 +122,10 @@ def segmenter(
         **kwargs: Of the backbone, as ``drop_path_rate`` and ``residual``.
 
     Raises:
-        ValueError: An unknown decoder or option.
+        ValueError: An unknown decoder or option, or no classes.
     """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, but a segmenter has at least 1; features come from its `encoder`.")
     own = folder_config(pretrained_cfg, kwargs)
     num_classes = num_classes or (own["num_classes"] if own else 150)
     height, width = to_2tuple(img_size)
