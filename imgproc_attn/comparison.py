@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 from matplotlib.figure import Figure
 from timm.utils import world_info_from_env
 from tqdm import tqdm
@@ -19,10 +20,9 @@ from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import Examination, examination_of
 from .files import slug, write_atomically, write_json, write_text
-from .models.checkpoints import load_weights
 from .records import METRICS
 from .training import Recipe, train
-from .training.run import check, create, start_processes
+from .training.run import check, start_processes
 from .training.watch import SaturationWarning
 
 # Disturbances by the recipe's key: name in tables and unit.
@@ -83,8 +83,7 @@ def run_one(
         warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
         final = train(single, folder, device, resume=True, say=bar.set_postfix_str)
     bar.update()
-    inner = create(single, pretrained=False)
-    load_weights(inner, folder / final["checkpoint"])
+    inner = timm.create_model(f"local-dir:{folder / final['checkpoint']}", pretrained=True)  # as it was trained, statistics too
     model = examination.wrap(inner).to(device).eval()
     found = examination(model, folder, bar.set_postfix_str)
     bar.update()

@@ -1,10 +1,12 @@
 """What a number was made with: versions, commit, machine."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from . import __version__
 
-PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scikit-learn", "safetensors")
+PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "safetensors")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -30,6 +32,14 @@ def environment(device: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of this package and of those that numbers may depend on."""
     return {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}}
+
+
+@cache
+def sources_hash() -> str:
+    """Of this package's code, which between two releases its version does not tell."""
+    folder = Path(__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(f.relative_to(folder).as_posix().encode() + f.read_bytes() for f in files)).hexdigest()
 
 
 def _commit() -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .data import Images, Preparation, Unreadable, evaluation_loader
 from .diagnostics import draw_adversarial, draw_kernel_rows
-from .environment import versions
+from .environment import sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
 from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, weights_hash
@@ -149,14 +149,14 @@ class LabelExamination:
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
         protocol = [weights_hash(model), self._digest, self.recipe.evaluation.model_dump(), versions()]
-        key = _key([*protocol, platform.python_version(), self.device, CHECKED])
+        key = _key([*protocol, sources_hash(), platform.python_version(), self.device, CHECKED])
         return _once(folder, key, lambda: self._examine(model, say))
 
     def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
         e = self.recipe.evaluation
         found = evaluate(model, self.images, self.labels, *self.disturbances(), progress=say)
         least = min([*e.pgd, *e.fgsm], default=None)
-        doubts = sanity_checks(model, self.images[:CHECKED], self.labels[:CHECKED], least)
+        doubts = sanity_checks(model, self.images[:CHECKED], self.labels[:CHECKED], least).findings
         return Examined({"accuracy": found.accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -239,11 +239,15 @@ class PixelExamination:
         return f"{min(self.measure.checked, len(self._samples))} pictures"
 
     def wrap(self, model: nn.Module) -> NormalizedModel:
-        return NormalizedModel(model, self.preparation.mean, self.preparation.std)
+        return NormalizedModel(model)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
-        protocol = {"weights": weights_hash(model), "versions": versions(), "section": self.section.model_dump()}
-        protocol |= {"evaluation": self.recipe.evaluation.model_dump(), "device": str(self.device)}
+        protocol = {"weights": weights_hash(model), "versions": versions(), "sources_sha256": sources_hash()}
+        protocol |= {
+            "section": self.section.model_dump(),
+            "evaluation": self.recipe.evaluation.model_dump(),
+            "device": str(self.device),
+        }
         protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
         key = _key(protocol)
         return _once(folder, key, lambda: self._examine(model, folder / "flags" / key[:16], protocol, say))
@@ -268,11 +272,11 @@ class PixelExamination:
         e = self.recipe.evaluation
         radii = [*e.fgsm, *e.pgd, *e.segpgd]
         threat = ThreatModel(min(radii)) if radii else None
-        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), threat, 0)
+        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), threat, 0).findings
         return Examined(
             {metric: {r["name"]: r[metric] for r in rows} for metric in self.measure.metrics[:2]},
             {r["name"]: r["largest_perturbation"] for r in rows if "largest_perturbation" in r},
-            [str(doubt) for doubt in [*doubts, *self.measure.doubt(rows)]],
+            [str(doubt) for doubt in [*doubts, *self.measure.doubt(rows, flags)]],
         )
 
     @torch.no_grad()

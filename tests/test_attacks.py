@@ -135,7 +135,7 @@ def test_attacks_leave_no_trace(attack):
     assert model.w.grad is None
 
 
-@by_name({**LINF_ATTACKS, "APGD-T": lambda threat: TargetedAPGD(threat, 5, restarts=3)})
+@by_name({**LINF_ATTACKS, "APGD-T": lambda threat: TargetedAPGD(threat, 5, targets=3)})
 def test_flags_do_not_depend_on_batching(attack, digits):
     model, images, labels = digits
     attacks = {"a": attack(0.08)}
@@ -215,6 +215,8 @@ def test_ensemble_is_the_worst_case(digits):
     together = WorstOf(parts)(model, images[:80], labels[:80])
     alone = [attack(model, images[:80], labels[:80]).success for attack in parts.values()]
     assert torch.equal(together.success, torch.stack(alone).any(0))
+    first = torch.stack(alone).int().argmax(0)  # in their order, who has been fooled is left alone
+    assert torch.equal(together.by, torch.where(together.success, first, -1))
     with pytest.raises(ValueError, match="different threat models"):
         WorstOf({"a": FGSM(0.1), "b": FGSM(0.2)})
     with pytest.raises(ValueError, match="no attacks given"):
@@ -222,6 +224,67 @@ def test_ensemble_is_the_worst_case(digits):
     assert list(strong_ensemble(0.1, 2).attacks) == ["APGD-CE", "Square"]
     assert list(strong_ensemble(0.1, 3).attacks) == ["APGD-CE", "APGD-DLR", "Square"]
     assert list(strong_ensemble(ThreatModel(1.0, L2_NORM), 10).attacks) == ["APGD-CE", "APGD-T"]
+
+
+@by_name({"APGD-CE": lambda t: APGDCE(t, 20), "APGD-T": lambda t: TargetedAPGD(t, 20, targets=2)})
+def test_apgd_leaves_whom_it_has_fooled(attack, digits):
+    """Others come to the same end as if it had not; passes are saved."""
+    model, images, labels = digits[0], digits[1][:60], digits[2][:60]
+    ids, calls = torch.arange(60), []
+
+    class Counted(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return model(x)
+
+    attack, counted = attack(0.08), Counted().eval()
+    for restart in range(attack.restarts):
+        calls.clear()
+        whole = attack.perturb(counted, images, labels, ids, restart)
+        spent = sum(calls)
+        calls.clear()
+        found = attack.search(counted, images, labels, ids, restart)
+        assert sum(calls) < 0.9 * spent
+        fooled = model(whole).argmax(1) != labels
+        assert 5 < fooled.sum() < 55
+        assert torch.equal(model(found).argmax(1) != labels, fooled)
+        torch.testing.assert_close(found[~fooled], whole[~fooled])
+
+
+def test_apgd_is_the_published_algorithm(digits):
+    """Algorithm 1 of arXiv 2003.01690, sample by sample; some of them are put back to their best point on the way."""
+    model, images, labels = digits
+    attack, back = APGDCE(0.05, 30, seed=3), 0
+
+    def look(x, y):
+        x = x.detach().requires_grad_()
+        value = nn.functional.cross_entropy(model(x), y)
+        return value.item(), torch.autograd.grad(value, x)[0]
+
+    for i in range(12):
+        x, y, number = images[i : i + 1], labels[i : i + 1], torch.tensor([i])
+        before = here = attack.random_start(x, number, (3, 0))
+        f, g = look(here, y)
+        best, f_best, g_best, eta, rises, last = here, f, g, 0.1, 0, (0.1, f, 0)
+        for k in range(1, 31):
+            z = attack.threat.project(here + eta * g.sign(), x)
+            step = 0.75 * (z - here) + 0.25 * (here - before) if k > 1 else z - here
+            before, here, old = here, attack.threat.project(here + step, x), f
+            f, g = look(here, y)
+            rises += f > old
+            if f > f_best:
+                best, f_best, g_best = here, f, g
+            if k in checkpoints(30):
+                stuck = eta == last[0] and f_best <= last[1]
+                halve, last = rises < 0.75 * (k - last[2]) or stuck, (eta, f_best, k)
+                rises = 0
+                if halve:
+                    back += not torch.equal(here, best)
+                    eta, here, f, g = eta / 2, best, f_best, g_best
+        found = attack.perturb(model, x, y, number)
+        if model(found).argmax(1) == y:
+            torch.testing.assert_close(found, best, atol=1e-6, rtol=0)
+    assert back > 3
 
 
 def test_checkpoints_of_apgd():
@@ -279,6 +342,8 @@ def test_norms(norm):
         (lambda: Square(ThreatModel(1.0, L2_NORM)), "Square is written for the L-infinity ball, not for L2"),
         (lambda: Square(0.1, share=2.0), "share is 2.0"),
         (lambda: SPSA(0.1, delta=0.0), "SPSA: delta is 0.0"),
+        (lambda: TargetedAPGD(0.1, targets=0), "TargetedAPGD: targets is 0"),
+        (lambda: MIFGSM(0.1, restarts=3), "MIFGSM: restarts is 3, but all would start at the image and end alike"),
         (lambda: TargetedAPGD(ThreatModel(0.1, targeted=True)), "chooses by itself which classes to reach"),
     ],
 )

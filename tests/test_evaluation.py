@@ -9,7 +9,17 @@ import torch
 from skimage import data
 from torch import nn
 
-from imgproc_attn.evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate, paired_difference
+from imgproc_attn.evaluation import (
+    FGSM,
+    L2_NORM,
+    PGD,
+    GaussianBlur,
+    GaussianNoise,
+    NormalizedModel,
+    ThreatModel,
+    evaluate,
+    paired_difference,
+)
 from imgproc_attn.evaluation.draws import draw
 
 
@@ -58,7 +68,8 @@ def test_flags_under_attack_need_a_correct_clean_prediction(linear):
         (lambda m, x, y: (m, (x * 255).to(torch.uint8), y), "torch.uint8"),
         (lambda m, x, y: (m, x, y[:3]), r"shape \[3\]; give 25 class indices"),
         (lambda m, x, y: (m, x, y.float()), "torch.float32"),
-        (lambda m, x, y: (m, x * float("nan"), y), "nan"),
+        (lambda m, x, y: (m, x * float("nan"), y), "hold values that are not finite"),
+        (lambda m, x, y: (m, x, y - 2), "A label is -.*, but classes count from 0"),
     ],
 )
 def test_refuses(linear, change, message):
@@ -82,6 +93,18 @@ def test_inference_mode_is_refused_by_name(linear):
     model, images, labels, _ = linear
     with torch.inference_mode(), pytest.raises(ValueError, match="call them outside it"):
         FGSM(0.1)(model, images, labels)
+
+
+def test_targets_and_norms_are_the_threat_models(linear):
+    """A target that is not reached does not make a right answer wrong; distances are in the threat model's norm."""
+    model, images, labels, _ = linear
+    attacks = {"targeted": FGSM(ThreatModel(1e-6, targeted=True)), "L2": FGSM(ThreatModel(0.5, L2_NORM))}
+    result = evaluate(model, images, labels, attacks)
+    assert result.accuracies["clean"] == 100
+    assert result.accuracies["targeted"] >= 96, "of 25 images one lies on the border"
+    assert result.largest_perturbation["L2"] == pytest.approx(0.5, rel=1e-4)
+    with pytest.raises(ValueError, match="needs a NormalizedModel"):
+        evaluate(model, images, labels, {"published": FGSM(ThreatModel.normalized(0.1))})
 
 
 def test_no_images_have_no_accuracy(linear):

@@ -13,6 +13,7 @@ from imgproc_attn.evaluation.sanity import (
     check_flags,
     check_gradients,
     check_outputs,
+    check_rows,
     check_saturation,
     check_strength,
     sanity_checks,
@@ -44,7 +45,10 @@ def names(findings):
 
 @pytest.mark.parametrize("name", ["convolutions", "vit_tiny_patch16_224", "nlm_vit_tiny"])
 def test_honest_models_give_no_finding(models, name, test_set):
-    assert sanity_checks(models[name], *test_set, EPS) == []
+    checks = sanity_checks(models[name], *test_set, EPS)
+    assert checks.findings == []
+    assert ("wider kernels" in checks.done) == (name != "convolutions")
+    assert ("saturation" in checks.done) == (name == "nlm_vit_tiny")
 
 
 class Rounded(nn.Module):
@@ -62,9 +66,67 @@ class Rounded(nn.Module):
 def test_a_rounding_layer_is_caught(models, test_set):
     rounded = Rounded(models["convolutions"]).eval()
     assert names(check_gradients(rounded, [test_set])) == {"vanishing gradients"}
-    assert {"vanishing gradients", "black box beats white box"} <= names(sanity_checks(rounded, *test_set, EPS))
+    assert {"vanishing gradients", "black box beats white box"} <= names(sanity_checks(rounded, *test_set, EPS).findings)
     passed_on = Rounded(models["convolutions"], True).eval()
     assert names(check_gradients(passed_on, [test_set])) == {"wrong gradients"}
+
+
+def test_a_cast_to_whole_numbers_is_caught(models, test_set):
+    """No gradient at all reaches the images: attacks do not break off, and the checks say why they find nothing."""
+
+    class Cast(nn.Sequential):
+        def forward(self, x):
+            return super().forward((x * 8).to(torch.uint8).float() / 8)
+
+    checks = sanity_checks(Cast(models["convolutions"]).eval(), *test_set, EPS)
+    assert "vanishing gradients" in names(checks.findings)
+
+
+def test_what_is_hidden_from_the_gradient_is_caught(models, test_set):
+    """It does not show along the gradient, in a direction that has little to do with the hidden one."""
+    torch.manual_seed(5)
+
+    class Half(nn.ModuleList):
+        def forward(self, x):
+            return self[0](x) + 20 * self[1](x.detach())
+
+    assert names(check_gradients(Half([models["convolutions"], convolutions()]).eval(), [test_set])) == {"wrong gradients"}
+
+
+def test_single_precision_inside_is_honest(models, test_set):
+    """Finite differences of a model that computes in float32 whatever it is given, or takes nothing else."""
+    inner = [models["convolutions"]]  # in a list, .double() does not find it
+
+    class Single(nn.Module):
+        def forward(self, x):
+            return inner[0](x.float()).to(x.dtype)
+
+    class Strict(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    for model in (Single(), Strict(models["convolutions"])):
+        assert check_gradients(model.eval(), [test_set]) == []
+
+
+def test_all_rows_of_an_evaluation():
+    """Attacks beside each other at each radius, radii beside each other, what an ensemble's last attack still found."""
+
+    def row(name, eps, **more):
+        return {"name": name, "family": name.rpartition(" ")[0], "eps": eps, "norm": "Linf", "space": "images", **more}
+
+    rows = [row(f"{attack} {eps}/255", eps) for eps in (1, 4) for attack in ("FGSM", "PGD", "Square")]
+    left = {"FGSM 1/255": 70, "PGD 1/255": 65, "Square 1/255": 80, "FGSM 4/255": 75, "PGD 4/255": 20, "Square 4/255": 50}
+    correct = {name: torch.arange(100) < n for name, n in left.items()}
+    assert check_rows(rows, correct) == [], "one large step may well lose by its length"
+    weak = check_rows(rows, {**correct, "PGD 4/255": torch.arange(100) < 78})
+    assert [f.check for f in weak] == ["PGD weaker than FGSM", "black box beats white box", "accuracy rises with eps"]
+    assert weak[0].message.startswith("At 4/255: PGD leaves 78.0 %, FGSM 75.0 %")
+    assert check_rows([rows[0], rows[2]], {**correct, "FGSM 1/255": torch.arange(100) < 99}) == [], "FGSM is no strong attack"
+    fooled = {"APGD-CE": 60, "APGD-T": 5, "Square": 4}
+    (found,) = check_rows([row("ensemble 4/255", 4, n=500, fooled_by=fooled)], {"ensemble 4/255": torch.arange(500) < 9})
+    assert "Square fools 4 of 500 images that withstand APGD" in found.message
+    assert check_rows([row("ensemble 4/255", 4, n=5000, fooled_by=fooled)], {"ensemble 4/255": torch.arange(5000) < 9}) == []
 
 
 def test_a_detached_metric_is_caught(models, test_set):
@@ -104,6 +166,12 @@ def test_random_outputs_and_probabilities(models, test_set):
     assert names(check_outputs(Noisy(), test_set[0])) == {"random outputs"}
     assert names(check_outputs(nn.Sequential(models["convolutions"], nn.Softmax(1)), test_set[0])) == {"probabilities"}
     assert check_outputs(models["convolutions"], test_set[0]) == []
+    some = nn.Sequential(models["convolutions"], nn.Softmax(1), nn.Unflatten(1, (2, 5)), nn.MaxPool2d((2, 1)), nn.Flatten())
+    assert names(check_outputs(some, test_set[0])) == {"probabilities"}, "of some classes"
+    silent = nn.Linear(64, 4)
+    nn.init.zeros_(silent.weight)
+    nn.init.zeros_(silent.bias)
+    assert check_outputs(nn.Sequential(nn.Flatten(), silent), test_set[0]) == [], "a new head gives zeros"
 
 
 def test_large_logits_are_caught(models, test_set):
@@ -125,7 +193,7 @@ def test_flags_against_each_other():
 
 
 def test_a_model_that_is_always_wrong_has_nothing_to_doubt(models, test_set):
-    (finding,) = sanity_checks(Wrong(models["convolutions"]), *test_set, EPS)
+    (finding,) = sanity_checks(Wrong(models["convolutions"]), *test_set, EPS).findings
     assert "none of 100 images right" in finding.message
 
 

@@ -105,16 +105,16 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
     parser.set_defaults(usual_batch_size=batch_size)
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
-    parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/ and the model's label)")
+    parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/, and the model's name)")
     parser.set_defaults(usual_output=output)
     add_device(parser)
 
 
 def output_of(args: argparse.Namespace, subject: Any) -> Path:
-    """Where results go: as given, else a folder of the model's own, so that models do not meet in one."""
+    """Where results go: as given, else a folder of the model's own, below that of its label, which several may share."""
     from ..files import slug
 
-    return args.output or Path(args.usual_output) / slug(args.label or subject.label)
+    return args.output or Path(args.usual_output, *map(slug, [args.label] if args.label else []), slug(subject.label))
 
 
 def subject_of(args: argparse.Namespace) -> Any:

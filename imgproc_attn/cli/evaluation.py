@@ -137,7 +137,7 @@ def _add_attack(commands: Any) -> None:
         help="what eps is meant of; normalized is the convention of the attention papers' code: no range, the model's own "
         "predictions for labels",
     )
-    a.add_argument("--targeted", action="store_true", help="towards a random other class")
+    a.add_argument("--targeted", action="store_true", help="towards a random other class, the same for every --seed")
     a.add_argument("--steps", type=int, help="of attacks in steps (default: each attack's own)")
     a.add_argument(
         "--step-size", type=number, help="of PGD and SegPGD (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
@@ -283,8 +283,8 @@ def _attack(args: argparse.Namespace) -> None:
         bounds = (0.0, 1.0) if args.space == "images" else None
         threats = [ThreatModel(eps, NORMS[args.norm], args.targeted, bounds) for eps in args.eps]
         attacks = build_attacks(args.attacks, threats, measure.num_classes, args.seed, measure.attacks, **own)
-    conditions = attack_conditions(assessment.samples(), attacks, measure)
     if args.dry_run:
+        conditions = attack_conditions(assessment.samples(), attacks, measure)
         return _plan(args, assessment, conditions, f"preset {preset}: {measure.presets[preset].purpose}\n" if preset else "")
     if args.restart:
         assessment.forget()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, Preparation, Processes
-from ..environment import environment, versions
+from ..environment import environment, sources_hash, versions
 from ..files import write_atomically, write_json
 from ..progress import progress_bar
 from ..records import describe
@@ -137,14 +137,14 @@ class Assessment:
     @property
     def protocol(self) -> dict[str, Any]:
         """What flags depend on beside images and condition."""
-        found = versions()
         return {
             "weights_sha256": self.weights,
             "architecture_sha256": self.architecture,
             "options": {key: str(value) for key, value in self.subject.options.items()},
             **self.source.protocol,
             "dtype": self.dtype,
-            "versions": {name: found[name] for name in ("imgproc-attn", "torch", "timm")},
+            "versions": versions(),
+            "sources_sha256": sources_hash(),
         }
 
     def ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
@@ -187,10 +187,9 @@ class Assessment:
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             found = self.measure.check(self.model, kept, threat, self.seed)
-            known = {"key": key, "images": sum(len(x) for x, _, _ in kept), "findings": [asdict(finding) for finding in found]}
+            known = {"key": key, "images": sum(len(x) for x, _, _ in kept), **asdict(found)}
             write_json(file, known)
-        findings = [Finding(**found) for found in known["findings"]]
-        return Checked("outputs" if threat is None else "gradients and attacks", known["images"], findings)
+        return Checked(known["done"], known["images"], [Finding(**found) for found in known["findings"]])
 
     def write(
         self,
@@ -220,8 +219,8 @@ class Assessment:
             "preparation": self.preparation._asdict(),
             "metrics": list(self.measure.metrics),
             "conditions": rows,
-            "checked": {"what": checked.what, "images": checked.images},
-            "findings": [asdict(finding) for finding in [*checked.findings, *self.measure.doubt(rows)]],
+            "checked": {"what": ", ".join(checked.done), "images": checked.images},
+            "findings": [asdict(finding) for finding in [*checked.findings, *self.measure.doubt(rows, flags)]],
             "pictures": [f"{name}.png" for name in figures],
             "environment": {**environment(str(place.device)), "processes": place.processes.world},
             **more,
@@ -249,11 +248,11 @@ class Checked(NamedTuple):
     """What sanity checks found.
 
     Attributes:
-        what: Was checked.
+        done: Names of the checks.
         images: So many were looked at.
         findings: Reasons to doubt.
     """
 
-    what: str
+    done: list[str]
     images: int
     findings: list[Finding]

@@ -44,6 +44,7 @@ class Judged(NamedTuple):
         predictions: ``[B]`` classes; None where an attack decides by itself, for a second pass might disagree with it.
         scores: ``[B]`` what else the judge has to say: under attack, the distance of the images from those given, in the norm
             of the threat model.
+        by: ``[B]``, of several attacks the number of that which fooled the sample, -1 for none.
     """
 
     labels: Tensor
@@ -51,12 +52,13 @@ class Judged(NamedTuple):
     images: Tensor
     predictions: Tensor | None
     scores: Tensor
+    by: Tensor | None = None
 
     @property
     def columns(self) -> Mapping[str, list[Any]]:
-        """Labels, flags, scores and, where there are some, predictions."""
+        """Labels, flags, scores and, where there are some, predictions and attacks."""
         found = {"labels": self.labels, "correct": self.correct.int(), "scores": self.scores, "predictions": self.predictions}
-        return {name: values.tolist() for name, values in found.items() if values is not None}
+        return {name: values.tolist() for name, values in {**found, "by": self.by}.items() if values is not None}
 
 
 class Judge(Protocol):
@@ -128,9 +130,9 @@ class UnderAttack:
             check_images(model, images, labels)
             logits = model(images)
             wanted, correct = targets_of(labels, ids, logits.shape[1]), logits.argmax(dim=1) == labels
-        adversarial, success = self.attack(model, images, wanted, ids)
+        adversarial, success, by = self.attack(model, images, wanted, ids)
         distances = self.attack.threat.norm.size(adversarial - images)
-        return Judged(labels, correct & ~success, adversarial, None, distances)
+        return Judged(labels, correct & ~success, adversarial, None, distances, by)
 
 
 def targets_of(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:
@@ -169,7 +171,7 @@ class AsPublished:
         return Judged(labels, predictions == labels, adversarial, predictions, distances)
 
 
-def judge_of(attack: SampleAttack) -> Judge:
+def judge_of(attack: SampleAttack) -> UnderAttack | AsPublished:
     """By the space of the attack's threat model: `UnderAttack` or, without a range, `AsPublished`.
 
     Raises:

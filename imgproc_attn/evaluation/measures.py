@@ -16,7 +16,7 @@ from .evaluator import Batch
 from .flags import Flags
 from .imagenet_c.errors import corruption_summary
 from .presets import ATTACKS, PRESETS, Catalogue, Preset
-from .sanity import Finding, sanity_checks
+from .sanity import Checks, Finding, check_rows, sanity_checks
 from .threat import ThreatModel
 
 
@@ -52,8 +52,16 @@ class Measure(Protocol):
         """Of images under attack."""
         ...
 
+    def view(self, model: nn.Module) -> nn.Module:
+        """The model as judges look at images with it."""
+        ...
+
     def count(self, flags: Flags) -> dict[str, Any]:
-        """The numbers of a condition: `metrics`, their 95 % ``intervals``, the count ``n`` of its samples, and more."""
+        """The numbers of a condition: `metrics`, the count ``n`` of its samples, and more."""
+        ...
+
+    def intervals(self, flags: Flags) -> Mapping[str, list[float]]:
+        """The 95 % intervals of `metrics`."""
         ...
 
     def of_samples(self, flags: Flags) -> list[float]:
@@ -73,12 +81,12 @@ class Measure(Protocol):
         """So many samples are enough for `check`."""
         ...
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
+    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
         """Reasons to doubt, from a few samples; without a threat model of the outputs alone."""
         ...
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-        """Reasons to doubt, from the numbers of all conditions."""
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
+        """Reasons to doubt, from the numbers and the flags of all conditions."""
         ...
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
@@ -109,10 +117,15 @@ class LabelMeasure:
     def under(self, attack: SampleAttack) -> Judge:
         return judge_of(attack)
 
+    def view(self, model: nn.Module) -> nn.Module:
+        return model
+
     def count(self, flags: Flags) -> dict[str, Any]:
         n, correct = len(flags.ids), int(flags.correct.sum())
-        intervals = {"accuracy": list(wilson_interval(correct, n))}
-        return {"n": n, "correct": correct, "accuracy": 100 * correct / n, "intervals": intervals}
+        return {"n": n, "correct": correct, "accuracy": 100 * correct / n}
+
+    def intervals(self, flags: Flags) -> Mapping[str, list[float]]:
+        return {"accuracy": list(wilson_interval(int(flags.correct.sum()), len(flags.ids)))}
 
     def of_samples(self, flags: Flags) -> list[float]:
         return flags.correct.int().tolist()
@@ -123,14 +136,14 @@ class LabelMeasure:
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         return corruption_summary(by_corruption, self.num_classes == IMAGENET_CLASSES)
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
+    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
         if not batches:
-            return [Finding("nothing to check", "None of the images that were to be looked at could be read.")]
+            return Checks([], [Finding("nothing to check", "None of the images that were to be looked at could be read.")])
         images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
         return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-        return []  # `check` has compared attacks and radii sample by sample
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
+        return check_rows([row for row in rows if "eps" in row], {name: found.correct for name, found in flags.items()})
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
         return clean.ids[clean.correct & ~attacked.correct]

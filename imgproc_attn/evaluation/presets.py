@@ -119,13 +119,14 @@ def _as_published(radii: Sequence[int]) -> Callable[[int, int], Attacks]:
     return build
 
 
-_NOT_AUTOATTACK = "AutoAttack's protocol without FAB: the ensemble here is not AutoAttack, whose numbers may be lower"
+_NOT_AUTOATTACK = "AutoAttack's protocol without {}: the ensemble here is not AutoAttack, whose numbers may be lower"
+_LINF, _L2 = _NOT_AUTOATTACK.format("FAB"), _NOT_AUTOATTACK.format("FAB and Square")
 PRESETS: Mapping[str, Preset] = {
     "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 grey levels: a first look", _grid),
-    "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_NOT_AUTOATTACK}", _ensemble(ThreatModel(4 / 255))),
-    "robustbench-l2": Preset(f"ImageNet, L2, 3.0. {_NOT_AUTOATTACK}", _ensemble(ThreatModel(3.0, L2_NORM))),
-    "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_NOT_AUTOATTACK}", _ensemble(ThreatModel(8 / 255))),
-    "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_NOT_AUTOATTACK}", _ensemble(ThreatModel(0.5, L2_NORM))),
+    "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_LINF}", _ensemble(ThreatModel(4 / 255))),
+    "imagenet-l2": Preset(f"ImageNet, L2, 3.0, which RobustBench does not list. {_L2}", _ensemble(ThreatModel(3.0, L2_NORM))),
+    "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble(ThreatModel(8 / 255))),
+    "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble(ThreatModel(0.5, L2_NORM))),
     "twicing-paper": Preset(
         "FGSM, PGD and SPSA as in the code of arXiv 2503.00687 and 2406.13770, at 1/255 and 4/255 of NORMALISED tensors, about "
         "4.4 times weaker than grey levels; labels are the model's predictions",

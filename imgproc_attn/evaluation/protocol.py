@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .attacks import AttackResult, check_images, is_correct
+from .attacks import check_images, is_correct
+from .conditions import SampleAttack, judge_of
 
-Attack = Callable[[nn.Module, Tensor, Tensor, Tensor], AttackResult]
 Corruption = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -19,7 +19,7 @@ class Evaluation:
     Attributes:
         correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean
             image and not fooled.
-        largest_perturbation: ``{attack: max |adversarial - image|}``.
+        largest_perturbation: ``{attack: distance of an adversarial image}``, in the norm of its threat model.
     """
 
     correct: dict[str, Tensor]
@@ -40,7 +40,7 @@ def evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    attacks: Mapping[str, Attack] | None = None,
+    attacks: Mapping[str, SampleAttack] | None = None,
     corruptions: Mapping[str, Corruption] | None = None,
     batch_size: int = 256,
     progress: Callable[[str], None] | None = None,
@@ -51,7 +51,7 @@ def evaluate(
         model: Maps images in [0, 1] to logits; in eval mode.
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n]``.
-        attacks: By name.
+        attacks: By name; by their threat models on images, with targets, or as the papers have it (`judge_of`).
         corruptions: By name.
         batch_size: Images at a time. No number depends on it, up to rounding.
         progress: Called with the name of each condition when it is done.
@@ -68,12 +68,12 @@ def evaluate(
     result = Evaluation({"clean": torch.cat([is_correct(model, images[part], labels[part]) for part in ids]).cpu()})
     done("clean")
     for name, attack in (attacks or {}).items():
-        flags, largest = [], 0.0
+        flags, largest, judge = [], 0.0, judge_of(attack)
         for part in ids:
-            adversarial, success = attack(model, images[part], labels[part], part)
-            flags.append(~success.cpu())
-            largest = max(largest, (adversarial - images[part]).abs().max().item())
-        result.correct[name] = torch.cat(flags) & result.correct["clean"]
+            judged = judge(model, images[part], labels[part], part)
+            flags.append(judged.correct.cpu())
+            largest = max(largest, judged.scores.max().item())
+        result.correct[name] = torch.cat(flags)
         result.largest_perturbation[name] = largest
         done(name)
     for name, corruption in (corruptions or {}).items():

@@ -12,16 +12,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
 
 from .. import __version__
 from ..diagnostics import draw_curves
 from ..files import write_text
 from ..records import METRICS, changes, flat
-from .results import FLAGS, RESULT, cautions, interval, means, perturbation, read_draws, read_flags, read_result
+from .results import (
+    BY_SAMPLE,
+    DRAWS,
+    FLAGS,
+    RESULT,
+    cautions,
+    interval,
+    means,
+    perturbation,
+    read_draws,
+    read_flags,
+    read_result,
+)
 from .robustness import CLEAN, EPS_UNIT
-from .statistics import mean_and_std, paired_difference
+from .statistics import mean_and_std, normal_interval, paired_difference
 
 
 class Column(NamedTuple):
@@ -66,8 +77,9 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """Equal for the same model: its weights, its modules, its options, how it wants its images."""
-        return json.dumps([self.result[key] for key in ("weights_sha256", "architecture_sha256", "options", "preparation")])
+        """Equal for the same model: its weights, modules and options, and how it wants its images (sizes of pictures apart)."""
+        preparation = {key: value for key, value in self.result["preparation"].items() if key != "short_side"}
+        return json.dumps([preparation, *(self.result[key] for key in ("weights_sha256", "architecture_sha256", "options"))])
 
 
 @dataclass
@@ -107,14 +119,20 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
     for folder in folders:
         places = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / FLAGS).is_file())
         if not places:
-            raise FileNotFoundError(f"{folder} holds no {RESULT} of attack, corrupt or shift, and neither do folders below it.")
+            raise FileNotFoundError(
+                f"{folder} holds no {RESULT} of attack, corrupt, shift or a segmenter's evaluate, nor do folders below."
+            )
         found |= {place: _read(place) for place in places if place not in found}
     return list(found.values())
 
 
 def _read(folder: Path) -> Entry:
     entry = Entry(folder, read_result(folder), read_flags(folder), read_draws(folder))
-    for row in entry.rows.values():
+    for column, row in entry.rows.items():
+        if column.metric not in BY_SAMPLE and not entry.draws.get((row["name"], column.metric)):
+            raise ValueError(
+                f"{folder}: {DRAWS} has nothing of {row['name']}; run the evaluation again, which uses what is done."
+            )
         flags = entry.flags.get(row["name"], {})
         if len(flags) != row["n"] or ("correct" in row and sum(flags.values()) != row["correct"]):
             raise ValueError(
@@ -189,7 +207,7 @@ def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
 
 def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
     """A difference in points, and its 95 % interval under the same draws of samples."""
-    low, high = np.nanpercentile(np.subtract(ours, theirs), [2.5, 97.5])
+    low, high = normal_interval(mean, [a - b for a, b in zip(ours, theirs)])
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
@@ -245,7 +263,7 @@ def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
     cleans = [column for column in columns if column.condition == CLEAN]
     for column in columns:
         protocol = json.loads(column.protocol)
-        clean = next((c for c in cleans if {**json.loads(c.protocol), "judge": 0} == {**protocol, "judge": 0}), column)
+        clean = next((c for c in cleans if _as_looked_at(json.loads(c.protocol)) == _as_looked_at(protocol)), column)
         for label, runs in models.items():
             whole = [run for run in runs if run.row(column) is not None and run.row(clean) is not None]
             row = whole[0].row(column) if whole else None
@@ -258,6 +276,12 @@ def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
     families = Counter(family for family, _ in panels)
     titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, _) in enumerate(panels)]
     return draw_curves(dict(zip(titles, panels.values())), dict.fromkeys(titles, EPS_UNIT), metric) if panels else None
+
+
+def _as_looked_at(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what the judge does, but how it looks at pictures."""
+    judge = protocol["judge"]
+    return {**protocol, "judge": judge.get("windows") if isinstance(judge, Mapping) else None}
 
 
 def _at_any_radius(settings: Any, eps: float) -> Any:

@@ -13,6 +13,7 @@ from .flags import Flags
 from .measures import Measure
 
 RESULT, FLAGS, DRAWS = "result.json", "flags.csv", "bootstrap.csv"
+BY_SAMPLE = ("accuracy",)  # means over samples; other metrics have draws
 
 
 def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[floa
         "images": condition.samples.identity,
         "unreadable": [names[i] for i in flags.unreadable],
         **measure.count(flags),
+        "intervals": measure.intervals(flags),
         "range": [flags.lowest, flags.highest],
     }
     attack = getattr(condition.judge, "attack", None)
@@ -40,6 +42,9 @@ def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[floa
         found["largest_perturbation"] = flags.scores.max().item()
         threat = attack.threat
         found |= {"eps": threat.eps, "norm": threat.norm.name, "space": threat.space, "pixel_eps": threat.pixel_eps(std)}
+        if "by" in flags.columns:  # of an ensemble
+            by = flags.columns["by"]
+            found["fooled_by"] = {name: by.count(number) for number, name in enumerate(attack.attacks)}
     return found
 
 
@@ -93,12 +98,21 @@ def read_flags(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
-    """``{(condition, metric): values}`` of a bootstrap; nothing where there was none."""
+    """``{(condition, metric): values}`` of a bootstrap; nothing where there was none.
+
+    Raises:
+        ValueError: The file is cut off, or none of ours.
+    """
     file = folder / DRAWS
     if not file.exists():
         return {}
-    with file.open(newline="", encoding="utf-8") as text:
-        return {(name, metric): [float(v) for v in values] for name, metric, *values in csv.reader(text)}
+    try:
+        with file.open(newline="", encoding="utf-8") as text:
+            return {(name, metric): [float(v) for v in values] for name, metric, *values in csv.reader(text)}
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is cut off, or no bootstrap: {error}. Run the evaluation again, which uses what is done."
+        ) from error
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -110,9 +124,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     file = folder / RESULT
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        result["conditions"], result["label"]
+        result["conditions"], result["label"], result["metrics"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is cut off, or no result of attack, corrupt or shift: {error!r}. Run that again.") from error
+        raise ValueError(
+            f"{file} is cut off, or no result of attack, corrupt, shift or a segmenter's evaluate: {error!r}. Run that again."
+        ) from error
     return result
 
 
@@ -151,6 +167,11 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
         found.append(
             "Attacks on normalised tensors, as the papers' code has them, against the model's own predictions: not comparable "
             "with the usual attacks on images in [0, 1]; equivalent radii in grey levels stand beside them."
+        )
+    if result.get("generated") and "mce_alexnet" in result.get("summary", {}):
+        found.append(
+            "These corruptions were generated, and not compressed as the published JPEG files, whose errors AlexNet's are: do "
+            "not compare this mCE with published ones."
         )
     unreadable = sorted({name for r in result["conditions"] for name in r["unreadable"]})
     if unreadable:

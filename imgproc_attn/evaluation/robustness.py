@@ -12,6 +12,7 @@ from torch import Tensor
 from ..diagnostics import draw_curves, draw_grid, draw_heat_map
 from .accuracy import count_real, load_real
 from .assessment import Assessment
+from .attacks.base import gradient_by
 from .conditions import Condition, SampleAttack
 from .evaluator import images_of
 from .flags import Flags
@@ -229,14 +230,14 @@ def _seconds(assessment: Assessment, condition: Condition, size: int) -> tuple[f
     """Of a forward and a backward pass of a batch; the second of two runs counts."""
     preparation = condition.preparation or assessment.preparation
     images = images_of(condition.samples, preparation, assessment.place.device, condition.samples.ids[:size])[0]
-    times = (0.0, 0.0)
+    times, model = (0.0, 0.0), assessment.measure.view(assessment.model)
     for _ in range(2):
         marks = [time.perf_counter()]
         with torch.enable_grad():
             points = images.clone().requires_grad_()
-            logits = assessment.model(points)
+            logits = model(points)
             marks.append(_now(logits))
-            marks.append(_now(torch.autograd.grad(logits.sum(), points)[0]))
+            marks.append(_now(gradient_by(points, logits.sum())))
         times = (marks[1] - marks[0], marks[2] - marks[1])
     return times
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from timm.layers import Attention
@@ -21,17 +22,29 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..kernels import DotProduct, Elliptical
 from ..models import FilterVisionTransformer
 from .attacks import FGSM, PGD, Attack, Square, is_correct
-from .attacks.base import Objective
+from .attacks.base import Objective, gradient_by
 from .normalization import InPrecision, NormalizedModel
 from .objectives import cross_entropy
 from .threat import LINF, ThreatModel
 
+WEAK = 1e-3  # of the largest gradient of a batch; smaller ones may drown in rounding, and are not held against the function
 GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
 LOST_SHARE = 0.05  # of samples
-DERIVATIVE_ERROR = 1e-2  # relative, in float64
+DERIVATIVE_ERROR = 1e-2  # along the gradient, relative, in float64
+ACROSS_ERROR = 0.1  # in another direction, of what a gradient of that length has there
+STEPS = (
+    1e-6,
+    1e-5,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+)  # of finite differences, the best counts: one meets a kink, another rounding in float32
 POINTS = 0.5  # of accuracy, by which a weaker attack may beat a stronger one
 MORE_POINTS = 2.0  # of accuracy, which five times the steps, or another form of the gradient, may still win
 BY_CHANCE = 2  # images that a random search may find before a single run of PGD does
+STEPWISE = ("PGD", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T")  # white-box attacks that no black box should beat
+BLACK_BOX = ("Square", "SPSA")
 WIDER = (2, 4, 8)  # times, in the backward pass of the adaptive attack
 
 
@@ -49,6 +62,19 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.check}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What came of checking.
+
+    Attributes:
+        done: Names of what was checked.
+        findings: Reasons to doubt.
+    """
+
+    done: list[str]
+    findings: list[Finding]
 
 
 @dataclass
@@ -114,7 +140,8 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
                 "what draws random numbers, or attack the average of many passes.",
             )
         )
-    if first.min() >= 0 and first.max() <= 1 and torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-4):
+    sums = first.sum(1)  # below 1 where some classes alone are asked about
+    if first.min() >= 0 and sums.min() > 0 and sums.max() <= 1 + 1e-4:
         found.append(
             Finding(
                 "probabilities",
@@ -128,19 +155,19 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
 def check_gradients(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], objective: Objective = cross_entropy
 ) -> list[Finding]:
-    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences in float64.
+    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences, in float64 if can be.
 
     Args:
         model: Maps images to logits, in evaluation mode.
         batches: Images and labels.
         objective: Its gradients are checked; not a mean over pixels, which makes them small.
     """
-    exact, found = _in_double(model), []
+    found: list[Finding] = []
     lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     for x, y in batches:
         lost = torch.cat([lost, (_gradient(model, x, y, objective).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
-        errors = _derivative_errors(exact, x.double(), y, objective)
-        wrong = torch.cat([wrong, (errors[~errors.isnan()] > DERIVATIVE_ERROR).cpu()])
+        known, differs = _differs_from_function(*_in_double(model, x), y, objective)
+        wrong = torch.cat([wrong, differs[known].cpu()])
     if len(lost) and lost.double().mean() > LOST_SHARE:
         found.append(
             Finding(
@@ -155,46 +182,65 @@ def check_gradients(
             Finding(
                 "wrong gradients",
                 f"For {_percent(wrong):.0f} % of the images autograd's gradient is not that of the function (finite "
-                f"differences in float64 differ by more than {100 * DERIVATIVE_ERROR:g} %): something in the forward pass is "
+                f"differences differ, by more than {100 * DERIVATIVE_ERROR:g} % along it): something in the forward pass is "
                 "detached, rounded or replaced in the backward pass. Lift it while attacking.",
             )
         )
     return found
 
 
-def _in_double(model: nn.Module) -> nn.Module:
-    """A copy in float64, without autocast, which would round what finite differences are made of."""
-    model = copy.deepcopy(model).double().eval()
-    for module in model.modules():
+def _in_double(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy in float64, without autocast, which would round what finite differences are made of; and images for it.
+
+    A model that insists on another precision inside stays as it is.
+    """
+    exact = copy.deepcopy(model).double().eval()
+    for module in exact.modules():
         if isinstance(module, InPrecision):
             module.autocast = nullcontext
-    return model
+    try:
+        with torch.no_grad():
+            exact(images[:1].double())
+    except RuntimeError:
+        return model, images
+    return exact, images.double()
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> Tensor:
     """Of the objective by the images; 0 where there is none."""
     with torch.enable_grad():
         points = images.detach().requires_grad_()
-        loss = objective(model(points), labels).sum()
-        return torch.autograd.grad(loss, points)[0] if loss.requires_grad else torch.zeros_like(points)
+        return gradient_by(points, objective(model(points), labels).sum())
 
 
 @torch.no_grad()
-def _derivative_errors(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective, step: float = 1e-5) -> Tensor:
-    """``[B]`` relative errors of the derivative along the gradient, by two central differences; NaN without a gradient."""
+def _differs_from_function(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """``[B]`` bool each: whether there is a gradient worth the name, and whether it is not the function's.
 
-    def losses(points: Tensor) -> Tensor:
-        return objective(model(points), labels)
-
+    By central differences along the gradient, and along a direction of random signs: what is hidden from the gradient does not
+    show along it.
+    """
     gradient = _gradient(model, images, labels, objective)
-    direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
-    expected = (gradient * direction).flatten(1).sum(1)
-    errors = []
-    for h in (step, step / 10):  # a kink within one step is seldom within the other
-        slope = (losses(images + h * direction) - losses(images - h * direction)) / (2 * h)
-        errors.append((slope - expected).abs() / torch.maximum(slope.abs(), expected.abs()).clamp_min(1e-300))
-    flat = gradient.flatten(1).abs().amax(1) < GRADIENT_LOST
-    return torch.minimum(*errors).masked_fill(flat, float("nan"))
+    size = gradient.flatten(1).norm(dim=1).clamp_min(1e-300)
+    along = gradient / size[:, None, None, None]
+    signs = torch.randint(2, images.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    across = (signs.to(images) / signs.numel() ** 0.5).expand_as(images)
+    usual = size / signs.numel() ** 0.5  # what a gradient of that size has in a direction that has nothing to do with it
+    wrong = _slope_error(model, images, labels, objective, gradient, along) > DERIVATIVE_ERROR * size
+    wrong |= _slope_error(model, images, labels, objective, gradient, across) > ACROSS_ERROR * usual
+    known = (gradient.flatten(1).abs().amax(1) >= GRADIENT_LOST) & (size >= WEAK * size.max())
+    return known, wrong
+
+
+def _slope_error(
+    model: nn.Module, images: Tensor, labels: Tensor, objective: Objective, gradient: Tensor, direction: Tensor
+) -> Tensor:
+    """``[B]``: by how much the slope in a direction is not the gradient's."""
+    expected, errors = (gradient * direction).flatten(1).sum(1), []
+    for h in STEPS:
+        ahead, behind = (objective(model(images + sign * h * direction), labels) for sign in (1, -1))
+        errors.append(((ahead - behind) / (2 * h) - expected).abs())
+    return torch.stack(errors).amin(0)
 
 
 def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
@@ -228,6 +274,50 @@ def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_bo
     return found
 
 
+def check_rows(rows: Sequence[Mapping[str, Any]], correct: Mapping[str, Tensor]) -> list[Finding]:
+    """What all flags of an evaluation say: attacks beside each other at each radius, radii beside each other, ensembles.
+
+    Args:
+        rows: Of conditions under attack, as in ``result.json``.
+        correct: ``{condition: [n] bool}``.
+    """
+    found = []
+    at_one_radius: dict[str, dict[str, Tensor]] = {}
+    for row in rows:
+        attack, _, ball = row["name"].partition(" ")
+        at_one_radius.setdefault(ball, {})[attack] = correct[row["name"]]
+        found += _check_ensemble(row)
+    for ball, robust in at_one_radius.items():
+        kinds = [[name for name in names if name in robust] for names in (STEPWISE, BLACK_BOX)]
+        found += [Finding(f.check, f"At {ball}: {f.message}") for f in check_flags(robust, *kinds)]
+    for less, more in itertools.permutations([row for row in rows if row["name"].startswith(STEPWISE)], 2):
+        alike = all(less[key] == more[key] for key in ("family", "norm", "space"))
+        if alike and less["eps"] < more["eps"] and _differ(correct[more["name"]], correct[less["name"]], POINTS):
+            found.append(
+                Finding(
+                    "accuracy rises with eps",
+                    f"{less['name']} leaves {_percent(correct[less['name']]):.1f} %, {more['name']} "
+                    f"{_percent(correct[more['name']]):.1f} %, though its ball holds the smaller one: the attack is stuck. Do "
+                    "not believe the larger number.",
+                )
+            )
+    return found
+
+
+def _check_ensemble(row: Mapping[str, Any]) -> list[Finding]:
+    """Whether what sees no gradient still found many after all that do."""
+    last = {name: count for name, count in row.get("fooled_by", {}).items() if name in BLACK_BOX and count > BY_CHANCE}
+    return [
+        Finding(
+            "black box beats white box",
+            f"In {row['name']} {name} fools {count} of {row['n']} images that withstand APGD: gradients are masked. Attack "
+            "adaptively.",
+        )
+        for name, count in last.items()
+        if 100 * count / row["n"] > POINTS
+    ]
+
+
 def check_strength(trial: Trial) -> list[Finding]:
     """Whether PGD has converged, whether it wins in the end, and whether the scale of the logits holds it back."""
     found, threat = [], trial.threat
@@ -240,8 +330,8 @@ def check_strength(trial: Trial) -> list[Finding]:
                 "has not converged. Give it more, or use APGD.",
             )
         )
-    if threat.bounds is not None and threat.norm == LINF:
-        found += _check_large_radii(trial, _percent(few))
+    if threat.bounds is not None:
+        found += _check_large_radii(trial)
     for factor in (0.1, 0.01):
         scaled = trial.robust(trial.pgd, _Scaled(trial.model, factor).eval())
         if _differ(few, scaled, MORE_POINTS):
@@ -256,17 +346,20 @@ def check_strength(trial: Trial) -> list[Finding]:
     return found
 
 
-def _check_large_radii(trial: Trial, left: float) -> list[Finding]:
-    radii = [radius for radius in (0.25, 0.5) if radius > trial.threat.eps] or [1.0]
-    grown = [trial.left(PGD(radius, 40, seed=trial.seed)) for radius in radii]
-    chance = 100 / trial.model(trial.images[:1]).shape[1]
-    falls = all(b <= a + POINTS for a, b in itertools.pairwise([left, *grown]))
-    if falls and grown[-1] <= max(POINTS, chance / 2):
+def _check_large_radii(trial: Trial) -> list[Finding]:
+    """In the L-infinity ball, whatever the threat's norm; one image may stay by chance."""
+    own = trial.threat.norm == LINF
+    radii = [radius for radius in (0.25, 0.5) if not own or radius > trial.threat.eps] or [1.0]
+    grown = [trial.robust(PGD(radius, 40, seed=trial.seed)) for radius in radii]
+    least = max(POINTS, 50 / trial.model(trial.images[:1]).shape[1])  # half of what guessing gets right
+    falls = not any(_differ(b, a, POINTS) for a, b in itertools.pairwise([trial.withstand_pgd, *grown] if own else grown))
+    if falls and (_percent(grown[-1]) <= least or grown[-1].sum() <= 1):
         return []
+    shares = ", ".join(f"{_percent(flags):.1f} %" for flags in grown)
     return [
         Finding(
             "accuracy does not fall to 0",
-            f"Accuracy under PGD at eps {', '.join(f'{r:g}' for r in radii)} is {', '.join(f'{a:.1f} %' for a in grown)}, "
+            f"Accuracy under PGD at eps {', '.join(f'{radius:g}' for radius in radii)} is {shares}, "
             "though almost any image lies in such a ball: the attack is stuck.",
         )
     ]
@@ -325,8 +418,8 @@ def sanity_checks(
     threat: ThreatModel | float | None,
     seed: int = 0,
     batch_size: int = 64,
-) -> list[Finding]:
-    """All checks on a few images, those the model gets right; empty if none of the known signs shows.
+) -> Checks:
+    """All checks on a few images, those the model gets right; no finding if none of the known signs shows.
 
     Args:
         model: Maps images in [0, 1] to logits, in evaluation mode.
@@ -338,22 +431,34 @@ def sanity_checks(
     """
     found = check_outputs(model, images[:batch_size])
     if threat is None:
-        return found
+        return Checks(["outputs"], found)
     right = torch.cat([is_correct(model, x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size))])
     if not right.any():
         message = f"The model gets none of {len(images)} images right: nothing can be attacked, or labels are not the model's."
-        return [*found, Finding("nothing to check", message)]
+        return Checks(["outputs"], [*found, Finding("nothing to check", message)])
     trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
     robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
     if trial.threat.norm == LINF:
         robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
-    return [
-        *found,
-        *check_gradients(model, list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))),
-        *check_flags(robust, ["FGSM", "PGD"], black_box),
-        *check_strength(trial),
-        *check_saturation(trial),
-    ]
+    few = list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))
+    return Checks(
+        _names_of_checks(trial),
+        [
+            *found,
+            *check_gradients(model, few),
+            *check_flags(robust, ["FGSM", "PGD"], black_box),
+            *check_strength(trial),
+            *check_saturation(trial),
+        ],
+    )
+
+
+def _names_of_checks(trial: Trial) -> list[str]:
+    """Not all fit every model and threat model."""
+    names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
+    names += ["a black box"] * (trial.threat.norm == LINF) + ["large radii"] * (trial.threat.bounds is not None)
+    names += ["wider kernels"] * (widened(trial.model, 1) is not None)
+    return names + ["saturation"] * any(isinstance(module, FilterVisionTransformer) for module in trial.model.modules())
 
 
 class _Scaled(nn.Module):

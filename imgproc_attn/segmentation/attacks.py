@@ -42,14 +42,14 @@ def _mean_of_labelled(values: Tensor, labels: Tensor) -> Tensor:
     return values.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp_min(1)
 
 
-class _OnPixels(Attack):
+class PixelAttack(Attack):
     """What these maximise, how they are called, and what they refuse."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
-        """Attack pictures; of several restarts the one that leaves the fewest right pixels counts, picture by picture.
+        """Attack pictures.
 
         Args:
             model: Maps images to logits ``[B, classes, h, w]``, in evaluation mode.
@@ -62,19 +62,27 @@ class _OnPixels(Attack):
         """
         check_input(model, images, self.threat.bounds)
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
-        before = right_pixels(model, images, labels)
-        worst, least = images, torch.full_like(before, torch.iinfo(before.dtype).max)
-        for restart in range(self.restarts):
+        found = self.worst(model, images, labels, ids)
+        return AttackResult(found, right_pixels(model, found, labels) < right_pixels(model, images, labels))
+
+    def worst(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """Of several restarts what the one finds that leaves the fewest right pixels, picture by picture."""
+        worst = self.perturb(model, images, labels, ids, 0)
+        if self.restarts == 1:
+            return worst
+        least = right_pixels(model, worst, labels)
+        for restart in range(1, self.restarts):
             found = self.perturb(model, images, labels, ids, restart)
             right = right_pixels(model, found, labels)
             worst = torch.where((right < least)[:, None, None, None], found, worst)
             least = torch.minimum(right, least)
-        return AttackResult(worst, least < before)
+        return worst
 
     @property
     def passes(self) -> Passes:
+        """Of `worst`."""
         forward, backward = self.passes_a_restart
-        return Passes(1 + self.restarts * (forward + 1), self.restarts * backward)
+        return Passes(self.restarts * (forward + (self.restarts > 1)), self.restarts * backward)
 
     def _check(self) -> None:
         super()._check()
@@ -103,15 +111,15 @@ def pixel_logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-class PixelFGSM(_OnPixels, FGSM):
+class PixelFGSM(PixelAttack, FGSM):
     """`FGSM` on the pixels' loss."""
 
 
-class PixelPGD(_OnPixels, PGD):
+class PixelPGD(PixelAttack, PGD):
     """`PGD` on the pixels' loss; the last point of a restart is its own."""
 
 
-class PixelMIFGSM(_OnPixels, MIFGSM):
+class PixelMIFGSM(PixelAttack, MIFGSM):
     """`MIFGSM` on the pixels' loss."""
 
 

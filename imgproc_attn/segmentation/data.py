@@ -68,8 +68,8 @@ class LabelledPictures(Dataset):
         return self._files(index)[0].name
 
     def content(self, index: int) -> bytes:
-        """Of picture and label map, as they lie there."""
-        return b"".join(file.read_bytes() for file in self._files(index))
+        """Of picture and label map, as they lie there, and what values mean."""
+        return b"".join(file.read_bytes() for file in self._files(index)) + self.lookup.tobytes()
 
     def _files(self, index: int) -> Pair:
         return self.pairs[self.indices[index]]
@@ -85,10 +85,15 @@ class LabelledPictures(Dataset):
         label = self.lookup[read_label(label_file)]
         _check_sizes(file, picture.shape[1::-1], label_file, label.shape[::-1])
         if (label == NO_CLASS).any():
-            strange = sorted(set(read_label(label_file)[label == NO_CLASS].tolist()))
-            raise ValueError(f"{label_file} has the values {strange[:5]}, which are none of its {len(self.classes)} classes.")
+            self._refuse_strange(np.unique(read_label(label_file)), str(label_file))
         image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
+
+    def _refuse_strange(self, values: np.ndarray, where: str) -> None:
+        strange = values[self.lookup[values] == NO_CLASS].tolist()
+        if strange:
+            verb = "has" if " " not in where else "have"
+            raise ValueError(f"{where} {verb} the values {strange[:5]}, which are none of the {len(self.classes)} classes.")
 
     def check(self) -> None:
         """Look at the headers of all files, and at a few label maps, so that no mistake waits behind hours of training.
@@ -104,6 +109,7 @@ class LabelledPictures(Dataset):
             raise ValueError(" ".join(map(str, wrong[:3])) + more)
         few = range(0, len(self), -(-len(self) // 16))
         values = np.unique(np.concatenate([np.unique(read_label(self._files(i)[1])) for i in few]))
+        self._refuse_strange(values, f"Label maps, {self._files(0)[1]} or others,")
         if (self.lookup[values] == IGNORED).all():
             raise ValueError(
                 f"All of {len(few)} label maps looked at hold nothing but {values.tolist()}, which is ignored: there is no "
@@ -179,7 +185,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as opened:
             yield opened
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error
 
 
@@ -263,6 +269,8 @@ def open_camvid(root: str, split: str) -> LabelledPictures:
         root: Holds ``SPLIT``, ``SPLITannot`` and, for names, ``classes.txt``.
         split: ``train``, ``val`` or ``test``.
     """
+    if not split:
+        raise ValueError("CamVid has no pictures but in its splits; name train, val or test.")
     place = find_root(root)
     names = _names(place / "classes.txt")[:11]
     table = lookup_table({**{label: label for label in range(11)}, 11: IGNORED})

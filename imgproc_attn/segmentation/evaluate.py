@@ -79,7 +79,8 @@ def segment_pictures(
         ValueError: A model that does not segment, or two pictures of one name; or pictures that cannot be read, once all others
             are written.
     """
-    files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.is_relative_to(output)]
+    own = output.resolve()
+    files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.resolve().is_relative_to(own)]
     if not files:
         raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(PICTURES)}).")
     inner, preparation = subject.build()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -17,9 +16,10 @@ from ..evaluation.conditions import Condition, Judge, SampleAttack
 from ..evaluation.evaluator import Batch
 from ..evaluation.flags import Flags
 from ..evaluation.imagenet_c.errors import corruption_summary
-from ..evaluation.sanity import POINTS, Finding, check_gradients, check_outputs
+from ..evaluation.sanity import POINTS, Checks, Finding, check_gradients, check_outputs
+from ..evaluation.statistics import normal_interval
 from ..evaluation.threat import ThreatModel
-from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, pixel_cross_entropy, pixel_logits
+from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_cross_entropy, pixel_logits
 from .inference import Windowed, classes_of, multi_scale, segment
 from .metrics import IGNORED, bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
@@ -107,7 +107,7 @@ class PixelsAsGiven:
 
     @property
     def passes(self) -> Passes:
-        return Passes(len(self.scales) * (1 + self.flip), 0)
+        return Passes(math.ceil(sum(scale**2 for scale in self.scales)) * (1 + self.flip), 0)  # in units of the image
 
     @torch.no_grad()
     def classes(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -131,7 +131,7 @@ class PixelsUnderAttack:
         windows: How the model looks at a picture, the attack sees all of them.
     """
 
-    attack: SampleAttack
+    attack: PixelAttack
     windows: Windows = Windows()
 
     @property
@@ -141,7 +141,8 @@ class PixelsUnderAttack:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
         asked = self.windows.over(model)
-        found = self.attack(asked, images, labels, ids).adversarial
+        check_input(model, images, self.attack.threat.bounds)
+        found = self.attack.worst(asked, images, labels, ids.cpu())
         logits = pixel_logits(asked, found)
         predicted = classes_of(logits, (labels.shape[-2], labels.shape[-1]))
         return _judged(predicted, logits.shape[1], found, labels, self.attack.threat.norm.size(found - images))
@@ -177,7 +178,14 @@ class PixelMeasure:
         return PixelsAsGiven(self.num_classes, self.windows, self.scales, self.flip)
 
     def under(self, attack: SampleAttack) -> Judge:
+        if not isinstance(attack, PixelAttack):
+            raise ValueError(
+                f"{type(attack).__name__} attacks labels of images; of pixels there are {', '.join(PIXEL_ATTACKS)}."
+            )
         return PixelsUnderAttack(attack, self.windows)
+
+    def view(self, model: nn.Module) -> nn.Module:
+        return self.windows.over(model)
 
     def _areas(self, flags: Flags) -> Tensor:
         """``[n, 3, classes]``."""
@@ -188,8 +196,11 @@ class PixelMeasure:
         return areas
 
     def count(self, flags: Flags) -> dict[str, Any]:
-        intervals = {name: [np.nanpercentile(d, p) for p in (2.5, 97.5)] for name, d in self.draws(flags).items()}
-        return {"n": len(flags.ids), **metrics_of(self._areas(flags).sum(dim=0)), "intervals": intervals}
+        return {"n": len(flags.ids), **metrics_of(self._areas(flags).sum(dim=0))}
+
+    def intervals(self, flags: Flags) -> dict[str, list[float]]:
+        found = self.count(flags)
+        return {name: list(normal_interval(found[name], draws)) for name, draws in self.draws(flags).items()}
 
     def draws(self, flags: Flags) -> dict[str, list[float]]:
         return {name: values.tolist() for name, values in bootstrap(self._areas(flags)).items()}
@@ -202,21 +213,24 @@ class PixelMeasure:
         found = corruption_summary(by_corruption, False)
         return {key.replace("mean_accuracy", "mean_miou"): found[key] for key in found if key != "mean_error"}
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> list[Finding]:
-        asked = self.windows.over(model)
+    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
+        asked = self.view(model)
         parts = [_middle(images, labels, self.windows.window or 512) for images, labels, _ in batches]
         kept = [(images, labels) for images, labels in parts if (labels != IGNORED).any()]
+        if not kept:
+            return Checks([], [Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")])
         found = [finding for images, _ in kept for finding in check_outputs(asked, images)]
         found += [] if threat is None else check_gradients(asked, kept, _summed_cross_entropy)
-        return list({finding.check: finding for finding in found}.values())
+        done = ["outputs"] + ["gradients"] * (threat is not None)
+        return Checks(done, list({finding.check: finding for finding in found}.values()))
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
         found, metric = [], self.metrics[0]
         attacked = [row for row in rows if "eps" in row]
         for row in attacked:
             for other in (o for o in attacked if o["norm"] == row["norm"] and row[metric] > o[metric] + POINTS):
                 told = f"{row['name']} leaves {row[metric]:.1f} % mIoU, {other['name']} {other[metric]:.1f} %"
-                if row["family"] == other["family"] and row["eps"] > other["eps"]:
+                if row["family"] == other["family"] and row["eps"] > other["eps"] and _stepwise(row):
                     found.append(Finding("mIoU rises with eps", f"{told}: a larger ball holds the smaller one{FOUND}."))
                 if _stepwise(row) and not _stepwise(other) and row["eps"] == other["eps"]:
                     found.append(Finding("steps are weaker than one", f"{told}: gradients may be masked{FOUND}."))

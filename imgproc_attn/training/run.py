@@ -109,6 +109,7 @@ def check(recipe: Recipe) -> None:
         model = create(recipe, device="meta", pretrained=False)
         build_optimiser(model, recipe.optimiser)
         output = model.eval()(torch.empty(1, *recipe.data.input_size, device="meta"))
+        _check_other_sizes(recipe, model)
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -120,6 +121,23 @@ def check(recipe: Recipe) -> None:
         raise ValueError(
             f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
         )
+
+
+def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
+    """Of what a segmenter looks at in evaluation."""
+    if recipe.segmentation is None:
+        return
+    channels, *crop = recipe.data.input_size
+    window = recipe.segmentation.window
+    size = [2 * side for side in crop] if window is None else [window, window]
+    try:
+        model(torch.empty(1, channels, *size, device="meta"))
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        looked_at = "whole pictures" if window is None else f"windows of {window}"
+        raise ValueError(
+            f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not take "
+            f"({error}); train on square crops and set segmentation.window to their side."
+        ) from error
 
 
 @dataclass

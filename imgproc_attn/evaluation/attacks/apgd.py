@@ -1,7 +1,9 @@
 """Auto-PGD (arXiv 2003.01690, algorithm 1): PGD with momentum that halves its step where the objective stops rising."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ from ..objectives import (
     targeted_cross_entropy,
     targeted_difference_of_logits_ratio,
 )
-from .base import Attack, Objective, Passes, check_at_least, gradient_of
+from ..threat import ThreatModel
+from .base import Attack, Passes, check_at_least, gradient_of
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -25,19 +28,78 @@ def checkpoints(steps: int) -> list[int]:
     return marks
 
 
+@dataclass
+class _Climb:
+    """Where the samples of a restart are; tensors ``[B, …]``."""
+
+    images: Tensor
+    labels: Tensor
+    aims: Tensor
+    here: Tensor
+    before: Tensor
+    best: Tensor
+    gradient: Tensor
+    best_gradient: Tensor
+    length: Tensor
+    judged_length: Tensor
+    value: Tensor
+    best_value: Tensor
+    judged_best: Tensor
+    rises: Tensor
+
+    @classmethod
+    def begin(cls, images: Tensor, labels: Tensor, aims: Tensor, start: Tensor, length: float) -> "_Climb":
+        """At its start, of which nothing is known yet."""
+        lengths = torch.full_like(images[:, 0, 0, 0], length)
+        unknown, none = torch.full_like(lengths, -torch.inf), torch.zeros_like(images)
+        points = (start, start, start, none, none)
+        return cls(images, labels, aims, *points, lengths, lengths, unknown, unknown, unknown, torch.zeros_like(lengths))
+
+    def only(self, kept: Tensor) -> "_Climb":
+        """Some of the samples."""
+        return _Climb(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    def move(self, threat: ThreatModel, momentum: float) -> None:
+        """A step along the gradient, and ``1 - momentum`` of the last one."""
+        ahead = threat.project(self.here + _each(self.length) * threat.steepest(self.gradient), self.images)
+        moved = self.here + momentum * (ahead - self.here) + (1 - momentum) * (self.here - self.before)
+        self.before, self.here = self.here, threat.project(moved, self.images)
+
+    def arrive(self, value: Tensor, gradient: Tensor) -> None:
+        """Take note of the objective where the samples are now."""
+        better = value > self.best_value
+        self.rises = self.rises + (value > self.value)
+        self.value, self.gradient = value, gradient
+        self.best_value = torch.where(better, value, self.best_value)
+        self.best = torch.where(_each(better), self.here, self.best)
+        self.best_gradient = torch.where(_each(better), gradient, self.best_gradient)
+
+    def judge(self, least_rises: float) -> None:
+        """Halve the steps of those that do not get on, and put them where they were best."""
+        halve = (self.rises < least_rises) | ((self.length == self.judged_length) & (self.best_value <= self.judged_best))
+        self.judged_length, self.judged_best, self.rises = self.length, self.best_value, torch.zeros_like(self.rises)
+        self.length = torch.where(halve, self.length / 2, self.length)
+        self.here = torch.where(_each(halve), self.best, self.here)
+        self.gradient = torch.where(_each(halve), self.best_gradient, self.gradient)
+        self.value = torch.where(halve, self.best_value, self.value)
+
+
+def _each(values: Tensor) -> Tensor:
+    """``[B]`` as ``[B, 1, 1, 1]``."""
+    return values[:, None, None, None]
+
+
 @dataclass(frozen=True)
 class _APGD(Attack):
-    """The algorithm; the objective is its subclasses'.
+    """The algorithm; the objective is its subclasses'. A sample is left alone as soon as it is fooled.
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
         steps: Gradient steps a restart.
-        restarts: Random starting points a sample.
         seed: Of the starting points, which depend on it, the restart and the sample's id alone.
     """
 
     steps: int = 100
-    restarts: int = 1
     seed: int = 0
 
     momentum = 0.75  # alpha of the paper
@@ -52,74 +114,79 @@ class _APGD(Attack):
         check_at_least(self, steps=1)
 
     @abstractmethod
-    def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
-        """What a restart maximises."""
+    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+        """``[B]``, what is maximised."""
+
+    def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
+        """``[B]`` classes that a restart aims at; labels for those that aim at none of their own."""
+        return labels
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        objective = self.objective(model, images, labels, restart)
-        start = self.random_start(images, ids, (self.seed, restart))
-        return self.maximise(objective, model, images, labels, start)
+        return self._climb(model, images, labels, ids, restart, leave=False)
 
-    def maximise(self, objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        """The best points found from ``start``; a fooled one is kept over any that is not."""
-        threat = self.threat
-        here = before = best = start
-        value, gradient, logits = gradient_of(objective, model, here, labels)
-        best_value, best_gradient = value, gradient
-        fooled = threat.succeeded(logits.argmax(1), labels)
-        found = here.clone()
-        length = torch.full_like(value, 2 * threat.eps)
-        rises = torch.zeros_like(value)
-        judged_length, judged_best, judged_at = length.clone(), best_value.clone(), 0
-        marks = set(checkpoints(self.steps))
-        for step in range(1, self.steps + 1):
-            ahead = threat.project(here + length[:, None, None, None] * threat.steepest(gradient), images)
-            share = self.momentum if step > 1 else 1.0
-            moved = threat.project(here + share * (ahead - here) + (1 - share) * (here - before), images)
-            before, here, old = here, moved, value
-            value, gradient, logits = gradient_of(objective, model, here, labels)
-            newly = threat.succeeded(logits.argmax(1), labels)
-            found = torch.where(_each(newly), here, found)
-            fooled = fooled | newly
-            rises = rises + (value > old)
-            better = value > best_value
-            best, best_gradient = torch.where(_each(better), here, best), torch.where(_each(better), gradient, best_gradient)
-            best_value = torch.where(better, value, best_value)
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
+        return self._climb(model, images, labels, ids, restart, leave=True)
+
+    def _climb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int, leave: bool) -> Tensor:
+        """The best points of a restart; a fooled one is kept over any that is not. ``leave`` those that are."""
+        threat, aims = self.threat, self.aims(model, images, labels, restart)
+        found = self.random_start(images, ids, (self.seed, restart))
+        climb = _Climb.begin(images, labels, aims, found.clone(), 2 * threat.eps)
+        fooled, left = torch.zeros_like(labels, dtype=torch.bool), torch.arange(len(labels), device=labels.device)
+        marks, judged_at = {0, *checkpoints(self.steps)}, 0
+        for step in range(self.steps + 1):
+            if step > 0:
+                climb.move(threat, self.momentum if step > 1 else 1.0)
+            objective = partial(_aiming, self.objective, climb.aims)
+            value, gradient, logits = gradient_of(objective, model, climb.here, climb.labels)
+            newly = threat.succeeded(logits.argmax(1), climb.labels)
+            found[left[newly]], fooled[left[newly]] = climb.here[newly], True
+            climb.arrive(value, gradient)
             if step in marks:
-                rose_little = rises < self.least_rises * (step - judged_at)
-                stuck = (length == judged_length) & (best_value <= judged_best)
-                halve = rose_little | stuck
-                judged_length, judged_best, judged_at, rises = length.clone(), best_value.clone(), step, torch.zeros_like(rises)
-                length = torch.where(halve, length / 2, length)
-                here, gradient = torch.where(_each(halve), best, here), torch.where(_each(halve), best_gradient, gradient)
-                before = torch.where(_each(halve), best, before)
-                value = torch.where(halve, best_value, value)
-        return torch.where(_each(fooled), found, best)
+                climb.judge(self.least_rises * (step - judged_at))
+                judged_at = step
+            if leave and newly.any():
+                climb, left = climb.only(~newly), left[~newly]
+                if len(left) == 0:
+                    break
+        never = ~fooled[left]
+        found[left[never]] = climb.best[never]
+        return found
 
 
-def _each(flags: Tensor) -> Tensor:
-    """``[B]`` as ``[B, 1, 1, 1]``."""
-    return flags[:, None, None, None]
+def _aiming(objective: Callable[[Tensor, Tensor, Tensor], Tensor], aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return objective(logits, labels, aims)
 
 
 @dataclass(frozen=True)
 class APGDCE(_APGD):
-    """Auto-PGD on the cross-entropy (APGD-CE)."""
+    """Auto-PGD on the cross-entropy (APGD-CE).
 
-    def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
-        return targeted_cross_entropy if self.threat.targeted else cross_entropy
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        steps: Gradient steps a restart.
+        seed: Of the starting points, which depend on it, the restart and the sample's id alone.
+        restarts: Random starting points a sample.
+    """
+
+    restarts: int = 1
+
+    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+        return (targeted_cross_entropy if self.threat.targeted else cross_entropy)(logits, labels)
 
 
 @dataclass(frozen=True)
 class APGDDLR(_APGD):
-    """Auto-PGD on the difference of logits ratio (APGD-DLR); needs 3 classes and labels to avoid."""
+    """Auto-PGD on the difference of logits ratio (APGD-DLR); needs 3 classes and labels to avoid. Arguments as `APGDCE`."""
+
+    restarts: int = 1
 
     def _check(self) -> None:
         super()._check()
         _refuse_targets(self)
 
-    def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
-        return difference_of_logits_ratio
+    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+        return difference_of_logits_ratio(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -130,27 +197,35 @@ class TargetedAPGD(_APGD):
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        steps: Gradient steps a restart.
-        restarts: So many classes are aimed at, the last again if there are fewer.
+        steps: Gradient steps a class.
         seed: Of the starting points.
+        targets: So many classes are aimed at, the last again if there are fewer.
     """
 
-    restarts: int = 9
+    targets: int = 9
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """One a class."""
+        return self.targets
 
     @property
     def passes_a_restart(self) -> Passes:
         return Passes(self.steps + 2, self.steps + 1)
 
     def _check(self) -> None:
+        check_at_least(self, targets=1)
         super()._check()
         _refuse_targets(self)
 
-    def objective(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Objective:
+    def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
         with torch.no_grad():
             logits = model(images)
         likeliest = others(logits, labels).argsort(dim=1, descending=True)
-        targets = likeliest[:, min(restart, logits.shape[1] - 2)]
-        return lambda logits, labels: targeted_difference_of_logits_ratio(logits, labels, targets)
+        return likeliest[:, min(restart, logits.shape[1] - 2)]
+
+    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+        return targeted_difference_of_logits_ratio(logits, labels, aims)
 
 
 def _refuse_targets(attack: Attack) -> None:

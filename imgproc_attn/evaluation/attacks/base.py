@@ -20,10 +20,12 @@ class AttackResult(NamedTuple):
     Attributes:
         adversarial: ``[B, C, H, W]``, within the threat model around the images.
         success: ``[B]`` bool, whether the prediction for it is what the adversary wants.
+        by: ``[B]``, of several attacks the number of that which fooled the sample, -1 for none; None for a single attack.
     """
 
     adversarial: Tensor
     success: Tensor
+    by: Tensor | None = None
 
 
 class Passes(NamedTuple):
@@ -42,6 +44,8 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
     check_input(model, images, bounds)
     if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"A label is {labels.min()}, but classes count from 0; leave out images without a label.")
 
 
 def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
@@ -63,14 +67,14 @@ def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | 
         )
     if not len(images):
         return
+    if not images.isfinite().all():
+        raise ValueError("Images hold values that are not finite.")
     low, high = images.min().item(), images.max().item()
     if bounds is not None and not (bounds[0] <= low and high <= bounds[1]):
         raise ValueError(
             f"Images range from {low:.4g} to {high:.4g}, but must lie in [{bounds[0]:g}, {bounds[1]:g}]; leave normalisation "
             "to NormalizedModel."
         )
-    if not images.isfinite().all():
-        raise ValueError("Images hold values that are not finite.")
 
 
 @torch.no_grad()
@@ -119,7 +123,14 @@ def gradient_of(objective: Objective, model: nn.Module, images: Tensor, labels: 
         images = images.detach().requires_grad_()
         logits = model(images)
         values = objective(logits, labels)
-        return values.detach(), torch.autograd.grad(values.sum(), images)[0], logits.detach()
+        return values.detach(), gradient_by(images, values.sum()), logits.detach()
+
+
+def gradient_by(images: Tensor, value: Tensor) -> Tensor:
+    """Of a sum of values by the images; 0 where none reaches them, through a cast to whole numbers, say."""
+    if not value.requires_grad:
+        return torch.zeros_like(images)
+    return torch.autograd.grad(value, images, allow_unused=True, materialize_grads=True)[0]
 
 
 @dataclass(frozen=True)

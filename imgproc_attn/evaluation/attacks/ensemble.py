@@ -52,20 +52,20 @@ class WorstOf:
         """As `Attack`."""
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
         adversarial = images.clone()
-        success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        for attack in self.attacks.values():
-            left = (~success).nonzero()[:, 0]
+        by = torch.full((len(images),), -1, device=images.device)
+        for number, attack in enumerate(self.attacks.values()):
+            left = (by < 0).nonzero()[:, 0]
             if len(left) == 0:
                 break
             found = attack(model, images[left], labels[left], ids[left.cpu()])
-            adversarial[left], success[left] = found.adversarial, found.success
-        return AttackResult(adversarial, success)
+            adversarial[left], by[left] = found.adversarial, torch.where(found.success, number, -1)
+        return AttackResult(adversarial, by >= 0, by)
 
 
 def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int = 5000, seed: int = 0) -> WorstOf:
-    """APGD-CE, then APGD-DLR, targeted APGD and Square, as many as the class count and the norm allow.
+    """APGD-CE, targeted APGD (APGD-DLR for 3 classes, neither for 2), and Square under L-infinity.
 
-    This is not AutoAttack: FAB is left out. Report it under its own name.
+    This is not AutoAttack: FAB is left out, under L2 Square too. Report it under its own name.
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].

@@ -54,6 +54,11 @@ class _Stepwise(_FollowsGradient):
         check_at_least(self, steps=1)
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"{type(self).__name__}: step_size is {self.step_size}, but must be positive and finite; or None.")
+        if self.restarts > 1 and not self.start_at_random:
+            raise ValueError(
+                f"{type(self).__name__}: restarts is {self.restarts}, but all would start at the image and end alike; leave it "
+                "1, or set start_at_random."
+            )
 
     def _start(self, images: Tensor, ids: Tensor, restart: int) -> Tensor:
         return self.random_start(images, ids, (self.seed, restart)) if self.start_at_random else images.clone()
@@ -71,7 +76,7 @@ class PGD(_Stepwise):
         steps: Gradient steps a restart.
         step_size: Length of a step. Default ``2.5 eps / steps``, which lets a point cross the ball.
         restarts: Starting points a sample.
-        start_at_random: Else the image is where each restart starts, which makes more than one useless.
+        start_at_random: Else the image is where it starts.
         seed: Of the starting points, which depend on it, the restart and the sample's id alone.
     """
 

@@ -7,7 +7,7 @@ Lengths in pixels are those meant for 224 x 224, whatever the size.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ class ImageNetC:
     severity: int
     seed: int = 0
     frost_folder: Path | None = None
+    frost: str = field(init=False, default="")  # hash of the photographs, which records and resumed evaluations know them by
 
     def __post_init__(self) -> None:
         known = {**COMMON, **EXTRA}
@@ -76,7 +77,7 @@ class ImageNetC:
                 "github.com/hendrycks/robustness, ImageNet-C/create_c, and give their folder."
             )
         if self.name == "frost" and self.frost_folder is not None:
-            check_frost(self.frost_folder)
+            object.__setattr__(self, "frost", check_frost(self.frost_folder))
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits."""

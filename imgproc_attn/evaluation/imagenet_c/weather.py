@@ -1,5 +1,6 @@
 """Weather of ImageNet-C (arXiv 1903.12261): snow, frost, fog, brightness; and spatter."""
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -53,8 +54,11 @@ def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
     return keep * x + add * ice[top : top + x.shape[0], left : left + x.shape[1]]
 
 
-def check_frost(folder: Path) -> None:
+def check_frost(folder: Path) -> str:
     """Make sure that all photographs are there.
+
+    Returns:
+        A hash of them.
 
     Raises:
         FileNotFoundError: One is not.
@@ -64,6 +68,7 @@ def check_frost(folder: Path) -> None:
         raise FileNotFoundError(
             f"frost: {folder} has no {', '.join(missing)}. They are at github.com/hendrycks/robustness, in ImageNet-C/create_c."
         )
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in FROST)).hexdigest()
 
 
 @cache
