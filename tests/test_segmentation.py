@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from imgproc_attn.comparison import compare
 from imgproc_attn.data import ALONE
 from imgproc_attn.files import write_json
-from imgproc_attn.segmentation import Areas, Windowed, multi_scale, segment, sliding_strips
+from imgproc_attn.segmentation import Areas, Windowed, segment, sliding_strips
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.inference import window_starts
 from imgproc_attn.segmentation.source import PictureSource
@@ -148,8 +148,8 @@ def test_windows_are_averaged(picture, window, stride):
     strips = list(sliding_strips(model, picture, window, stride, batch_size=3))
     found = torch.cat([strip for _, strip in strips], dim=1)
     torch.testing.assert_close(found, total / times)
-    assert [top for top, _ in strips] == window_starts(150, window, stride)
-    assert max(strip.shape[1] for _, strip in strips) <= window
+    assert [top for top, _ in strips] == [sum(strip.shape[1] for _, strip in strips[:i]) for i in range(len(strips))]
+    assert max(strip.shape[1] for _, strip in strips) <= min(window, 64)
 
 
 def test_windows_refuse_gaps():
@@ -157,14 +157,26 @@ def test_windows_refuse_gaps():
         window_starts(100, 64, 65)
 
 
-def test_scales_and_mirror_images(picture):
-    """A model that looks at each pixel alone says of the mirror image the mirrored same."""
-    model = nn.Conv2d(3, 4, 1)
+@pytest.mark.parametrize("size", [(150, 201), (300, 402), (97, 130)])
+@pytest.mark.parametrize(("window", "stride"), [(None, None), (64, 48)])
+def test_scales_and_mirror_images(picture, window, stride, size):
+    """As the mean of all probabilities, held at once; bands of views come in different heights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1))
+    total = torch.zeros(4, *size)
     with torch.no_grad():
-        torch.testing.assert_close(multi_scale(model, picture[None], [1.0]), model(picture[None]).softmax(1))
-    several = multi_scale(Windowed(model, 64), picture[None], [0.75, 1.0, 1.5])
-    torch.testing.assert_close(several.sum(1), torch.ones(1, 150, 201))
-    assert (several.argmax(1)[0] == segment(model, picture)).double().mean() > 0.9
+        for scale in (0.75, 1.0, 1.5):
+            sides = [round(side * scale) for side in (150, 201)]
+            scaled = nn.functional.interpolate(picture[None], size=sides, mode="bilinear", antialias=scale < 1)
+            for mirrored in (False, True):
+                logits = Windowed(model, window, stride)(scaled.flip(-1) if mirrored else scaled)
+                logits = nn.functional.interpolate(logits, size=size, mode="bilinear")[0].softmax(0)
+                total += logits.flip(-1) if mirrored else logits
+    found = segment(model, picture, window, stride, size=size, scales=(0.75, 1.0, 1.5), flip=True)
+    assert found.shape == size
+    assert (found == total.argmax(0)).double().mean() > 0.9999
+    with pytest.raises(ValueError, match="must be positive factors"):
+        segment(model, picture, scales=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from imgproc_attn.evaluation.presets import build_attacks
 from imgproc_attn.evaluation.report import find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.segmentation import Areas, Windowed, multi_scale, segment, sliding_strips
+from imgproc_attn.segmentation import Areas, Windowed, segment, sliding_strips
 from imgproc_attn.segmentation.attacks import (
     PIXEL_ATTACKS,
     PixelFGSM,
@@ -462,7 +462,11 @@ def test_logits_must_be_finite():
             return super().forward(x) * float("nan")
 
     image = torch.rand(1, 3, 8, 8)
-    for look in (lambda m: segment(m, image[0]), lambda m: multi_scale(m, image, [1.0]), lambda m: Windowed(m, 4)(image)):
+    for look in (
+        lambda m: segment(m, image[0]),
+        lambda m: segment(m, image[0], scales=(1.0, 2.0)),
+        lambda m: Windowed(m, 4)(image),
+    ):
         with pytest.raises(FloatingPointError, match="not finite"):
             look(Broken(3, 2, 1))
 

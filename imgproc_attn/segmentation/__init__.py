@@ -1,7 +1,7 @@
 """Semantic segmentation: decoders, model, inference, metrics."""
 
 from .decoders import LinearDecoder, MaskDecoder, mask_decoder
-from .inference import Windowed, multi_scale, segment, sliding_strips
+from .inference import Windowed, segment, sliding_strips
 from .metrics import Areas
 from .model import Segmenter, segmenter
 from .overlays import overlay, with_legend
@@ -14,7 +14,6 @@ __all__ = [
     "Segmenter",
     "Windowed",
     "mask_decoder",
-    "multi_scale",
     "overlay",
     "palette_of",
     "segment",

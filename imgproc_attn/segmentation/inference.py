@@ -1,4 +1,4 @@
-"""Inference on images of any size: whole, in windows, at several scales."""
+"""Inference on images of any size: whole, in windows, at several scales; memory holds strips of rows, never all logits."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ROWS = 64  # that are divided, interpolated or compared at a time
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
@@ -63,7 +65,9 @@ def sliding_strips(
         assert total is not None
         assert times is not None
         done = after - top if after < height else rows
-        yield top, total[:, :done] / times[:done].clone()  # a backward pass wants them as they are now
+        for first in range(0, done, ROWS):
+            rest = slice(first, min(first + ROWS, done))
+            yield top + first, total[:, rest] / times[rest].clone()  # a backward pass wants them as they are now
         if after < height:
             for strip in (total, times):
                 _move_up(strip, done)
@@ -113,8 +117,12 @@ def segment(
     stride: int | None = None,
     batch_size: int = 4,
     size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Tensor:
-    """Classes ``[H, W]`` of the pixels of an image; of its logits, memory holds a strip of ``window`` rows.
+    """Classes ``[H, W]`` of the pixels of an image: the likeliest, on average over several views if asked for.
+
+    Of the logits of each view, memory holds a strip of ``window`` rows.
 
     Args:
         model: Maps normalised images to logits, in evaluation mode.
@@ -123,10 +131,51 @@ def segment(
         stride: Between windows. Default: ``window``.
         batch_size: Windows at a time.
         size: (height, width) of the classes, whose logits are interpolated bilinearly. Default: the image's.
+        scales: Factors of the image's sides, over which probabilities are averaged.
+        flip: Mirror images too.
+
+    Raises:
+        ValueError: No scales, or some that are not positive; or as `sliding_strips`.
+        FloatingPointError: Logits that are not finite.
     """
-    window = window or max(image.shape[-2:])
-    strips = sliding_strips(model, image, window, stride or window, batch_size)
-    return _classes(strips, (image.shape[-2], image.shape[-1]), size or (image.shape[-2], image.shape[-1]))
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"The scales are {tuple(scales)}, but must be positive factors of the size, one at least.")
+    height, width = size or (image.shape[-2], image.shape[-1])
+    views = [(scale, mirrored) for scale in scales for mirrored in (False, *[True] * flip)]
+    streams = [_view(model, image, window, stride, batch_size, (height, width), *view) for view in views]
+    bands = streams[0] if len(streams) == 1 else _mean_probabilities(streams)
+    return torch.cat([band.argmax(dim=0) for band in bands])
+
+
+def _view(
+    model: nn.Module,
+    image: Tensor,
+    window: int | None,
+    stride: int | None,
+    batch_size: int,
+    size: tuple[int, int],
+    scale: float,
+    mirrored: bool,
+) -> Iterator[Tensor]:
+    """Logits ``[classes, rows, width]`` of an image seen so, interpolated to ``size``, from the top."""
+    if scale != 1:
+        sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = F.interpolate(image[None], size=sides, mode="bilinear", antialias=scale < 1)[0]
+    height, width = image.shape[-2:]
+    side = window or max(height, width)
+    strips = sliding_strips(model, image.flip(-1) if mirrored else image, side, stride or side, batch_size)
+    for band in _bands(strips, (height, width), size):
+        yield band.flip(-1) if mirrored else band
+
+
+def _mean_probabilities(streams: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
+    """Over streams of logits of the same rows, which may come in bands of other heights."""
+    held = [next(stream) for stream in streams]
+    while held:
+        rows = min(band.shape[1] for band in held)
+        yield torch.stack([band[:, :rows].softmax(dim=0) for band in held]).mean(dim=0)
+        rests = [band[:, rows:] if rows < band.shape[1] else next(stream, None) for band, stream in zip(held, streams)]
+        held = [rest for rest in rests if rest is not None]  # all end with the same row
 
 
 def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -135,15 +184,16 @@ def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
     As ``F.interpolate`` and then the largest, but by bands of rows, for memory.
     """
     shape = (logits.shape[-2], logits.shape[-1])
-    return torch.stack([_classes([(0, one)], shape, size) for one in logits])
+    return torch.stack([torch.cat([band.argmax(dim=0) for band in _bands([(0, one)], shape, size)]) for one in logits])
 
 
-def _classes(strips: Iterable[tuple[int, Tensor]], shape: tuple[int, int], size: tuple[int, int], rows: int = 64) -> Tensor:
-    """Of logits of ``shape`` that come in strips, interpolated to ``size``; no strip is held longer than it is needed."""
+def _bands(strips: Iterable[tuple[int, Tensor]], shape: tuple[int, int], size: tuple[int, int]) -> Iterator[Tensor]:
+    """Logits of ``shape`` that come in strips, interpolated to ``size``; no strip is held longer than it is needed."""
     if shape == size:
-        return torch.cat([logits.argmax(dim=0) for _, logits in strips])
+        yield from (band for _, logits in strips for band in logits.split(ROWS, dim=1))
+        return
     places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (shape[0] / size[0]) - 0.5).clamp(0, shape[0] - 1)
-    bands, done = [], 0
+    done = 0
     before: Tensor | None = None  # the last row of the strip above, whose lower neighbour is in this one
     for top, logits in strips:
         parts = [(top, logits)] if before is None else [(top - 1, torch.cat([before, logits[:, :1]], dim=1)), (top, logits)]
@@ -151,20 +201,21 @@ def _classes(strips: Iterable[tuple[int, Tensor]], shape: tuple[int, int], size:
         for first, lines in parts:
             until = first + lines.shape[1] - 1
             end = size[0] if until == shape[0] - 1 else int((places < until).sum())
-            bands += [_band(lines, part - first, size[1]) for part in places[done:end].split(rows) if len(part)]
+            for part in places[done:end].split(ROWS):
+                if len(part):
+                    yield _band(lines, part - first, size[1])
             done = max(done, end)
         before = logits[:, -1:].clone() if last < shape[0] - 1 else None
-    return torch.cat(bands)
 
 
 def _band(lines: Tensor, places: Tensor, width: int) -> Tensor:
-    """Classes ``[rows, width]`` between lines of logits ``[classes, n, w]``."""
+    """``[classes, rows, width]`` between lines of logits ``[classes, n, w]``."""
     above = places.long()
     some = lines[:, int(above[0]) : int(above[-1]) + 2]
     wide = F.interpolate(some[None], size=(some.shape[1], width), mode="bilinear")[0]
     above = above - above[0]
     below, share = (above + 1).clamp_max(some.shape[1] - 1), (places - places.long()).to(wide)[:, None]
-    return torch.lerp(wide[:, above], wide[:, below], share).argmax(dim=0)
+    return torch.lerp(wide[:, above], wide[:, below], share)
 
 
 @torch.no_grad()
@@ -193,31 +244,3 @@ def evaluate_pictures(
             found = segment(model, images[0], window, stride, size=tuple(labels.shape[-2:]))
         evaluator.update(found[None], labels)
     return evaluator.compute(distributed)
-
-
-@torch.no_grad()
-def multi_scale(
-    model: nn.Module, images: Tensor, scales: Sequence[float], flip: bool = True, size: tuple[int, int] | None = None
-) -> Tensor:
-    """The mean probability ``[B, classes, height, width]`` over scales and mirror images; all of it is held in memory.
-
-    Args:
-        model: Maps images to logits, in evaluation mode; `Windowed` for windows.
-        images: ``[B, C, H, W]``.
-        scales: Factors of the images' sides.
-        flip: Mirror images too.
-        size: (height, width), to which the logits of each view are interpolated. Default: the images'.
-
-    Raises:
-        FloatingPointError: Logits that are not finite.
-    """
-    total: Any = 0
-    views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
-    for scale, mirrored in views:
-        sides = [max(1, round(side * scale)) for side in images.shape[-2:]]
-        scaled = images if scale == 1 else F.interpolate(images, size=sides, mode="bilinear", antialias=scale < 1)
-        logits = model(scaled.flip(-1) if mirrored else scaled)
-        _check_finite(logits)
-        logits = F.interpolate(logits, size=size or images.shape[-2:], mode="bilinear")
-        total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
-    return total / len(views)

@@ -20,7 +20,7 @@ from ..evaluation.sanity import POINTS, Checks, Finding, check_gradients, check_
 from ..evaluation.statistics import normal_interval
 from ..evaluation.threat import ThreatModel
 from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_cross_entropy, pixel_logits
-from .inference import Windowed, classes_of, multi_scale, segment
+from .inference import Windowed, classes_of, segment
 from .metrics import IGNORED, bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
 
@@ -84,7 +84,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class PixelsAsGiven:
-    """Pictures as they are, or several views of them; one view is judged in memory bounded by the window.
+    """Pictures as they are, or several views of them, in memory bounded by the window.
 
     Args:
         num_classes: Of the model.
@@ -112,9 +112,8 @@ class PixelsAsGiven:
     @torch.no_grad()
     def classes(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
         """``[height, width]`` of an image ``[C, H, W]`` in [0, 1]."""
-        if self.scales == (1.0,) and not self.flip:
-            return segment(model, image, self.windows.window, self.windows.stride, size=size)
-        return multi_scale(self.windows.over(model), image[None], self.scales, self.flip, size)[0].argmax(dim=0)
+        window, stride = self.windows.window, self.windows.stride
+        return segment(model, image, window, stride, size=size, scales=self.scales, flip=self.flip)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
         check_input(model, images)
