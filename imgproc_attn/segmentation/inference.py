@@ -24,7 +24,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 def sliding_strips(
-    model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int = 4
+    model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int = 2
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of an image by overlapping windows, averaged where they overlap, in strips of rows from the top.
 
@@ -115,7 +115,7 @@ def segment(
     image: Tensor,
     window: int | None = None,
     stride: int | None = None,
-    batch_size: int = 4,
+    batch_size: int = 2,
     size: tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
