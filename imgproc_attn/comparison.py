@@ -165,15 +165,17 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
 
 
 def sanity(recipe: Recipe, results: list[Result]) -> str:
-    """Clean accuracy against the baseline, with the one-sided 95 % bound that decides the training-sanity rule."""
+    """Clean accuracy against the baseline, with the one-sided 95 % bound that decides whether a model trains as well."""
+    assert recipe.comparison is not None
+    least = -recipe.comparison.tolerance
     by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
     baseline = next(iter(by_label))
-    lines = ["| model | difference, clean | lower 95 % bound (one-sided) | not below -1 |", "|---|---|---|---|"]
+    lines = [f"| model | difference, clean | lower 95 % bound (one-sided) | not below {least:g} |", "|---|---|---|---|"]
     for label, values in by_label.items():
         if label != baseline:
             d = paired_difference(values, by_label[baseline])
             bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
-            verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= -1 else "NO"
+            verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= least else "NO"
             lines.append(f"| {label} − {baseline} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |")
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from imgproc_attn import cli
-from imgproc_attn.comparison import compare
+from imgproc_attn.comparison import Result, compare, sanity
 from imgproc_attn.examination import LabelExamination
 from imgproc_attn.training import find_recipe, load_recipe
 from imgproc_attn.training.run import create
@@ -77,6 +77,20 @@ def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output):
         compare(other, output)
     compare(other, output, restart=True)
     assert all(v != trained[k] for k, v in times(output, "state.pt").items())
+
+
+def test_tolerance_is_the_recipes():
+    """The bound of differences -2, 0, 0.5 is -0.5 - 2.92 * 1.32 / sqrt(3), by Student's t."""
+    for tolerance, verdict in ((2.7, "NO"), (2.8, "yes")):
+        recipe = load_recipe(find_recipe("quickstart"), [f"comparison.tolerance={tolerance}"])
+        results = [
+            Result(label, seed, 1, 1.0, [1.0], {"accuracy": {"clean": 90.0 + lost * (label != "plain")}}, {}, {}, [])
+            for label in recipe.comparison.variants
+            for seed, lost in enumerate((-2, 0, 0.5))
+        ]
+        told = sanity(recipe, results)
+        assert f"not below -{tolerance}" in told
+        assert told.endswith(f"| -2.73 | {verdict} |")
 
 
 def test_images_are_the_test_split_in_0_to_1():

@@ -36,10 +36,12 @@ from imgproc_attn.evaluation.measures import LabelMeasure
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
 from imgproc_attn.evaluation.report import _curves as draw_report_curves
 from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.evaluation.results import cautions
 from imgproc_attn.evaluation.robustness import attack_conditions, check_threat
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.evaluation.shifts import area_under_precision_recall
 from imgproc_attn.evaluation.statistics import mean_and_std
+from imgproc_attn.records import describe
 
 LABELS = LabelMeasure(10)
 PREPARATION = Preparation((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0)
@@ -765,7 +767,43 @@ def test_models_do_not_meet_in_one_folder(folder, tmp_path, monkeypatch):
     quick = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
     for label in ("one", "the other"):
         run("attack", *arguments(folder), *quick, "--label", label)
-    assert [result(Path("runs/attack") / name)["label"] for name in ("one", "the-other")] == ["one", "the other"]
+    own = "nlm_vit_tiny-weights"
+    found = [result(Path("runs/attack") / name / own)["label"] for name in ("one", "the-other")]
+    assert found == ["one", "the other"]
+    run("attack", *arguments(folder, weights="plain", name="plain_vit_tiny"), *quick, "--label", "one")  # another seed of it
+    assert len(list(Path("runs/attack/one").iterdir())) == 2
+
+
+def test_other_code_or_photographs_are_another_protocol(folder, tmp_path, capsys, monkeypatch):
+    """Half an evaluation is not finished by code that has changed since; nor with other pictures of frost."""
+    words = ["attack", *arguments(folder), "--attacks fgsm --eps 0.1 --limit 8 --checks 2", "--output", tmp_path / "out"]
+    run(*words)
+    monkeypatch.setattr("imgproc_attn.evaluation.assessment.sources_hash", lambda: "changed")
+    with pytest.raises(SystemExit):
+        run(*words)
+    assert "another protocol" in (said := capsys.readouterr().err)
+    assert "sources_sha256" in said
+    for place, shift in (("a", 0), ("b", 1)):
+        for i, ending in enumerate(("png", "png", "png", "jpg", "jpg"), start=1):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(photographs.rocket()[shift:]).save(tmp_path / place / f"frost{i}.{ending}")
+    one, two, again = (ImageNetC("frost", 1, frost_folder=tmp_path / place) for place in "aba")
+    assert describe(one) == describe(again) != describe(two)
+
+
+def test_an_ensemble_tells_who_fooled(folder, tmp_path):
+    run("attack", *arguments(folder), "--attacks ensemble --eps 40/255 --limit 30 --checks 2", "--output", tmp_path)
+    clean, attacked = result(tmp_path)["conditions"]
+    assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
+    # who is wrong without an attack counts for the first
+    assert sum(attacked["fooled_by"].values()) == 30 - attacked["correct"] >= 30 - clean["correct"]
+
+
+def test_generated_corruptions_have_no_published_mce():
+    row = {"unreadable": []}
+    found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}}
+    assert "do not compare this mCE" in cautions(found)[0]
+    assert cautions({**found, "generated": False}) == []
 
 
 def test_evaluate_knows_maps_of_classes(imagenet_model, tmp_path):

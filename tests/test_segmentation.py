@@ -30,7 +30,7 @@ from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.segmentation.transforms import CropOfSeveral, joint_transform
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
 from imgproc_attn.training.checkpoints import save_weights, timm_config
-from imgproc_attn.training.run import Run, create
+from imgproc_attn.training.run import Run, check, create
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
@@ -376,6 +376,7 @@ def without_labels(root):
         (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
         (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours, not one 8-bit"),
         (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
+        (rewrite(lambda label, file: Image.fromarray(label + 3).save(file)), r"have the values \[6, 7\], which are none of"),
         (without_labels, r"All of 2 label maps looked at hold nothing but \[255\], which is ignored"),
     ],
 )
@@ -388,6 +389,27 @@ def test_mistakes_show_before_training(spoil, message, tmp_path):
     assert not (tmp_path / "run" / "last").exists()
     with pytest.raises(ValueError, match=message):
         PictureSource("labelled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
+
+
+def test_backbones_of_one_size_are_refused_before_training(tmp_path):
+    """Unless evaluation looks at windows of it."""
+    changes = ["data.input_size=[3,64,64]", "model.img_size=64", "segmentation.short_side=80"]
+    swin = {"backbone": "swin_tiny_patch4_window7_224", "window_size": 4, "depths": [1, 1], "num_heads": [2, 2]}
+    recipe = recipe_of(shapes_folder(tmp_path), *changes)
+    for window, refused in ((None, "evaluation looks at whole pictures"), (48, "evaluation looks at windows of 48"), (64, "")):
+        kept = {key: value for key, value in recipe.model.model_dump().items() if key not in ("depth", "patch_size")}
+        single = recipe.model_copy(
+            update={
+                "comparison": None,
+                "model": type(recipe.model)(**{**kept, **swin}),
+                "segmentation": recipe.segmentation.model_copy(update={"window": window}),
+            }
+        )
+        if refused:
+            with pytest.raises(ValueError, match=refused):
+                check(single)
+        else:
+            check(single)
 
 
 def test_other_splits_and_layouts_are_named(tmp_path):

@@ -23,9 +23,10 @@ from imgproc_attn.evaluation import NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.assessment import Assessment, Place
 from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.presets import build_attacks
-from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.evaluation.report import _curves_of, find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.subject import Subject
+from imgproc_attn.examination import PixelExamination
 from imgproc_attn.segmentation import Areas, Windowed, segment, sliding_strips
 from imgproc_attn.segmentation.attacks import (
     PIXEL_ATTACKS,
@@ -279,6 +280,47 @@ def test_segmenters_are_paired_in_reports(run, tmp_path):
         assert low <= mean <= high
 
 
+def test_lost_draws_are_named(run, tmp_path):
+    words = ["evaluate", run, "--device", "cpu", "--workers", 0, "--output", tmp_path]
+    command(*words)
+    file = tmp_path / "bootstrap.csv"
+    whole = file.read_text()
+    for content in (whole[: len(whole) // 3], whole.replace("1", "x"), ""):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="bootstrap.csv .*run the evaluation again"):
+            find_entries([tmp_path])
+    file.unlink()
+    with pytest.raises(ValueError, match="bootstrap.csv has nothing of clean"):
+        find_entries([tmp_path])
+    command(*words)
+    assert find_entries([tmp_path])
+
+
+def test_sizes_of_pictures_do_not_make_models(run, tmp_path):
+    """One model at two sizes is one; curves begin where pictures are looked at alike."""
+    common = ["--device", "cpu", "--workers", 0]
+    for size in (64, 48):
+        command("evaluate", run, *common, "--short-side", size, "--output", tmp_path / f"{size}")
+    assert len(group(find_entries([tmp_path]))) == 1
+    attack = ["attack", run, *common, "--attacks", "fgsm", "--eps", "1/255", "--checks", 1]
+    for window in ("whole", 32):
+        command(*attack, "--window", window, "--output", tmp_path / f"w{window}")
+    entries = find_entries([tmp_path / "wwhole", tmp_path / "w32"])
+    starts = [entry.result["conditions"][0]["miou"] for entry in entries]
+    assert starts[0] != starts[1]
+    panels = _curves_of(group(entries), "miou").axes
+    assert [panel.lines[0].get_ydata()[0] for panel in panels] == pytest.approx(starts)
+
+
+def test_models_of_a_comparison_keep_their_own_statistics(run, tmp_path):
+    """Those they were trained with, whatever the first one's are."""
+    recipe = recipe_of(run.parent / "data")
+    examination = PixelExamination(recipe, "cpu")
+    inner = timm.create_model(f"local-dir:{run / 'last'}", pretrained=True)
+    inner.pretrained_cfg = {**inner.pretrained_cfg, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert examination.wrap(inner).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
 def test_doubts():
     measure = PixelMeasure(("a", "b"))
 
@@ -423,6 +465,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["attack", "RUN", "--root", "OTHER"], "The val split has 5 classes, but 6 are expected"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
+        (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "CamVid has no pictures but in its splits; name train"),
         (
             ["evaluate", "CLASSIFIER", "--data", "labelled", "--root", "DATA", "--split", "val"],
             "gives no label a pixel, which label maps are for",
@@ -471,13 +514,14 @@ def test_logits_must_be_finite():
             look(Broken(3, 2, 1))
 
 
-def test_results_are_not_segmented_again(run, tmp_path):
+def test_results_are_not_segmented_again(run, tmp_path, monkeypatch):
     """Where they lie below the pictures."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "a.png")
-    for _ in range(2):
-        command("segment", folder, "--checkpoint", run, "--device", "cpu", "--output", folder / "out")
+    monkeypatch.chdir(tmp_path)
+    for place in ("pictures/out", folder / "out"):  # one and the same
+        command("segment", folder, "--checkpoint", run, "--device", "cpu", "--output", place)
     assert [file.name for file in (folder / "out").rglob("*.png")] == ["a.png", "a.png"]
 
 

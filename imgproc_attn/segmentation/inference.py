@@ -28,7 +28,7 @@ def sliding_strips(
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of an image by overlapping windows, averaged where they overlap, in strips of rows from the top.
 
-    Memory holds one strip: ``classes x window x width`` values. Windows larger than the image are the image, whole.
+    Memory holds the rows of one window: ``classes x window x width`` values. Windows larger than the image are all of it.
 
     Args:
         model: Maps normalised images to logits.
@@ -44,11 +44,19 @@ def sliding_strips(
         ValueError: As `window_starts`.
         FloatingPointError: Logits that are not finite.
     """
+    for row, strip in _strips(model, image, window, stride, batch_size):
+        if strip is not None:
+            yield row, strip
+
+
+def _strips(model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int) -> Iterator[tuple[int, Tensor | None]]:
+    """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows."""
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
-    rows = min(window, height)
-    total = times = None
+    rows, kept = min(window, height), 0
+    overlap: tuple[Tensor, Tensor] | None = None
     for top, after in zip(tops, [*tops[1:], height]):
+        total = times = None
         for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
             found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part]))
             found = found if found.dtype == torch.float64 else found.float()  # halves would not add up, and tie
@@ -58,6 +66,8 @@ def sliding_strips(
                 return
             if total is None or times is None:
                 total, times = found.new_zeros(found.shape[1], rows, width), found.new_zeros(rows, width)
+                if overlap is not None:
+                    total[:, :kept], times[:kept] = overlap
             for i, left in enumerate(part):
                 total[:, :, left : left + window] += found[i]
                 times[:, left : left + window] += 1
@@ -68,22 +78,14 @@ def sliding_strips(
         for first in range(0, done, ROWS):
             rest = slice(first, min(first + ROWS, done))
             yield top + first, total[:, rest] / times[rest].clone()  # a backward pass wants them as they are now
-        if after < height:
-            for strip in (total, times):
-                _move_up(strip, done)
+        overlap, kept = (total[:, done:].clone(), times[done:].clone()), rows - done
+        del total, times
+        yield after, None
 
 
 def _check_finite(logits: Tensor) -> None:
     if not logits.isfinite().all():
         raise FloatingPointError("The model gives logits that are not finite; it is broken, or overflows in this precision.")
-
-
-def _move_up(strip: Tensor, rows: int) -> None:
-    """Drop a strip's first rows, in place and without a second strip; empty ones follow."""
-    for first in range(0, strip.shape[-2] - rows, rows):
-        part = strip[..., first + rows : first + 2 * rows, :]
-        strip[..., first : first + part.shape[-2], :] = part
-    strip[..., strip.shape[-2] - rows :, :] = 0
 
 
 class Windowed(nn.Module):
@@ -122,7 +124,7 @@ def segment(
 ) -> Tensor:
     """Classes ``[H, W]`` of the pixels of an image: the likeliest, on average over several views if asked for.
 
-    Of the logits of each view, memory holds a strip of ``window`` rows.
+    Memory holds the rows of one window, and those of the classes that other views have not come to.
 
     Args:
         model: Maps normalised images to logits, in evaluation mode.
@@ -140,10 +142,10 @@ def segment(
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f"The scales are {tuple(scales)}, but must be positive factors of the size, one at least.")
-    height, width = size or (image.shape[-2], image.shape[-1])
+    size = size or (image.shape[-2], image.shape[-1])
     views = [(scale, mirrored) for scale in scales for mirrored in (False, *[True] * flip)]
-    streams = [_view(model, image, window, stride, batch_size, (height, width), *view) for view in views]
-    bands = streams[0] if len(streams) == 1 else _mean_probabilities(streams)
+    streams = [_view(model, image, window, stride, batch_size, size, *view) for view in views]
+    bands = (band for band in streams[0] if band is not None) if len(streams) == 1 else _mean_probabilities(streams, size[0])
     return torch.cat([band.argmax(dim=0) for band in bands])
 
 
@@ -156,26 +158,46 @@ def _view(
     size: tuple[int, int],
     scale: float,
     mirrored: bool,
-) -> Iterator[Tensor]:
-    """Logits ``[classes, rows, width]`` of an image seen so, interpolated to ``size``, from the top."""
+) -> Iterator[Tensor | None]:
+    """Logits ``[classes, rows, width]`` of an image seen so, interpolated to ``size``, from the top; None as in `_strips`."""
     if scale != 1:
         sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
         image = F.interpolate(image[None], size=sides, mode="bilinear", antialias=scale < 1)[0]
     height, width = image.shape[-2:]
     side = window or max(height, width)
-    strips = sliding_strips(model, image.flip(-1) if mirrored else image, side, stride or side, batch_size)
+    strips = _strips(model, image.flip(-1) if mirrored else image, side, stride or side, batch_size)
     for band in _bands(strips, (height, width), size):
-        yield band.flip(-1) if mirrored else band
+        yield band.flip(-1) if band is not None and mirrored else band
 
 
-def _mean_probabilities(streams: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
-    """Over streams of logits of the same rows, which may come in bands of other heights."""
-    held = [next(stream) for stream in streams]
-    while held:
-        rows = min(band.shape[1] for band in held)
-        yield torch.stack([band[:, :rows].softmax(dim=0) for band in held]).mean(dim=0)
-        rests = [band[:, rows:] if rows < band.shape[1] else next(stream, None) for band, stream in zip(held, streams)]
-        held = [rest for rest in rests if rest is not None]  # all end with the same row
+def _mean_probabilities(streams: Sequence[Iterator[Tensor | None]], height: int) -> Iterator[Tensor]:
+    """Over streams of logits of ``height`` rows each, in blocks of rows.
+
+    The stream that is furthest behind goes on, to where it holds hardly any memory.
+    """
+    blocks: dict[int, Tensor] = {}
+    rows, done = [0] * len(streams), 0
+    while done < height:
+        behind = min(range(len(streams)), key=rows.__getitem__)
+        for band in streams[behind]:
+            if band is None:
+                break
+            _add(blocks, rows[behind], band.softmax(dim=0), height)
+            rows[behind] += band.shape[1]
+        while done < height and min(rows) >= min(done + ROWS, height):
+            yield blocks.pop(done // ROWS)
+            done += ROWS
+
+
+def _add(blocks: dict[int, Tensor], row: int, band: Tensor, height: int) -> None:
+    """Add a band of rows to blocks of `ROWS`, which are made as they are needed."""
+    while band.shape[1]:
+        block, offset = divmod(row, ROWS)
+        part = band[:, : ROWS - offset]
+        if block not in blocks:
+            blocks[block] = band.new_zeros(band.shape[0], min(ROWS, height - block * ROWS), band.shape[2])
+        blocks[block][:, offset : offset + part.shape[1]] += part
+        row, band = row + part.shape[1], band[:, part.shape[1] :]
 
 
 def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -184,18 +206,21 @@ def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
     As ``F.interpolate`` and then the largest, but by bands of rows, for memory.
     """
     shape = (logits.shape[-2], logits.shape[-1])
-    return torch.stack([torch.cat([band.argmax(dim=0) for band in _bands([(0, one)], shape, size)]) for one in logits])
+    streams = [_bands([(0, one)], shape, size) for one in logits]
+    return torch.stack([torch.cat([b.argmax(dim=0) for b in bands if b is not None]) for bands in streams])
 
 
-def _bands(strips: Iterable[tuple[int, Tensor]], shape: tuple[int, int], size: tuple[int, int]) -> Iterator[Tensor]:
+def _bands(
+    strips: Iterable[tuple[int, Tensor | None]], shape: tuple[int, int], size: tuple[int, int]
+) -> Iterator[Tensor | None]:
     """Logits of ``shape`` that come in strips, interpolated to ``size``; no strip is held longer than it is needed."""
-    if shape == size:
-        yield from (band for _, logits in strips for band in logits.split(ROWS, dim=1))
-        return
     places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (shape[0] / size[0]) - 0.5).clamp(0, shape[0] - 1)
     done = 0
     before: Tensor | None = None  # the last row of the strip above, whose lower neighbour is in this one
     for top, logits in strips:
+        if logits is None or shape == size:
+            yield from [None] if logits is None else logits.split(ROWS, dim=1)
+            continue
         parts = [(top, logits)] if before is None else [(top - 1, torch.cat([before, logits[:, :1]], dim=1)), (top, logits)]
         last = top + logits.shape[1] - 1
         for first, lines in parts:

@@ -352,10 +352,12 @@ class Comparison(_Section):
     Attributes:
         seeds: One training run a model and seed.
         variants: Keys of the section ``model`` that change, by label; the first is the baseline of the paired differences.
+        tolerance: Points of the clean metric that a variant may lose: reports say whose one-sided 95 % bound is below that.
     """
 
     seeds: Annotated[list[int], Field(min_length=1)]
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    tolerance: NotNegative = 1.0
 
     @field_validator("seeds")
     @classmethod
