@@ -370,7 +370,7 @@ def test_attack_command(folder, tmp_path, capsys):
     assert len(found["conditions"][1]["images"]["names_sha256"]) == 64
     assert "| clean | " in printed
     assert "| 100 |" in printed
-    assert ("Checks of gradients and attacks on 20 images: no finding" in printed) == (not found["findings"])
+    assert ("saturation on 20 images: no finding" in printed) == (not found["findings"])
     rows = list(csv.DictReader((out / "flags.csv").open()))
     assert len(rows) == 100
     for row in found["conditions"]:
@@ -767,7 +767,7 @@ def test_models_do_not_meet_in_one_folder(folder, tmp_path, monkeypatch):
     quick = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
     for label in ("one", "the other"):
         run("attack", *arguments(folder), *quick, "--label", label)
-    own = "nlm_vit_tiny-weights"
+    own = "nlm-vit-tiny-weights"
     found = [result(Path("runs/attack") / name / own)["label"] for name in ("one", "the-other")]
     assert found == ["one", "the other"]
     run("attack", *arguments(folder, weights="plain", name="plain_vit_tiny"), *quick, "--label", "one")  # another seed of it

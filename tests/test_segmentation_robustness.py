@@ -287,7 +287,7 @@ def test_lost_draws_are_named(run, tmp_path):
     whole = file.read_text()
     for content in (whole[: len(whole) // 3], whole.replace("1", "x"), ""):
         file.write_text(content)
-        with pytest.raises(ValueError, match="bootstrap.csv .*run the evaluation again"):
+        with pytest.raises(ValueError, match="bootstrap.csv .*un the evaluation again"):
             find_entries([tmp_path])
     file.unlink()
     with pytest.raises(ValueError, match="bootstrap.csv has nothing of clean"):
