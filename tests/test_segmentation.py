@@ -616,7 +616,7 @@ def test_ade20k_recipes_differ_in_the_model_alone():
 @pytest.mark.parametrize("name", ade_recipes())
 def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
     """Three pictures of ADE20K, at the recipe's own size: two to train on, one to evaluate through windows."""
-    changes = [f"data.root={data_folder / 'ade20k_sample'}", "data.train_split=", "data.test_split=null", "data.workers=0"]
+    changes = [f"data.root={data_folder / 'ade20k_sample'}", "data.train_split=''", "data.test_split=null", "data.workers=0"]
     changes += ["data.validation_images=1", "run.batch_size=2", "model.pretrained=false", "model.checkpoint=''"]
     takes_steps(load_recipe(find_recipe(name), changes), tmp_path)
 
