@@ -85,15 +85,14 @@ class LabelledPictures(Dataset):
         label = self.lookup[read_label(label_file)]
         _check_sizes(file, picture.shape[1::-1], label_file, label.shape[::-1])
         if (label == NO_CLASS).any():
-            self._refuse_strange(np.unique(read_label(label_file)), str(label_file))
+            self._refuse_strange(np.unique(read_label(label_file)), f"{label_file} has")
         image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
 
     def _refuse_strange(self, values: np.ndarray, where: str) -> None:
         strange = values[self.lookup[values] == NO_CLASS].tolist()
         if strange:
-            verb = "has" if " " not in where else "have"
-            raise ValueError(f"{where} {verb} the values {strange[:5]}, which are none of the {len(self.classes)} classes.")
+            raise ValueError(f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes.")
 
     def check(self) -> None:
         """Look at the headers of all files, and at a few label maps, so that no mistake waits behind hours of training.
@@ -109,7 +108,7 @@ class LabelledPictures(Dataset):
             raise ValueError(" ".join(map(str, wrong[:3])) + more)
         few = range(0, len(self), -(-len(self) // 16))
         values = np.unique(np.concatenate([np.unique(read_label(self._files(i)[1])) for i in few]))
-        self._refuse_strange(values, f"Label maps, {self._files(0)[1]} or others,")
+        self._refuse_strange(values, f"Label maps, {self._files(0)[1]} or others, have")
         if (self.lookup[values] == IGNORED).all():
             raise ValueError(
                 f"All of {len(few)} label maps looked at hold nothing but {values.tolist()}, which is ignored: there is no "

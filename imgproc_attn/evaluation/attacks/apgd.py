@@ -1,7 +1,6 @@
 """Auto-PGD (arXiv 2003.01690, algorithm 1): PGD with momentum that halves its step where the objective stops rising."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -114,7 +113,7 @@ class _APGD(Attack):
         check_at_least(self, steps=1)
 
     @abstractmethod
-    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """``[B]``, what is maximised."""
 
     def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
@@ -137,8 +136,7 @@ class _APGD(Attack):
         for step in range(self.steps + 1):
             if step > 0:
                 climb.move(threat, self.momentum if step > 1 else 1.0)
-            objective = partial(_aiming, self.objective, climb.aims)
-            value, gradient, logits = gradient_of(objective, model, climb.here, climb.labels)
+            value, gradient, logits = gradient_of(partial(self.objective, climb.aims), model, climb.here, climb.labels)
             newly = threat.succeeded(logits.argmax(1), climb.labels)
             found[left[newly]], fooled[left[newly]] = climb.here[newly], True
             climb.arrive(value, gradient)
@@ -154,10 +152,6 @@ class _APGD(Attack):
         return found
 
 
-def _aiming(objective: Callable[[Tensor, Tensor, Tensor], Tensor], aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return objective(logits, labels, aims)
-
-
 @dataclass(frozen=True)
 class APGDCE(_APGD):
     """Auto-PGD on the cross-entropy (APGD-CE).
@@ -171,7 +165,7 @@ class APGDCE(_APGD):
 
     restarts: int = 1
 
-    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return (targeted_cross_entropy if self.threat.targeted else cross_entropy)(logits, labels)
 
 
@@ -185,7 +179,7 @@ class APGDDLR(_APGD):
         super()._check()
         _refuse_targets(self)
 
-    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return difference_of_logits_ratio(logits, labels)
 
 
@@ -224,7 +218,7 @@ class TargetedAPGD(_APGD):
         likeliest = others(logits, labels).argsort(dim=1, descending=True)
         return likeliest[:, min(restart, logits.shape[1] - 2)]
 
-    def objective(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return targeted_difference_of_logits_ratio(logits, labels, aims)
 
 
