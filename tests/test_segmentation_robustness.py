@@ -280,6 +280,16 @@ def test_segmenters_are_paired_in_reports(run, tmp_path):
         assert low <= mean <= high
 
 
+def test_weights_know_their_data_and_windows_wherever_they_are_copied(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run / "last", other)
+    for model, output in ((run, "one"), (other, "two")):
+        command("evaluate", model, "--device", "cpu", "--workers", 0, "--output", tmp_path / output)
+    one, two = (json.loads((tmp_path / output / "result.json").read_text()) for output in ("one", "two"))
+    assert one["conditions"] == two["conditions"]
+    assert one["short_side"] == two["short_side"] is not None
+
+
 def test_lost_draws_are_named(run, tmp_path):
     words = ["evaluate", run, "--device", "cpu", "--workers", 0, "--output", tmp_path]
     command(*words)

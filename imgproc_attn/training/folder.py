@@ -26,6 +26,11 @@ CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and wh
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
 
 
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Into a run's folder, and into those of its weights: they know their data and windows wherever they are copied."""
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True))
+
+
 class Folder:
     """The folder of a run.
 
@@ -59,7 +64,7 @@ class Folder:
         for name in (METRICS, RECIPE, ENVIRONMENT, STATE, FINAL, PICTURE, UNREADABLE):  # what says that there is one goes first
             (path / name).unlink(missing_ok=True)
         for part in (BEST, LAST):
-            for name in (WEIGHTS, CONFIG):
+            for name in (WEIGHTS, CONFIG, RECIPE):
                 (path / part / name).unlink(missing_ok=True)
         for events in (path / CURVES).glob("events.out.tfevents.*"):
             events.unlink()
@@ -107,7 +112,9 @@ class Folder:
                 f"{self.path}: {free / 2**20:.0f} MiB are free, but the checkpoints of this run need up to "
                 f"{needed / 2**20:.0f} MiB; make room, or give another --output."
             )
-        write_text(self.path / RECIPE, yaml.safe_dump(self.recipe.model_dump(), sort_keys=False, allow_unicode=True))
+        for folder in (self.path, self.path / BEST, self.path / LAST):
+            if folder.is_dir():
+                write_recipe(self.recipe, folder)
         now = {**environment(device), "processes": processes}
         self._write_environment({**now, "command": sys.argv, "started": datetime.now(UTC).isoformat(timespec="seconds")})
 

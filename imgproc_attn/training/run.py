@@ -25,7 +25,7 @@ from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup
 from .checkpoints import CONFIG, STATE, load_state, save_state, save_weights
-from .folder import BEST, FINAL, LAST, UNREADABLE, Folder
+from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything
 from .problems import Loading, problem_of
@@ -263,12 +263,12 @@ class Run:
     def keep(self, record: dict[str, Any], journal: Journal) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
         metric = record.get(self.metric)
+        better = metric is not None and (self.best is None or metric > self.best)
+        self.best = metric if better else self.best
         classes = getattr(self.splits.train, "classes", None)
-        kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
-        if metric is not None and (self.best is None or metric > self.best):
-            self.best = metric
-            save_weights(*kept, self.folder / BEST)
-        save_weights(*kept, self.folder / LAST)
+        for folder in [self.folder / BEST] * better + [self.folder / LAST]:
+            save_weights(self.evaluated.state_dict(), self.model, arguments(self.recipe), classes, folder)
+            write_recipe(self.recipe, folder)
         self.save_state([*journal.records, record])
         journal.add(record, self.problem.examples(self.evaluated.eval(), self.seen, self._loading))
 

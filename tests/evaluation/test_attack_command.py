@@ -1,0 +1,196 @@
+"""`imgproc-attn attack`, and the scripts in `robustness/`."""
+
+import csv
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from evaluated import arguments, result, run, save
+from PIL import Image
+
+import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.data import Digits
+from imgproc_attn.evaluation import NormalizedModel
+
+
+def test_attack_command(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(
+        "attack",
+        *arguments(folder),
+        "--attacks fgsm pgd --eps 10/255 20/255 --steps 5 --limit 100 --checks 20 --output",
+        out,
+    )
+    printed = capsys.readouterr().out
+    found = result(out)
+    assert [row["name"] for row in found["conditions"]] == ["clean", "FGSM 10/255", "FGSM 20/255", "PGD 10/255", "PGD 20/255"]
+    assert found["conditions"][1]["images"]["n"] == 100
+    assert len(found["conditions"][1]["images"]["names_sha256"]) == 64
+    assert "| clean | " in printed
+    assert "| 100 |" in printed
+    assert ("saturation on 20 images: no finding" in printed) == (not found["findings"])
+    rows = list(csv.DictReader((out / "flags.csv").open()))
+    assert len(rows) == 100
+    for row in found["conditions"]:
+        assert row["correct"] == sum(int(r[row["name"]]) for r in rows), "every number is a count of flags"
+        assert row["range"][0] >= 0
+        assert row["range"][1] <= 1
+    assert found["conditions"][4]["judge"]["attack"]["steps"] == 5
+    assert found["conditions"][4]["largest_perturbation"] == pytest.approx(20 / 255, rel=1e-5)
+    for picture in ("curves.png", "gallery.png"):
+        assert Image.open(out / picture).size[0] > 200
+    assert found["environment"]["versions"]["torch"] == torch.__version__
+    run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 100, "--output", out)
+    with pytest.raises(SystemExit):
+        run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out)
+    assert "flags of another protocol" in capsys.readouterr().err
+    run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out, "--restart")
+    assert result(out)["conditions"][0]["n"] == 90
+
+
+def test_a_run_is_asked_about_what_it_held_out(tmp_path, capsys):
+    """The split of the digits, and the number of test images, are the recipe's, not the command's defaults."""
+    small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    small += ["data.seed=4", "data.test_images=70", "run.seed=3"]
+    run("train", "quickstart", *small, "--variant", "plain", "--output", tmp_path / "run", "--device", "cpu")
+    where = [
+        "--attacks",
+        "fgsm",
+        "--eps",
+        "0.05",
+        "--checks",
+        4,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "out",
+    ]
+    run("attack", tmp_path / "run", *where)
+    seen = {int(row["image"].split("-")[1]) for row in csv.DictReader((tmp_path / "out" / "flags.csv").open())}
+    assert len(seen) == 70
+    assert not seen & set(map(int, Digits("train", 4)._ids))
+    assert result(tmp_path / "out")["training_seed"] == 3
+    final = json.loads((tmp_path / "run" / "final.json").read_text())
+    assert result(tmp_path / "out")["conditions"][0]["accuracy"] == pytest.approx(final["test"]["top1"], abs=1.5)
+
+
+def test_restart_forgets_nothing_before_all_is_well(folder, tmp_path, capsys):
+    attack = ["attack", *arguments(folder), "--limit", 20, "--checks", 4, "--attacks", "fgsm", "--output", tmp_path]
+    run(*attack, "--eps", "0.1")
+    with pytest.raises(SystemExit):
+        run(*attack, "--eps", "0", "--restart")
+    assert list((tmp_path / "flags").iterdir())
+    assert (tmp_path / "result.json").exists()
+
+
+def test_autocast_is_recorded_and_raises_no_alarm(folder, tmp_path, capsys):
+    run(
+        "attack",
+        *arguments(folder),
+        "--attacks pgd --eps 10/255 --limit 60 --checks 40 --amp bfloat16 --output",
+        tmp_path,
+    )
+    found = result(tmp_path)
+    assert found["dtype"] == "bfloat16"
+    assert "wrong gradients" not in {finding["check"] for finding in found["findings"]}
+    with pytest.raises(SystemExit):
+        run("attack", *arguments(folder), "--amp", "float16", "--output", tmp_path)
+    assert "invalid choice: 'float16'" in capsys.readouterr().err
+
+
+def test_size_and_channels_are_the_models(tmp_path):
+    """Built for other images than its configuration tells of."""
+    from imgproc_attn.evaluation.subject import Subject
+
+    options = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10}
+    weights = save(tmp_path, "vit_tiny_patch16_224", **options)
+    model, preparation = Subject("vit_tiny_patch16_224", weights, options=options).build()
+    assert preparation.input_size == (1, 32, 32)
+    assert NormalizedModel(model, preparation.mean, preparation.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
+
+
+def test_dry_run_does_nothing(folder, tmp_path, capsys):
+    run("attack", *arguments(folder), "--preset", "robustbench-cifar-linf", "--dry-run", "--output", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "not AutoAttack" in printed
+    passes = re.search(r"ensemble 8/255 +360 +(\d+) +(\d+)", printed)
+    assert (int(passes[1]), int(passes[2])) == (103 + 1 + 9 * 103 + 5002, 101 + 9 * 101)
+    assert "estimated: at most" in printed
+    assert not (tmp_path / "out").exists()
+    run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "Without --frost-folder, frost is left out" in printed
+    assert len(re.findall(r"_?\w+ [1-5] +360 ", printed)) == 18 * 5
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (["--attacks", "fgsm", "--eps", "0"], "eps is 0.0, but must be positive"),
+        (["--attacks", "fgsm", "--eps", "8"], "8 grey levels are eps=8/255"),
+        (["--attacks", "fgsm", "--eps", "a/255"], "no number and no fraction"),
+        (["--attacks", "fgsm"], "need radii: give --eps"),
+        (["--steps", "3"], "A preset fixes its attacks"),
+        (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "exclude each other"),
+        (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square is written for the L-infinity ball"),
+        (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
+        (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "restarts is 0, but must be at least 1"),
+        (["--classes", "imagenet"], "imagenet is for models of|folders of its 1000 classes"),
+    ],
+)
+def test_mistakes(rest, message, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run("attack", *arguments(folder), *rest, "--output", tmp_path / "out")
+    assert end.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_classes_of_another_number_are_refused(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(
+            "attack",
+            "test_vit",
+            "--checkpoint",
+            save(tmp_path, "test_vit"),
+            "--data digits --split test --output",
+            tmp_path / "out",
+        )
+    assert "has 10 classes, but 1000 are expected" in capsys.readouterr().err
+
+
+def test_models_do_not_meet_in_one_folder(folder, tmp_path, monkeypatch):
+    """Without --output each model has a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
+    for label in ("one", "the other"):
+        run("attack", *arguments(folder), *quick, "--label", label)
+    own = "nlm-vit-tiny-weights"
+    found = [result(Path("runs/attack") / name / own)["label"] for name in ("one", "the-other")]
+    assert found == ["one", "the other"]
+    run("attack", *arguments(folder, weights="plain", name="plain_vit_tiny"), *quick, "--label", "one")  # another seed of it
+    assert len(list(Path("runs/attack/one").iterdir())) == 2
+
+
+def test_an_ensemble_tells_who_fooled(folder, tmp_path):
+    run("attack", *arguments(folder), "--attacks ensemble --eps 40/255 --limit 30 --checks 2", "--output", tmp_path)
+    clean, attacked = result(tmp_path)["conditions"]
+    assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
+    # who is wrong without an attack counts for the first
+    assert sum(attacked["fooled_by"].values()) == 30 - attacked["correct"] >= 30 - clean["correct"]
+
+
+@pytest.mark.parametrize("script", ["evaluate_attacks", "evaluate_corruptions", "evaluate_shifts", "compare"])
+def test_scripts_explain_themselves(script, monkeypatch, capsys):
+    file = Path(__file__).parents[2] / "robustness" / f"{script}.py"
+    monkeypatch.setattr(sys, "argv", [str(file), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(file), run_name="__main__")
+    assert end.value.code == 0
+    assert "--output" in capsys.readouterr().out

@@ -1,0 +1,200 @@
+"""Flags that survive kills, protocols that do not mix."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from digits import tensors
+from evaluated import LABELS, arguments, evaluator, result, run
+from PIL import Image
+from skimage import data as photographs
+
+import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.data import Digits, Images, Processes
+from imgproc_attn.evaluation import FGSM, PGD
+from imgproc_attn.evaluation.conditions import Condition, UnderAttack
+from imgproc_attn.evaluation.evaluator import Evaluator
+from imgproc_attn.evaluation.imagenet_c import ImageNetC
+from imgproc_attn.evaluation.robustness import attack_conditions
+from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.records import describe
+
+
+def test_flags_are_the_attacks_own_whatever_the_batch(model, samples, tmp_path):
+    conditions = attack_conditions(samples, {"PGD 20/255": PGD(20 / 255, 5, restarts=2, seed=3)}, LABELS)
+    found = [evaluator(model, tmp_path / str(size), batch_size=size)(conditions) for size in (360, 50)]
+    images, labels = tensors("test")
+    ids = samples.ids
+    assert torch.equal(found[0]["clean"].correct, model(images).argmax(1) == labels)
+    expected = PGD(20 / 255, 5, restarts=2, seed=3)(model, images, labels, ids)
+    assert 0.1 < expected.success.double().mean() < 0.9
+    for flags in found:
+        assert (flags["PGD 20/255"].correct == ~expected.success).double().mean() > 0.997
+        assert torch.equal(flags["PGD 20/255"].labels, labels)
+        assert flags["PGD 20/255"].scores.max() <= 20 / 255 + 2**-24  # a rounding of x + eps
+
+
+def test_a_subset_has_the_flags_it_has_in_the_whole(model, samples, tmp_path):
+    attack = {"PGD": PGD(20 / 255, 5)}
+    whole = evaluator(model, tmp_path / "whole")(attack_conditions(samples, attack, LABELS))["PGD"]
+    few = Samples(Images(Digits("test"), 10, [3, 50, 200], channels=1))
+    part = evaluator(model, tmp_path / "part")(attack_conditions(few, attack, LABELS))["PGD"]
+    assert part.ids.tolist() == [3, 50, 200]
+    assert torch.equal(part.correct, whole.correct[[3, 50, 200]])
+
+
+def test_what_is_done_is_not_done_again(model, samples, tmp_path):
+    class Counting(torch.nn.Module):
+        seen = 0
+
+        def forward(self, images):
+            Counting.seen += len(images)
+            return model(images)
+
+    conditions = [Condition("clean", samples)]
+    first = evaluator(Counting().eval(), tmp_path, batch_size=100)(conditions)["clean"]
+    file = next(tmp_path.glob("clean*"))
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:70])  # two batches, and half a line
+    Counting.seen = 0
+    again = evaluator(Counting().eval(), tmp_path, batch_size=100)(conditions)["clean"]
+    assert Counting.seen == 160
+    assert torch.equal(first.ids, again.ids)
+    assert first.columns == again.columns
+    assert [len(json.loads(line).get("ids", [])) for line in file.read_text().splitlines()] == [0, 100, 100, 100, 60]
+
+
+def test_other_images_of_equal_names_are_refused(model, tmp_path):
+    class Renamed(Digits):
+        def _filename(self, index, basename=False, absolute=False):
+            return f"test-{index}"
+
+    first, second = (Samples(Images(Renamed("test", seed), 10, channels=1)) for seed in (0, 1))
+    evaluator(model, tmp_path)([Condition("clean", first)])
+    with pytest.raises(ValueError, match="another protocol.*images.content_sha256"):
+        evaluator(model, tmp_path)([Condition("clean", second)])
+    assert first.names == second.names
+
+
+def test_names_are_told_apart(model, tmp_path):
+    class Repeated(Digits):
+        def _filename(self, index, basename=False, absolute=False):
+            return f"{index % 300}.png"
+
+    names = Samples(Images(Repeated("test"), 10, channels=1)).names
+    assert len(set(names)) == 360
+    assert (names[5], names[200]) == ("5.png#5", "200.png")
+
+
+def test_another_protocol_is_refused(model, samples, tmp_path):
+    evaluator(model, tmp_path)([Condition("A", samples, UnderAttack(FGSM(0.1)))])
+    with pytest.raises(ValueError, match=r"another protocol.*condition.judge.attack.threat.eps: 0.1 -> 0.2"):
+        evaluator(model, tmp_path)([Condition("A", samples, UnderAttack(FGSM(0.2)))])
+    fewer = Samples(Images(Digits("test"), 10, range(100), channels=1))
+    with pytest.raises(ValueError, match="images.n: 360 -> 100"):
+        evaluator(model, tmp_path)([Condition("A", fewer, UnderAttack(FGSM(0.1)))])
+    with pytest.raises(ValueError, match="names of their own"):
+        evaluator(model, tmp_path)([Condition("A", samples), Condition("A", samples)])
+
+
+def test_a_damaged_file_is_named(model, samples, tmp_path):
+    evaluator(model, tmp_path, batch_size=100)([Condition("clean", samples)])
+    file = next(tmp_path.glob("clean*"))
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[2])
+    with pytest.raises(ValueError, match=r"clean.process-0.jsonl is no file of flags, or damaged.*Remove it"):
+        evaluator(model, tmp_path)([Condition("clean", samples)])
+
+
+def test_processes_share_a_folder(model, samples, tmp_path, monkeypatch):
+    """What two processes leave is one set of flags, for any number of processes that go on with it."""
+    conditions = attack_conditions(samples, {"PGD": PGD(20 / 255, 3)}, LABELS)
+    alone = evaluator(model, tmp_path / "alone")(conditions)
+    monkeypatch.setattr(Evaluator, "_wait", lambda self: None)
+    together = tmp_path / "together"
+    with pytest.raises(ValueError, match="180 of 360 samples have no flag.*All processes must see one folder"):
+        evaluator(model, together, processes=Processes(1, 2))(conditions)
+    found = evaluator(model, together)(conditions)
+    assert len(list(together.glob("PGD*"))) == 2
+    assert all(torch.equal(alone[name].correct, found[name].correct) for name in alone)
+
+
+SERVER = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+from imgproc_attn import cli
+import imgproc_attn.evaluation.robustness, imgproc_attn.evaluation.presets, imgproc_attn.training.run
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        sys.stdout = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")
+        cli.main(json.loads(line))
+        os._exit(0)
+    print(json.dumps(child), flush=True)
+    _, status = os.waitpid(child, 0)
+    print(json.dumps(status), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
+    job = ["attack", *arguments(folder), "--attacks", "fgsm", "pgd", "--eps", "20/255", "--checks", "8", "--batch-size", "16"]
+    rng = random.Random(0)
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def attempt(output, patience):
+            print(json.dumps([*job, "--output", str(output)]), file=server.stdin, flush=True)
+            child = json.loads(server.stdout.readline())
+            if patience is not None:
+                time.sleep(patience)
+                with contextlib.suppress(ProcessLookupError):  # it was done
+                    os.kill(child, signal.SIGKILL)
+            start = time.perf_counter()
+            return json.loads(server.stdout.readline()), time.perf_counter() - start
+
+        status, length = attempt(tmp_path / "whole", None)
+        assert status == 0
+        killed = [tmp_path / "killed-0"]
+        kills = 0
+        while kills < 12:
+            status, _ = attempt(killed[-1], rng.uniform(0.05, 0.5) * length)
+            assert status in (0, signal.SIGKILL)
+            if status == signal.SIGKILL:
+                kills += 1
+            else:  # it was done before: the next attempts begin anew, and sooner
+                killed.append(tmp_path / f"killed-{len(killed)}")
+                length *= 0.8
+        assert attempt(killed[-1], None)[0] == 0
+        server.stdin.close()
+    for folder in killed:
+        assert (tmp_path / "whole" / "flags.csv").read_bytes() == (folder / "flags.csv").read_bytes()
+        assert result(tmp_path / "whole")["conditions"] == result(folder)["conditions"]
+        for file in (folder / "flags").iterdir():
+            ids = [i for line in file.read_text().splitlines()[1:] for i in json.loads(line)["ids"]]
+            assert sorted(ids) == sorted(set(ids))
+
+
+def test_other_code_or_photographs_are_another_protocol(folder, tmp_path, capsys, monkeypatch):
+    """Half an evaluation is not finished by code that has changed since; nor with other pictures of frost."""
+    words = ["attack", *arguments(folder), "--attacks fgsm --eps 0.1 --limit 8 --checks 2", "--output", tmp_path / "out"]
+    run(*words)
+    monkeypatch.setattr("imgproc_attn.evaluation.assessment.sources_hash", lambda: "changed")
+    with pytest.raises(SystemExit):
+        run(*words)
+    assert "another protocol" in (said := capsys.readouterr().err)
+    assert "sources_sha256" in said
+    for place, shift in (("a", 0), ("b", 1)):
+        for i, ending in enumerate(("png", "png", "png", "jpg", "jpg"), start=1):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(photographs.rocket()[shift:]).save(tmp_path / place / f"frost{i}.{ending}")
+    one, two, again = (ImageNetC("frost", 1, frost_folder=tmp_path / place) for place in "aba")
+    assert describe(one) == describe(again) != describe(two)

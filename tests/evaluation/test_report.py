@@ -1,0 +1,134 @@
+"""The page of `imgproc-attn report`."""
+
+import csv
+import json
+import re
+
+import pytest
+from evaluated import arguments, result, run
+
+import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.evaluation.report import _curves as draw_report_curves
+from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.evaluation.statistics import mean_and_std
+
+
+def test_report(folder, tmp_path, capsys):
+    for label, name, weights in (("plain <b>", "plain_vit_tiny", "plain"), ("filter", "nlm_vit_tiny", "weights")):
+        run(
+            "attack",
+            *arguments(folder, name, weights),
+            "--attacks fgsm --eps 10/255 --limit 80 --checks 8 --label",
+            label,
+            "--output",
+            tmp_path / "runs" / weights / "attack",
+        )
+        run(
+            "corrupt",
+            *arguments(folder, name, weights),
+            "--corruptions fog --severities 2 --limit 80 --label",
+            label,
+            "--output",
+            tmp_path / "runs" / weights / "corrupt",
+        )
+    run("report", tmp_path / "runs" / "plain", tmp_path / "runs" / "weights", "--output", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "plain &lt;b&gt;" in page, "labels are text"
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page stands alone"
+    assert page.count("data:image/png;base64,") == 1 + 2 * (2 + 2)  # curves of all; of each model two and two
+    models = group(find_entries([tmp_path / "runs" / "plain", tmp_path / "runs" / "weights"]))
+    assert list(models) == ["plain <b>", "filter"]
+    rows = {row["name"]: row for row in tables(models)["attack"]}
+    flags = [
+        {
+            row["image"]: int(row["FGSM 10/255"])
+            for row in csv.DictReader((tmp_path / "runs" / w / "attack" / "flags.csv").open())
+        }
+        for w in ("plain", "weights")
+    ]
+    mean, std = mean_and_std([100.0 * (flags[1][name] - flags[0][name]) for name in flags[0]])
+    half = 1.96 * std / 80**0.5
+    assert rows["FGSM 10/255"]["differences"] == [f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"]
+    assert [row["name"] for row in tables(models)["corrupt"]] == ["clean", "fog 2"]
+
+
+def test_seeds_of_one_label_are_one_model(folder, tmp_path):
+    for label, files in {"a": ["plain", "weights"], "b": ["plain", "weights"]}.items():
+        for seed, weights in enumerate(files):
+            name = {"plain": "plain_vit_tiny", "weights": "nlm_vit_tiny"}[weights]
+            out = tmp_path / f"{label}{seed}"
+            run(
+                "attack",
+                *arguments(folder, name, weights),
+                "--attacks fgsm --eps 10/255 --limit 60 --checks 4 --label",
+                label,
+                "--output",
+                out,
+            )
+            content = result(out)
+            (out / "result.json").write_text(json.dumps({**content, "training_seed": seed}))
+    rows = {row["name"]: row for row in tables(group(find_entries([tmp_path])))["attack"]}
+    assert rows["clean"]["differences"] == ["+0.0 ± 0.0, n = 2"]
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d, n = 2", rows["FGSM 10/255"]["cells"][0])
+
+
+def test_what_differs_stands_apart(folder, tmp_path):
+    """One name, two protocols: two rows, that say in what they differ."""
+    for steps in (1, 5):
+        run(
+            "attack",
+            *arguments(folder),
+            "--attacks pgd --eps 20/255 --steps",
+            steps,
+            "--limit 60 --checks 4 --label m --output",
+            tmp_path / str(steps),
+        )
+    run(
+        "attack",
+        *arguments(folder),
+        "--attacks pgd --eps 20/255 --targeted --limit 60 --checks 4 --label m --output",
+        tmp_path / "targeted",
+    )
+    models = group(find_entries([tmp_path]))
+    rows = [row["name"] for row in tables(models)["attack"]]
+    assert rows == ["clean", "PGD 20/255 (steps=1)", "PGD 20/255 (steps=5)", "PGD targeted 20/255"]
+    (figure,) = draw_report_curves(models)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["PGD, protocol 1", "PGD, protocol 2", "PGD targeted"], "in a panel, all is of one protocol"
+
+
+def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):
+    for name, weights in (("plain_vit_tiny", "plain"), ("nlm_vit_tiny", "weights")):
+        run(
+            "attack",
+            *arguments(folder, name, weights),
+            "--attacks fgsm --eps 10/255 --limit 20 --checks 4 --label m --output",
+            tmp_path / weights,
+        )
+    assert list(group(find_entries([tmp_path]))) == [f"m ({tmp_path / name})" for name in ("plain", "weights")]
+
+
+def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, capsys):
+    run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
+    lines = (tmp_path / "flags.csv").read_text().splitlines()
+    (tmp_path / "flags.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(SystemExit):
+        run("report", tmp_path, "--output", tmp_path / "r.html")
+    assert "result.json and flags.csv are not of one evaluation" in capsys.readouterr().err
+
+
+def test_interrupted_results_are_named(folder, tmp_path, capsys):
+    run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
+    flags, whole = tmp_path / "flags.csv", (tmp_path / "flags.csv").read_text()
+    flags.write_text(whole[: len(whole) // 2 + 3])
+    for file, message in ((flags, "flags.csv is cut off"), (tmp_path / "result.json", "result.json is cut off")):
+        content = file.read_text()
+        file.write_text(content[: len(content) // 2 + 3])
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            run("report", tmp_path, "--output", tmp_path / "r.html")
+        assert message in capsys.readouterr().err
+        file.write_text(whole)
+    with pytest.raises(SystemExit):
+        run("report", tmp_path / "flags", "--output", tmp_path / "r.html")
+    assert "holds no result.json" in capsys.readouterr().err
