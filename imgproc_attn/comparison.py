@@ -1,7 +1,6 @@
 """Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
 import math
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +17,11 @@ from .diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from .environment import environment
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
-from .examination import Examination, examination_of
+from .examination import Examination, examination_of, forget
 from .files import slug, write_atomically, write_json, write_text
 from .records import METRICS
 from .training import Recipe, train
+from .training.folder import Folder, run_folder
 from .training.run import check, start_processes
 from .training.watch import SaturationWarning
 
@@ -111,7 +111,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
         recipe: What to train and evaluate.
         output: Folder of the report; made if need be.
         device: Where to run.
-        restart: Forget what ``output/runs`` holds.
+        restart: Forget its runs that ``output/runs`` holds.
 
     Returns:
         The report, ``output/report.md``.
@@ -125,15 +125,16 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
         raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
     device = str(start_processes(device)[0])
     examination = examination_of(recipe, device)
-    if restart:
-        shutil.rmtree(output / "runs", ignore_errors=True)
     protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}
-    jobs = [(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
+    seeds, labels = recipe.comparison.seeds, list(recipe.comparison.variants)
+    jobs = {(label, seed): output / run_folder(label, seed) for seed in seeds for label in labels}
+    for folder in jobs.values() if restart else []:
+        Folder.clear(folder)
+        forget(folder)
     results: list[Result] = []
     models: dict[str, NormalizedModel] = {}
     with tqdm(total=2 * len(jobs), dynamic_ncols=True) as bar:
-        for label, seed in jobs:
-            folder = output / "runs" / f"{slug(label)}-seed{seed}"
+        for (label, seed), folder in jobs.items():
             result, model = run_one(recipe, label, seed, examination, folder, device, bar)
             results.append(result)
             models.setdefault(label, model)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from .training.recipe import EvaluationSection, Recipe
 from .training.run import create
 from .training.splits import open_splits
 
-EVALUATION = "evaluation.json"
+EVALUATION, FLAGS = "evaluation.json", "flags"
 CHECKED = 32  # images a model that sanity checks look at
 
 
@@ -93,6 +94,12 @@ def examination_of(recipe: Recipe, device: str) -> Examination:
 def _key(protocol: Any) -> str:
     """A hash of all that numbers depend on."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def forget(folder: Path) -> None:
+    """Remove what was found of the model in ``folder``."""
+    (folder / EVALUATION).unlink(missing_ok=True)
+    shutil.rmtree(folder / FLAGS, ignore_errors=True)
 
 
 def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
@@ -250,7 +257,7 @@ class PixelExamination:
         }
         protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
         key = _key(protocol)
-        return _once(folder, key, lambda: self._examine(model, folder / "flags" / key[:16], protocol, say))
+        return _once(folder, key, lambda: self._examine(model, folder / FLAGS / key[:16], protocol, say))
 
     def _examine(
         self, model: NormalizedModel, folder: Path, protocol: Mapping[str, Any], say: Callable[[str], Any]

@@ -1,6 +1,7 @@
 """Readers and loaders: real images, every one exactly once, broken and misplaced ones named."""
 
 import io
+import itertools
 import shutil
 import warnings
 
@@ -177,6 +178,20 @@ def test_torchvision_set(folder):
         open_images("torch/nothing", str(folder), "train")
 
 
+def test_torchvision_imagenet_has_a_class_a_folder(tmp_path):
+    """Not one for each of their synonyms."""
+    words = {"n01440764": ("tench", "Tinca tinca"), "n02012849": ("crane",), "n03126707": ("crane", "hoist")}
+    torch.save((words, []), tmp_path / "meta.bin")
+    for i, (label, crop) in enumerate(crops(6)):
+        place = tmp_path / "val" / list(words)[label]
+        place.mkdir(parents=True, exist_ok=True)
+        crop.save(place / f"ILSVRC2012_val_{i:08d}.JPEG")
+    images = Images(open_images("torch/imagenet", str(tmp_path), "val"), 3)
+    assert images.classes == {name: i for i, name in enumerate(words)}
+    check_classes(images.classes, 3)
+    assert [images[i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
 def test_webdataset(folder, tmp_path):
     wds = pytest.importorskip("webdataset")
     with wds.ShardWriter(str(tmp_path / "shard-%03d.tar"), maxcount=6, verbose=0) as sink:
@@ -213,6 +228,15 @@ def test_roots(tmp_path, monkeypatch):
     assert find_root("here") == tmp_path / "here"
     with pytest.raises(FileNotFoundError, match=r"data.root: there is no nowhere and no .*nowhere\. Give data.root=PATH"):
         find_root("nowhere")
+
+
+def test_a_download_makes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", lambda self: (tmp_path / "new" / "there").mkdir(parents=True))
+    with pytest.raises(ValueError, match="not found or corrupted"):
+        open_images("torch/cifar10", str(tmp_path / "new"), "train", download=True)
+    assert (tmp_path / "new" / "there").is_dir()
+    with pytest.raises(FileNotFoundError, match="data.root: there is no"):
+        open_images("torch/cifar10", str(tmp_path / "newer"), "train")
 
 
 def test_classes_that_differ_are_shown():
@@ -255,6 +279,8 @@ def test_broken_images(folder, workers, tmp_path):
     stop = Images(reader, 3)
     with pytest.raises(ValueError, match=r"Cannot read image .*png: .*data.broken_images=skip"):
         [stop[i] for i in range(12)]
+    Images(reader, 3, on_unreadable="ignore", unreadable=unreadable.of("val"))[4]
+    assert unreadable.names()[1:] == [f"val/{path.parent.name}/{path.name}"], "equal names in two splits are two images"
     only = Images(reader, 3, [4], on_unreadable="replace", unreadable=unreadable)
     with pytest.raises(ValueError, match="None of the 1 images can be read"):
         only[0]
@@ -339,6 +365,12 @@ def test_augmentation():
         results = [np.asarray(transform(picture)) for _ in range(8)]
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
+    large, small = (next(crops(1, side))[1] for side in (400, 30))
+    for image in (large, small):  # brought to the input's size before the crop, as evaluation does
+        found = np.asarray(training_transform(Augmentation(crop_padding=2), size)(image)).astype(float)
+        whole = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(float)
+        moved = (np.roll(whole, shift, (1, 2)) for shift in itertools.product(range(-2, 3), repeat=2))
+        assert min(np.abs(found - one)[:, 4:-4, 4:-4].mean() for one in moved) < 3
     strongest = training_transform(Augmentation(auto_augment="rand-m10-inc1"), size)
     for _ in range(60):  # posterising to no bits at all, which Pillow 13 refuses, is among it
         assert np.asarray(strongest(picture)).shape == (3, 40, 40)

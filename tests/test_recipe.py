@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 from skimage import data
 
-from imgproc_attn.data import ALONE
+from imgproc_attn.data import ALONE, Preparation
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe
 from imgproc_attn.training.recipe import Recipe, check_recipe
-from imgproc_attn.training.run import Run, check
+from imgproc_attn.training.run import Run, check, create
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 NAMES = [
@@ -98,13 +98,15 @@ def test_every_larger_recipe_trains(path, shots, tmp_path):
 
 
 def test_recipes_to_be_compared_differ_in_the_model_alone():
-    families = {}
+    families, pictures = {}, set()
     for path in RECIPES:
         if path.parent.name == "imagenet" and path.stem.endswith("_300e"):
+            pictures.add(Preparation.of(create(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
             content = load_recipe(path).model_dump(exclude={"title"})
             families.setdefault("300e", []).append({**content, "model": content["model"]["drop_path_rate"]})
     assert len(families["300e"]) == 20
     assert all(content == families["300e"][0] for content in families["300e"])
+    assert len(pictures) == 1, "models of other families see other pictures"
 
 
 GOOD = yaml.safe_load(find_recipe("quickstart").read_text())
@@ -119,6 +121,7 @@ BAD = [
     (lambda c: c["run"].update(batch_size=0), r"run.batch_size: .*greater than or equal to 1.*given: 0"),
     (lambda c: c["schedule"].update(warmup_epochs=50), "warmup_epochs is 50, but must be below epochs, 50"),
     (lambda c: c["comparison"].update(seeds=[1, 1]), "each may stand there once"),
+    (lambda c: c.update(adversarial={"eps": 0.1, "warmup_epochs": 50}), "but must be below schedule.epochs, 50, or eps would"),
     (lambda c: c["data"].update(name="digit"), "data.name: 'digit' is no reader; there are folder, npz, digits"),
     (lambda c: c["data"].update(name="npz"), "root is empty, but 'npz' reads from it"),
     (lambda c: c["data"].update(validation_images=9, validation_split="test"), "exclude each other"),
@@ -207,7 +210,9 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
     with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*16"):
         check(recipe)
     for override, message in (
-        ("model.residuals=twicing", "residuals"),
+        ("model.residuals=twicing", "unexpected keyword argument 'residuals'.*near it: residual"),
+        ("model.drop_path_rat=0.1", "near it: drop_path_rate"),
+        ("augmentation.auto_augment=AutoAugment", "augmentation.auto_augment is 'AutoAugment', which timm does not take"),
         ("comparison.variants.twicing.name=twicing_vit_tinny", "near it: twicing_vit_tiny"),
         ("optimiser.name=adamm", "adamm"),
         ("optimiser={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),

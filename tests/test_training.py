@@ -269,14 +269,12 @@ def test_ema_is_what_is_kept(tmp_path):
 
 
 def test_bandwidths_do_not_decay(tmp_path):
-    groups = run_of(tmp_path).trainer.optimiser.param_groups
-    free = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
-    model = run_of(tmp_path).model
-    assert any(p.ndim == 1 for p in model.parameters())
-    names = [n for g in groups for n in g.get("param_names", [])]
-    assert not names or any("bandwidth" in n for n in names)
-    assert all(p.ndim > 1 for g in groups if g["weight_decay"] > 0 for p in g["params"])
-    assert free
+    run = run_of(tmp_path)
+    decay = {id(p): group["weight_decay"] for group in run.trainer.optimiser.param_groups for p in group["params"]}
+    bandwidths = [p for name, p in run.model.named_parameters() if "bandwidth" in name]
+    assert len(bandwidths) == 2
+    assert all(decay[id(p)] == 0 for p in bandwidths)
+    assert all((decay[id(p)] > 0) == (p.ndim > 1) for name, p in run.model.named_parameters() if name != "pos_embed")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
@@ -306,6 +304,49 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
         quiet(recipe, tmp_path, resume=True)
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
     assert len(json.loads((tmp_path / "not-finite-0.json").read_text())["images"]) == 128
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(tmp_path, monkeypatch):
+    """What the last update of an epoch does, no loss of it shows."""
+    recipe = small("schedule.epochs=2")
+    stop_after(recipe, tmp_path, 1)
+    before, update = weights(tmp_path), Trainer._update
+
+    def overflow(trainer, number):
+        if number == 7:
+            next(trainer.task.get_trainable_module().parameters()).grad.fill_(float("inf"))
+        update(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_update", overflow)
+    with pytest.raises(FloatingPointError, match=r"weights are not finite after the last update of epoch 2.*last, of epoch 1"):
+        quiet(recipe, tmp_path, resume=True)
+    assert same(before, weights(tmp_path))
+    assert not (tmp_path / "not-finite-0.json").exists()
+    monkeypatch.undo()
+    assert math.isfinite(quiet(recipe, tmp_path, resume=True)["test"]["loss"])
+
+
+def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
+    """It would be trained over."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "state.pt").unlink()
+    with pytest.raises(ValueError, match=r"holds a run, but not its state.pt, .*--restart"):
+        quiet(small("data.test_images=50"), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished[0] / "metrics.jsonl").read_text()
+    assert same(weights(finished[0]), weights(tmp_path / "run"))
+
+
+def test_a_result_without_a_run_is_none(finished, tmp_path):
+    """As a kill while ``--restart`` removes a run may leave it."""
+    shutil.copy(finished[0] / "final.json", tmp_path)
+    assert Folder(finished[0], small(), True).finished() is not None
+    assert Folder(tmp_path, small(), True).finished() is None
+
+
+def test_all_processes_must_see_the_folder(finished, tmp_path):
+    Folder(finished[0], small(), True).check_shared(1)
+    with pytest.raises(FileNotFoundError, match="Process 1 does not see .*other.*storage that the machines share"):
+        Folder(tmp_path / "other", small(), True).check_shared(1)
 
 
 def test_saturated_filters_are_warned_of(tmp_path):
@@ -450,6 +491,18 @@ def test_too_little_room_is_met_before_training(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
+def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
+    recipe = small("schedule.epochs=2")
+    stop_after(recipe, tmp_path, 1)
+    held = sum((tmp_path / file).stat().st_size for file in ("state.pt", "best/model.safetensors", "last/model.safetensors"))
+    needed = 12 * 4 * sum(p.numel() for p in create(recipe).parameters()) + 2**24
+    usage = type("Usage", (), {"free": needed - held + 2**10})
+    monkeypatch.setattr("imgproc_attn.training.folder.shutil.disk_usage", lambda path: usage)
+    quiet(recipe, tmp_path, resume=True)
+    with pytest.raises(OSError, match="make room"):
+        quiet(recipe, tmp_path / "another")
+
+
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tmp_path):
     """The system refuses to let files grow in the middle of the second state's write."""
     recipe = small("schedule.epochs=2")
@@ -497,8 +550,26 @@ def test_commands(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_variants_lie_where_a_comparison_looks_for_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["model.depth=1", "schedule.epochs=2", "schedule.warmup_epochs=1", "data.test_images=60", "comparison.seeds=[0]"]
+    few += ["evaluation={gaussian_noise: [0.2]}"]
+    two = "comparison.variants={a: {name: plain_vit_tiny}, b c: {name: nlm_vit_tiny}}"
+    for variant in ("a", "b c"):
+        cli.main(["train", "quickstart", *few, two, "--variant", variant])
+    trained = {
+        folder: weights(folder) for folder in (Path("runs/quickstart/runs/a-seed0"), Path("runs/quickstart/runs/b-c-seed0"))
+    }
+    (mine := Path("runs/quickstart/runs/mine")).mkdir()
+    cli.main(["compare", "quickstart", *few, two])
+    assert all(same(before, weights(folder)) for folder, before in trained.items())
+    cli.main(["compare", "quickstart", *few, two, "schedule.epochs=3", "--restart"])
+    assert not any(same(before, weights(folder)) for folder, before in trained.items())
+    assert mine.exists(), "--restart removes runs of the comparison alone"
+
+
 def test_trainer_takes_any_task(tmp_path):
-    """The loop knows no classification: a task is what gives a loss for a batch."""
+    """The loop knows no classification: a task is what gives a loss for a batch, of any loader."""
     from timm.task import TrainingTask
 
     class Regression(TrainingTask):
@@ -511,9 +582,16 @@ def test_trainer_takes_any_task(tmp_path):
             return {"loss": (output[:, 0] - target).square().mean(), "output": output}
 
     run = run_of(tmp_path)
-    trainer = Trainer(Regression(run.model), run.trainer.loader, run.recipe)
-    losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
-    assert losses[-1] < losses[0]
+    batches = [batch for batch, _ in zip(run.trainer.loader, range(4))]
+    images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 64, shuffle=True)
+    for loader in (run.trainer.loader, plain):
+        trainer = Trainer(Regression(run.model), loader, run.recipe)
+        losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
+        assert losses[-1] < losses[0]
+    images.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="its images: not known"):
+        trainer.train_epoch(3)
 
 
 @pytest.mark.slow
@@ -623,6 +701,8 @@ def test_splits_that_are_one_are_refused(tmp_path):
         quiet(small("data.validation_images=0", "data.validation_split=test"), tmp_path / "run")
     with pytest.raises(ValueError, match="The splits train and test are the same images"):
         quiet(small("data.test_split=train"), tmp_path / "run")
+    with pytest.raises(ValueError, match="The splits train and test are the same images"):
+        quiet(small("data.train_split=test", "data.train_images=200"), tmp_path / "run")
 
 
 def test_webdataset_trains_and_counts_every_epoch(tmp_path):

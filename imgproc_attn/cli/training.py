@@ -18,7 +18,7 @@ def add_commands(commands: Any) -> None:
     t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
     t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
     t.add_argument("--variant", help="which model of a comparison")
-    t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE)")
+    t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE; of a variant, where `compare` looks)")
     t.add_argument("--restart", action="store_true", help="remove the run in the folder first")
     t.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
     add_device(t)
@@ -53,11 +53,13 @@ def add_commands(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from ..training import find_recipe, load_recipe, train
+    from ..training.folder import run_folder
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe, output = load_recipe(args.recipe, args.overrides), _output(find_recipe(args.recipe))
     if args.variant is not None:
+        output /= run_folder(args.variant, recipe.run.seed)  # where a comparison looks for it
         recipe = recipe.variant(args.variant, recipe.run.seed)
-    output = args.output or _output(find_recipe(args.recipe))
+    output = args.output or output
     train(recipe, output, args.device, args.resume, args.restart)
 
 

@@ -41,15 +41,21 @@ class Unreadable:
 
     Args:
         file: One line an image, appended; there is none until an image cannot be read. Default: in the temporary folder.
+        split: Stands before the names, which are only told apart within a split.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, split: str = "") -> None:
         if file is None:
             file = Path(tempfile.gettempdir()) / f"unreadable-{uuid.uuid4().hex}.txt"
-        self.file = file
+        self.file, self.split = file, split
+
+    def of(self, split: str) -> "Unreadable":
+        """Gathered in the same file."""
+        return Unreadable(self.file, split)
 
     def add(self, name: str, error: Exception) -> None:
         """Note an image, once."""
+        name = f"{self.split}/{name}" if self.split else name
         if name in self.names():
             return
         with self.file.open("a", encoding="utf-8") as file:  # one short write: lines of several processes do not mix

@@ -178,7 +178,7 @@ def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
-        images.set_loader_cfg(num_workers=workers)
+        images.set_loader_cfg(num_workers=max(1, workers))  # timm before 1.0.31 divides by it
     # workers are started anew each epoch, so that their random numbers depend on the epoch's seed alone
     return DataLoader(
         images,

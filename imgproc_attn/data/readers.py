@@ -110,7 +110,8 @@ class TorchvisionImages(Reader):
     def __init__(self, dataset: Any) -> None:
         super().__init__()
         self._dataset = dataset
-        self.class_to_idx = getattr(dataset, "class_to_idx", None)
+        # ImageNet's class_to_idx has every synonym of a class
+        self.class_to_idx = getattr(dataset, "wnid_to_idx", None) or getattr(dataset, "class_to_idx", None)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._dataset[index]
@@ -159,7 +160,7 @@ def open_images(
     try:
         dataset = create_dataset(
             name,
-            root=str(find_root(root)) if root else None,
+            root=str(find_root(root, to_be_made=download)) if root else None,
             split=split,
             is_training=training,
             batch_size=batch_size,
@@ -175,11 +176,11 @@ def open_images(
     return dataset.reader if isinstance(getattr(dataset, "reader", None), Reader) else TorchvisionImages(dataset)
 
 
-def find_root(root: str) -> Path:
+def find_root(root: str, to_be_made: bool = False) -> Path:
     """``root``, or the same in ``$IMGPROC_ATTN_DATA``.
 
     Raises:
-        FileNotFoundError: Neither exists.
+        FileNotFoundError: Neither exists, and it is not ``to_be_made`` by a download.
     """
     tried = [Path(root).expanduser()]
     if os.environ.get("IMGPROC_ATTN_DATA") and not tried[0].is_absolute():
@@ -187,6 +188,8 @@ def find_root(root: str) -> Path:
     for path in tried:
         if path.exists():
             return path
+    if to_be_made:
+        return tried[0]
     raise FileNotFoundError(
         f"data.root: there is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH, or set IMGPROC_ATTN_DATA to "
         "the folder a relative path starts from."

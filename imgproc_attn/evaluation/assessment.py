@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
 from .results import DRAWS, FLAGS, RESULT, row, write_result
 from .samples import Prepared, Samples
-from .sanity import Finding
+from .sanity import Checks, Finding
 from .subject import Subject
 from .threat import ThreatModel
 
@@ -172,7 +172,7 @@ class Assessment:
 
     def check(
         self, samples: Samples, threat: ThreatModel | None, count: int | None = None, preparation: Prepared | None = None
-    ) -> "Checked":
+    ) -> Checks:
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
         Without a threat model, those of the outputs alone. By default the measure says how many are enough.
@@ -187,16 +187,16 @@ class Assessment:
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             found = self.measure.check(self.model, kept, threat, self.seed)
-            known = {"key": key, "images": sum(len(x) for x, _, _ in kept), **asdict(found)}
+            known = {"key": key, **asdict(found)}
             write_json(file, known)
-        return Checked(known["done"], known["images"], [Finding(**found) for found in known["findings"]])
+        return Checks(known["done"], known["images"], [Finding(**found) for found in known["findings"]])
 
     def write(
         self,
         kind: str,
         conditions: Sequence[Condition],
         flags: Mapping[str, Flags],
-        checked: "Checked",
+        checked: Checks,
         figures: Mapping[str, Figure],
         **more: Any,
     ) -> dict[str, Any]:
@@ -242,17 +242,3 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-class Checked(NamedTuple):
-    """What sanity checks found.
-
-    Attributes:
-        done: Names of the checks.
-        images: So many were looked at.
-        findings: Reasons to doubt.
-    """
-
-    done: list[str]
-    images: int
-    findings: list[Finding]

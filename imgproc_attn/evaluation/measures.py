@@ -138,7 +138,7 @@ class LabelMeasure:
 
     def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
         if not batches:
-            return Checks([], [Finding("nothing to check", "None of the images that were to be looked at could be read.")])
+            return Checks([], 0, [Finding("nothing to check", "None of the images that were to be looked at could be read.")])
         images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
         return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 

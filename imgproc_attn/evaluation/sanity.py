@@ -65,10 +65,12 @@ class Checks:
 
     Attributes:
         done: Names of what was checked.
+        images: So many were looked at.
         findings: Reasons to doubt.
     """
 
     done: list[str]
+    images: int
     findings: list[Finding]
 
 
@@ -438,11 +440,11 @@ def sanity_checks(
     """
     found = check_outputs(model, images[:batch_size])
     if threat is None:
-        return Checks(["outputs"], found)
+        return Checks(["outputs"], len(images), found)
     right = torch.cat([is_correct(model, x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size))])
     if not right.any():
         message = f"The model gets none of {len(images)} images right: nothing can be attacked, or labels are not the model's."
-        return Checks(["outputs"], [*found, Finding("nothing to check", message)])
+        return Checks(["outputs"], len(images), [*found, Finding("nothing to check", message)])
     trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
     robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
     if trial.threat.norm == LINF:
@@ -450,6 +452,7 @@ def sanity_checks(
     few = list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))
     return Checks(
         _names_of_checks(trial),
+        len(images),
         [
             *found,
             *check_gradients(model, few),

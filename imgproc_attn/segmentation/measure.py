@@ -217,11 +217,13 @@ class PixelMeasure:
         parts = [_middle(images, labels, self.windows.window or 512) for images, labels, _ in batches]
         kept = [(images, labels) for images, labels in parts if (labels != IGNORED).any()]
         if not kept:
-            return Checks([], [Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")])
+            return Checks(
+                [], 0, [Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")]
+            )
         found = [finding for images, _ in kept for finding in check_outputs(asked, images)]
         found += [] if threat is None else check_gradients(asked, kept, _summed_cross_entropy)
         done = ["outputs"] + ["gradients"] * (threat is not None)
-        return Checks(done, list({finding.check: finding for finding in found}.values()))
+        return Checks(done, len(kept), list({finding.check: finding for finding in found}.values()))
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
         found, metric = [], self.metrics[0]

@@ -6,17 +6,25 @@ from typing import Any
 from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import posterize
-from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop, Resize
 
 from ..data import Preparation
 from .recipe import Augmentation
 
 
 def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[Image.Image], Any]:
-    """PIL image to an array of bytes ``[channels, height, width]``. Random erasing and mixup come later, on the device."""
+    """PIL image to an array of bytes ``[channels, height, width]``. Random erasing and mixup come later, on the device.
+
+    Raises:
+        ValueError: A policy that timm does not know.
+    """
     first: list[Any] = []
     if a.crop_padding:
-        first.append(RandomCrop(preparation.input_size[1:], padding=a.crop_padding, padding_mode="reflect"))
+        size = preparation.input_size[1:]
+        # images of that size already, as CIFAR's, are left as they are
+        first.append(Resize(max(size), interpolation=str_to_interp_mode(preparation.interpolation)))
+        first.append(RandomCrop(size, padding=a.crop_padding, padding_mode="reflect"))
     if a.degrees or a.translate or list(a.magnify) != [1.0, 1.0]:
         bilinear = InterpolationMode.BILINEAR
         first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=bilinear))
@@ -29,7 +37,15 @@ def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[I
         "interpolation": a.interpolation or preparation.interpolation,
         "mean": preparation.mean,  # fills what a policy moves into view
     }
-    rest = create_transform(preparation.input_size, is_training=True, use_prefetcher=True, **options)
+    try:
+        rest = create_transform(preparation.input_size, is_training=True, use_prefetcher=True, **options)
+    except (AssertionError, ValueError) as error:
+        if a.auto_augment is None:
+            raise
+        raise ValueError(
+            f"augmentation.auto_augment is {a.auto_augment!r}, which timm does not take ({error or 'unknown policy'}); as "
+            "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
+        ) from error
     _mend_posterize(rest)
     return Compose([*first, rest])
 

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from ..environment import environment
-from ..files import remove_unfinished, write_json, write_text
+from ..files import remove_unfinished, slug, write_json, write_text
 from ..models.checkpoints import WEIGHTS
 from ..records import changes
 from .checkpoints import CONFIG, STATE
@@ -24,6 +24,11 @@ BEST, LAST = "best", "last"
 # no weight depends on these
 CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and what one finds there
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
+
+
+def run_folder(label: str, seed: int) -> Path:
+    """Where a variant of a comparison lies, below the comparison's own folder."""
+    return Path("runs", f"{slug(label)}-seed{seed}")
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -61,7 +66,7 @@ class Folder:
     @staticmethod
     def clear(path: Path) -> None:
         """Remove the run in ``path``, and nothing else."""
-        for name in (METRICS, RECIPE, ENVIRONMENT, STATE, FINAL, PICTURE, UNREADABLE):  # what says that there is one goes first
+        for name in (FINAL, METRICS, RECIPE, ENVIRONMENT, STATE, PICTURE, UNREADABLE):  # what says that there is one goes first
             (path / name).unlink(missing_ok=True)
         for part in (BEST, LAST):
             for name in (WEIGHTS, CONFIG, RECIPE):
@@ -84,6 +89,18 @@ class Folder:
                 "Undo the change, or give another --output."
             )
 
+    def check_shared(self, rank: int) -> None:
+        """After `prepare` in the first process.
+
+        Raises:
+            FileNotFoundError: This process does not see what that one wrote.
+        """
+        if not (self.path / RECIPE).is_file():
+            raise FileNotFoundError(
+                f"Process {rank} does not see {self.path.absolute()}, which the first process made: all processes need one "
+                "folder, on storage that the machines share; give such a one as --output."
+            )
+
     @property
     def tested_on(self) -> dict[str, Any]:
         """What may change and yet changes the test."""
@@ -92,7 +109,7 @@ class Folder:
     def finished(self) -> dict[str, Any] | None:
         """What the run ended with, if it did, tested on what the recipe says now."""
         file = self.path / FINAL
-        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        result = json.loads(file.read_text(encoding="utf-8")) if self.begun and file.exists() else {}
         return result if result.pop("tested_on", None) == self.tested_on else None
 
     def prepare(self, model: nn.Module, device: str, processes: int) -> None:
@@ -106,7 +123,9 @@ class Folder:
             remove_unfinished(folder)
         weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         # weights, two moments and an average in the state, weights in best and last; each twice while it is being replaced
-        needed, free = 2 * 6 * weights + 2**24, shutil.disk_usage(self.path).free
+        kept = [self.path / STATE, *(self.path / part / WEIGHTS for part in (BEST, LAST))]
+        needed = 2 * 6 * weights + 2**24 - sum(file.stat().st_size for file in kept if file.is_file())
+        free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
                 f"{self.path}: {free / 2**20:.0f} MiB are free, but the checkpoints of this run need up to "

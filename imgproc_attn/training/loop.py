@@ -74,10 +74,10 @@ def build_scheduler(optimiser: torch.optim.Optimizer, s: Schedule, updates: int)
 
 
 class NotFinite(FloatingPointError):
-    """A loss that is not finite.
+    """A loss, or weights, that are not finite.
 
     Attributes:
-        images: Names of the batch, in this process.
+        images: Names of the batch, in this process; none of weights.
     """
 
     def __init__(self, message: str, images: list[str]) -> None:
@@ -92,8 +92,10 @@ class Trainer:
     (But for sets that can only be iterated over: they shuffle by themselves.)
 
     Args:
-        task: Model and loss; its ``start_epoch``, if it has one, is called before each epoch.
-        loader: Batches ``(input, target)`` on the device, with a ``sampler`` that takes ``set_epoch``.
+        task: Model and loss, and the moving average of the weights if there is to be one; its ``start_epoch``, if it has
+            one, is called before each epoch.
+        loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or one inside timm's ``PrefetchLoader``. Its
+            sampler or set is told the epoch if it has ``set_epoch``; its set names images if it has ``name``.
         recipe: Optimiser, schedule and run.
         processes: Which process this is.
         mixup: timm's, applied to batches.
@@ -128,8 +130,6 @@ class Trainer:
         device = self.task.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=run.amp == "float16")
         self.autocast = autocast(device, run.amp)
-        if run.ema_decay is not None:
-            self.task.setup_ema(decay=run.ema_decay)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the images.
@@ -138,7 +138,7 @@ class Trainer:
             ``loss``, ``lr``, ``seconds`` and ``images_per_second``.
 
         Raises:
-            NotFinite: A loss that is not finite; the message names the update and its images.
+            NotFinite: A loss that is not finite, the message names the update and its images; or weights after the last one.
         """
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.processes.rank)
@@ -161,6 +161,7 @@ class Trainer:
                     self._report(epoch, i // run.accumulate, found / len(recent), time.perf_counter() - start)
                 recent = []
             self.progress(len(images) * self.processes.world)
+        self._check_weights(epoch)
         seconds = time.perf_counter() - start
         count = self.updates * run.accumulate
         return {
@@ -202,20 +203,29 @@ class Trainer:
         values = torch.stack(losses).tolist()
         for batch, value in enumerate(values, first):
             if not math.isfinite(value):
-                run, o = self.recipe.run, self.recipe.optimiser
-                names = self.batch_names(batch)
+                names, update = self.batch_names(batch), batch // self.recipe.run.accumulate + 1
                 raise NotFinite(
-                    f"The loss is {value} in epoch {epoch + 1}, update {batch // run.accumulate + 1}/{self.updates}; its "
-                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. Lower optimiser.lr, "
-                    f"now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}.",
+                    f"The loss is {value} in epoch {epoch + 1}, update {update}/{self.updates}; its "
+                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self._remedy}",
                     names,
                 )
         return sum(values)
 
+    def _check_weights(self, epoch: int) -> None:
+        """No loss has seen the last update yet, and what is not finite must not replace the last checkpoint."""
+        weights = unwrap_model(self.task.get_trainable_module()).parameters()
+        if not torch.stack([w.detach().isfinite().all() for w in weights]).all():
+            raise NotFinite(f"The weights are not finite after the last update of epoch {epoch + 1}. {self._remedy}", [])
+
+    @property
+    def _remedy(self) -> str:
+        o = self.recipe.optimiser
+        return f"Lower optimiser.lr, now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
+
     def batch_names(self, batch: int) -> list[str]:
         """The images of a batch of the present epoch, in this process; empty where the reader has no order of its own."""
-        loader = self.loader.loader
-        if isinstance(loader.dataset, IterableDataset):
+        loader = _data_loader(self.loader)
+        if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "name"):
             return []
         indices = itertools.islice(iter(loader.sampler), batch * loader.batch_size, (batch + 1) * loader.batch_size)
         return [loader.dataset.name(i) for i in indices]
@@ -251,8 +261,13 @@ def autocast(device: str, dtype: str | None) -> Callable[[], AbstractContextMana
     return nullcontext if dtype is None else partial(torch.autocast, device, getattr(torch, dtype))
 
 
+def _data_loader(loader: Any) -> Any:
+    """Torch's, inside timm's or by itself."""
+    return getattr(loader, "loader", loader)
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Reshuffle: of the sampler, or of a set that shuffles itself."""
-    for part in (loader.loader.sampler, loader.loader.dataset):
+    for part in (_data_loader(loader).sampler, _data_loader(loader).dataset):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)

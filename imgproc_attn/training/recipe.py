@@ -418,6 +418,11 @@ class Recipe(_Section):
             raise ValueError("evaluation.segpgd is of segmentation; leave it out")
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
+        if self.adversarial and self.adversarial.warmup_epochs >= self.schedule.epochs:
+            raise ValueError(
+                f"adversarial.warmup_epochs is {self.adversarial.warmup_epochs}, but must be below schedule.epochs, "
+                f"{self.schedule.epochs}, or eps would never be reached"
+            )
         if self.adversarial and self.run.amp == "float16":
             raise ValueError("adversarial training in float16 would round the attack's gradients to zero; use run.amp=bfloat16")
         for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():

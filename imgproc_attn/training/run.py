@@ -2,10 +2,12 @@
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +17,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
+from timm.models import VisionTransformer
 from timm.utils import init_distributed_device, unwrap_model
 from torch import nn
 from tqdm import tqdm
 
 from ..data import Preparation, Processes, Unreadable
 from ..files import write_json
+from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
-from .augmentation import mixup
+from .augmentation import mixup, training_transform
 from .checkpoints import CONFIG, STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
@@ -113,14 +117,25 @@ def check(recipe: Recipe) -> None:
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        near = difflib.get_close_matches(recipe.model.name, timm.list_models(), n=3) if "Unknown model" in str(error) else []
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise ValueError(f"{recipe.model.name}: {error}{hint}") from error
+        raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
+    if recipe.segmentation is None:
+        training_transform(recipe.augmentation, Preparation.of(model.pretrained_cfg))
     expected = [1, *problem_of(recipe).output_shape]
     if list(output.shape) != expected:
         raise ValueError(
             f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
         )
+
+
+def _hint(message: str, recipe: Recipe) -> str:
+    """The nearest names, where a model or a keyword of it is not known."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown is not None:
+        word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
+    else:
+        word, known = recipe.model.name, timm.list_models() if "Unknown model" in message else []
+    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
+    return f"; near it: {', '.join(near)}" if near else ""
 
 
 def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
@@ -189,6 +204,8 @@ class Run:
             self.model.set_grad_checkpointing(True)
         task = self.problem.task(self.model, self.preparation, self.device)
         loader = self.problem.training_loader(self.splits.train, self._loading)
+        if recipe.run.ema_decay is not None:
+            task.setup_ema(decay=recipe.run.ema_decay)  # a copy of the bare model, before anything wraps it
         if recipe.run.compile:
             task.compile()
         if self.processes.world > 1:
@@ -277,9 +294,16 @@ class Run:
         save_state({**self.trainer.state_dict(), "best": self.best, "records": records}, self.folder)
 
     def restore(self) -> list[dict[str, Any]]:
-        """Go on from the folder's state, if there is one; returns the records of the epochs behind it."""
-        if not (self.folder / STATE).exists():
-            return []
+        """Go on from the folder's state; returns the records of the epochs behind it.
+
+        Raises:
+            ValueError: There is none, though there was.
+        """
+        if not (self.folder / STATE).is_file():
+            raise ValueError(
+                f"{self.folder} holds a run, but not its {STATE}, without which it cannot go on: begin anew with --restart, or "
+                "give another --output. What weights it holds, `imgproc-attn evaluate` takes."
+            )
         state = load_state(self.folder)
         self.trainer.load_state_dict(state)
         self.best = state["best"]
@@ -357,6 +381,7 @@ def train(
     if first:
         folder.prepare(run.model, str(place), processes.world)
     _wait(processes)
+    folder.check_shared(processes.rank)
     records = run.restore() if folder.begun else []
     if first and not folder.begun:
         run.save_state([])
@@ -388,9 +413,11 @@ def _train(run: Run, records: list[dict[str, Any]]) -> None:
             except NotFinite as error:
                 good = f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was whole."
                 message = f"{error} {good}"
-                file = run.folder / f"not-finite-{run.processes.rank}.json"
-                write_json(file, {"message": message, "images": error.images})
-                raise FloatingPointError(f"{message} All of its images: {file}.") from error
+                if error.images:
+                    file = run.folder / f"not-finite-{run.processes.rank}.json"
+                    write_json(file, {"message": message, "images": error.images})
+                    message = f"{message} All of its images: {file}."
+                raise FloatingPointError(message) from error
             records.append(record)
             if journal is not None:
                 run.keep(record, journal)

@@ -44,23 +44,26 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
             else open_images(data.name, data.root, split, data.seed, training, batch_size, mode, data.download)
         )
 
-    def images(reader: Any, indices: Any, broken: Any = "ignore") -> ImageSet:
+    def images(reader: Any, split: str | None, indices: Any, broken: Any = "ignore") -> ImageSet | None:
+        if reader is None:
+            return None
         if isinstance(reader, IterableDataset):
             reader.target_transform = partial(check_label, num_classes=data.num_classes)  # type: ignore[attr-defined]
             return reader
         policy: Any = "stop" if data.broken_images == "stop" else broken
-        return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable)
+        return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable.of(split or ""))
 
     train, validation, test = opened(data.train_split, True), opened(data.validation_split), opened(data.test_split)
     classes = getattr(train, "class_to_idx", None)
     for name, reader in (("validation", validation), ("test", test)):
         check_classes(classes, data.num_classes, getattr(reader, "class_to_idx", None), (data.train_split or "train", name))
-    _refuse_overlap({data.train_split: train, "validation": validation, "test": test})
+    _refuse_overlap({"train": train, "validation": validation, "test": test})
     kept, held_out = shares(data, train)
+    chosen_on = (train, data.train_split, held_out) if held_out else (validation, data.validation_split, None)
     return Splits(
-        images(train, kept, "replace"),
-        images(train, held_out) if held_out else None if validation is None else images(validation, None),
-        None if test is None else images(test, some_of(len(test), data.test_images, data.seed)),
+        images(train, data.train_split, kept, "replace"),
+        images(*chosen_on),
+        None if test is None else images(test, data.test_split, some_of(len(test), data.test_images, data.seed)),
     )
 
 
@@ -73,7 +76,7 @@ def _refuse_overlap(readers: dict[str, Any]) -> None:
         kind, last = type(reader), len(reader) - 1
         mark = (kind, last, reader.filename(0, absolute=True), reader.filename(last, absolute=True))
         if mark in seen and None not in mark:
-            raise ValueError(f"The splits {seen[mark] or 'train'} and {name} are the same images; name another split.")
+            raise ValueError(f"The splits {seen[mark]} and {name} are the same images; name another split.")
         seen[mark] = name
 
 

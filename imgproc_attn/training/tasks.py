@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
@@ -45,11 +46,19 @@ class PixelClassification(ClassificationTask):
 
 
 class PixelCrossEntropy(nn.Module):
-    """Mean cross-entropy of the pixels that have a label; 0 where none has."""
+    """Mean cross-entropy of the pixels that have a label; 0 where none has.
+
+    The pixels are those of all processes, whose gradients are averaged afterwards: else a pixel would count more where fewer
+    have a label. (Batches of one update, ``run.accumulate``, count alike.)
+    """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
-        return losses / (labels != IGNORED).sum().clamp_min(1)
+        count, processes = (labels != IGNORED).sum(), 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)
+            processes = dist.get_world_size()
+        return processes * losses / count.clamp_min(1)
 
 
 def build_segmentation(model: nn.Module, num_classes: int, device: torch.device) -> PixelClassification:
