@@ -144,16 +144,16 @@ def test_segmentation_in_two_processes(tmp_path):
     """Each picture's areas count once, in training's evaluation and under attack."""
     root = shapes_folder(tmp_path / "data")
     changes = [f"data.root={root}", "data.name=labelled", "data.test_split=val", "data.num_classes=6", "data.workers=0"]
-    changes += ["data.input_size=[3,48,80]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
+    changes += ["data.input_size=[3,48,72]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
     changes += ["segmentation.photometric=false", "model.decoder=linear", "model.drop_path_rate=0", "schedule.epochs=3"]
-    changes += ["model.img_size=[48,80]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
+    changes += ["model.img_size=[48,72]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
     runs = []
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
         launch(processes, "train", "camvid/comparison_half", *changes, "--variant", "plain", "--output", str(run))
         runs.append(run)
     one, two = (json.loads((run / "final.json").read_text()) for run in runs)
-    assert one["losses"] == pytest.approx(two["losses"], rel=1e-3)  # means over the labelled pixels of all processes
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)  # means over the labelled pixels of all processes
     assert one["test"]["pixels"] == two["test"]["pixels"]
     assert one["test"]["miou"] == pytest.approx(two["test"]["miou"], abs=1)
     for processes in (1, 2):
