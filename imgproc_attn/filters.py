@@ -151,8 +151,16 @@ def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: in
 
 
 def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Explicit inner products of columns, in float32 at least."""
-    return (at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)) * scale
+    """Explicit inner products of columns, in float32 at least, under autocast too: columns of places are large numbers.
+
+    TF32 would round them likewise; it is off unless ``torch.backends.cuda.matmul`` says otherwise.
+    """
+    q, k = at_least_float32(q), at_least_float32(k).transpose(-2, -1)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - scripting leaves out what is behind this condition alone
+        if torch.is_autocast_enabled(q.device.type):
+            with torch.autocast(q.device.type, enabled=False):
+                return (q @ k) * scale
+    return (q @ k) * scale
 
 
 def log_weights(terms: Terms) -> Tensor:

@@ -184,7 +184,7 @@ class RelativeTable(nn.Module):
         super().__init__()
         height, width = grid_size
         self.table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype))
-        self.register_load_state_dict_pre_hook(_stretch_loaded)
+        self.register_load_state_dict_pre_hook(stretch_loaded)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,7 +209,7 @@ def _stretch(table: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(at_least_float32(table)[None], (height, width), mode="bilinear", align_corners=True)[0]
 
 
-def _stretch_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def stretch_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before loading: a table of another grid, stretched to this one's."""
     own, loaded = module.table, state_dict.get(prefix + "table")
     assert isinstance(own, Tensor)
@@ -237,7 +237,8 @@ class Alibi2D(nn.Module):
 
     Args:
         num_heads: Number of heads.
-        spatial_bandwidth: b in patches, a number or one a head. Default ALiBi's slopes, ``b = 2^(8 i / H)``, i from 1 to H.
+        spatial_bandwidth: b in patches, a number or one a head. Default ALiBi's slopes, ``b = 2^(8 i / H)``, i from 1 to H,
+            made for sequences of a thousand and more: on a grid the last heads see all places nearly alike.
         learned: Whether b is a parameter; ALiBi's is not.
         floor: b stays above this, in patches.
         gate: Factor g on the log-weight; 0 sees all places alike.
@@ -277,12 +278,14 @@ def _laplace(slopes: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02): timm's, at the places of the tokens.
 
-    Under any kernel of inner products or distances the result depends on offsets alone. In half precision what is turned is
-    rounded once more, which costs precision where queries and keys have a large common offset.
+    Under any kernel of inner products or distances the result depends on offsets alone; not under the elliptical one, whose
+    metric weighs the two coordinates of a pair differently. In half precision what is turned is rounded once more, which costs
+    precision where queries and keys have a large common offset.
 
     Args:
         head_dim: Width d of a head.
-        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``. 100 as in DINOv3.
+        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``, p in patches. 100 is DINOv3's,
+            whose places are relative to the image's side though.
 
     Raises:
         ValueError: d is not divisible by 4.

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import imgproc_attn
+import imgproc_attn.segmentation
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.models import seam_names
+from imgproc_attn.models.checkpoints import start_from
 from imgproc_attn.positions import RelativeTable, SpatialGaussian
 from imgproc_attn.residuals import Plain, Twicing
 from imgproc_attn.training.checkpoints import save_weights
@@ -294,6 +296,27 @@ def test_relative_tables_are_stretched_on_loading():
     assert larger.blocks[0].attn.positions[0].table.shape == (2, 27, 27)
     x = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(larger.eval()(x), trained.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_training_starts_from_tables_of_another_size(tmp_path):
+    """Of a classifier, and in the encoder of a segmenter."""
+    options = {"positions": ["absolute", "relative_table"], "depth": 2, "embed_dim": 32, "num_heads": 2}
+    trained = timm.create_model("plain_vit_tiny", img_size=64, **options)
+    for block in trained.blocks:
+        nn.init.normal_(block.attn.positions[0].table)
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    larger = timm.create_model("plain_vit_tiny", img_size=96, **options)
+    assert "blocks.0.attn.positions.0.table" in start_from(larger, tmp_path).resampled
+    segmenter = timm.create_model(
+        "segmenter", backbone="plain_vit_tiny", decoder="linear", num_classes=3, img_size=96, **options
+    )
+    start_from(segmenter, tmp_path)
+    ours, theirs = (model.state_dict() for model in (larger, segmenter.encoder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith((".table", "pos_embed")))
+    trained.set_input_size((96, 96))
+    x = torch.randn(1, 3, 96, 96)
+    expected = trained.eval().forward_features(x)
+    torch.testing.assert_close(larger.eval().forward_features(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_constant_gate_is_left_at_its_published_strength():

@@ -267,7 +267,13 @@ def test_differentiable_across_tiles():
 
 def test_autocast_leaves_pictures_alone():
     image = photograph(36, 34, dtype=torch.float32)
-    for call in (lambda: bilateral_filter(image, 0.03, 4.0), lambda: non_local_means(image, 0.3, 3, 5)):
+    calls = (
+        lambda: bilateral_filter(image, 0.03, 3.0),
+        lambda: bilateral_filter(image, 0.03, 3.0, 11),
+        lambda: non_local_means(image, 0.3, 3),
+        lambda: non_local_means(image, 0.3, 3, 5),
+    )
+    for call in calls:
         expected = call()
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(call(), expected, rtol=0, atol=0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.filters import SoftmaxFilter, log_weights
 from imgproc_attn.kernels import DotProduct, GaussianRange
 from imgproc_attn.terms import Terms, product
 
@@ -80,6 +80,17 @@ def test_one_token_and_an_empty_batch_simply_work(dtype, shape, fused):
     assert result.dtype == dtype
     if shape[2] == 1:
         torch.testing.assert_close(result, q)
+
+
+@pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
+def test_autocast_does_not_round_dense_log_weights(kernel):
+    """Columns hold norms, far larger than the log-weights that they add up to."""
+    q, k, _ = (50 + x for x in operands(torch.float32))
+    terms, dense = kernel(q, k), SoftmaxFilter(fused=False)
+    expected = dense.weights(terms), dense(terms).weights, log_weights(terms)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dense.weights(terms), dense(terms).weights, log_weights(terms)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
 def test_dropout_in_training_only():

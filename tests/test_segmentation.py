@@ -1,15 +1,19 @@
 """Segmentation: metrics against brute force, windows against their sum, any backbone behind any decoder."""
 
+import colorsys
 import io
 import json
 import math
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import skimage
 import timm
 import torch
 from PIL import Image
@@ -19,15 +23,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from imgproc_attn.comparison import compare
 from imgproc_attn.data import ALONE
 from imgproc_attn.files import write_json
+from imgproc_attn.models import checkpoints
 from imgproc_attn.segmentation import Areas, Windowed, segment, sliding_strips
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.inference import window_starts
 from imgproc_attn.segmentation.source import PictureSource
-from imgproc_attn.segmentation.transforms import CropOfSeveral, joint_transform
+from imgproc_attn.segmentation.transforms import CropOfSeveral, PhotometricDistortion, _saturation, joint_transform
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
 from imgproc_attn.training.checkpoints import save_weights, timm_config
 from imgproc_attn.training.run import Run, check, create
@@ -283,7 +289,30 @@ def test_mistakes(options, message):
         timm.create_model("segmenter", backbone="plain_vit_tiny", **{"num_classes": 3, **TINY, **options})
 
 
+def test_the_hubs_weights_are_those_of_the_whole(monkeypatch):
+    """As timm asks for ``hf-hub:``; not its backbone's behind a random decoder."""
+    options = {"backbone": "nlm_vit_tiny", "decoder": {"name": "mask", "num_heads": 2}, **TINY}
+    model = timm.create_model("segmenter", num_classes=5, **options).eval()
+    asked = []
+    monkeypatch.setattr(checkpoints, "load_state_dict_from_hf", lambda name: asked.append(name) or model.state_dict())
+    cfg = {**timm_config(model, options, None)["pretrained_cfg"], "source": "hf-hub", "hf_hub_id": "me/seg", "num_classes": 5}
+    again = timm.create_model("segmenter", pretrained=True, pretrained_cfg=cfg, **options).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(image), again(image))
+    assert asked == ["me/seg"]
+    with pytest.raises(ValueError, match="me/seg is of another model than Segmenter"):
+        timm.create_model("segmenter", pretrained=True, pretrained_cfg=cfg, **{**options, "depth": 3})
+
+
 # --- data
+
+
+def write_png_of_16_bits(file, height=300, width=451):
+    """Colours, which Pillow does not write."""
+    rows = b"".join(b"\0" + bytes(6 * width) for _ in range(height))
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def shapes_folder(root):
@@ -350,6 +379,7 @@ def rewrite(change):
             ),
             "has more than 8 bits a value",
         ),
+        (lambda root: write_png_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
         (
             lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
             "There are 255 classes, but 8-bit label maps",
@@ -395,7 +425,7 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
     """Unless evaluation looks at windows of it."""
     changes = ["data.input_size=[3,64,64]", "model.img_size=64", "segmentation.short_side=80"]
     recipe = recipe_of(shapes_folder(tmp_path), *changes)
-    for window, refused in ((None, "evaluation looks at whole pictures"), (48, "evaluation looks at windows of 48"), (64, "")):
+    for window, refused in ((None, "evaluation looks at whole pictures"), (80, "evaluation looks at windows of 80"), (64, "")):
         beit = {**recipe.model.model_dump(), "backbone": "beit_base_patch16_224"}
         single = recipe.model_copy(
             update={
@@ -409,6 +439,19 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
                 check(single)
         else:
             check(single)
+
+
+def test_backbones_of_one_size_see_smaller_pictures_padded():
+    options = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 64}
+    model = timm.create_model("segmenter", backbone="beit_base_patch16_224", decoder="linear", num_classes=3, **options).eval()
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        whole = model(nn.functional.pad(image, (0, 8, 0, 24)))
+        assert torch.equal(model(image), whole[..., :40, :56])
+        assert segment(model, image[0], 64).shape == (40, 56)
+        assert segment(model, torch.randn(3, 64, 100), 64, 48).shape == (64, 100)
+        with pytest.raises(ValueError, match="Beit takes images of up to 64 x 64, .* 64 x 100: look at it in windows"):
+            model(torch.randn(1, 3, 64, 100))
 
 
 def test_other_splits_and_layouts_are_named(tmp_path):
@@ -461,11 +504,16 @@ def test_crops_show_several_classes():
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     crop = CropOfSeveral((100, 100))
     shares = [crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
-    plain = [crop.crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
+    anything = v2.RandomCrop((100, 100))
+    plain = [anything(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
     assert sum(0.25 <= share <= 0.75 for share in shares) > 2 * sum(0.25 <= share <= 0.75 for share in plain)
-    small = crop(tv_tensors.Image(image[:, :50, :50]), tv_tensors.Mask(mask[:50, :50]))
-    assert small[0].shape == (3, 100, 100)
-    assert (small[1] == 255).sum() == 7500
+    small = tv_tensors.Image(image[:, :50, :50]), tv_tensors.Mask(mask[:50, :50])
+    assert crop(*small)[0].shape == (3, 50, 50)
+    image, mask = joint_transform((100, 100), scale=(1.0, 1.0))(*small)
+    assert image.shape == (3, 100, 100)
+    assert (image[:, 50:] == 124).all(), "padding is not coloured"
+    assert (mask[50:] == 255).all()
+    assert (mask == 255).sum() == 7500
 
 
 def test_colours_change_the_picture_alone(tmp_path):
@@ -477,6 +525,28 @@ def test_colours_change_the_picture_alone(tmp_path):
     coloured = [joint_transform((300, 451), 300, (1.0, 1.0), 0.0)(image, mask) for _ in range(4)]
     assert all(torch.equal(plain[1], found[1]) for found in coloured)
     assert any(not torch.equal(plain[0], found[0]) for found in coloured)
+
+
+def test_colours_are_mmsegmentations():
+    """Shifts, factors and turns of the pixels, with the probabilities and in the ranges published."""
+    picture = torch.from_numpy(photographs.astronaut()[:64, 300:364]).permute(2, 0, 1)
+    for factor in (0.5, 0.8, 1.3, 1.5):
+        theirs = skimage.color.rgb2hsv(picture.permute(1, 2, 0).numpy())
+        theirs[..., 1] = np.clip(theirs[..., 1] * factor, 0, 1)
+        theirs = torch.from_numpy(skimage.color.hsv2rgb(theirs) * 255).permute(2, 0, 1)
+        assert (_saturation(picture, factor) - theirs).abs().max() <= 1
+    grey, colours = tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)), PhotometricDistortion()
+    found = torch.stack([colours(grey, None)[0][:, 0, 0] for _ in range(2000)]).double()
+    assert (found == found[:, :1]).all(), "grey stays grey"
+    found = found[:, 0]
+    assert (found == 100).double().mean().item() == pytest.approx(0.25, abs=0.05)  # neither brightness nor contrast
+    assert found.min() < 50
+    assert 160 < found.max() <= 1.5 * 132
+    red = tv_tensors.Image(torch.tensor([200, 60, 60], dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
+    angles = torch.tensor([colorsys.rgb_to_hsv(*(colours(red, None)[0][:, 0, 0] / 255).tolist())[0] for _ in range(800)])
+    angles = ((angles + 0.5) % 1 - 0.5) * 360
+    assert -44 < angles.min() < -30  # clipping turns a little further
+    assert 30 < angles.max() < 44
 
 
 # --- training

@@ -65,7 +65,8 @@ def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of s
     )
     group.add_argument("--stride", type=positive, metavar="PIXELS", help="between windows (default: a run's, else the window)")
     if several:
-        group.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over views of these sizes")
+        told = "average over views so much larger, made of the picture at its short side"
+        group.add_argument("--scales", type=float, nargs="+", default=[1.0], help=told)
         group.add_argument("--flip", action="store_true", help="and over mirror images")
 
 

@@ -1,5 +1,6 @@
 """The bandwidths of a model, and whether they saturate its filters."""
 
+import itertools
 import re
 
 import torch
@@ -12,13 +13,20 @@ SATURATED_SHARE = 0.01  # of filter rows, above which a model is warned of
 
 
 def bandwidths(model: nn.Module) -> dict[str, dict[str, list[float]]]:
-    """All bandwidths of a model, ``{name: {layer: [value of each head]}}``, names as ``range_bandwidth``."""
+    """All bandwidths of a model, ``{name: {layer: [value of each head]}}``, names as ``range_bandwidth``.
+
+    Those of a segmenter's decoder are ``decoder range_bandwidth``; where a layer has several of one name, the second is
+    ``spatial_bandwidth 2``. A gate widens the kernel behind it, which these numbers leave out.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Bandwidth):
-            layer = re.search(r"blocks\.(\d+)\.", path)
-            values = module().detach().double().cpu().tolist()
-            found.setdefault(path.rsplit(".", 1)[-1], {})[layer.group(1) if layer else "0"] = values
+            block = re.search(r"blocks\.(\d+)\.", path)
+            layer = block[1] if block else "0"
+            name = "decoder " * ("decoder." in path) + path.rsplit(".", 1)[-1]
+            names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
+            free = next(n for n in names if layer not in found.get(n, {}))
+            found.setdefault(free, {})[layer] = module().detach().double().cpu().tolist()
     return found
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from timm.models import VisionTransformer, clean_state_dict
+from timm.models import VisionTransformer, clean_state_dict, load_state_dict_from_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+
+from ..positions import RelativeTable, stretch_loaded
 
 WEIGHTS = "model.safetensors"  # what timm looks for in a folder
 
@@ -120,14 +122,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return clean_state_dict(content)
 
 
-def folder_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """What timm knows of a folder (``local-dir:``), for models built of others by name; None for what is no folder.
+def own_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What timm knows of a folder (``local-dir:``) or of the hub (``hf-hub:``), for models built of others by name; else None.
 
-    What timm says besides of that folder is taken out of ``kwargs``: it is not meant for the models inside.
+    What timm says besides is taken out of ``kwargs``: it is not meant for the models inside.
     """
     for name in ("pretrained_model_args", "pretrained_cfg_overlay"):
         kwargs.pop(name, None)
-    return pretrained_cfg if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "local-dir" else None
+    known = isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in ("local-dir", "hf-hub")
+    return pretrained_cfg if known else None
+
+
+def load_own_weights(model: nn.Module, own: dict[str, Any]) -> None:
+    """Load the weights that lie beside such a configuration.
+
+    Raises:
+        ValueError: As `load_weights`.
+    """
+    if own["source"] == "local-dir":
+        load_weights(model, Path(own["file"]))
+    else:
+        _load(model, clean_state_dict(load_state_dict_from_hf(own["hf_hub_id"])), own["hf_hub_id"], [])
 
 
 class Started(NamedTuple):
@@ -175,9 +190,13 @@ def _of_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list
 
 
 def _resampled(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Position table and patch embedding for the model's image and patch size, if it is a vision transformer."""
+    """Position tables and patch embedding for the model's image and patch size, if it is a vision transformer."""
     if not isinstance(model, VisionTransformer):
         return weights
+    weights = dict(weights)
+    for name, module in model.named_modules():
+        if isinstance(module, RelativeTable):
+            stretch_loaded(module, weights, f"{name}.")
     tokens, own = [name for name in ("cls_token", "dist_token") if name in weights], model.state_dict()
     absent = [i for i, name in enumerate(tokens) if name not in own]
     table = weights.get("pos_embed")
@@ -212,7 +231,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _load(model, read_weights(path), path, [])
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], path: Path, left: list[str]) -> None:
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path | str, left: list[str]) -> None:
     """All of ``weights``; every name of the model but those ``left`` must be among them."""
     own = model.state_dict()
     shapes = [

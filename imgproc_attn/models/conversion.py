@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,7 +14,7 @@ from torch import nn
 from ..filters import SoftmaxFilter
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
-from .checkpoints import folder_config, load_weights
+from .checkpoints import load_own_weights, own_config
 from .filter_vit import FilterVisionTransformer
 from .seams import (
     LAYER_POSITIONS,
@@ -115,22 +114,23 @@ def converted_vit(
     ``from_timm(timm.create_model("vit_small_patch16_224.augreg_in1k", pretrained=True), residual="twicing")``.
 
     Args:
-        pretrained: With the trained weights of ``source``; or, from a folder (``local-dir:``), with those in it.
+        pretrained: With the trained weights of ``source``; or, from a folder (``local-dir:``) or the hub (``hf-hub:``), with
+            those there.
         source: timm's name of the model to convert.
         kernel: As in `from_timm`.
         positions: As in `from_timm`.
         residual: As in `from_timm`.
         stream: As in `from_timm`.
         fused_attn: As in `from_timm`.
-        pretrained_cfg: timm's, of a folder.
+        pretrained_cfg: timm's, of a folder or the hub.
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
-    own = folder_config(pretrained_cfg, kwargs)
+    own = own_config(pretrained_cfg, kwargs)
     plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
     model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "converted_vit"}
     if pretrained and own is not None:
-        load_weights(model, Path(own["file"]))
+        load_own_weights(model, own)
     return model
 
 

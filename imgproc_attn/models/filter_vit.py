@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple, use_fused_attn
 from timm.models import VisionTransformer, build_model_with_cfg
+from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +20,8 @@ from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
 from .checkpoints import adapt_vit_checkpoint
 from .seams import LayerSpec, Seams, Spec, layer_indices
+
+_OF_HEADS = r"^blocks\.\d+\.(?:attn|stream)\..*\.(?:log_excess|strength|table)$"  # bandwidths, gates, tables of log-weights
 
 
 class FilterVisionTransformer(VisionTransformer):
@@ -232,6 +235,17 @@ class FilterVisionTransformer(VisionTransformer):
                 maps[i] = block.attn.weights(block.norm1(block.stream.entry(x, carried)), geometry, carried=carried)
             x, carried = block(x, geometry, carried=carried)
         return maps
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's, for layer decay; bandwidths, gates and tables of log-weights learn as those of the last block do.
+
+        There are a few a head, and gates of a converted model start at 0: decayed, they would stay there in the first blocks.
+        """
+        matcher: dict[str, Any] = super().group_matcher(coarse)
+        if not coarse:
+            matcher["blocks"] = [(_OF_HEADS, MATCH_PREV_GROUP), *matcher["blocks"]]
+        return matcher
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 from ..data import find_root
 from .metrics import IGNORED
+from .palettes import CAMVID
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 NO_CLASS = 254  # in lookup tables: a value that no label has
@@ -121,7 +122,7 @@ def _whats_wrong(pair: Pair) -> ValueError | None:
     file, label_file = pair
     try:
         with _opened(file) as picture, _opened(label_file) as label:
-            _check_picture(file, picture.mode)
+            _check_picture(file, picture)
             _check_label(label_file, label.mode)
             _check_sizes(file, picture.size, label_file, label.size)
     except ValueError as error:
@@ -146,13 +147,14 @@ def read_picture(file: Path, upright: bool = False) -> np.ndarray:
         ValueError: It cannot be read, or has more than 8 bits, which would be cut off.
     """
     with _opened(file) as picture:
-        _check_picture(file, picture.mode)
+        _check_picture(file, picture)
         return np.array((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
 
 
-def _check_picture(file: Path, mode: str) -> None:
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{file} has more than 8 bits a value (mode {mode}); scale it to 0 to 255 and store 8 bits.")
+def _check_picture(file: Path, picture: Any) -> None:
+    # colours of 16 bits have an 8-bit mode in Pillow, which cuts them; how they lie in the file shows
+    if picture.mode.startswith(("I", "F")) or ";16" in str(picture.tile):
+        raise ValueError(f"{file} has more than 8 bits a value (mode {picture.mode}); scale it to 0 to 255 and store 8 bits.")
 
 
 def read_label(file: Path) -> np.ndarray:
@@ -265,13 +267,13 @@ def open_camvid(root: str, split: str) -> LabelledPictures:
     """CamVid in SegNet's version: 11 classes, the twelfth is ignored.
 
     Args:
-        root: Holds ``SPLIT``, ``SPLITannot`` and, for names, ``classes.txt``.
+        root: Holds ``SPLIT`` and ``SPLITannot``.
         split: ``train``, ``val`` or ``test``.
     """
     if not split:
         raise ValueError("CamVid has no pictures but in its splits; name train, val or test.")
     place = find_root(root)
-    names = _names(place / "classes.txt")[:11]
+    names = list(CAMVID)
     table = lookup_table({**{label: label for label in range(11)}, 11: IGNORED})
     return LabelledPictures(_pairs(place / split, place / f"{split}annot"), names, table)
 

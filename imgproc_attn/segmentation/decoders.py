@@ -109,7 +109,7 @@ def mask_decoder(
         width: Of their tokens. Default: ``in_channels``.
         num_heads: Default: one for each 64 of the width.
         drop_path: Rate of stochastic depth of the last block, to which those before it grow linearly.
-        dropout: Of projections and pointwise layers; 0.1 as published.
+        dropout: Of filter weights, projections and pointwise layers; 0.1 as published.
         kernel: As in `FilterVisionTransformer`.
         positions: Likewise, but none that belong to the model's input (absolute, sincos, untied).
         residual: As in `FilterVisionTransformer`.
@@ -137,6 +137,7 @@ def mask_decoder(
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             act_layer=nn.GELU,
             proj_drop=dropout,
+            attn_drop=dropout,
             drop_path=rate,
         )
         for i, rate in enumerate(rates)

@@ -198,6 +198,8 @@ class PixelMeasure:
         return {"n": len(flags.ids), **metrics_of(self._areas(flags).sum(dim=0))}
 
     def intervals(self, flags: Flags) -> dict[str, list[float]]:
+        if len(flags.ids) < 2:  # of one picture all draws are equal
+            return {name: [0.0, 100.0] for name in self.metrics}
         found = self.count(flags)
         return {name: list(normal_interval(found[name], draws)) for name, draws in self.draws(flags).items()}
 

@@ -1,7 +1,6 @@
 """Semantic segmentation: any timm backbone with a decoder behind it."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,7 +9,7 @@ from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import Tensor, nn
 
-from ..models.checkpoints import folder_config, load_weights
+from ..models.checkpoints import load_own_weights, own_config
 from .decoders import LinearDecoder, mask_decoder
 
 DECODERS: Mapping[str, Callable[..., nn.Module]] = {"linear": LinearDecoder, "mask": mask_decoder}
@@ -26,22 +25,32 @@ class Segmenter(nn.Module):
         encoder: A timm model with ``forward_intermediates``: its last features are decoded, normalised if it has a norm.
         decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
         num_classes: Of the decoder.
+        least: (height, width) that smaller images are padded to, for encoders that take no other size.
     """
 
-    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int, least: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
         if not hasattr(encoder, "forward_intermediates"):
             raise ValueError(
                 f"{type(encoder).__name__} has no forward_intermediates; segmentation needs a timm model that has."
             )
-        self.encoder, self.decoder, self.num_classes = encoder, decoder, num_classes
+        self.encoder, self.decoder, self.num_classes, self.least = encoder, decoder, num_classes, least
         last = encoder.feature_info[-1]
         self.num_features, self.stride = int(last["num_chs"]), int(last["reduction"])
         self.pretrained_cfg: dict[str, Any] = {**encoder.pretrained_cfg, "num_classes": num_classes}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``."""
+        """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``.
+
+        Raises:
+            ValueError: An encoder of one size, and larger images.
+        """
         height, width = images.shape[-2:]
+        if self.least != (1, 1) and (height > self.least[0] or width > self.least[1]):
+            raise ValueError(
+                f"{type(self.encoder).__name__} takes images of up to {self.least[0]} x {self.least[1]}, for which it was "
+                f"made, but this one is {height} x {width}: look at it in windows of that size."
+            )
         padded = self.padded(images)
         features = self.encoder.forward_intermediates(padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
             -1
@@ -50,9 +59,10 @@ class Segmenter(nn.Module):
         return logits[..., :height, :width]
 
     def padded(self, images: Tensor) -> Tensor:
-        """To whole patches, at the right and at the bottom: what the encoder gets."""
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        """To whole patches, and `least`, at the right and at the bottom: what the encoder gets."""
+        height, width = (max(pair) for pair in zip(images.shape[-2:], self.least))
+        height, width = height + -height % self.stride, width + -width % self.stride
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's blocks in the backward pass."""
@@ -76,8 +86,8 @@ def _of_encoder(patterns: Any) -> Any:
     return [(_of_encoder(pattern), *rest) for pattern, *rest in patterns]
 
 
-def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> Any:
-    """A timm backbone without its classifier: for any size if it can, else for this one, else as it is."""
+def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[Any, bool]:
+    """A timm backbone without its classifier: for any size if it can, else for this one, else as it is. And: is it for one?"""
     for sizes in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
         try:
             encoder: Any = timm.create_model(backbone, num_classes=0, **sizes, **options)
@@ -88,7 +98,8 @@ def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -
         _norm_before_pooling(encoder)
         if hasattr(encoder, "prune_intermediate_layers"):  # what is behind the features would get no gradient
             encoder.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
-        return encoder
+        return encoder, "img_size" in sizes and "dynamic_img_size" not in sizes
+    raise AssertionError("unreachable: the last attempt gives no sizes")
 
 
 def _norm_before_pooling(encoder: Any) -> None:
@@ -113,12 +124,13 @@ def segmenter(
     """A `Segmenter` by name, so that recipes and checkpoints can say it.
 
     Args:
-        pretrained: Start the backbone from timm's trained weights; or, from a folder (``local-dir:``), all from those in it.
+        pretrained: Start the backbone from timm's trained weights; or, from a folder (``local-dir:``) or the hub (``hf-hub:``),
+            all from those there.
         backbone: timm's name of the encoder.
         decoder: ``linear`` or ``mask``; or a dictionary with ``name`` and options of `mask_decoder`.
         num_classes: Of the pixels. Default: 150, or those of the folder.
         img_size: (height, width) of training crops: the grid that positions are made for.
-        pretrained_cfg: timm's, of a folder.
+        pretrained_cfg: timm's, of a folder or the hub.
         **kwargs: Of the backbone, as ``drop_path_rate`` and ``residual``.
 
     Raises:
@@ -126,10 +138,10 @@ def segmenter(
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a segmenter has at least 1; features come from its `encoder`.")
-    own = folder_config(pretrained_cfg, kwargs)
+    own = own_config(pretrained_cfg, kwargs)
     num_classes = num_classes or (own["num_classes"] if own else 150)
     height, width = to_2tuple(img_size)
-    encoder = _encoder(backbone, (height, width), {"pretrained": pretrained and own is None, **kwargs})
+    encoder, of_one_size = _encoder(backbone, (height, width), {"pretrained": pretrained and own is None, **kwargs})
     last = encoder.feature_info[-1]
     grid = (-(-height // last["reduction"]), -(-width // last["reduction"]))
     options: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
@@ -140,8 +152,9 @@ def segmenter(
         head = DECODERS[name](last["num_chs"], num_classes, grid, **options)
     except TypeError as error:
         raise ValueError(f"decoder={name!r}: {error}") from error
-    model = Segmenter(encoder, head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype")), num_classes)
+    head = head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
+    model = Segmenter(encoder, head, num_classes, (height, width) if of_one_size else (1, 1))
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
     if pretrained and own is not None:
-        load_weights(model, Path(own["file"]))
+        load_own_weights(model, own)
     return model

@@ -17,18 +17,18 @@ eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00 1fff00 ff1f00 ffe000 99ff00 0000ff ff4
 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff
 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
 """
-_CAMVID = {
-    "sky": "808080",
-    "building": "800000",
-    "pole": "c0c080",
-    "road": "804080",
-    "pavement": "3c28de",
-    "tree": "808000",
-    "signsymbol": "c08080",
-    "fence": "404080",
-    "car": "400080",
-    "pedestrian": "404000",
-    "bicyclist": "0080c0",
+CAMVID = {  # SegNet's classes, in the order of their labels
+    "Sky": "808080",
+    "Building": "800000",
+    "Pole": "c0c080",
+    "Road": "804080",
+    "Pavement": "3c28de",
+    "Tree": "808000",
+    "SignSymbol": "c08080",
+    "Fence": "404080",
+    "Car": "400080",
+    "Pedestrian": "404000",
+    "Bicyclist": "0080c0",
 }
 
 
@@ -38,11 +38,11 @@ def palette_of(names: Sequence[str]) -> np.ndarray:
     Args:
         names: Of the classes; those of ADE20K and CamVid have their own colours.
     """
-    known = _ADE20K.split()
+    known, camvid = _ADE20K.split(), {name.lower(): colour for name, colour in CAMVID.items()}
     if len(names) == len(known) and names[0] == "wall":
         colours = known
-    elif all(name.lower() in _CAMVID for name in names):
-        colours = [_CAMVID[name.lower()] for name in names]
+    elif all(name.lower() in camvid for name in names):
+        colours = [camvid[name.lower()] for name in names]
     else:
         return np.array([_spread(label + 1) for label in range(len(names))], dtype=np.uint8)
     return np.array([list(bytes.fromhex(colour)) for colour in colours], dtype=np.uint8)

@@ -43,7 +43,7 @@ def _with_short_side(short_side: int | None, image: Any, mask: Any) -> tuple[Any
 class CropOfSeveral(nn.Module):
     """A random crop in which no class takes too much, as mmsegmentation's (``cat_max_ratio``): the tenth try counts anyway.
 
-    Pictures smaller than the crop are padded, with grey and with pixels to ignore.
+    Of pictures smaller than the crop, all.
 
     Args:
         size: (height, width).
@@ -52,12 +52,12 @@ class CropOfSeveral(nn.Module):
 
     def __init__(self, size: tuple[int, int], largest_share: float = 0.75) -> None:
         super().__init__()
-        fill: Any = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORED}
-        self.crop, self.largest_share = v2.RandomCrop(size, pad_if_needed=True, fill=fill), largest_share
+        self.size, self.largest_share = size, largest_share
 
     def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        crop = v2.RandomCrop([min(pair) for pair in zip(self.size, image.shape[-2:])])
         for _ in range(10):
-            found = self.crop(image, mask)
+            found = crop(image, mask)
             counts = torch.bincount(found[1].flatten().long(), minlength=256)[:IGNORED]
             if (counts > 0).sum() > 1 and counts.max() < self.largest_share * counts.sum():
                 break
@@ -86,6 +86,56 @@ class RandomScale(nn.Module):
         return image, tv_tensors.Mask(labels)
 
 
+class PhotometricDistortion(nn.Module):
+    """Random brightness, contrast, saturation and hue, each with probability one half; mmsegmentation's, by its formulas.
+
+    Brightness is a shift of up to 32 grey levels, contrast and saturation (of hue, saturation and value) are factors of 0.5 to
+    1.5, hue turns by up to 36 degrees; contrast comes before the colours or after them.
+    """
+
+    def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        """An image ``[3, H, W]`` in 8 bits."""
+        contrast_first = _coin()
+        steps = [_brightness, _saturation, _hue]
+        steps.insert(1 if contrast_first else 3, _contrast)
+        for step in steps:
+            image = step(image) if _coin() else image
+        return tv_tensors.Image(image), mask
+
+
+def _coin() -> bool:
+    return torch.rand(()).item() < 0.5
+
+
+def _between(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _in_8_bits(image: torch.Tensor) -> torch.Tensor:
+    return image.clamp(0, 255).to(torch.uint8)
+
+
+def _brightness(image: torch.Tensor) -> torch.Tensor:
+    return _in_8_bits(image.float() + _between(-32, 32))
+
+
+def _contrast(image: torch.Tensor) -> torch.Tensor:
+    return _in_8_bits(image.float() * _between(0.5, 1.5))
+
+
+def _saturation(image: torch.Tensor, factor: float | None = None) -> torch.Tensor:
+    """The largest channel stays, the others come as much nearer to it, or go as far away as 0 allows the smallest."""
+    values = image.float()
+    largest, smallest = values.amax(0, keepdim=True), values.amin(0, keepdim=True)
+    most = largest / (largest - smallest).clamp_min(1)
+    factors = torch.full_like(largest, _between(0.5, 1.5) if factor is None else factor).minimum(most)
+    return _in_8_bits((largest - factors * (largest - values)).round())
+
+
+def _hue(image: torch.Tensor) -> torch.Tensor:
+    return v2.functional.adjust_hue(image, _between(-0.1, 0.1))
+
+
 def joint_transform(
     crop: tuple[int, int],
     short_side: int | None = None,
@@ -93,17 +143,23 @@ def joint_transform(
     flip: float = 0.5,
     photometric: bool = True,
 ) -> v2.Transform:
-    """Random scale, crop, flip and colours: the pipeline of Segmenter and mmsegmentation (brightness is a factor here).
+    """Random scale, crop, flip and colours, then padding at the right and at the bottom: Segmenter's and mmsegmentation's.
 
     Args:
         crop: (height, width).
         short_side: Of the picture, in pixels, at scale 1. Default: as it is.
         scale: Smallest and largest.
         flip: Probability of a mirror image.
-        photometric: Random brightness, contrast, saturation and hue, each with probability one half.
+        photometric: As `PhotometricDistortion`.
     """
     steps: list[nn.Module] = [RandomScale(short_side, scale), CropOfSeveral(crop), v2.RandomHorizontalFlip(flip)]
     if photometric:
-        changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
-        steps += [v2.RandomApply([v2.ColorJitter(**change)]) for change in changes]
-    return v2.Compose(steps)
+        steps.append(PhotometricDistortion())
+    return v2.Compose([*steps, partial(_padded, crop)])
+
+
+def _padded(size: tuple[int, int], image: Any, mask: Any) -> tuple[Any, Any]:
+    """With grey, about what normalisation makes 0, and with pixels to ignore."""
+    bottom, right = (max(0, wanted - side) for wanted, side in zip(size, image.shape[-2:]))
+    fill: Any = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORED}
+    return v2.Pad([0, 0, right, bottom], fill=fill)(image, mask)

@@ -53,6 +53,7 @@ def build_optimiser(model: nn.Module, o: Optimiser) -> torch.optim.Optimizer:
         weight_decay=o.weight_decay,
         momentum=o.momentum,
         layer_decay=o.layer_decay,
+        fallback_no_weight_decay=True,  # tables of positions are no matrices that Muon could orthogonalise
         **given,
     )
 
