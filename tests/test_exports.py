@@ -8,6 +8,7 @@ import pytest
 import skimage.data
 import timm
 import torch
+from reference import sharpened
 from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms.functional import to_pil_image
 
@@ -20,14 +21,6 @@ def photographs(model):
     transform = create_transform(**resolve_model_data_config(model))
     pictures = (skimage.data.astronaut(), skimage.data.chelsea())
     return torch.stack([transform(to_pil_image(picture)) for picture in pictures])
-
-
-def sharpened(model):
-    """Random weights attend to everything alike; larger projections make the filters choose."""
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.qkv.weight[: 2 * model.embed_dim].mul_(15)
-    return model.eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
