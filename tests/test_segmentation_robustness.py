@@ -287,7 +287,7 @@ def test_weights_know_their_data_and_windows_wherever_they_are_copied(run, tmp_p
         command("evaluate", model, "--device", "cpu", "--workers", 0, "--output", tmp_path / output)
     one, two = (json.loads((tmp_path / output / "result.json").read_text()) for output in ("one", "two"))
     assert one["conditions"] == two["conditions"]
-    assert one["short_side"] == two["short_side"] is not None
+    assert one["short_side"] == two["short_side"] == 64
 
 
 def test_lost_draws_are_named(run, tmp_path):

@@ -339,7 +339,7 @@ def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
 def test_a_result_without_a_run_is_none(finished, tmp_path):
     """As a kill while ``--restart`` removes a run may leave it."""
     shutil.copy(finished[0] / "final.json", tmp_path)
-    assert Folder(finished[0], small(), True).finished() is not None
+    assert Folder(finished[0], small(), True).finished() == finished[1]
     assert Folder(tmp_path, small(), True).finished() is None
 
 

@@ -1,7 +1,7 @@
 """The bandwidths of a model, and whether they saturate its filters."""
 
-import itertools
 import re
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,15 @@ def bandwidths(model: nn.Module) -> dict[str, dict[str, list[float]]]:
     ``spatial_bandwidth 2``. A gate widens the kernel behind it, which these numbers leave out.
     """
     found: dict[str, dict[str, list[float]]] = {}
+    times: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         if isinstance(module, Bandwidth):
             block = re.search(r"blocks\.(\d+)\.", path)
             layer = block[1] if block else "0"
             name = "decoder " * ("decoder." in path) + path.rsplit(".", 1)[-1]
-            names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
-            free = next(n for n in names if layer not in found.get(n, {}))
-            found.setdefault(free, {})[layer] = module().detach().double().cpu().tolist()
+            times[name, layer] += 1
+            name += f" {times[name, layer]}" * (times[name, layer] > 1)
+            found.setdefault(name, {})[layer] = module().detach().double().cpu().tolist()
     return found
 
 

@@ -25,16 +25,16 @@ class Segmenter(nn.Module):
         encoder: A timm model with ``forward_intermediates``: its last features are decoded, normalised if it has a norm.
         decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
         num_classes: Of the decoder.
-        least: (height, width) that smaller images are padded to, for encoders that take no other size.
+        only: (height, width) that smaller images are padded to, of an encoder that takes no other size.
     """
 
-    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int, least: tuple[int, int] = (1, 1)) -> None:
+    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int, only: tuple[int, int] | None = None) -> None:
         super().__init__()
         if not hasattr(encoder, "forward_intermediates"):
             raise ValueError(
                 f"{type(encoder).__name__} has no forward_intermediates; segmentation needs a timm model that has."
             )
-        self.encoder, self.decoder, self.num_classes, self.least = encoder, decoder, num_classes, least
+        self.encoder, self.decoder, self.num_classes, self.only = encoder, decoder, num_classes, only
         last = encoder.feature_info[-1]
         self.num_features, self.stride = int(last["num_chs"]), int(last["reduction"])
         self.pretrained_cfg: dict[str, Any] = {**encoder.pretrained_cfg, "num_classes": num_classes}
@@ -46,9 +46,9 @@ class Segmenter(nn.Module):
             ValueError: An encoder of one size, and larger images.
         """
         height, width = images.shape[-2:]
-        if self.least != (1, 1) and (height > self.least[0] or width > self.least[1]):
+        if self.only is not None and (height > self.only[0] or width > self.only[1]):
             raise ValueError(
-                f"{type(self.encoder).__name__} takes images of up to {self.least[0]} x {self.least[1]}, for which it was "
+                f"{type(self.encoder).__name__} takes images of up to {self.only[0]} x {self.only[1]}, for which it was "
                 f"made, but this one is {height} x {width}: look at it in windows of that size."
             )
         padded = self.padded(images)
@@ -59,8 +59,8 @@ class Segmenter(nn.Module):
         return logits[..., :height, :width]
 
     def padded(self, images: Tensor) -> Tensor:
-        """To whole patches, and `least`, at the right and at the bottom: what the encoder gets."""
-        height, width = (max(pair) for pair in zip(images.shape[-2:], self.least))
+        """To whole patches, and to the only size, at the right and at the bottom: what the encoder gets."""
+        height, width = (max(pair) for pair in zip(images.shape[-2:], self.only or images.shape[-2:]))
         height, width = height + -height % self.stride, width + -width % self.stride
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
@@ -153,7 +153,7 @@ def segmenter(
     except TypeError as error:
         raise ValueError(f"decoder={name!r}: {error}") from error
     head = head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
-    model = Segmenter(encoder, head, num_classes, (height, width) if of_one_size else (1, 1))
+    model = Segmenter(encoder, head, num_classes, (height, width) if of_one_size else None)
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
     if pretrained and own is not None:
         load_own_weights(model, own)

@@ -95,11 +95,10 @@ class PhotometricDistortion(nn.Module):
 
     def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
         """An image ``[3, H, W]`` in 8 bits."""
-        contrast_first = _coin()
-        steps = [_brightness, _saturation, _hue]
-        steps.insert(1 if contrast_first else 3, _contrast)
-        for step in steps:
-            image = step(image) if _coin() else image
+        steps: list[Any] = [(_brightness, -32, 32), (_saturation, 0.5, 1.5), (v2.functional.adjust_hue, -0.1, 0.1)]
+        steps.insert(1 if _coin() else 3, (_contrast, 0.5, 1.5))
+        for step, low, high in steps:
+            image = step(image, low + (high - low) * torch.rand(()).item()) if _coin() else image
         return tv_tensors.Image(image), mask
 
 
@@ -107,33 +106,24 @@ def _coin() -> bool:
     return torch.rand(()).item() < 0.5
 
 
-def _between(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()
-
-
 def _in_8_bits(image: torch.Tensor) -> torch.Tensor:
     return image.clamp(0, 255).to(torch.uint8)
 
 
-def _brightness(image: torch.Tensor) -> torch.Tensor:
-    return _in_8_bits(image.float() + _between(-32, 32))
+def _brightness(image: torch.Tensor, shift: float) -> torch.Tensor:
+    return _in_8_bits(image.float() + shift)
 
 
-def _contrast(image: torch.Tensor) -> torch.Tensor:
-    return _in_8_bits(image.float() * _between(0.5, 1.5))
+def _contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
+    return _in_8_bits(image.float() * factor)
 
 
-def _saturation(image: torch.Tensor, factor: float | None = None) -> torch.Tensor:
+def _saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     """The largest channel stays, the others come as much nearer to it, or go as far away as 0 allows the smallest."""
     values = image.float()
     largest, smallest = values.amax(0, keepdim=True), values.amin(0, keepdim=True)
-    most = largest / (largest - smallest).clamp_min(1)
-    factors = torch.full_like(largest, _between(0.5, 1.5) if factor is None else factor).minimum(most)
+    factors = (largest / (largest - smallest).clamp_min(1)).clamp_max(factor)
     return _in_8_bits((largest - factors * (largest - values)).round())
-
-
-def _hue(image: torch.Tensor) -> torch.Tensor:
-    return v2.functional.adjust_hue(image, _between(-0.1, 0.1))
 
 
 def joint_transform(

@@ -283,8 +283,9 @@ class Run:
         better = metric is not None and (self.best is None or metric > self.best)
         self.best = metric if better else self.best
         classes = getattr(self.splits.train, "classes", None)
+        kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
         for folder in [self.folder / BEST] * better + [self.folder / LAST]:
-            save_weights(self.evaluated.state_dict(), self.model, arguments(self.recipe), classes, folder)
+            save_weights(*kept, folder)
             write_recipe(self.recipe, folder)
         self.save_state([*journal.records, record])
         journal.add(record, self.problem.examples(self.evaluated.eval(), self.seen, self._loading))
