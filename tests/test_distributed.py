@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_segmentation import shapes_folder
+from shapes import shapes_folder
 
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",

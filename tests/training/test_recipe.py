@@ -16,9 +16,9 @@ from imgproc_attn.training import find_recipe, list_recipes, load_recipe
 from imgproc_attn.training.recipe import Recipe, check_recipe
 from imgproc_attn.training.run import Run, check, create
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 NAMES = [
-    path.relative_to(path.parents[len(path.parts) - len(Path(__file__).parents[1].parts) - 2]).as_posix() for path in RECIPES
+    path.relative_to(path.parents[len(path.parts) - len(Path(__file__).parents[2].parts) - 2]).as_posix() for path in RECIPES
 ]
 
 
@@ -37,7 +37,7 @@ def test_every_header_says_what_the_recipe_is(path):
     header = path.read_text().split("\n\n")[0]
     for word in ("Purpose:", "Source:", "Hardware:", "Expected:", "Command:", "Status:"):
         assert word in header, f"{path.name} does not say {word}"
-    name = path.relative_to(Path(__file__).parents[1] / "recipes").with_suffix("").as_posix()
+    name = path.relative_to(Path(__file__).parents[2] / "recipes").with_suffix("").as_posix()
     assert f" {name}" in header, "the command names another recipe"
     assert re.search(r"reproduced here|not run here", header.partition("Status:")[2])
 
@@ -86,7 +86,7 @@ def steps(single, shots, folder):
 def test_every_recipe_trains(path, shots, tmp_path):
     recipe = load_recipe(path)
     if recipe.segmentation is not None:
-        pytest.skip("label maps: tests/test_segmentation.py trains it")
+        pytest.skip("label maps: tests/segmentation trains it")
     for single in singles(recipe).values():
         steps(single, shots, tmp_path)
 

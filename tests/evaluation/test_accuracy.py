@@ -1,0 +1,154 @@
+"""The evaluate command: counts anyone can check by hand, on real images; a published model on real ImageNet pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+from skimage import data as photographs
+
+from imgproc_attn import cli
+from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
+from imgproc_attn.evaluation.classification import TopAccuracy, wilson_interval
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (874, 1000), (1, 1)])
+def test_interval_is_scipys(correct, n):
+    expected = binomtest(correct, n).proportion_ci(0.95, "wilson")
+    assert wilson_interval(correct, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+def predictions(top, labels):
+    return Predictions(torch.tensor(top), torch.tensor(labels), torch.zeros(len(labels)), 1.0)
+
+
+def test_counts():
+    found = count_accuracy(
+        predictions([[0, 1], [1, 0], [2, 1], [0, 2], [1, 2]], [0, 0, 2, 1, -1]), {"cat": 0, "dog": 1, "cow": 2}
+    )
+    assert (found["n"], found["top1"], found["top5"]) == (4, 50.0, 75.0)
+    assert found["per_class"] == [
+        {"label": 0, "name": "cat", "n": 2, "top1": 50.0, "top5": 100.0},
+        {"label": 1, "name": "dog", "n": 1, "top1": 0.0, "top5": 0.0},
+        {"label": 2, "name": "cow", "n": 1, "top1": 100.0, "top5": 100.0},
+    ]
+    with pytest.raises(ValueError, match="No image could be read"):
+        count_accuracy(predictions([[0, 1]], [-1]))
+
+
+def test_real_labels(tmp_path):
+    """An image counts if any of its labels is predicted, and not at all if it has none."""
+    (tmp_path / "real.json").write_text(json.dumps([[3, 4], [], [7], [1]]))
+    names = [f"n0{i}/ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2, 3, 4)]
+    predicted, labels = torch.tensor([4, 0, 6, 1]), torch.tensor([3, 0, 7, 1])
+    found = count_real(predicted, labels, load_real(names, tmp_path / "real.json"))
+    assert (found["n"], found["top1"]) == (3, pytest.approx(200 / 3))
+    with pytest.raises(ValueError, match="not the name of an ImageNet validation image"):
+        load_real(["x.JPEG"], tmp_path / "real.json")
+
+
+def test_evaluator_ignores_what_could_not_be_read():
+    evaluator = TopAccuracy()
+    logits = torch.eye(6)[[0, 1, 2, 3]]
+    evaluator.update(logits, torch.tensor([0, 1, 5, -1]))
+    found = evaluator.compute()
+    assert found["n"] == 3
+    assert found["top1"] == pytest.approx(200 / 3)
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits[:3], torch.tensor([0, 1, 5])).item())
+    with pytest.raises(ValueError, match="No image to evaluate on"):
+        TopAccuracy().compute()
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Photographs of scikit-image in two class folders, one of them broken."""
+    names = {"cat": photographs.chelsea(), "rocket": photographs.rocket()}
+    for name, picture in names.items():
+        (tmp_path / "photographs" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.roll(picture, 20 * i, axis=1)).save(tmp_path / "photographs" / name / f"{i}.jpg")
+    broken = tmp_path / "photographs" / "cat" / "1.jpg"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    return tmp_path
+
+
+def evaluate(*arguments):
+    cli.main(["evaluate", *map(str, arguments)])
+
+
+def test_command(shots, capsys, tmp_path):
+    torch.manual_seed(1)
+    model = timm.create_model("test_nlm_vit", num_classes=2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    out = tmp_path / "out"
+    common = (
+        "test_nlm_vit",
+        "num_classes=2",
+        "--checkpoint",
+        tmp_path / "w.pt",
+        "--root",
+        shots / "photographs",
+        "--output",
+        out,
+    )
+    with pytest.raises(SystemExit):
+        evaluate(*common)
+    assert "Cannot read image cat/1.jpg" in capsys.readouterr().err
+    evaluate(*common, "--skip-broken", "--workers", 0)
+    printed = capsys.readouterr().out
+    assert "1 unreadable images left out: cat/1.jpg" in printed
+    result = json.loads((out / "result.json").read_text())
+    assert result["n"] == 5
+    assert result["unreadable"] == ["cat/1.jpg"]
+    assert result["preparation"]["crop_pct"] == 0.95
+    # by hand: timm's own transform and the model
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    right = 0
+    for label, name in enumerate(("cat", "rocket")):
+        for i in range(3):
+            if (name, i) != ("cat", 1):
+                image = Image.open(shots / "photographs" / name / f"{i}.jpg").convert("RGB")
+                right += model.eval()(transform(image)[None]).argmax().item() == label
+    assert result["top1"] == pytest.approx(100 * right / 5)
+    assert len((out / "predictions.csv").read_text().splitlines()) == 6
+    assert len((out / "per_class.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vit_tiny_patch16_224",), "random weights; give --checkpoint FILE, or --pretrained"),
+        (("vit_tinny", "--checkpoint", "w.pt"), "vit_tinny: Unknown model"),
+        (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "There is no checkpoint none.pt"),
+        (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "'num_classes' has no '='"),
+        (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate(*arguments, "--root", "/")
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_classes_must_be_the_models(shots, capsys, tmp_path):
+    torch.save(timm.create_model("test_nlm_vit").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(SystemExit):
+        evaluate("test_nlm_vit", "--checkpoint", tmp_path / "w.pt", "--root", shots / "photographs")
+    assert "has 2 classes, but" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_a_published_model_on_real_imagenet_pictures(data_folder, tmp_path):
+    """87.4 % top-1, 96.9 % top-5 was measured with plain timm code on this sample."""
+    weights = data_folder / "weights" / "tf_efficientnet_lite0_fp16.safetensors"
+    evaluate(
+        "tf_efficientnet_lite0", "--checkpoint", weights, "--root", data_folder / "imagenet1k_sample", "--output", tmp_path
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["n"] == 1000
+    assert result["top1"] == pytest.approx(87.4, abs=0.2)
+    assert result["top5"] == pytest.approx(96.9, abs=0.2)

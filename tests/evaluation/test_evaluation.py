@@ -1,0 +1,180 @@
+"""Attacks and corruptions against closed forms, and the sums that count them."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from skimage import data
+from torch import nn
+
+from imgproc_attn.evaluation import (
+    FGSM,
+    L2_NORM,
+    PGD,
+    GaussianBlur,
+    GaussianNoise,
+    NormalizedModel,
+    ThreatModel,
+    evaluate,
+    paired_difference,
+)
+from imgproc_attn.evaluation.draws import draw
+
+
+class Linear(nn.Module):
+    """Two classes, logits (0, w.x + b): the least eps that fools it is |w.x + b| / |w|_1 while no pixel leaves [0, 1]."""
+
+    def __init__(self, w, b):
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), b
+
+    def forward(self, x):
+        score = (x * self.w).flatten(1).sum(1) + self.b
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+def photograph(size=32):
+    """Crops of scikit-image's astronaut, in [0, 1]."""
+    picture = torch.tensor(data.astronaut() / 255, dtype=torch.float32).permute(2, 0, 1)
+    return torch.stack([picture[:, y : y + size, x : x + size] for y in range(0, 480, 96) for x in range(0, 480, 96)])
+
+
+@pytest.fixture
+def linear():
+    images = photograph() * 0.5 + 0.25  # far from the border for the eps used
+    w = torch.randn(3, 32, 32)
+    scores = (images * w).flatten(1).sum(1)
+    model = Linear(w, -scores.median().item()).eval()
+    labels = model(images).argmax(1)
+    margin = (scores + model.b).abs() / w.abs().sum()
+    return model, images, labels, margin
+
+
+def test_flags_under_attack_need_a_correct_clean_prediction(linear):
+    model, images, labels, _ = linear
+    wrong = 1 - labels
+    result = evaluate(model, images, wrong, {"FGSM": FGSM(0.5)}, {"noise": GaussianNoise(0.1)})
+    assert result.accuracies["clean"] == 0
+    assert result.accuracies["FGSM"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, x, y: (m.train(), x, y), "training mode"),
+        (lambda m, x, y: (m, x * 2 - 1, y), r"range from -.* must lie in \[0, 1\]"),
+        (lambda m, x, y: (m, (x * 255).to(torch.uint8), y), "torch.uint8"),
+        (lambda m, x, y: (m, x, y[:3]), r"shape \[3\]; give 25 class indices"),
+        (lambda m, x, y: (m, x, y.float()), "torch.float32"),
+        (lambda m, x, y: (m, x * float("nan"), y), "hold values that are not finite"),
+        (lambda m, x, y: (m, x, y - 2), "A label is -.*, but classes count from 0"),
+    ],
+)
+def test_refuses(linear, change, message):
+    model, images, labels, _ = linear
+    model, images, labels = change(model, images, labels)
+    for call in (FGSM(0.1), PGD(0.1), evaluate):
+        with pytest.raises(ValueError, match=message):
+            call(model, images, labels)
+
+
+def test_a_broken_model_is_not_robust(linear):
+    model, images, labels, _ = linear
+    with torch.no_grad():
+        model.w.fill_(float("nan"))
+    for call in (FGSM(0.1), PGD(0.1), evaluate):
+        with pytest.raises(FloatingPointError, match="logits are not finite"):
+            call(model, images, labels)
+
+
+def test_inference_mode_is_refused_by_name(linear):
+    model, images, labels, _ = linear
+    with torch.inference_mode(), pytest.raises(ValueError, match="call them outside it"):
+        FGSM(0.1)(model, images, labels)
+
+
+def test_targets_and_norms_are_the_threat_models(linear):
+    """A target that is not reached does not make a right answer wrong; distances are in the threat model's norm."""
+    model, images, labels, _ = linear
+    attacks = {"targeted": FGSM(ThreatModel(1e-6, targeted=True)), "L2": FGSM(ThreatModel(0.5, L2_NORM))}
+    result = evaluate(model, images, labels, attacks)
+    assert result.accuracies["clean"] == 100
+    assert result.accuracies["targeted"] >= 96, "of 25 images one lies on the border"
+    assert result.largest_perturbation["L2"] == pytest.approx(0.5, rel=1e-4)
+    with pytest.raises(ValueError, match="needs a NormalizedModel"):
+        evaluate(model, images, labels, {"published": FGSM(ThreatModel.normalized(0.1))})
+
+
+def test_no_images_have_no_accuracy(linear):
+    model, images, labels, _ = linear
+    with pytest.raises(ValueError, match="0 images given"):
+        evaluate(model, images[:0], labels[:0])
+    assert FGSM(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
+    assert PGD(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
+
+
+def test_blur_is_scipys():
+    images = photograph(48)
+    for sigma in (0.5, 1.0, 2.0):
+        blurred = GaussianBlur(sigma)(images)
+        radius = math.ceil(4 * sigma)
+        expected = scipy.ndimage.gaussian_filter(images.double().numpy(), sigma, axes=(2, 3), mode="mirror", radius=radius)
+        np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-6)
+
+
+def test_noise_has_its_standard_deviation_and_belongs_to_the_sample():
+    images = torch.full((200, 1, 16, 16), 0.5)
+    noisy = GaussianNoise(0.05)(images)
+    assert (noisy - images).std().item() == pytest.approx(0.05, rel=0.02)
+    ids = torch.tensor([7, 3])
+    assert torch.equal(GaussianNoise(0.05)(images[:2], ids), noisy[ids])
+    assert not torch.equal(GaussianNoise(0.05, seed=1)(images), noisy)
+
+
+def test_draws_of_neighbouring_keys_are_unrelated():
+    images = torch.empty(400, 1, 8, 8)
+
+    def normal(shape, generator):
+        return torch.randn(shape, generator=generator)
+
+    draws = [draw(images, None, key, normal).flatten() for key in ((0, 0), (0, 1), (1, 0))]
+    correlations = torch.corrcoef(torch.stack(draws)) - torch.eye(3)
+    assert correlations.abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("corruption", "message"), [(GaussianNoise, "std is"), (GaussianBlur, "sigma is")])
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+def test_refuses_strengths(corruption, message, bad):
+    with pytest.raises(ValueError, match=message):
+        corruption(bad)
+
+
+def test_normalisation_is_timms():
+    import timm
+
+    model = timm.create_model("test_vit").eval()
+    images = torch.rand(2, 3, 160, 160)
+    cfg = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(NormalizedModel(model)(images), model((images - mean) / std))
+
+
+def test_normalisation_refuses():
+    with pytest.raises(ValueError, match="no pretrained_cfg"):
+        NormalizedModel(nn.Identity())
+    with pytest.raises(ValueError, match="must be positive"):
+        NormalizedModel(nn.Identity(), [0.5], [0.0])
+    with pytest.raises(ValueError, match="2 standard deviations for 1 channels"):
+        NormalizedModel(nn.Identity(), [0.5], [0.5, 0.5])
+
+
+def test_paired_difference():
+    difference = paired_difference([3.0, 5.0, 4.0], [1.0, 1.0, 1.0])
+    assert difference.mean == pytest.approx(3.0)
+    assert difference.std == pytest.approx(1.0)
+    assert difference.lower == pytest.approx(3.0 - 2.919986 / 3**0.5, rel=1e-5)  # Student's t, 2 degrees of freedom, 95 %
+    assert math.isnan(paired_difference([1.0], [0.0]).lower)
+    with pytest.raises(ValueError, match="2 values and 1 of the baseline"):
+        paired_difference([1.0, 2.0], [1.0])

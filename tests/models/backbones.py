@@ -1,0 +1,48 @@
+"""Backbones small enough for every test, one for each way to compose them."""
+
+from imgproc_attn.models import FAMILIES, FilterVisionTransformer
+
+NAMES = [f"test_{family}" for family in FAMILIES]
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+def small(**kwargs):
+    return FilterVisionTransformer(**{**SMALL, **kwargs})
+
+
+BILATERAL = {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian")}
+
+VARIANTS = {
+    "plain": {},
+    "nlm": {"kernel": "gaussian_range"},
+    "bilateral": BILATERAL,
+    "bilateral, pooled": {**BILATERAL, "class_token": False, "global_pool": "avg"},
+    "per axis + twicing": {
+        "kernel": "gaussian_range",
+        "positions": ["absolute", {"name": "spatial_gaussian", "per_axis": True}],
+        "residual": {"name": "twicing", "steps": 2, "learned": True},
+    },
+    "untied + registers": {"positions": "untied", "reg_tokens": 3},
+    "untied + spatial": {"positions": ["untied", "spatial_gaussian"], "class_token": False, "global_pool": "avg"},
+    "none": {"positions": "none"},
+    "elliptical": {"kernel": "elliptical", "reg_tokens": 1},
+    "elliptical + bilateral": {
+        "kernel": {"name": "elliptical", "scaling": "mean"},
+        "positions": ["sincos", "spatial_gaussian"],
+        "class_token": False,
+        "global_pool": "avg",
+    },
+    "neutreno": {"residual": {"name": "neutreno", "learned": True}},
+    "pid, last layers": {"kernel": "gaussian_range", "residual": {"name": "pid", "layers": [1, 2]}},
+    "sos + bregman stream": {"residual": "sos", "stream": {"name": "bregman", "steps": 2, "layers": [0, 2]}},
+    "sos stream": {**BILATERAL, "stream": {"name": "sos", "learned": True}},
+    "l2 stream + elliptical": {"kernel": "elliptical", "stream": {"name": "l2_boosting", "gate": 0.5, "learned": True}},
+    "twicing stream + alibi": {"positions": ["absolute", "alibi"], "stream": "twicing", "reg_tokens": 2},
+    "relative table": {"positions": "relative_table", "class_token": False, "global_pool": "avg"},
+    "rotary": {"kernel": "gaussian_range", "positions": "rotary", "reg_tokens": 2},
+}
+
+CARRIES = {"elliptical", "neutreno", "pid", "l2_boosting"}
+
+CARRYING = [name for name, variant in VARIANTS.items() if CARRIES & set(str(variant).split("'"))]

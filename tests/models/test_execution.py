@@ -1,0 +1,211 @@
+"""However a model is run: checkpointed, compiled, exported, traced, in half precision, in several processes."""
+
+import os
+import socket
+import warnings
+
+import pytest
+import timm
+import timm.layers
+import timm.optim
+import torch
+from backbones import CARRYING, NAMES, VARIANTS, small
+from reference import sharpened
+from torch import nn
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_checkpointing_changes_neither_values_nor_gradients(variant):
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = small(**variant).double()
+        model.set_grad_checkpointing(enabled)
+        out = model(x)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class Saved:
+    """Bytes autograd saves within the context, each storage once."""
+
+    def __enter__(self):
+        self.storages = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda t: t)
+        self.hooks.__enter__()
+        return self
+
+    def pack(self, tensor):
+        storage = tensor.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __exit__(self, *arguments):
+        self.hooks.__exit__(*arguments)
+
+    @property
+    def bytes(self):
+        return sum(self.storages.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_saves_memory(name):
+    model = timm.create_model(name)
+    x = torch.randn(4, 3, 160, 160)
+    held = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        with Saved() as saved:
+            out = model(x)
+        held.append(saved.bytes)
+        del out
+    assert held[1] < 0.5 * held[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_as_one_graph(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    model.train()
+    compiled(x).square().mean().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).square().mean().backward()
+    for gradient, parameter in zip(gradients, model.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_inductor_keeps_the_arithmetic(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        exact = timm.create_model(name).double().eval()
+        exact.load_state_dict(model.state_dict())
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_device_then_initialised(name):
+    model = timm.create_model(name, device="meta")
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    model = model.to_empty(device="cpu")
+    model.init_weights()
+    reference = timm.create_model(name)
+    for (key, value), expected in zip(model.state_dict().items(), reference.state_dict().values()):
+        assert value.isfinite().all(), key
+        if "bandwidth" in key:
+            torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_empty_batches_simply_work(name, dtype):
+    """Of models whose logits depend on their filters: without them they are four standard deviations off."""
+    model = sharpened(timm.create_model(name))
+    x = torch.randn(2, 3, 160, 160)
+    expected = model(x)
+    largest = {torch.float16: 0.5, torch.bfloat16: 2.0}[dtype] * expected.std()
+    with torch.autocast("cpu", dtype):
+        assert (model(x).float() - expected).abs().max() < largest
+    model.to(dtype)
+    assert (model(x.to(dtype)).float() - expected).abs().max() < largest
+    assert model(x[:0].to(dtype)).shape == (0, 1000)
+
+
+def test_saved_weights_load(tmp_path):
+    model = timm.create_model("test_bilateral_untied_vit")
+    path = tmp_path / "model.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), path)
+    loaded = timm.create_model("test_bilateral_untied_vit", checkpoint_path=str(path)).eval()
+    x = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_traces(variant):
+    model = small(**variant).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_interleaved_forwards(name):
+    """Two forwards, block by block in turn, are the two forwards one after the other: no state hides in a module."""
+    model = small(**VARIANTS[name]).double().eval()
+    images = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
+    expected = [model.forward_features(x) for x in images]
+    states = [(*model._embed(x), model._nothing_yet()) for x in images]
+    for block in model.blocks:
+        for i, (x, geometry, carried) in enumerate(states):
+            x, carried = block(x, geometry, carried=carried)
+            states[i] = (x, geometry, carried)
+    for (x, *_), y in zip(states, expected):
+        assert torch.equal(model.norm(x), y)
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_carried_state_compiled_and_exported(name):
+    """Values and gradients."""
+    model = small(**VARIANTS[name]).eval()
+    x = torch.randn(2, 3, 32, 32)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (model, compiled):
+        model.zero_grad()
+        y = f(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def _train_step(rank, port, path, name):
+    """One process of two: half a batch, gradients averaged by DDP."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model, x = torch.load(path, weights_only=False)
+    model.set_grad_checkpointing(True)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel(x[rank::2]).square().sum().backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.parameters()], f"{path}.{name}.grads")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["neutreno", "l2 stream + elliptical"])
+def test_carried_state_under_ddp(name, tmp_path):
+    """Two processes with checkpointing: the mean of the halves' gradients, all parameters used."""
+    # average pooling, so that the last layer's every parameter counts
+    variant = {**VARIANTS[name], "class_token": False, "global_pool": "avg"}
+    model, x = small(**variant).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    path = str(tmp_path / "model.pt")
+    torch.save((model, x), path)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_train_step, (port, path, "x"), nprocs=2)
+    (model(x).square().sum() / 2).backward()
+    for gradient, parameter in zip(torch.load(f"{path}.x.grads"), model.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,65 @@
+"""The registered models: DeiT's shapes, and what makes each family."""
+
+import pytest
+import timm
+import timm.layers
+import timm.optim
+
+from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.models import FAMILIES
+from imgproc_attn.positions import SpatialGaussian, UntiedPositions
+from imgproc_attn.residuals import PID, SOS, NeuTRENO, Plain, Twicing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_registered_at_deit_shapes(family, size):
+    name = f"{family}_{size}"
+    assert name in timm.list_models()
+    model = timm.create_model(name, device="meta")
+    assert (model.embed_dim, len(model.blocks)) == ({"tiny": 192, "small": 384, "base": 768}[size], 12)
+    assert model.blocks[0].attn.qkv.head_dim == 64
+    assert model.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+
+
+def test_what_the_families_are():
+    for family, kernel, positions, residual, stream in (
+        ("plain", DotProduct, [], Plain, Plain),
+        ("nlm", GaussianRange, [], Plain, Plain),
+        ("bilateral", GaussianRange, [SpatialGaussian], Plain, Plain),
+        ("bilateral_untied", DotProduct, [UntiedPositions], Plain, Plain),
+        ("elliptical", Elliptical, [], Plain, Plain),
+        ("twicing", DotProduct, [], Twicing, Plain),
+        ("sos", DotProduct, [], SOS, Plain),
+        ("neutreno", DotProduct, [], NeuTRENO, Plain),
+        ("pid", DotProduct, [], PID, Plain),
+        ("sos_stream", DotProduct, [], Plain, SOS),
+        ("bilateral_sos_stream", GaussianRange, [SpatialGaussian], Plain, SOS),
+    ):
+        model = timm.create_model(f"test_{family}_vit")
+        for i, block in enumerate(model.blocks):
+            assert type(block.attn.kernel) is (DotProduct if kernel is Elliptical and i == 0 else kernel)
+            assert [type(p) for p in block.attn.positions] == positions
+            assert type(block.attn.residual) is (Plain if i == 0 and model.carries else residual)
+            assert type(block.stream) is stream
+        assert model.carries == (family in ("elliptical", "neutreno", "pid"))
+    assert timm.create_model("test_bilateral_untied_vit").pos_embed.shape[1] == 100
+    assert timm.create_model("test_neutreno_vit").blocks[3].attn.residual.gate.initial == 0.6
+    assert not timm.create_model("test_elliptical_vit").blocks[3].attn.kernel.mean_scale
+
+
+@pytest.mark.parametrize("family", ["nlm_vit", "bilateral_vit"])
+def test_large(family):
+    model = timm.create_model(f"{family}_large", device="meta")
+    assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.qkv.num_heads) == (1024, 24, 16)
+
+
+def test_the_two_by_two_differs_in_kernel_and_stream_alone():
+    """{plain, bilateral} x {plain, boosted stream}: same pooling, tokens and widths."""
+    corners = ("plain_vit", "bilateral_vit", "sos_stream_vit", "bilateral_sos_stream_vit")
+    models = [timm.create_model(f"test_{name}") for name in corners]
+    assert {(m.global_pool, m.num_prefix_tokens, m.embed_dim) for m in models} == {("avg", 0, 64)}
+    plain = set(models[0].state_dict())
+    assert set(models[2].state_dict()) == plain
+    assert set(models[1].state_dict()) == set(models[3].state_dict()) >= plain

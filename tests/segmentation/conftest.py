@@ -1,0 +1,30 @@
+"""A trained small segmenter."""
+
+import pytest
+import timm
+import torch
+from shapes import recipe_of, shapes_folder
+from skimage import data as photographs
+
+from imgproc_attn.evaluation import NormalizedModel
+from imgproc_attn.training import train
+
+
+@pytest.fixture
+def picture():
+    return torch.tensor(photographs.chelsea()[:150, :201] / 255, dtype=torch.float32).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run: two photographs, their grey levels for classes, and a small filter segmenter trained on them."""
+    place = tmp_path_factory.mktemp("run")
+    recipe = recipe_of(shapes_folder(place / "data"), "optimiser.lr=3e-3").variant("bilateral + twicing", 0)
+    train(recipe, place / "run", "cpu", say=lambda line: None)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    inner = timm.create_model(f"local-dir:{run / 'last'}", pretrained=True)
+    return NormalizedModel(inner).eval()

@@ -1,0 +1,134 @@
+"""Windows against their sum, scales and mirrors against theirs, classes against interpolated logits; memory."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from segmented import TINY, Pointwise
+from torch import nn
+
+from imgproc_attn.segmentation import Windowed, segment, sliding_strips
+from imgproc_attn.segmentation.inference import classes_of, window_starts
+
+
+def test_a_window_of_the_whole_image_is_whole_image_inference(picture):
+    model = timm.create_model("segmenter", backbone="nlm_vit_tiny", num_classes=7, **TINY).eval()
+    whole = model(picture[None])[0]
+    ((top, strip),) = sliding_strips(model, picture, 201, 201)
+    assert top == 0
+    assert torch.equal(strip, whole)
+    assert torch.equal(segment(model, picture, 300), segment(model, picture))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, 64), (64, 40), (96, 17), (150, 50), (33, 1)])
+def test_windows_are_averaged(picture, window, stride):
+    model = Pointwise()
+    total, times = torch.zeros(5, 150, 201), torch.zeros(150, 201)
+    for top in window_starts(150, window, stride):
+        for left in window_starts(201, window, stride):
+            where = (slice(None), slice(top, top + window), slice(left, left + window))
+            with torch.no_grad():
+                total[where] += model(picture[where][None])[0]
+            times[where[1:]] += 1
+    assert times.min() >= 1
+    strips = list(sliding_strips(model, picture, window, stride, batch_size=3))
+    found = torch.cat([strip for _, strip in strips], dim=1)
+    torch.testing.assert_close(found, total / times)
+    assert [top for top, _ in strips] == [sum(strip.shape[1] for _, strip in strips[:i]) for i in range(len(strips))]
+    assert max(strip.shape[1] for _, strip in strips) <= min(window, 64)
+
+
+def test_windows_refuse_gaps():
+    with pytest.raises(ValueError, match="stride is 65, but must be from 1 to the window, 64"):
+        window_starts(100, 64, 65)
+
+
+@pytest.mark.parametrize("size", [(150, 201), (300, 402), (97, 130)])
+@pytest.mark.parametrize(("window", "stride"), [(None, None), (64, 48)])
+def test_scales_and_mirror_images(picture, window, stride, size):
+    """As the mean of all probabilities, held at once; bands of views come in different heights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1))
+    total = torch.zeros(4, *size)
+    with torch.no_grad():
+        for scale in (0.75, 1.0, 1.5):
+            sides = [round(side * scale) for side in (150, 201)]
+            scaled = nn.functional.interpolate(picture[None], size=sides, mode="bilinear", antialias=scale < 1)
+            for mirrored in (False, True):
+                logits = Windowed(model, window, stride)(scaled.flip(-1) if mirrored else scaled)
+                logits = nn.functional.interpolate(logits, size=size, mode="bilinear")[0].softmax(0)
+                total += logits.flip(-1) if mirrored else logits
+    found = segment(model, picture, window, stride, size=size, scales=(0.75, 1.0, 1.5), flip=True)
+    assert found.shape == size
+    assert (found == total.argmax(0)).double().mean() > 0.9999
+    with pytest.raises(ValueError, match="must be positive factors"):
+        segment(model, picture, scales=(0.0, 1.0))
+
+
+LARGE = """
+import resource, timm, torch, imgproc_attn
+from imgproc_attn.segmentation import segment
+from skimage import data, transform
+model = timm.create_model("segmenter", backbone="nlm_vit_small", num_classes=150, img_size=512).eval()
+picture = torch.tensor(transform.resize(data.astronaut(), (1024, 2048)), dtype=torch.float32).permute(2, 0, 1)
+assert segment(model, picture, 512, 512).shape == (1024, 2048)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
+def test_windows_bound_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3e6
+
+
+@pytest.mark.parametrize("size", [(150, 200), (37, 33), (75, 333), (41, 50), (300, 40)])
+@pytest.mark.parametrize(("window", "stride"), [(16, 16), (13, 7), (64, 64)])
+def test_classes_are_those_of_interpolation(size, window, stride):
+    """Strip by strip as of the whole."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 41, 50)
+    large = F.interpolate(logits, size=size, mode="bilinear")
+    first, second = large.topk(2, dim=1).values.unbind(1)
+    sure = first - second > 1e-5
+    assert (classes_of(logits, size) == large.argmax(1))[sure].all()
+    found = segment(nn.Identity(), logits[0], window, stride, size=size)
+    assert (found == large[0].argmax(0))[sure[0]].all()
+    assert found.shape == size
+
+
+def test_gradients_pass_windows():
+    torch.manual_seed(0)
+    model, image = nn.Conv2d(3, 4, 3, padding=1), torch.rand(1, 3, 20, 17, requires_grad=True)
+    weights = torch.rand(1, 4, 20, 17)
+    (found,) = torch.autograd.grad((Windowed(model, 8, 5)(image) * weights).sum(), image)
+    total, times = torch.zeros(1, 4, 20, 17), torch.zeros(20, 17)
+    for top in (0, 5, 10, 12):
+        for left in (0, 5, 9):
+            part = F.pad(model(image[..., top : top + 8, left : left + 8]), (left, 9 - left, top, 12 - top))
+            total, times = total + part, times + F.pad(torch.ones(8, 8), (left, 9 - left, top, 12 - top))
+    torch.testing.assert_close(Windowed(model, 8, 5)(image), total / times)
+    (expected,) = torch.autograd.grad((total / times * weights).sum(), image)
+    torch.testing.assert_close(found, expected)
+    whole = Windowed(model, 64)(image)
+    torch.testing.assert_close(whole, model(image))
+    assert [top for top, _ in sliding_strips(model, image[0], 64, 64)] == [0]
+
+
+def test_logits_must_be_finite():
+    class Broken(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    image = torch.rand(1, 3, 8, 8)
+    for look in (
+        lambda m: segment(m, image[0]),
+        lambda m: segment(m, image[0], scales=(1.0, 2.0)),
+        lambda m: Windowed(m, 4)(image),
+    ):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            look(Broken(3, 2, 1))

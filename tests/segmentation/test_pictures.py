@@ -1,0 +1,157 @@
+"""Readers of pictures with labels, and what they refuse."""
+
+import struct
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shapes import label_map, recipe_of, shapes_folder
+from skimage import data as photographs
+
+from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
+from imgproc_attn.segmentation.source import PictureSource
+from imgproc_attn.training import train
+from imgproc_attn.training.run import check
+
+
+def write_png_of_16_bits(file, height=300, width=451):
+    """Colours, which Pillow does not write."""
+    rows = b"".join(b"\0" + bytes(6 * width) for _ in range(height))
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_a_labelled_folder(tmp_path):
+    pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
+    image, mask = pictures[0]
+    assert (image.shape, image.dtype) == ((3, 300, 451), torch.uint8)
+    assert mask.shape == (300, 451)
+    assert (mask[:20] == 255).all()
+    assert torch.equal(mask[20:].long(), label_map(photographs.chelsea(), 6)[20:])
+    assert pictures.classes == {f"class {i}": i for i in range(6)}
+    assert [pictures.name(i) for i in range(2)] == ["a.jpg", "b.jpg"]
+
+
+def rewrite(change):
+    """Change the first label map of a folder."""
+
+    def apply(root):
+        file = root / "annotations" / "train" / "a.png"
+        label = np.asarray(Image.open(file))
+        change(label, file)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "is 451 x 300, but its labels .* are 451 x 100"),
+        (
+            rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
+            r"has the values \[6, 7\], which are none of the 6 classes",
+        ),
+        (
+            rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
+            "has a palette, not one 8-bit grey value",
+        ),
+        (rewrite(lambda label, file: Image.fromarray(label.astype(np.uint16)).save(file)), "has 16 bits"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours"),
+        (rewrite(lambda label, file: Image.fromarray(label > 2).save(file)), "has 1 bit, not one 8-bit grey value"),
+        (
+            lambda root: Image.open(root / "images" / "train" / "a.jpg").save(root / "images" / "train" / "a.png"),
+            "one name, and would",
+        ),
+        (rewrite(lambda label, file: file.write_bytes(file.read_bytes()[:90])), "Cannot read .*a.png"),
+        (
+            lambda root: Image.fromarray(np.zeros((300, 451), np.uint16)).save(
+                root / "images" / "train" / "a.jpg", format="PNG"
+            ),
+            "has more than 8 bits a value",
+        ),
+        (lambda root: write_png_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
+        (
+            lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
+            "There are 255 classes, but 8-bit label maps",
+        ),
+        (rewrite(lambda label, file: file.unlink()), "1 of 2 label maps are not in .*: a.png"),
+        (lambda root: (root / "classes.txt").unlink(), "which names the classes, one a line"),
+    ],
+)
+def test_data_refuses(spoil, message, tmp_path):
+    spoil(shapes_folder(tmp_path))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_labelled_folder(str(tmp_path), "train")[0]
+
+
+def without_labels(root):
+    """Nothing but pixels to ignore."""
+    for file in (root / "annotations" / "train").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours, not one 8-bit"),
+        (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
+        (rewrite(lambda label, file: Image.fromarray(label + 3).save(file)), r"have the values \[6, 7\], which are none of"),
+        (without_labels, r"All of 2 label maps looked at hold nothing but \[255\], which is ignored"),
+    ],
+)
+def test_mistakes_show_before_training(spoil, message, tmp_path):
+    """And before evaluation; nothing is built then."""
+    root = shapes_folder(tmp_path / "data")
+    spoil(root)
+    with pytest.raises(ValueError, match=message):
+        train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+    assert not (tmp_path / "run" / "last").exists()
+    with pytest.raises(ValueError, match=message):
+        PictureSource("labelled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
+
+
+def test_backbones_of_one_size_are_refused_before_training(tmp_path):
+    """Unless evaluation looks at windows of it."""
+    changes = ["data.input_size=[3,64,64]", "model.img_size=64", "segmentation.short_side=80"]
+    recipe = recipe_of(shapes_folder(tmp_path), *changes)
+    for window, refused in ((None, "evaluation looks at whole pictures"), (80, "evaluation looks at windows of 80"), (64, "")):
+        beit = {**recipe.model.model_dump(), "backbone": "beit_base_patch16_224"}
+        single = recipe.model_copy(
+            update={
+                "comparison": None,
+                "model": type(recipe.model)(**beit),
+                "segmentation": recipe.segmentation.model_copy(update={"window": window}),
+            }
+        )
+        if refused:
+            with pytest.raises(ValueError, match=refused):
+                check(single)
+        else:
+            check(single)
+
+
+def test_other_splits_and_layouts_are_named(tmp_path):
+    shapes_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder .*images/test"):
+        open_labelled_folder(str(tmp_path), "test")
+    with pytest.raises(FileNotFoundError, match="objectInfo150.txt; it comes with ADEChallengeData2016"):
+        open_ade20k(str(tmp_path), "validation")
+
+
+@pytest.mark.data
+def test_real_data(data_folder):
+    ade = open_ade20k(str(data_folder / "ade20k_sample"), "")
+    assert len(ade) == 3
+    assert (len(ade.classes), list(ade.classes)[:2]) == (150, ["wall", "building"])
+    raw = read_label(ade.pairs[0][1])
+    assert torch.equal(ade[0][1] == 255, torch.tensor(raw == 0))
+    assert ade[0][1][torch.tensor(raw > 0)].max() == raw.max() - 1
+    camvid = open_camvid(str(data_folder / "camvid"), "val")
+    assert len(camvid) == 101
+    assert len(camvid.classes) == 11
+    assert set(camvid[0][1].unique().tolist()) <= {*range(11), 255}

@@ -1,0 +1,101 @@
+"""Attacks on the loss of pixels: by hand and in closed form."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from segmented import CPU, assessment
+from torch import nn
+
+from imgproc_attn.evaluation import NormalizedModel, ThreatModel
+from imgproc_attn.evaluation.presets import build_attacks
+from imgproc_attn.segmentation.attacks import (
+    PIXEL_ATTACKS,
+    PixelFGSM,
+    PixelPGD,
+    SegPGD,
+    pixel_cross_entropy,
+    wrong_pixels_weighted,
+)
+from imgproc_attn.segmentation.measure import PixelsUnderAttack
+
+
+def test_losses_are_of_labelled_pixels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randint(5, (2, 6, 7))
+    labels[0, :2] = 255
+    for b in range(2):
+        rows = [(i, j) for i in range(6) for j in range(7) if labels[b, i, j] != 255]
+        losses = torch.stack([-logits[b, :, i, j].log_softmax(0)[labels[b, i, j]] for i, j in rows])
+        right = torch.tensor([logits[b, :, i, j].argmax() == labels[b, i, j] for i, j in rows])
+        torch.testing.assert_close(pixel_cross_entropy(logits, labels)[b], losses.mean())
+        weighted = torch.where(right, 0.7, 0.3) * losses
+        torch.testing.assert_close(wrong_pixels_weighted(0.3, logits, labels)[b], weighted.mean())
+    assert (pixel_cross_entropy(logits, torch.full_like(labels, 255)) == 0).all()
+
+
+def test_losses_enlarge_logits_to_labels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 5, 6, 7), torch.randint(5, (1, 12, 14))
+    large = F.interpolate(logits, size=(12, 14), mode="bilinear")
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), F.cross_entropy(large, labels)[None])
+
+
+def test_segpgd_turns_from_right_pixels_to_all():
+    attack = SegPGD(0.1, 4)
+    assert [attack.objective_at(step).args[0] for step in range(4)] == [0, 1 / 8, 2 / 8, 3 / 8]
+
+
+@pytest.fixture
+def pointwise():
+    """Two classes, each pixel by itself: the worst change is known."""
+    torch.manual_seed(0)
+    return NormalizedModel(nn.Conv2d(3, 2, 1), [0.5] * 3, [0.5] * 3).eval()
+
+
+@pytest.mark.parametrize("attack", [PixelFGSM(0.01), PixelPGD(0.01, 20), SegPGD(0.01, 20), PixelPGD(0.01, 20, restarts=2)])
+def test_two_classes_in_closed_form(pointwise, attack):
+    """Away from the box each labelled pixel moves by eps against its class; ignored ones get no gradient."""
+    images, labels = torch.rand(2, 3, 9, 8) * 0.8 + 0.1, torch.randint(2, (2, 9, 8))
+    labels[:, :2] = 255
+    direction = (pointwise.model.weight[1] - pointwise.model.weight[0])[:, 0, 0].sign()
+    sign = torch.where(labels == 0, 1.0, -1.0)[:, None] * direction[:, None, None]
+    expected = torch.where((labels == 255)[:, None], images, images + 0.01 * sign)
+    judged = PixelsUnderAttack(attack)(pointwise, images, labels, torch.arange(2))
+    kept = (labels != 255)[:, None].expand_as(images)
+    torch.testing.assert_close(judged.images[kept], expected[kept], rtol=0, atol=1e-6)
+    assert (judged.images >= images - 0.01).all()
+    assert (judged.images <= images + 0.01).all()
+    if isinstance(attack, PixelFGSM):
+        assert torch.equal(judged.images[~kept], images[~kept])
+
+
+def test_attacks_refuse():
+    for name, (_, kind) in PIXEL_ATTACKS.items():
+        for threat in (ThreatModel(0.1, targeted=True), ThreatModel.normalized(0.1)):
+            with pytest.raises(ValueError, match="are of classifiers"):
+                kind(threat)
+        assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
+    with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd"):
+        build_attacks(["square"], [ThreatModel(0.1)], 5, 0, PIXEL_ATTACKS)
+
+
+def test_of_restarts_the_worst_counts(model, run):
+    ours = assessment(run, None)
+    images, labels, ids = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    alone = [_right(model, images, labels, ids, PixelPGD(0.01, 2, seed=0), restart) for restart in range(3)]
+    assert len(set(alone)) > 1
+    attack = PixelPGD(0.01, 2, restarts=3, seed=0)
+    assert PixelsUnderAttack(attack)(model, images, labels, ids).areas[0, 0].sum() == min(alone)
+    found = attack(model, images, labels, ids)
+    assert found.success.all(), "called like any attack, it says what it did"
+    assert _right_of(model, found.adversarial, labels) == min(alone)
+
+
+def _right(model, images, labels, ids, attack, restart):
+    return _right_of(model, attack.perturb(model, images, labels, ids, restart), labels)
+
+
+def _right_of(model, images, labels):
+    with torch.no_grad():
+        logits = F.interpolate(model(images), size=labels.shape[-2:], mode="bilinear")
+    return int((logits.argmax(1) == labels)[labels != 255].sum())

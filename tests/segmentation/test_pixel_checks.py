@@ -1,0 +1,54 @@
+"""Sanity checks of attacked segmenters."""
+
+import pytest
+import torch
+from segmented import CPU, assessment
+from torch import nn
+
+from imgproc_attn.evaluation import ThreatModel
+from imgproc_attn.segmentation.measure import PixelMeasure, Windows
+
+
+def test_doubts():
+    measure = PixelMeasure(("a", "b"))
+
+    def row(family, eps, miou):
+        return {"name": f"{family} {eps}", "family": family, "eps": eps, "norm": "Linf", "miou": miou}
+
+    clean = {"name": "clean", "miou": 50.0}
+    rows = [clean, row("FGSM", 1, 30.0), row("FGSM", 2, 20.0), row("PGD", 1, 25.0), row("PGD", 2, 20.3)]
+    assert measure.doubt(rows, {}) == []
+    found = measure.doubt([*rows[:4], row("PGD", 2, 25.6)], {})
+    assert [f.check for f in found] == ["steps are weaker than one", "mIoU rises with eps"]
+    assert "PGD 2 leaves 25.6 % mIoU, PGD 1 25.0 %" in found[1].message
+    (found,) = measure.doubt([clean, row("FGSM L2", 1, 20.0), row("SegPGD L2", 1, 21.0)], {})
+    assert found.check == "steps are weaker than one"
+    (found,) = measure.doubt([clean, row("FGSM", 1, 50.6)], {})
+    assert found.check == "an attack that helps"
+
+
+class Rounded(nn.Module):
+    """Has no gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images * 8).round() / 8)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_checks_of_pixels(model, run, window):
+    """Sums of windows are of the model's own precision; a picture without labels has no gradient, and is no sign."""
+    ours = assessment(run, None, windows=Windows(window))
+    batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    blank = (batch[0], torch.full_like(batch[1], 255), batch[2])
+    threat = ThreatModel(1 / 255)
+    assert ours.measure.check(model, [batch, blank], threat, 0).findings == []
+    (nothing,) = ours.measure.check(model, [blank], threat, 0).findings
+    assert nothing.check == "nothing to check"
+    rounded = ours.measure.check(Rounded(model).eval(), [batch], threat, 0)
+    assert {found.check for found in rounded.findings} == {"vanishing gradients"}
+    probabilities = nn.Sequential(model, nn.Softmax(1)).eval()
+    assert [found.check for found in ours.measure.check(probabilities, [batch], None, 0).findings] == ["probabilities"]

@@ -1,0 +1,86 @@
+"""Recipes for ADE20K and CamVid: valid, trained for steps, refused with reasons."""
+
+import math
+
+import pytest
+import torch
+from shapes import recipe_of, shapes_folder
+
+from imgproc_attn.data import ALONE
+from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
+from imgproc_attn.training.run import Run
+
+
+def ade_recipes():
+    return [name for name in list_recipes() if name.startswith("ade20k/")]
+
+
+@pytest.mark.parametrize("name", ade_recipes())
+def test_ade20k_recipes_take_steps(name, tmp_path):
+    """Small: other pictures, crops and windows; all else as the recipe says."""
+    changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labelled", "data.train_split=train"]
+    changes += ["data.test_split=val", "data.num_classes=6", "data.workers=0", "data.input_size=[3,64,64]", "run.batch_size=2"]
+    changes += ["segmentation.short_side=64", "segmentation.window=64", "segmentation.stride=64", "model.pretrained=false"]
+    recipe = load_recipe(find_recipe(name), [*changes, "model.checkpoint=''", "schedule.epochs=1"])
+    takes_steps(recipe, tmp_path / "run")
+
+
+def takes_steps(recipe, folder):
+    """An epoch, in which every weight moves, and an evaluation through windows."""
+    run = Run(recipe, folder, torch.device("cpu"), ALONE, lambda line: None)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert math.isfinite(run.epoch(0)["train_loss"])
+    still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
+    assert not still, f"not trained: {still}"
+    found = run.evaluate(run.splits.test or run.splits.validation)
+    assert found["pixels"] > 0
+    assert len(found["iou"]) == recipe.data.num_classes
+
+
+def test_ade20k_recipes_differ_in_the_model_alone():
+    contents = [load_recipe(find_recipe(name)).model_dump(exclude={"title", "model"}) for name in ade_recipes()]
+    assert len(contents) == 14
+    assert all(content == contents[0] for content in contents)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ade_recipes())
+def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
+    """Three pictures of ADE20K, at the recipe's own size: two to train on, one to evaluate through windows."""
+    changes = [f"data.root={data_folder / 'ade20k_sample'}", "data.train_split=''", "data.test_split=null", "data.workers=0"]
+    changes += ["data.validation_images=1", "run.batch_size=2", "model.pretrained=false", "model.checkpoint=''"]
+    takes_steps(load_recipe(find_recipe(name), changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.test_split=train", "The splits train and test share pictures"),
+        ("data.validation_split=val", "The splits validation and test share pictures"),
+        ("evaluation.corruptions=[frost 3]", "frost needs photographs"),
+        ("data.crop_pct=0.9", "segmentation has no crop_pct"),
+        ("data.num_classes=7", "data.num_classes is 7, but .* names 6 classes"),
+        ("segmentation=null", "'labelled' needs a section segmentation"),
+        ("data.name=folder", "'folder' excludes a section segmentation"),
+        ("augmentation.mixup=0.2", "segmentation has no mixup"),
+        ("segmentation.stride=20", "stride is 20, but must not be above window, None"),
+        ("segmentation.shrot_side=20", "unknown key; did you mean 'short_side'"),
+        ("evaluation.gaussian_noise=[0.1]", "segmentation has no gaussian_noise"),
+        ("evaluation.corruptions=[fogg 3]", "'fogg 3' is none; write a name and a severity, fog 3"),
+    ],
+)
+def test_recipes_refuse(change, message, tmp_path):
+    root = shapes_folder(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        train(recipe_of(root, change).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+
+
+@pytest.mark.data
+def test_recipes_on_real_pictures(data_folder, tmp_path):
+    """CamVid: data, forward, loss, updates and sliding evaluation."""
+    changes = [f"data.root={data_folder / 'camvid'}", "data.train_images=16", "data.test_images=4", "schedule.epochs=1"]
+    changes += ["schedule.warmup_epochs=0", "segmentation.window=128", "segmentation.stride=96"]
+    recipe = load_recipe(find_recipe("camvid/comparison_half"), changes).variant("untied + twicing", 0)
+    result = train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
+    assert result["test"]["pixels"] > 4 * 360 * 480 * 0.8
+    assert len(result["test"]["iou"]) == 11

@@ -1,0 +1,146 @@
+"""Any backbone behind any decoder."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from segmented import TINY
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from imgproc_attn.files import write_json
+from imgproc_attn.models import checkpoints
+from imgproc_attn.segmentation import segment
+from imgproc_attn.training.checkpoints import timm_config
+
+
+@pytest.mark.parametrize(
+    "decoder", ["linear", "mask", {"name": "mask", "depth": 3, "residual": "twicing", "positions": "spatial_gaussian"}]
+)
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "plain_vit_tiny",
+        "bilateral_vit_tiny",
+        "bilateral_untied_vit_tiny",
+        "neutreno_vit_tiny",
+        "elliptical_vit_tiny",
+        "vit_tiny_patch16_224",
+    ],
+)
+def test_any_size_trains(backbone, decoder):
+    if isinstance(decoder, dict) or decoder == "mask":
+        decoder = {"name": "mask", **(decoder if isinstance(decoder, dict) else {}), "num_heads": 2}
+    model = timm.create_model("segmenter", backbone=backbone, decoder=decoder, num_classes=6, **TINY)
+    logits = model(torch.randn(2, 3, 50, 84))
+    assert logits.shape == (2, 6, 50, 84)
+    nn.functional.cross_entropy(logits, torch.randint(6, (2, 50, 84))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == [], (
+        "processes would wait for what gets no gradient"
+    )
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "vit_small_patch14_dinov2", "deit_tiny_distilled_patch16_224"])
+def test_other_backbones(backbone):
+    options = {"depth": 1} if "vit" in backbone or "deit" in backbone else {}
+    size = 56 if "patch14" in backbone else 64
+    model = timm.create_model("segmenter", backbone=backbone, decoder="linear", num_classes=4, img_size=size, **options).eval()
+    assert model(torch.randn(1, 3, 61, 90)).shape == (1, 4, 61, 90)
+
+
+@pytest.mark.parametrize("backbone", ["plain_vit_tiny", "bilateral_vit_tiny", "nlm_vit_tiny", "convnext_atto"])
+def test_the_decoder_gets_normalised_features(backbone):
+    """Of models that normalise behind the pooling, too."""
+    options = TINY if "vit" in backbone else {"img_size": 64}
+    encoder = timm.create_model("segmenter", backbone=backbone, **options).eval().encoder
+    x = torch.rand(1, 3, 64, 64) * 9
+    features = encoder.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[-1].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features.mean(-1), torch.zeros(features.shape[:2]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.var(-1, correction=0), torch.ones(features.shape[:2]), rtol=0, atol=1e-2)
+
+
+def test_bandwidths_keep_their_unit_when_the_grid_grows():
+    """The same patch has the same neighbours, however large the image."""
+    model = timm.create_model("segmenter", backbone="bilateral_vit_tiny", decoder="linear", num_classes=3, **TINY).eval()
+    kernels = {}
+    for side in (64, 128):
+        captured = []
+        hook = model.encoder.blocks[0].attn.register_forward_pre_hook(lambda module, args, kept=captured: kept.append(args[1]))
+        model(torch.zeros(1, 3, side, side))
+        hook.remove()
+        geometry = captured[0]
+        apart = geometry.coordinates[0, -1] - geometry.coordinates[0, -2]
+        kernels[side] = apart.tolist()
+    assert kernels[64] == kernels[128] == [0.0, 1.0]
+
+
+def test_weight_decay_and_layer_decay_are_the_parts():
+    model = timm.create_model(
+        "segmenter", backbone="bilateral_vit_tiny", decoder={"name": "mask", "num_heads": 2}, num_classes=4, **TINY
+    )
+    skipped = model.no_weight_decay()
+    assert {"encoder.pos_embed", "encoder.cls_token", "decoder.class_tokens"} <= skipped
+    groups = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scale["decoder.embed.weight"] == max(scale.values())
+    assert scale["encoder.patch_embed.proj.weight"] == min(scale.values())
+    assert scale["encoder.blocks.0.mlp.fc1.weight"] == pytest.approx(0.5 * scale["encoder.blocks.1.mlp.fc1.weight"])
+    assert decay["decoder.class_tokens"] == 0
+    assert decay["decoder.embed.weight"] == 0.1
+
+
+def test_a_folder_loads_by_timm(tmp_path):
+    options = {"backbone": "twicing_vit_tiny", "decoder": {"name": "mask", "num_heads": 2}, "num_classes": 5, **TINY}
+    model = timm.create_model("segmenter", **options).eval()
+    arguments = {key: value for key, value in options.items() if key != "num_classes"}
+    write_json(tmp_path / "config.json", timm_config(model, arguments, None))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(image), again(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
+        ({"num_classes": 0}, "num_classes is 0, but a segmenter has at least 1"),
+        ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
+        ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
+        ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),
+        ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "unknown member 'bilatral'"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("segmenter", backbone="plain_vit_tiny", **{"num_classes": 3, **TINY, **options})
+
+
+def test_the_hubs_weights_are_those_of_the_whole(monkeypatch):
+    """As timm asks for ``hf-hub:``; not its backbone's behind a random decoder."""
+    options = {"backbone": "nlm_vit_tiny", "decoder": {"name": "mask", "num_heads": 2}, **TINY}
+    model = timm.create_model("segmenter", num_classes=5, **options).eval()
+    asked = []
+    monkeypatch.setattr(checkpoints, "load_state_dict_from_hf", lambda name: asked.append(name) or model.state_dict())
+    cfg = {**timm_config(model, options, None)["pretrained_cfg"], "source": "hf-hub", "hf_hub_id": "me/seg", "num_classes": 5}
+    again = timm.create_model("segmenter", pretrained=True, pretrained_cfg=cfg, **options).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(image), again(image))
+    assert asked == ["me/seg"]
+    with pytest.raises(ValueError, match="me/seg is of another model than Segmenter"):
+        timm.create_model("segmenter", pretrained=True, pretrained_cfg=cfg, **{**options, "depth": 3})
+
+
+def test_backbones_of_one_size_see_smaller_pictures_padded():
+    options = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 64}
+    model = timm.create_model("segmenter", backbone="beit_base_patch16_224", decoder="linear", num_classes=3, **options).eval()
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        whole = model(nn.functional.pad(image, (0, 8, 0, 24)))
+        assert torch.equal(model(image), whole[..., :40, :56])
+        assert segment(model, image[0], 64).shape == (40, 56)
+        assert segment(model, torch.randn(3, 64, 100), 64, 48).shape == (64, 100)
+        with pytest.raises(ValueError, match="Beit takes images of up to 64 x 64, .* 64 x 100: look at it in windows"):
+            model(torch.randn(1, 3, 64, 100))

@@ -1,0 +1,82 @@
+"""Weights that training starts from, and those it refuses."""
+
+import json
+
+import pytest
+import torch
+from runs import CPU, same, small, weights
+from torch import nn
+
+from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.run import Run, create
+
+
+def test_checkpoints_of_other_models_are_refused(finished, tmp_path):
+    folder, _, _ = finished
+    other = create(small("model.depth=2"))
+    with pytest.raises(ValueError, match="is of another model than FilterVisionTransformer") as error:
+        load_weights(other, folder / "best")
+    assert "missing: blocks.1." in str(error.value)
+    with pytest.raises(ValueError, match=r"of another shape: .*embed.* \[1, 16, 16\], not \[1, 16, 32\]"):
+        load_weights(create(small("model.embed_dim=32")), folder / "best")
+    with pytest.raises(ValueError, match=r"unexpected: blocks\.0"):
+        load_weights(nn.Linear(2, 2), folder / "best")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        load_weights(other, tmp_path / "none.safetensors")
+
+
+def test_cut_off_and_malicious_checkpoints(finished, tmp_path):
+    folder, _, _ = finished
+    model = create(small())
+    for name, source in (("a.safetensors", folder / "best" / "model.safetensors"), ("a.pt", folder / "state.pt")):
+        (tmp_path / name).write_bytes(source.read_bytes()[:-1000])
+        with pytest.raises(ValueError, match="is cut off or no checkpoint"):
+            load_weights(model, tmp_path / name)
+    marker = tmp_path / "executed"
+    torch.save({"model": Payload(str(marker))}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="could run code when loaded"):
+        load_weights(model, tmp_path / "evil.pt")
+    assert not marker.exists()
+    torch.save({"note": 1}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match="holds no weights"):
+        load_weights(model, tmp_path / "empty.pt")
+    load_weights(model, folder / "state.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is cut off or no state of a run"):
+        load_state(tmp_path / "run")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_starting_from_a_checkpoint(finished, tmp_path):
+    folder, _, _ = finished
+    recipe = small(f"model.checkpoint={folder / 'best'}")
+    run = Run(recipe, tmp_path, CPU, Processes(0, 1))
+    assert same(run.model.state_dict(), weights(folder, "best"))
+    assert "checkpoint" not in json.loads((folder / "best" / "config.json").read_text())["model_args"]
+
+
+def test_a_new_classifier_and_another_image_size(tmp_path):
+    """A trained ViT goes on with other classes and a finer grid; what is not loaded is said."""
+    trained = create(small("data.num_classes=7", "model.patch_size=4", label="plain"))
+    torch.save({"model": trained.state_dict()}, tmp_path / "w.pt")
+    lines = []
+    recipe = small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.patch_size=4", label="twicing")
+    run = Run(recipe, tmp_path / "run", CPU, ALONE, lines.append)
+    assert "but for head.weight, head.bias" in lines[0]
+    assert torch.equal(run.model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
+    finer = Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, ALONE, lines.append)
+    assert finer.model.pos_embed.shape[1] == 16
+    assert "but for head.weight, head.bias, pos_embed, patch_embed.proj.weight resampled" in lines[-1]
+    assert not torch.equal(finer.model.pos_embed, create(small(label="twicing")).pos_embed)
+    with pytest.raises(ValueError, match=r"missing: blocks.1"):
+        Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, ALONE)

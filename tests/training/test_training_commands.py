@@ -1,0 +1,123 @@
+"""Commands around training, and mistakes in them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SMALL, quiet, same, small, weights
+
+from imgproc_attn import cli
+from imgproc_attn.files import write_json
+from imgproc_attn.training import find_recipe, load_recipe, train
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.name=npz", "data.root=/nowhere/x.npz"], "data.root: there is no /nowhere/x.npz"),
+        (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
+        (["run.batch_size=1000"], "needs 1000 images at a time, but there are 512"),
+        (["run.batch_size=512", "run.accumulate=2", "data.train_images=512"], None),
+        (["data.num_classes=7"], "train split has 10 classes, but 7 are expected"),
+        (["data.input_size=[2,8,8]", "data.mean=null", "data.std=null"], "2 channels; pictures have 1 .* or 3"),
+    ],
+)
+def test_what_is_asked_for_and_is_not_there(overrides, message, tmp_path):
+    if message is None:
+        quiet(small(*overrides), tmp_path / "run")
+        return
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        quiet(small(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands(tmp_path, capsys):
+    cli.main(["train", "quickstart", *SMALL, "schedule.epochs=2", "--variant", "plain", "--output", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    assert "epoch 2/2" in out
+    assert "of 100 images" in out
+    cli.main(["recipes"])
+    assert "quickstart" in capsys.readouterr().out
+    cli.main(["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")])
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
+    for arguments, message in (
+        (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
+        (["train", "quickstart", "--variant", "y"], "No variant 'y'"),
+        (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
+        (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
+    ):
+        if "cuda:7" in arguments and torch.cuda.is_available():
+            continue
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_variants_lie_where_a_comparison_looks_for_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["model.depth=1", "schedule.epochs=2", "schedule.warmup_epochs=1", "data.test_images=60", "comparison.seeds=[0]"]
+    few += ["evaluation={gaussian_noise: [0.2]}"]
+    two = "comparison.variants={a: {name: plain_vit_tiny}, b c: {name: nlm_vit_tiny}}"
+    for variant in ("a", "b c"):
+        cli.main(["train", "quickstart", *few, two, "--variant", variant])
+    trained = {
+        folder: weights(folder) for folder in (Path("runs/quickstart/runs/a-seed0"), Path("runs/quickstart/runs/b-c-seed0"))
+    }
+    (mine := Path("runs/quickstart/runs/mine")).mkdir()
+    cli.main(["compare", "quickstart", *few, two])
+    assert all(same(before, weights(folder)) for folder, before in trained.items())
+    cli.main(["compare", "quickstart", *few, two, "schedule.epochs=3", "--restart"])
+    assert not any(same(before, weights(folder)) for folder, before in trained.items())
+    assert mine.exists(), "--restart removes runs of the comparison alone"
+
+
+def test_a_run_folder_is_enough(finished, tmp_path, capsys):
+    """To resume, and to evaluate on what it was tested on."""
+    folder, _, _ = finished
+    cli.main(["train", str(folder), "--resume"])
+    cli.main(["evaluate", str(folder), "--output", str(tmp_path), "--workers", "0"])
+    found, final = (json.loads(file.read_text()) for file in (tmp_path / "result.json", folder / "final.json"))
+    assert (found["n"], found["top1"]) == (final["test"]["n"], pytest.approx(final["test"]["top1"]))
+    cli.main(["evaluate", str(folder), "--data", "digits", "--split", "train", "--limit", "50", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "result.json").read_text())["n"] == 50
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(folder), "--data", "npz"])
+    assert "give --root PATH" in capsys.readouterr().err
+    # classes with the same number of other names
+    config = json.loads((folder / "best" / "config.json").read_text())
+    assert config["label_names"] == [str(i) for i in range(10)]
+    shutil.copytree(folder / "best", tmp_path / "other")
+    write_json(tmp_path / "other" / "config.json", {**config, "label_names": [*map(str, range(9)), "zz"]})
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(tmp_path / "other"), "--data", "digits", "--split", "test"])
+    assert "differ: only in test: 9 (1); only in trained on: zz (1)" in capsys.readouterr().err
+
+
+def test_changes_may_stand_after_options(tmp_path, capsys):
+    cli.main(["train", "quickstart", "--variant", "plain", "--output", str(tmp_path / "run"), *SMALL, "schedule.epochs=2"])
+    assert "epoch 2/2" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "quickstart", "--varient", "plain"])
+    assert "unrecognized arguments: --varient plain" in capsys.readouterr().err
+    assert end.value.code == 2
+
+
+def test_progress_in_a_log(tmp_path):
+    lines = []
+    train(small("run.log_every=2", "schedule.epochs=2"), tmp_path, say=lines.append)
+    assert [line for line in lines if line.startswith("epoch 1, update 2/4: loss ")]
+
+
+def test_splits_that_are_one_are_refused(tmp_path):
+    """Synonyms may name the test split twice."""
+    with pytest.raises(ValueError, match="The splits validation and test are the same images"):
+        quiet(small("data.validation_images=0", "data.validation_split=test"), tmp_path / "run")
+    with pytest.raises(ValueError, match="The splits train and test are the same images"):
+        quiet(small("data.test_split=train"), tmp_path / "run")
+    with pytest.raises(ValueError, match="The splits train and test are the same images"):
+        quiet(small("data.train_split=test", "data.train_images=200"), tmp_path / "run")
