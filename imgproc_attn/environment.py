@@ -34,6 +34,13 @@ def versions() -> dict[str, str]:
     return {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}}
 
 
+def arithmetic(device: str | torch.device) -> dict[str, Any]:
+    """What single precision means there: on GPUs torch may round the factors of convolutions and products to TF32."""
+    kind = torch.device(device).type
+    tf32 = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    return {"device": kind, **({"tf32": tf32} if kind == "cuda" else {})}
+
+
 @cache
 def sources_hash() -> str:
     """Of this package's code, which between two releases its version does not tell."""

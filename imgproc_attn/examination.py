@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .data import Images, Preparation, Unreadable, evaluation_loader
 from .diagnostics import draw_adversarial, draw_kernel_rows
-from .environment import sources_hash, versions
+from .environment import arithmetic, sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
 from .evaluation.conditions import Condition
-from .evaluation.evaluator import Evaluator, weights_hash
+from .evaluation.evaluator import Evaluator, architecture_hash, weights_hash
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
 from .evaluation.robustness import attack_conditions, corrupted_condition
@@ -102,6 +102,11 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder / FLAGS, ignore_errors=True)
 
 
+def _some(count: int, wanted: int) -> Tensor:
+    """Numbers of samples by chance: the first ones of a folder are all of one class."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted]
+
+
 def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
     """What the folder holds under that key, else what ``examine`` finds."""
     file = folder / EVALUATION
@@ -155,15 +160,16 @@ class LabelExamination:
         return NormalizedModel(model)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
-        protocol = [weights_hash(model), self._digest, self.recipe.evaluation.model_dump(), versions()]
-        key = _key([*protocol, sources_hash(), platform.python_version(), self.device, CHECKED])
+        protocol = [weights_hash(model), architecture_hash(model), self._digest, self.recipe.evaluation.model_dump(), CHECKED]
+        key = _key([*protocol, versions(), sources_hash(), platform.python_version(), arithmetic(self.device)])
         return _once(folder, key, lambda: self._examine(model, say))
 
     def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
         e = self.recipe.evaluation
         found = evaluate(model, self.images, self.labels, *self.disturbances(), progress=say)
         least = min([*e.pgd, *e.fgsm], default=None)
-        doubts = sanity_checks(model, self.images[:CHECKED], self.labels[:CHECKED], least).findings
+        few = _some(len(self.labels), CHECKED)
+        doubts = sanity_checks(model, self.images[few], self.labels[few], least).findings
         return Examined({"accuracy": found.accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -249,12 +255,9 @@ class PixelExamination:
         return NormalizedModel(model)
 
     def __call__(self, model: NormalizedModel, folder: Path, say: Callable[[str], Any]) -> Examined:
-        protocol = {"weights": weights_hash(model), "versions": versions(), "sources_sha256": sources_hash()}
-        protocol |= {
-            "section": self.section.model_dump(),
-            "evaluation": self.recipe.evaluation.model_dump(),
-            "device": str(self.device),
-        }
+        protocol = {"weights": weights_hash(model), "architecture": architecture_hash(model), "versions": versions()}
+        protocol |= {"section": self.section.model_dump(), "evaluation": self.recipe.evaluation.model_dump()}
+        protocol |= {"sources_sha256": sources_hash(), "arithmetic": arithmetic(self.device)}
         protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
         key = _key(protocol)
         return _once(folder, key, lambda: self._examine(model, folder / FLAGS / key[:16], protocol, say))
@@ -275,7 +278,7 @@ class PixelExamination:
         )
         flags = evaluator(self.conditions)
         rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
-        few = self._samples.only(self._samples.ids[: self.measure.checked])
+        few = self._samples.only(self._samples.ids[_some(len(self._samples), self.measure.checked)])
         e = self.recipe.evaluation
         radii = [*e.fgsm, *e.pgd, *e.segpgd]
         threat = ThreatModel(min(radii)) if radii else None

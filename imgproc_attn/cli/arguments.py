@@ -213,6 +213,13 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction like 4/255") from None
 
 
+def not_negative(text: str) -> int:
+    """A seed, as numpy takes it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:

@@ -12,6 +12,7 @@ from .arguments import (
     add_place,
     add_subject,
     add_views,
+    not_negative,
     number,
     output_of,
     positive,
@@ -103,7 +104,7 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
     add_subject(parser)
     parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws of attacks, corruptions and checks")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the draws of attacks, corruptions and checks")
     parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
     parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
     # float16's small gradients vanish, and attacks with them
@@ -247,12 +248,15 @@ def _segment(args: argparse.Namespace) -> None:
 
 def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
     """The `Assessment` that a command is about; ``part`` of its folder is for it."""
+    import torch
+
     from ..evaluation.assessment import Assessment, Place
     from ..segmentation.source import PictureSource
     from ..training.loop import autocast
     from ..training.run import start_processes
 
     device, processes = start_processes(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
     subject, usual = subject_of(args), 1 if isinstance(source, PictureSource) else args.usual_batch_size
     place = Place(output_of(args, subject) / part, device, processes, args.batch_size or usual, args.workers)
     context = None if args.amp is None else autocast(device.type, args.amp)

@@ -1,6 +1,5 @@
 """One model under many conditions: what ``attack``, ``corrupt`` and ``shift`` share, from its name to a folder of results."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +14,12 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, Preparation, Processes
-from ..environment import environment, sources_hash, versions
+from ..environment import arithmetic, environment, sources_hash, versions
 from ..files import write_atomically, write_json
 from ..progress import progress_bar
 from ..records import describe
 from .conditions import Condition
-from .evaluator import Evaluator, only_readable, weights_hash
+from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
 from .flags import Flags
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
@@ -35,7 +34,7 @@ FLAG_FOLDER, CHECKS = "flags", "checks.json"
 
 @dataclass
 class Place:
-    """Where and how an evaluation runs; no flag depends on it.
+    """Where and how an evaluation runs; no flag depends on it, but for the kind of device, whose rounding differs.
 
     Attributes:
         output: Folder of the results, made if need be; one for all processes.
@@ -115,8 +114,7 @@ class Assessment:
         self.label, self.dtype = label or subject.label, dtype
         inner, preparation = subject.build()
         self.preparation = source.prepare(preparation)
-        # weights do not tell everything: a fixed residual rule leaves no trace in them
-        self.weights, self.architecture = weights_hash(inner), hashlib.sha256(repr(inner).encode()).hexdigest()
+        self.weights, self.architecture = weights_hash(inner), architecture_hash(inner)
         self.parameters = sum(p.numel() for p in inner.parameters())
         self.measure, self.inner = source.measure(inner), inner
         asked = source.restrict(inner)
@@ -143,6 +141,7 @@ class Assessment:
             "options": {key: str(value) for key, value in self.subject.options.items()},
             **self.source.protocol,
             "dtype": self.dtype,
+            "arithmetic": arithmetic(self.place.device),
             "versions": versions(),
             "sources_sha256": sources_hash(),
         }

@@ -58,6 +58,33 @@ def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
+def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """The 95 % confidence interval of the difference of two shares of the same samples, in percentage points.
+
+    Newcombe's method 10 (1998): from Wilson's intervals of both shares and their correlation, continuity corrected; sound where
+    few samples differ, or none.
+
+    Args:
+        both: Samples that count in both.
+        first: In the first alone.
+        second: In the second alone.
+        neither: In none.
+    """
+    n = both + first + second + neither
+    k, m = both + first, both + second
+    covariance = float(both * neither - first * second)
+    covariance = max(covariance - n / 2, 0.0) if covariance > 0 else covariance
+    margins = k * (n - k) * m * (n - m)
+    correlation = covariance / math.sqrt(margins) if margins else 0.0
+    (k_low, k_high), (m_low, m_high) = wilson_interval(k, n), wilson_interval(m, n)
+    p, q = 100 * k / n, 100 * m / n
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a**2 - 2 * correlation * a * b + b**2, 0.0))
+
+    return p - q - reach(p - k_low, m_high - q), p - q + reach(k_high - p, q - m_low)
+
+
 @torch.no_grad()
 def evaluate_loader(
     model: Callable[[Tensor], Tensor],

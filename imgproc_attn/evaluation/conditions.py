@@ -19,6 +19,8 @@ from .normalization import NormalizedModel
 from .samples import Prepared, Samples
 from .threat import ThreatModel
 
+CLEAN = "clean"  # the condition of images as they are
+
 
 class Verdict(Protocol):
     """What came of a batch."""

@@ -26,6 +26,15 @@ def weights_hash(model: nn.Module) -> str:
     return content.hexdigest()
 
 
+def architecture_hash(model: nn.Module) -> str:
+    """Equal for models that compute alike: weights do not tell of heads, temperatures, or a fixed residual rule."""
+    settings = [
+        sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
+        for module in model.modules()
+    ]
+    return hashlib.sha256(f"{model!r}{settings}".encode()).hexdigest()
+
+
 @dataclass
 class Evaluator:
     """Asks a model under conditions, and keeps a flag a sample.

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..diagnostics import draw_adversarial
-from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
-from .conditions import AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
+from .conditions import CLEAN, AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
 from .evaluator import Batch
 from .flags import Flags
 from .imagenet_c.errors import corruption_summary
@@ -104,9 +103,11 @@ class LabelMeasure:
 
     Attributes:
         num_classes: That labels are chosen from.
+        of_imagenet: Images are of all classes of ImageNet-1k, as those of AlexNet's errors.
     """
 
     num_classes: int
+    of_imagenet: bool = False
 
     metrics = ("accuracy",)
     checked = 64
@@ -134,7 +135,7 @@ class LabelMeasure:
         return {}
 
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-        return corruption_summary(by_corruption, self.num_classes == IMAGENET_CLASSES)
+        return corruption_summary(by_corruption, self.of_imagenet)
 
     def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
         if not batches:
@@ -143,7 +144,12 @@ class LabelMeasure:
         return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
-        return check_rows([row for row in rows if "eps" in row], {name: found.correct for name, found in flags.items()})
+        """On normalised tensors attacks turn images from the model's own answer: those it gets wrong may become right."""
+        attacked, clean = [row for row in rows if "eps" in row], flags.get(CLEAN)
+        correct = {row["name"]: flags[row["name"]].correct for row in attacked}
+        if clean is not None:
+            correct = {name: right & clean.correct for name, right in correct.items()}
+        return check_rows(attacked, correct)
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
         return clean.ids[clean.correct & ~attacked.correct]

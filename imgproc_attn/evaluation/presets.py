@@ -128,8 +128,9 @@ PRESETS: Mapping[str, Preset] = {
     "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble(ThreatModel(8 / 255))),
     "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble(ThreatModel(0.5, L2_NORM))),
     "twicing-paper": Preset(
-        "FGSM, PGD and SPSA as in the code of arXiv 2503.00687 and 2406.13770, at 1/255 and 4/255 of NORMALISED tensors, about "
-        "4.4 times weaker than grey levels; labels are the model's predictions",
+        "FGSM, PGD and SPSA with the settings of arXiv 2503.00687's and 2406.13770's code, at 1/255 and 4/255 of NORMALISED "
+        "tensors, about 4.4 times weaker than grey levels; labels are the model's predictions; SPSA as in arXiv 1802.05666 "
+        "finds more than cleverhans', which estimates its gradients at twice the image",
         _as_published((1, 4)),
     ),
     "elliptical-paper": Preset(

@@ -57,11 +57,15 @@ def evaluate(
         progress: Called with the name of each condition when it is done.
 
     Raises:
-        ValueError: As `check_images`; or no images, for which no accuracy exists.
+        ValueError: As `check_images`; no images, for which no accuracy exists; or two conditions of one name.
     """
     check_images(model, images, labels)
     if len(images) == 0:
         raise ValueError("evaluate: 0 images given; an accuracy needs at least one.")
+    names = ["clean", *(attacks or {}), *(corruptions or {})]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"evaluate: {twice!r} names two conditions, of which one would be lost; rename one.")
     done = progress or (lambda condition: None)
     ids = torch.arange(len(images)).split(batch_size)
 

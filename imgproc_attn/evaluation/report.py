@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from .. import __version__
 from ..diagnostics import draw_curves
 from ..files import write_text
 from ..records import METRICS, changes, flat
+from .classification import paired_interval
+from .conditions import CLEAN
 from .results import (
     BY_SAMPLE,
     DRAWS,
@@ -31,7 +32,7 @@ from .results import (
     read_flags,
     read_result,
 )
-from .robustness import CLEAN, EPS_UNIT
+from .robustness import EPS_UNIT
 from .statistics import mean_and_std, normal_interval, paired_difference
 
 
@@ -196,13 +197,13 @@ def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> 
 
 
 def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """Mean difference in points, and its 95 % interval."""
-    pairs = [ours[name] - theirs[name] for name in ours if name in theirs]
+    """Mean difference in points, and its 95 % interval; of flags."""
+    pairs = Counter((ours[name] > 0, theirs[name] > 0) for name in ours if name in theirs)
     if not pairs:
         return ""
-    mean, std = mean_and_std([100 * pair for pair in pairs])
-    half = 0.0 if math.isnan(std) else 1.96 * std / len(pairs) ** 0.5
-    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+    mean = 100 * (pairs[True, False] - pairs[False, True]) / pairs.total()
+    low, high = paired_interval(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ from .flags import Flags
 from .measures import Measure
 
 RESULT, FLAGS, DRAWS = "result.json", "flags.csv", "bootstrap.csv"
+IMAGENET_SIZE = (3, 224, 224)  # that the constants of ImageNet-C are for
 BY_SAMPLE = ("accuracy",)  # means over samples; other metrics have draws
 
 
@@ -172,6 +173,12 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
         found.append(
             "These corruptions were generated, and not compressed as the published JPEG files, whose errors AlexNet's are: do "
             "not compare this mCE with published ones."
+        )
+    size = result["preparation"].get("input_size", IMAGENET_SIZE)
+    if result.get("generated") and (size[1], size[2]) != IMAGENET_SIZE[1:]:
+        found.append(
+            f"Corruptions have ImageNet-C's constants, for pictures of 224 x 224; on {size[1]} x {size[2]} they are other "
+            "corruptions, on small pictures harsher: do not compare with CIFAR-10-C, whose constants differ."
         )
     unreadable = sorted({name for r in result["conditions"] for name in r["unreadable"]})
     if unreadable:

@@ -13,7 +13,7 @@ from ..diagnostics import draw_curves, draw_grid, draw_heat_map
 from .accuracy import count_real, load_real
 from .assessment import Assessment
 from .attacks.base import gradient_by
-from .conditions import Condition, SampleAttack
+from .conditions import CLEAN, Condition, SampleAttack
 from .evaluator import images_of
 from .flags import Flags
 from .imagenet_c import COMMON, EXTRA, ImageNetC
@@ -22,7 +22,6 @@ from .samples import Samples
 from .shifts import area_under_precision_recall
 from .threat import LINF, ThreatModel
 
-CLEAN = "clean"
 EPS_UNIT = "eps (L-infinity: grey levels)"
 
 

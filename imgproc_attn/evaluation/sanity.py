@@ -100,10 +100,6 @@ class Trial:
         found = [attack(model or self.model, self.images[part], self.labels[part], part).success for part in parts]
         return ~torch.cat(found)
 
-    def left(self, attack: Attack, model: nn.Module | None = None) -> float:
-        """The share of `robust`, in percent."""
-        return _percent(self.robust(attack, model))
-
     @cached_property
     def withstand_pgd(self) -> Tensor:
         """``[B]`` bool, after PGD of 20 steps, which several checks compare with."""
@@ -163,16 +159,17 @@ def check_gradients(
     exact, dtype = _in_double(model, batches[0][0][:1]) if batches else (model, None)
     lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     for x, y in batches:
-        lost = torch.cat([lost, (_gradient(model, x, y, objective).flatten(1).abs().amax(1) < GRADIENT_LOST).cpu()])
+        largest = _gradient(model, x, y, objective).flatten(1).abs().amax(1)
+        lost = torch.cat([lost, ~(largest.isfinite() & (largest >= GRADIENT_LOST)).cpu()])
         known, differs = _differs_from_function(exact, x.to(dtype), y, objective)
         wrong = torch.cat([wrong, differs[known].cpu()])
     if len(lost) and lost.double().mean() > LOST_SHARE:
         found.append(
             Finding(
                 "vanishing gradients",
-                f"The loss has no gradient for {_percent(lost):.0f} % of the images (largest value below {GRADIENT_LOST:g}): "
-                "attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors, half precision; "
-                "attack with Square.",
+                f"The loss has no gradient for {_percent(lost):.0f} % of the images (largest value below {GRADIENT_LOST:g}, or "
+                "not finite): attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors, "
+                "half precision, roots of 0; attack with Square.",
             )
         )
     if len(wrong) and wrong.double().mean() > LOST_SHARE:
@@ -228,7 +225,8 @@ def _differs_from_function(model: nn.Module, images: Tensor, labels: Tensor, obj
     slack = SLACK if torch.equal(here, hardly_there) else 1
     wrong = _slope_differs(model, images, labels, objective, (gradient, along), slack * DERIVATIVE_ERROR * size)
     wrong |= _slope_differs(model, images, labels, objective, (gradient, across), slack * ACROSS_ERROR * usual)
-    known = (gradient.flatten(1).abs().amax(1) >= GRADIENT_LOST) & (size >= WEAK * size.max())
+    finite = size.isfinite()
+    known = finite & (gradient.flatten(1).abs().amax(1) >= GRADIENT_LOST) & (size >= WEAK * (size * finite).nan_to_num().max())
     return known, wrong
 
 

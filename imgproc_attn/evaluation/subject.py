@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from ..data import Images, Preparation, check_classes, open_images, some_of
 from ..models.checkpoints import load_weights
-from .classes import ClassMap
+from .classes import IMAGENET_CLASSES, ClassMap
 from .measures import LabelMeasure
 
 
@@ -131,7 +131,8 @@ class ImageSource:
 
     def measure(self, model: Any) -> LabelMeasure:
         """Right labels."""
-        return LabelMeasure(model.num_classes if self.classes is None else self.classes.num_classes)
+        num_classes = model.num_classes if self.classes is None else self.classes.num_classes
+        return LabelMeasure(num_classes, num_classes == IMAGENET_CLASSES and (self.classes is None or self.classes.complete))
 
     def restrict(self, model: nn.Module) -> nn.Module:
         """The model with the logits that count for these images."""

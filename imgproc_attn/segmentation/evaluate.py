@@ -11,9 +11,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from ..evaluation.assessment import Assessment
-from ..evaluation.conditions import Condition
+from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
-from ..evaluation.robustness import CLEAN
 from ..evaluation.subject import Subject
 from ..files import write_atomically, write_csv
 from ..progress import progress_bar

@@ -182,8 +182,7 @@ def test_an_ensemble_tells_who_fooled(folder, tmp_path):
     run("attack", *arguments(folder), "--attacks ensemble --eps 40/255 --limit 30 --checks 2", "--output", tmp_path)
     clean, attacked = result(tmp_path)["conditions"]
     assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
-    # who is wrong without an attack counts for the first
-    assert sum(attacked["fooled_by"].values()) == 30 - attacked["correct"] >= 30 - clean["correct"]
+    assert sum(attacked["fooled_by"].values()) == clean["correct"] - attacked["correct"] > 0, "the others were wrong before"
 
 
 @pytest.mark.parametrize("script", ["evaluate_attacks", "evaluate_corruptions", "evaluate_shifts", "compare"])

@@ -26,6 +26,7 @@ from imgproc_attn.evaluation import (
 )
 from imgproc_attn.evaluation.attacks.apgd import checkpoints
 from imgproc_attn.evaluation.objectives import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
+from imgproc_attn.evaluation.sanity import check_gradients
 from imgproc_attn.evaluation.threat import L2, Linf
 
 WHITE_BOX = {
@@ -200,6 +201,46 @@ class Scale(nn.Module):
         return x * self.factor
 
 
+class RootOfZero(nn.Module):
+    """Logits of a linear model, with the distance to a picture: the gradient of its root is 0 / 0 at that picture."""
+
+    def __init__(self, picture):
+        super().__init__()
+        self.register_buffer("picture", picture)
+        self.linear = nn.Linear(picture.numel(), 3)
+
+    def forward(self, images):
+        distance = (images - self.picture).square().sum((1, 2, 3)).sqrt()
+        return self.linear(images.flatten(1)) + 0 * distance[:, None]
+
+
+@pytest.mark.parametrize("attack", [FGSM(0.1), PGD(0.1, 2), APGDCE(0.1, 5)], ids=lambda a: type(a).__name__)
+def test_gradients_that_are_not_finite_are_no_robustness(attack):
+    images = torch.rand(4, 1, 4, 4)
+    model = RootOfZero(images[1]).eval()
+    labels = model(images).argmax(1)
+    assert FGSM(0.1)(model, images[2:], labels[2:]).success.shape == (2,)
+    if isinstance(attack, PGD | APGDCE):  # random starts have a gradient; the picture itself has none
+        object.__setattr__(attack, "random_start", lambda images, ids, key: images.clone())
+    with pytest.raises(FloatingPointError, match="For 1 of 4 images the gradient is not finite"):
+        attack(model, images, labels)
+    finding = check_gradients(model, [(images, labels)])
+    assert [f.check for f in finding] == ["vanishing gradients"], "one of four is lost"
+
+
+def test_one_lost_gradient_hides_no_wrong_ones():
+    """The largest gradient of a batch is not looked for among those that are not finite."""
+
+    class Detached(RootOfZero):
+        def forward(self, images):
+            return super().forward(images) + self.linear(images.flatten(1)).detach()
+
+    images = torch.rand(32, 1, 4, 4)
+    model = Detached(images[1]).eval()
+    findings = check_gradients(model, [(images, model(images).argmax(1))])
+    assert "wrong gradients" in [finding.check for finding in findings]
+
+
 def test_who_is_fooled_is_left_alone(digits):
     model, images, labels = digits
     wrong = (labels[:30] + 1) % 10
@@ -216,7 +257,9 @@ def test_ensemble_is_the_worst_case(digits):
     alone = [attack(model, images[:80], labels[:80]).success for attack in parts.values()]
     assert torch.equal(together.success, torch.stack(alone).any(0))
     first = torch.stack(alone).int().argmax(0)  # in their order, who has been fooled is left alone
-    assert torch.equal(together.by, torch.where(together.success, first, -1))
+    wrong = model(images[:80]).argmax(1) != labels[:80]
+    assert wrong.any()
+    assert torch.equal(together.by, torch.where(together.success & ~wrong, first, -1)), "who was wrong was fooled by none"
     with pytest.raises(ValueError, match="different threat models"):
         WorstOf({"a": FGSM(0.1), "b": FGSM(0.2)})
     with pytest.raises(ValueError, match="no attacks given"):

@@ -10,6 +10,7 @@ from evaluated import LABELS
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation import FGSM, L2_NORM, PGD, ThreatModel
 from imgproc_attn.evaluation.conditions import AsPublished, UnderAttack, judge_of, targets_of
+from imgproc_attn.evaluation.flags import Flags
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
 from imgproc_attn.evaluation.robustness import attack_conditions, check_threat
 
@@ -34,6 +35,20 @@ def test_the_papers_convention_is_theirs(model, samples):
     assert isinstance(judge_of(PGD(ThreatModel.normalized(0.1), 20, 0.015)), AsPublished)
     with pytest.raises(ValueError, match="single attacks of one start"):
         judge_of(PGD(ThreatModel.normalized(0.1), restarts=2))
+
+
+def test_what_the_model_got_wrong_tells_nothing_of_attacks_on_its_own_answers(model):
+    """Turned away from their own answer, images become right under the stronger attack alone; that is no masking."""
+    clean = torch.arange(100) < 70
+
+    def doubts(by_pgd, by_spsa):
+        found = {"clean": clean, "PGD normalized 1/255": by_pgd, "SPSA normalized 1/255": by_spsa}
+        flags = {name: Flags(torch.arange(100), {"correct": right.int().tolist()}, 0, 1, []) for name, right in found.items()}
+        return [f.check for f in LABELS.doubt([{"name": name, "eps": 1 / 255} for name in list(found)[1:]], flags)]
+
+    robust = torch.arange(100) < 40
+    assert doubts(robust | (torch.arange(100) >= 80), robust) == []
+    assert doubts(robust, robust & (torch.arange(100) < 30)) == ["black box beats white box"]
 
 
 def test_targets_are_other_classes_and_belong_to_the_sample(model, samples):

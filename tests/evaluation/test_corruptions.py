@@ -1,6 +1,7 @@
 """`imgproc-attn corrupt`, generated and published contaminations; their definitions are tested in `test_imagenet_c.py`."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from evaluated import PREPARATION, arguments, class_folders, crops, result, run,
 from PIL import Image
 
 import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.evaluation.classes import class_map
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
 from imgproc_attn.evaluation.imagenet_c.errors import ALEXNET_ERRORS, corruption_summary
 from imgproc_attn.evaluation.results import cautions
 from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.evaluation.subject import ImageSource
 
 
 def test_corrupted_samples_are_the_corruptions(samples, tmp_path):
@@ -115,6 +118,19 @@ def test_published_cifar_10_c(tmp_path, capsys):
 
 def test_generated_corruptions_have_no_published_mce():
     row = {"unreadable": []}
-    found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}}
+    found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}, "preparation": {}}
     assert "do not compare this mCE" in cautions(found)[0]
     assert cautions({**found, "generated": False}) == []
+    small = {**found, "preparation": {"input_size": [3, 32, 32]}, "summary": {}}
+    assert "224 x 224; on 32 x 32 they are other corruptions" in cautions(small)[0]
+
+
+def test_errors_are_divided_by_alexnets_for_all_of_imagenet_alone():
+    model = SimpleNamespace(num_classes=1000)
+    of = {
+        name: ImageSource("folder", "", classes=class_map(name)).measure(model).of_imagenet
+        for name in ("imagenet", "imagenet-1k")
+    }
+    assert of == {"imagenet": False, "imagenet-1k": True}, "any of its folders may be ten easy ones"
+    assert ImageSource("folder", "").measure(model).of_imagenet
+    assert not ImageSource("folder", "").measure(SimpleNamespace(num_classes=10)).of_imagenet

@@ -1,5 +1,6 @@
 """Attacks and corruptions against closed forms, and the sums that count them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from imgproc_attn.evaluation import (
     evaluate,
     paired_difference,
 )
+from imgproc_attn.evaluation.classification import paired_interval
 from imgproc_attn.evaluation.draws import draw
 
 
@@ -68,6 +70,7 @@ def test_flags_under_attack_need_a_correct_clean_prediction(linear):
         (lambda m, x, y: (m, (x * 255).to(torch.uint8), y), "torch.uint8"),
         (lambda m, x, y: (m, x, y[:3]), r"shape \[3\]; give 25 class indices"),
         (lambda m, x, y: (m, x, y.float()), "torch.float32"),
+        (lambda m, x, y: (m, x, y.int()), "torch.int32.*int64"),
         (lambda m, x, y: (m, x * float("nan"), y), "hold values that are not finite"),
         (lambda m, x, y: (m, x, y - 2), "A label is -.*, but classes count from 0"),
     ],
@@ -113,6 +116,33 @@ def test_no_images_have_no_accuracy(linear):
         evaluate(model, images[:0], labels[:0])
     assert FGSM(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
     assert PGD(0.1)(model, images[:0], labels[:0]).success.shape == (0,)
+
+
+def test_names_that_collide_are_refused(linear):
+    model, images, labels, _ = linear
+    for attacks, corruptions in (({"clean": FGSM(0.1)}, {}), ({"n": FGSM(0.1)}, {"n": GaussianNoise(0.1)})):
+        with pytest.raises(ValueError, match="names two conditions"):
+            evaluate(model, images, labels, attacks, corruptions)
+
+
+def test_paired_intervals():
+    """Newcombe 1998, his example for method 10; and no certainty where nothing differs."""
+    assert [round(limit / 100, 4) for limit in paired_interval(36, 12, 2, 0)] == [0.0569, 0.3404]
+    low, high = paired_interval(20, 0, 0, 0)
+    assert low == -high < -15
+    assert paired_interval(3, 1, 4, 2) == tuple(-limit for limit in reversed(paired_interval(3, 4, 1, 2)))
+
+
+@pytest.mark.parametrize("chances", [(0.6, 0.1, 0.05, 0.25), (0.9, 0.05, 0.01, 0.04)])
+def test_paired_intervals_cover_what_they_promise(chances):
+    """By adding up all outcomes of 20 samples. (Wald's interval covers 86 and 70 %.)"""
+    n, difference, covered = 20, 100 * (chances[1] - chances[2]), 0.0
+    for a, b, c in itertools.product(range(n + 1), repeat=3):
+        if (d := n - a - b - c) >= 0:
+            low, high = paired_interval(a, b, c, d)
+            ways = math.factorial(n) / math.prod(math.factorial(k) for k in (a, b, c, d))
+            covered += (low <= difference <= high) * ways * math.prod(p**k for p, k in zip(chances, (a, b, c, d)))
+    assert 0.94 < covered <= 1
 
 
 def test_blur_is_scipys():

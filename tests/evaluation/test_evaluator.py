@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
+import timm
 import torch
-from digits import tensors
+from digits import SMALL, tensors
 from evaluated import LABELS, arguments, evaluator, result, run
 from PIL import Image
 from skimage import data as photographs
@@ -20,7 +22,7 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.data import Digits, Images, Processes
 from imgproc_attn.evaluation import FGSM, PGD
 from imgproc_attn.evaluation.conditions import Condition, UnderAttack
-from imgproc_attn.evaluation.evaluator import Evaluator
+from imgproc_attn.evaluation.evaluator import Evaluator, architecture_hash
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.samples import Samples
@@ -48,6 +50,16 @@ def test_a_subset_has_the_flags_it_has_in_the_whole(model, samples, tmp_path):
     part = evaluator(model, tmp_path / "part")(attack_conditions(few, attack, LABELS))["PGD"]
     assert part.ids.tolist() == [3, 50, 200]
     assert torch.equal(part.correct, whole.correct[[3, 50, 200]])
+
+
+def test_models_of_equal_weights_are_told_apart():
+    """Heads and temperatures leave no trace in weights, nor in what models print."""
+    build = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, num_classes=0)
+    three, six, again = build(num_heads=3), build(num_heads=6), build(num_heads=3)
+    assert repr(three) == repr(six)
+    assert architecture_hash(three) == architecture_hash(again) != architecture_hash(six)
+    plain, twicing = (timm.create_model("plain_vit_tiny", **SMALL, residual=rule) for rule in ("plain", "twicing"))
+    assert architecture_hash(plain) != architecture_hash(twicing)
 
 
 def test_what_is_done_is_not_done_again(model, samples, tmp_path):

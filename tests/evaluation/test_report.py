@@ -8,9 +8,9 @@ import pytest
 from evaluated import arguments, result, run
 
 import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.evaluation.classification import paired_interval
 from imgproc_attn.evaluation.report import _curves as draw_report_curves
 from imgproc_attn.evaluation.report import find_entries, group, tables
-from imgproc_attn.evaluation.statistics import mean_and_std
 
 
 def test_report(folder, tmp_path, capsys):
@@ -46,9 +46,10 @@ def test_report(folder, tmp_path, capsys):
         }
         for w in ("plain", "weights")
     ]
-    mean, std = mean_and_std([100.0 * (flags[1][name] - flags[0][name]) for name in flags[0]])
-    half = 1.96 * std / 80**0.5
-    assert rows["FGSM 10/255"]["differences"] == [f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"]
+    pairs = [(flags[1][name], flags[0][name]) for name in flags[0]]
+    low, high = paired_interval(*(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
+    mean = 100 * (sum(a for a, _ in pairs) - sum(b for _, b in pairs)) / 80
+    assert rows["FGSM 10/255"]["differences"] == [f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"]
     assert [row["name"] for row in tables(models)["corrupt"]] == ["clean", "fog 2"]
 
 

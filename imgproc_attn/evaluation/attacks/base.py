@@ -20,7 +20,8 @@ class AttackResult(NamedTuple):
     Attributes:
         adversarial: ``[B, C, H, W]``, within the threat model around the images.
         success: ``[B]`` bool, whether the prediction for it is what the adversary wants.
-        by: ``[B]``, of several attacks the number of that which fooled the sample, -1 for none; None for a single attack.
+        by: ``[B]``, of several attacks the number of that which fooled the sample, -1 for none, and for samples that were wrong
+            before; None for a single attack.
     """
 
     adversarial: Tensor
@@ -42,8 +43,8 @@ def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple
         ValueError: As `check_input`, or labels that are not one class index each.
     """
     check_input(model, images, bounds)
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices.")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices, int64.")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"A label is {labels.min()}, but classes count from 0; leave out images without a label.")
 
@@ -118,12 +119,23 @@ def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def gradient_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values ``[B]`` of an objective, its gradient by the images, and the logits; whatever surrounds the call."""
+    """Values ``[B]`` of an objective, its gradient by the images, and the logits; whatever surrounds the call.
+
+    Raises:
+        FloatingPointError: A gradient that is not finite, whose sign is 0: attacks would stand still.
+    """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = model(images)
         values = objective(logits, labels)
-        return values.detach(), gradient_by(images, values.sum()), logits.detach()
+        gradient = gradient_by(images, values.sum())
+    if not gradient.isfinite().all():
+        count = int((~gradient.isfinite().flatten(1).all(1)).sum())
+        raise FloatingPointError(
+            f"For {count} of {len(images)} images the gradient is not finite, though logits are: attacks that follow it would "
+            "stand still. Look for roots, norms or logarithms at 0 and for torch.where around them, or attack with Square."
+        )
+    return values.detach(), gradient, logits.detach()
 
 
 def gradient_by(images: Tensor, value: Tensor) -> Tensor:
@@ -172,7 +184,7 @@ class Attack(ABC):
 
         Raises:
             ValueError: As `check_images`, or settings that do not fit the model.
-            FloatingPointError: Logits that are not finite.
+            FloatingPointError: Logits or gradients that are not finite.
         """
         threat = self.threat
         check_images(model, images, labels, threat.bounds)

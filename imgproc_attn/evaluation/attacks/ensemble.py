@@ -51,15 +51,17 @@ class WorstOf:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
         """As `Attack`."""
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
-        adversarial = images.clone()
+        adversarial, success = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
         by = torch.full((len(images),), -1, device=images.device)
         for number, attack in enumerate(self.attacks.values()):
-            left = (by < 0).nonzero()[:, 0]
+            left = (~success).nonzero()[:, 0]
             if len(left) == 0:
                 break
             found = attack(model, images[left], labels[left], ids[left.cpu()])
-            adversarial[left], by[left] = found.adversarial, torch.where(found.success, number, -1)
-        return AttackResult(adversarial, by >= 0, by)
+            adversarial[left], success[left] = found.adversarial, found.success
+            moved = (found.adversarial != images[left]).flatten(1).any(1)  # the others were wrong as they were
+            by[left] = torch.where(found.success & moved, number, -1)
+        return AttackResult(adversarial, success, by)
 
 
 def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int = 5000, seed: int = 0) -> WorstOf:
