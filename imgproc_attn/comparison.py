@@ -19,7 +19,7 @@ from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import Examination, examination_of, forget
 from .files import slug, write_atomically, write_json, write_text
-from .records import METRICS
+from .records import METRICS, strength_text
 from .training import Recipe, train
 from .training.folder import Folder, run_folder
 from .training.run import check, start_processes
@@ -238,7 +238,7 @@ def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
             units[name] = unit
             curves[name] = {
                 label: {0.0: [r.first["clean"] for r in runs[label]]}
-                | {s: [r.first[f"{name} {s:g}"] for r in runs[label]] for s in strengths}
+                | {s: [r.first[f"{name} {strength_text(s)}"] for r in runs[label]] for s in strengths}
                 for label in labels
             }
     if curves:

@@ -28,6 +28,7 @@ from .evaluation.threat import ThreatModel
 from .files import slug, write_json
 from .layers import FilterAttention
 from .models import FilterVisionTransformer
+from .records import strength_text
 from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
 from .segmentation.measure import PixelMeasure, Windows
 from .segmentation.overlays import draw_looks
@@ -175,10 +176,10 @@ class LabelExamination:
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""
         e = self.recipe.evaluation
-        attacks: dict[str, Any] = {f"FGSM {eps:g}": FGSM(eps) for eps in e.fgsm}
-        attacks |= {f"PGD {eps:g}": PGD(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in e.pgd}
-        corruptions: dict[str, Any] = {f"noise {std:g}": GaussianNoise(std) for std in e.gaussian_noise}
-        corruptions |= {f"blur {sigma:g}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
+        attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": FGSM(eps) for eps in e.fgsm}
+        attacks |= {f"PGD {strength_text(eps)}": PGD(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in e.pgd}
+        corruptions: dict[str, Any] = {f"noise {strength_text(std)}": GaussianNoise(std) for std in e.gaussian_noise}
+        corruptions |= {f"blur {strength_text(sigma)}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
         return attacks, corruptions | _corruptions(e)
 
     def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
@@ -237,9 +238,9 @@ class PixelExamination:
     def _conditions(self) -> list[Condition]:
         e = self.recipe.evaluation
         stepwise = {"PGD": (PixelPGD, e.pgd), "SegPGD": (SegPGD, e.segpgd)}
-        attacks: dict[str, Any] = {f"FGSM {eps:g}": PixelFGSM(eps) for eps in e.fgsm}
+        attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
-            attacks |= {f"{name} {eps:g}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
+            attacks |= {f"{name} {strength_text(eps)}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
         corrupted = [corrupted_condition(self._samples, c, self.measure) for c in _corruptions(e).values()]
         return [*attack_conditions(self._samples, attacks, self.measure), *corrupted]
 

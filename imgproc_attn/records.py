@@ -16,6 +16,11 @@ METRICS = {
 }
 
 
+def strength_text(value: float) -> str:
+    """As people write it: 0.05, or ``4/255`` where that is shorter, of small strengths."""
+    return min(f"{value:g}", f"{value * 255:g}/255", key=len) if value < 0.25 else f"{value:g}"
+
+
 def describe(thing: Any) -> Any:
     """Settings of an object: a dataclass as its fields beside the name of its ``class``, one without fields as that name.
 

@@ -10,6 +10,7 @@ import torch
 from imgproc_attn import cli
 from imgproc_attn.comparison import Result, compare, sanity
 from imgproc_attn.examination import LabelExamination
+from imgproc_attn.records import strength_text
 from imgproc_attn.training import find_recipe, load_recipe
 from imgproc_attn.training.run import create
 
@@ -31,6 +32,11 @@ def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     compare(load_recipe(find_recipe("quickstart"), SMALL), folder)
     return folder
+
+
+def test_strengths_are_written_as_people_do():
+    written = {0.05: "0.05", 0.1: "0.1", 1 / 255: "1/255", 0.5 / 255: "0.5/255", 8 / 255: "8/255", 2 / 3: "0.666667", 1.0: "1"}
+    assert {value: strength_text(value) for value in written} == written
 
 
 def test_report(output):
