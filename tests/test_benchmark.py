@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import timm
 import torch
 
@@ -59,6 +60,7 @@ def test_both_loops_train(tmp_path):
     assert len({trainer.updates for trainer in trainers}) == 1
 
 
+@pytest.mark.slow
 def test_memory_of_a_model():
     """Facts with a wide margin: a resident set is too coarse a measure, and too much the machine's, to rank two models."""
     names = ["vit_tiny_patch16_224", "bilateral_vit_tiny"]

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from shapes import shapes_folder
 
+from imgproc_attn import cli
+
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",
     "augmentation.translate=0",
@@ -39,10 +41,15 @@ cli.main()
 
 
 def launch(processes, *arguments, script=None):
-    """The console command, or a script in its place, in so many processes."""
-    start, program = [sys.executable], ["-m", "imgproc_attn"] if script is None else [str(script)]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    """The console command, or a script in its place, in so many processes; one is this one, which has torch already."""
+    if processes == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        cli.main(list(arguments))
+        torch.set_num_threads(threads)
+        return ""
+    program = ["-m", "imgproc_attn"] if script is None else [str(script)]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*start, *program, *arguments], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]

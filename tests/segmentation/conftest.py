@@ -15,7 +15,7 @@ def picture():
     return torch.tensor(photographs.chelsea()[:150, :201] / 255, dtype=torch.float32).permute(2, 0, 1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A run: two photographs, their grey levels for classes, and a small filter segmenter trained on them."""
     place = tmp_path_factory.mktemp("run")
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     return place / "run"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(run):
     inner = timm.create_model(f"local-dir:{run / 'last'}", pretrained=True)
     return NormalizedModel(inner).eval()
