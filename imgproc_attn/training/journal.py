@@ -1,5 +1,6 @@
 """What a run leaves to read: one JSON line an epoch, TensorBoard curves, a picture of the learning curve."""
 
+import gc
 import json
 import math
 import time
@@ -44,6 +45,7 @@ class Journal:
         self._board.flush()
         if time.monotonic() - self._drawn > DRAW_EVERY:
             self._draw()
+            gc.collect()  # figures are cycles of some MB, and Python's own collections of what is old are rare
 
     def close(self) -> None:
         """Draw the learning curve, close TensorBoard's file."""
