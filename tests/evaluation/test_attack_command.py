@@ -185,7 +185,9 @@ def test_an_ensemble_tells_who_fooled(folder, tmp_path):
     assert sum(attacked["fooled_by"].values()) == clean["correct"] - attacked["correct"] > 0, "the others were wrong before"
 
 
-@pytest.mark.parametrize("script", ["evaluate_attacks", "evaluate_corruptions", "evaluate_shifts", "compare"])
+@pytest.mark.parametrize(
+    "script", ["evaluate_attacks", "evaluate_corruptions", "evaluate_shifts", "compare", "compare_libraries"]
+)
 def test_scripts_explain_themselves(script, monkeypatch, capsys):
     file = Path(__file__).parents[2] / "robustness" / f"{script}.py"
     monkeypatch.setattr(sys, "argv", [str(file), "--help"])

@@ -1,0 +1,179 @@
+"""The attacks beside torchattacks' and foolbox's, on one model and the same images: do they find the same, and how fast?
+
+    pip install foolbox && pip install --no-deps torchattacks
+    python robustness/compare_libraries.py MODEL --root FOLDER [--checkpoint FILE] --attacks fgsm pgd --eps 1/255
+
+An image counts as robust if it is classified correctly, and so is what the attack makes of it; ours end with the worst point on
+their way, theirs with their last. Only images that are classified correctly are attacked; where time is measured, each library
+does what its user would have it do.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from imgproc_attn.benchmark import measure, summarise
+from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, number, positive, source_of, subject_of
+from imgproc_attn.environment import environment
+from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
+from imgproc_attn.evaluation.attacks import is_correct
+from imgproc_attn.evaluation.evaluator import Batch, only_readable
+from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.files import write_json
+
+Find = Callable[[Tensor, Tensor, Tensor], Tensor]  # adversarial images of images in [0, 1], labels, numbers of the images
+
+OURS, PEERS = "imgproc_attn", ("torchattacks", "foolbox")
+
+
+def rivals(attack: str, model: nn.Module, eps: float, args: argparse.Namespace) -> dict[str, Find]:
+    """Those that have the attack, with equal settings, ours first."""
+    import foolbox
+    import torchattacks
+
+    step, wrapped = 2.5 * eps / args.steps, foolbox.PyTorchModel(model, bounds=(0, 1))
+
+    def of_foolbox(theirs: foolbox.Attack) -> Find:
+        return lambda x, y, ids: theirs.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps)
+
+    def of_torchattacks(theirs: torchattacks.attack.Attack) -> Find:
+        return lambda x, y, ids: theirs(x, y)
+
+    def of_ours(ours: Any) -> Find:
+        return lambda x, y, ids: ours(model, x, y, ids).adversarial
+
+    if attack == "fgsm":
+        peers = [torchattacks.FGSM(model, eps), foolbox.attacks.LinfFastGradientAttack()]
+        ours: Any = FGSM(eps)
+    elif attack == "pgd":
+        peers = [torchattacks.PGD(model, eps, step, args.steps), foolbox.attacks.LinfPGD(abs_stepsize=step, steps=args.steps)]
+        ours = PGD(eps, args.steps)
+    elif attack == "apgd":
+        peers, ours = [torchattacks.APGD(model, eps=eps, steps=args.steps)], APGDCE(eps, args.steps)
+    else:
+        peers, ours = [torchattacks.Square(model, eps=eps, n_queries=args.queries)], Square(eps, args.queries)
+    return {OURS: of_ours(ours), **{name: make(p) for name, make, p in zip(PEERS, (of_torchattacks, of_foolbox), peers)}}
+
+
+def robust(model: nn.Module, find: Find, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+    """``[B]`` bool, whether images that are classified correctly stay so."""
+    return is_correct(model, find(x, y, ids).detach(), y)
+
+
+def agreement(attack: str, model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, args: Any) -> list[dict]:
+    """Robust accuracy by each library, and how far ours is from the others'."""
+    attacks, found = rivals(attack, model, eps, args), {}
+    for x, y, ids in tqdm(batches(), f"{attack} {255 * eps:g}/255", unit="batch", dynamic_ncols=True):
+        right = is_correct(model, x, y)
+        for library, find in attacks.items():
+            flags = right.clone()
+            if right.any():
+                flags[right] = robust(model, find, x[right], y[right], ids[right.cpu()])
+            found.setdefault(library, []).append(flags)
+    flags_of = {library: torch.cat(parts).cpu() for library, parts in found.items()}
+    return [
+        _row(flags_of[OURS], flags, attack=attack, eps=f"{255 * eps:g}/255", library=name) for name, flags in flags_of.items()
+    ]
+
+
+def _row(ours: Tensor, flags: Tensor, **about: str) -> dict[str, Any]:
+    share = flags.double().mean().item()
+    return {
+        **about,
+        "images": len(flags),
+        "robust / %": 100 * share,
+        "standard error": 100 * math.sqrt(share * (1 - share) / len(flags)),
+        "same flags as ours / %": 100 * (flags == ours).double().mean().item(),
+        "robust by ours alone / %": 100 * (ours & ~flags).double().mean().item(),
+    }
+
+
+def speed(model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, args: Any) -> list[dict]:
+    """Seconds for the robust accuracy under PGD, without reading: the peers on all images, ours by its own protocol."""
+    read = list(batches())
+    images, labels = torch.cat([x for x, _, _ in read]), torch.cat([y for _, y, _ in read])
+
+    def of_peer(find: Find) -> Callable[[], Any]:
+        return lambda: [is_correct(model, x, y) & robust(model, find, x, y, ids) for x, y, ids in read]
+
+    steps = {name: of_peer(find) for name, find in rivals("pgd", model, eps, args).items() if name != OURS}
+    ours = {"PGD": PGD(eps, args.steps)}
+    steps[OURS] = lambda: evaluate(model, images, labels, ours, batch_size=args.batch_size)
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
+    with tqdm(total=args.runs + 2, desc="speed", unit="round", dynamic_ncols=True) as bar:
+        rows = summarise(measure(steps, args.runs, wait, bar), PEERS[0])
+    return [
+        {
+            "library": row["name"],
+            "images": len(labels),
+            "seconds": row["median_s"],
+            "quartiles": " to ".join(f"{q:.2f}" for q in row["quartiles_s"]),
+            f"of {PEERS[0]}' time": row["ratio"],
+        }
+        for row in rows
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """In Markdown."""
+    shown = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), ["---"] * len(rows[0]), *shown])
+
+
+class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands above."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    add_subject(parser)
+    add_images(parser)
+    parser.add_argument("--attacks", nargs="*", choices=["fgsm", "pgd", "apgd", "square"], default=["fgsm", "pgd"])
+    parser.add_argument("--eps", nargs="+", type=number, default=[1 / 255], help="radii of balls on images in [0, 1]")
+    parser.add_argument("--steps", type=positive, default=20, help="of PGD, 2.5 eps / steps each, and of APGD")
+    parser.add_argument("--queries", type=positive, default=500, help="of Square")
+    parser.add_argument("--runs", type=int, default=0, help="timed runs of PGD at the first radius, interleaved; 0 for none")
+    parser.add_argument("--batch-size", type=positive, default=50)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/libraries.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compare, print tables, write everything."""
+    args = parse()
+    missing = [name for name in PEERS if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"{' and '.join(missing)} not installed; see `python robustness/compare_libraries.py --help`.")
+    source = source_of(args)
+    model, preparation = subject_of(args).build()
+    samples = Samples(source.open(model, preparation.input_size[0]))
+    asked = NormalizedModel(source.restrict(model), preparation.mean, preparation.std).to(args.device).eval()
+
+    def batches() -> Iterator[Batch]:
+        return map(only_readable, samples.batches(preparation, args.batch_size, args.workers, torch.device(args.device)))
+
+    versions = {name: version(name) for name in PEERS}
+    print(", ".join(f"{name} {found}" for name, found in versions.items()))
+    result: dict[str, Any] = {"environment": environment(args.device), "peers": versions, "samples": samples.identity}
+    rows = [row for name in args.attacks for eps in args.eps for row in agreement(name, asked, batches, eps, args)]
+    if rows:
+        print(table(rows))
+    timed = speed(asked, batches, args.eps[0], args) if args.runs else []
+    if timed:
+        print(table(timed))
+    write_json(args.output, {**result, "agreement": rows, "speed": timed})
+
+
+if __name__ == "__main__":
+    main()
