@@ -17,7 +17,7 @@ from .diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from .environment import environment
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
-from .examination import Examination, examination_of, forget
+from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
 from .files import slug, write_atomically, write_json, write_text
 from .records import METRICS, strength_text
 from .training import Recipe, train
@@ -237,7 +237,7 @@ def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
         if strengths:
             units[name] = unit
             curves[name] = {
-                label: {0.0: [r.first["clean"] for r in runs[label]]}
+                label: {0.0: [r.first.get(CLEAN_OF_DISTURBED, r.first["clean"]) for r in runs[label]]}
                 | {s: [r.first[f"{name} {strength_text(s)}"] for r in runs[label]] for s in strengths}
                 for label in labels
             }

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .data import Images, Preparation, Unreadable, evaluation_loader
+from .data import Images, Preparation, Unreadable, evaluation_loader, some_of
 from .diagnostics import draw_adversarial, draw_kernel_rows
 from .environment import arithmetic, sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
@@ -39,6 +39,7 @@ from .training.splits import open_splits
 
 EVALUATION, FLAGS = "evaluation.json", "flags"
 CHECKED = 32  # images a model that sanity checks look at
+CLEAN_OF_DISTURBED = "clean, disturbed images"  # a condition where these are not all images
 
 
 class Examined(NamedTuple):
@@ -134,6 +135,7 @@ class LabelExamination:
     Attributes:
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n]``.
+        disturbed: Numbers of those that are attacked and corrupted; None for all.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
@@ -146,12 +148,17 @@ class LabelExamination:
         images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
         self.images: Tensor = images[labels >= 0].clamp(0, 1)
         self.labels: Tensor = labels[labels >= 0]
+        self.disturbed = some_of(len(self.labels), recipe.evaluation.disturbed_images, recipe.data.seed)
         self._digest = hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
 
     @property
     def samples(self) -> str:
         n = len(self.labels)
-        return f"{n} held-out images; sampling error of one accuracy: up to {50 / n**0.5:.1f} points"
+        told = f"{n} held-out images; sampling error of one accuracy: up to {50 / n**0.5:.1f} points"
+        if self.disturbed is None:
+            return told
+        few = len(self.disturbed)
+        return f"{told}. {few} of them, by chance, are attacked and corrupted (up to {50 / few**0.5:.1f} points)"
 
     @property
     def checked(self) -> str:
@@ -167,11 +174,16 @@ class LabelExamination:
 
     def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
         e = self.recipe.evaluation
-        found = evaluate(model, self.images, self.labels, *self.disturbances(), progress=say)
+        kept = slice(None) if self.disturbed is None else self.disturbed
+        found = evaluate(model, self.images[kept], self.labels[kept], *self.disturbances(), progress=say)
+        accuracies = found.accuracies
+        if self.disturbed is not None:
+            everything = evaluate(model, self.images, self.labels).accuracies
+            accuracies = {**everything, CLEAN_OF_DISTURBED: accuracies.pop("clean"), **accuracies}
         least = min([*e.pgd, *e.fgsm], default=None)
         few = _some(len(self.labels), CHECKED)
         doubts = sanity_checks(model, self.images[few], self.labels[few], least).findings
-        return Examined({"accuracy": found.accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
+        return Examined({"accuracy": accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""

@@ -9,6 +9,7 @@ import torch
 
 from imgproc_attn import cli
 from imgproc_attn.comparison import Result, compare, sanity
+from imgproc_attn.evaluation import FGSM
 from imgproc_attn.examination import LabelExamination
 from imgproc_attn.records import strength_text
 from imgproc_attn.training import find_recipe, load_recipe
@@ -104,6 +105,24 @@ def test_images_are_the_test_split_in_0_to_1():
     assert test.images.shape == (50, 1, 8, 8)
     assert (test.images.min(), test.images.max()) == (0, 1)
     assert torch.allclose((test.images * 255).round() / 255, test.images)
+
+
+def test_clean_accuracy_is_of_all_images_whatever_is_disturbed(output, tmp_path):
+    few = [*SMALL, "comparison.seeds=[0]", "evaluation.disturbed_images=90", "comparison.tolerance=100"]
+    test = LabelExamination(load_recipe(find_recipe("quickstart"), few), "cpu")
+    model = test.wrap(timm.create_model(f"local-dir:{output}/runs/plain-seed0/last", pretrained=True)).eval()
+    found = test(model, tmp_path, lambda text: None).metrics["accuracy"]
+    with torch.no_grad():
+        right = (model(test.images).argmax(1) == test.labels).double()
+    assert list(found)[:3] == ["clean", "clean, disturbed images", "FGSM 0.05"]
+    assert found["clean"] == pytest.approx(100 * right.mean().item())
+    assert len(right) == 360
+    assert len(set(test.disturbed)) == 90
+    assert found["clean, disturbed images"] == pytest.approx(100 * right[test.disturbed].mean().item())
+    attacked = FGSM(0.05)(model, test.images[test.disturbed], test.labels[test.disturbed])
+    assert found["FGSM 0.05"] == pytest.approx(100 - 100 * attacked.success.double().mean().item())
+    assert "360 held-out images" in test.samples
+    assert "90 of them, by chance, are attacked" in test.samples
 
 
 def test_command_line(capsys, tmp_path):

@@ -319,6 +319,7 @@ class EvaluationSection(_Section):
         gaussian_blur: Standard deviations in pixels.
         segpgd: Radii eps of SegPGD, of segmentation alone.
         corruptions: Of ImageNet-C, ``fog 3``: name and severity.
+        disturbed_images: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
     """
 
     fgsm: list[Radius] = []
@@ -329,6 +330,7 @@ class EvaluationSection(_Section):
     gaussian_blur: list[Positive] = []
     segpgd: list[Radius] = []
     corruptions: list[str] = []
+    disturbed_images: Count | None = None
 
     @field_validator("corruptions")
     @classmethod
@@ -435,7 +437,9 @@ class Recipe(_Section):
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
-        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur"}, exclude_defaults=True)
+        changed |= self.evaluation.model_dump(
+            include={"gaussian_noise", "gaussian_blur", "disturbed_images"}, exclude_defaults=True
+        )
         given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:
