@@ -51,9 +51,9 @@ MODELS = ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES))
 Step = Callable[[], Any]
 
 
-def _synchronizer(device: str) -> Step:
+def synchronizer(device: str) -> Step:
     """What waits for a device to finish."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    return partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
 
 
 def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: tqdm | None = None) -> dict[str, list[float]]:
@@ -141,7 +141,7 @@ def benchmark_operators(
 ) -> list[dict[str, Any]]:
     """Time of the operators beside plain attention, inference and training, ``batch_tokens`` tokens a batch."""
     rows = []
-    synchronize = _synchronizer(device)
+    synchronize = synchronizer(device)
     with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="operators", dynamic_ncols=True) as bar:
         for n in tokens:
             grid, batch = GRIDS[n], max(1, batch_tokens // n)
@@ -176,7 +176,7 @@ def benchmark_models(
 ) -> list[dict[str, Any]]:
     """Time of whole models beside the first of ``names``, inference and a training step with AdamW."""
     rows = []
-    synchronize = _synchronizer(device)
+    synchronize = synchronizer(device)
     with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="models", dynamic_ncols=True) as bar:
         for n in tokens:
             batch = max(1, (784 if device == "cpu" else 25088) // n)
@@ -202,9 +202,9 @@ def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None
     try:
         step = _model_step(name, n, 1, True, device, dtype)
         if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(device)
             step()
-            pipe.send(torch.cuda.max_memory_allocated())
+            pipe.send(torch.cuda.max_memory_allocated(device))
             return
         step()
         _peak_so_far(pipe)
@@ -274,7 +274,7 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         steps["scikit-image denoise_bilateral"] = lambda: denoise_bilateral(array, 11, 0.1, 3.0, channel_axis=-1)
         steps["scikit-image denoise_nl_means, fast"] = lambda: nl_means(fast_mode=True)
         steps["scikit-image denoise_nl_means, slow"] = lambda: nl_means(fast_mode=False)
-    synchronize = _synchronizer(device)
+    synchronize = synchronizer(device)
     with tqdm(total=runs + 2, unit="round", desc="filtering", dynamic_ncols=True) as bar:
         return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
 
@@ -312,7 +312,7 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         for size, overrides in sizes.items():
             with tempfile.TemporaryDirectory() as folder:
                 steps = _loops(overrides, Path(folder), device)
-                found = summarise(measure(steps, runs, _synchronizer(device), bar), "bare loop")
+                found = summarise(measure(steps, runs, synchronizer(device), bar), "bare loop")
             rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in found]
     return rows
 
@@ -363,7 +363,7 @@ def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]
     """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
     with tempfile.TemporaryDirectory() as folder, tqdm(total=runs + 2, unit="round", desc="evaluation") as bar:
         steps = _evaluations(Path(folder), device)
-        return summarise(measure(steps, runs, _synchronizer(device), bar), "timm's loop")
+        return summarise(measure(steps, runs, synchronizer(device), bar), "timm's loop")
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:

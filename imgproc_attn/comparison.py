@@ -14,7 +14,7 @@ from timm.utils import world_info_from_env
 from tqdm import tqdm
 
 from .diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
-from .environment import environment
+from .environment import environment, without_tf32
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
@@ -85,7 +85,8 @@ def run_one(
     bar.update()
     inner = timm.create_model(f"local-dir:{folder / final['checkpoint']}", pretrained=True)  # as it was trained, statistics too
     model = examination.wrap(inner).to(device).eval()
-    found = examination(model, folder, bar.set_postfix_str)
+    with without_tf32():
+        found = examination(model, folder, bar.set_postfix_str)
     bar.update()
     result = Result(
         label,

@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,17 @@ def environment(device: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of this package and of those that numbers may depend on."""
     return {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}}
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """For a while, float32 is float32 in convolutions too, whose factors torch rounds to TF32 on GPUs unless told otherwise."""
+    usual = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = usual
 
 
 def arithmetic(device: str | torch.device) -> dict[str, Any]:

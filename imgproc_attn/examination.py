@@ -162,7 +162,7 @@ class LabelExamination:
 
     @property
     def checked(self) -> str:
-        return f"{CHECKED} images"
+        return f"{min(CHECKED, len(self.labels))} images"
 
     def wrap(self, model: nn.Module) -> NormalizedModel:
         return NormalizedModel(model)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imgproc_attn.benchmark import measure, summarise
+from imgproc_attn.benchmark import measure, summarise, synchronizer
 from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, number, positive, source_of, subject_of
 from imgproc_attn.environment import environment
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
 from imgproc_attn.evaluation.attacks import is_correct
 from imgproc_attn.evaluation.evaluator import Batch, only_readable
 from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.evaluation.subject import ImageSource
 from imgproc_attn.files import write_json
 
 Find = Callable[[Tensor, Tensor, Tensor], Tensor]  # adversarial images of images in [0, 1], labels, numbers of the images
@@ -107,9 +108,8 @@ def speed(model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, 
     steps = {name: of_peer(find) for name, find in rivals("pgd", model, eps, args).items() if name != OURS}
     ours = {"PGD": PGD(eps, args.steps)}
     steps[OURS] = lambda: evaluate(model, images, labels, ours, batch_size=args.batch_size)
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     with tqdm(total=args.runs + 2, desc="speed", unit="round", dynamic_ncols=True) as bar:
-        rows = summarise(measure(steps, args.runs, wait, bar), PEERS[0])
+        rows = summarise(measure(steps, args.runs, synchronizer(args.device), bar), PEERS[0])
     return [
         {
             "library": row["name"],
@@ -141,12 +141,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eps", nargs="+", type=number, default=[1 / 255], help="radii of balls on images in [0, 1]")
     parser.add_argument("--steps", type=positive, default=20, help="of PGD, 2.5 eps / steps each, and of APGD")
     parser.add_argument("--queries", type=positive, default=500, help="of Square")
-    parser.add_argument("--runs", type=int, default=0, help="timed runs of PGD at the first radius, interleaved; 0 for none")
+    parser.add_argument(
+        "--runs", type=int, default=0, help="timed runs of PGD at the first radius, interleaved; 0 for none, else at least 2"
+    )
     parser.add_argument("--batch-size", type=positive, default=50)
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/libraries.json"))
-    return parser.parse_args()
+    parser.set_defaults(short_side=None, window=None, stride=None)
+    args = parser.parse_args()
+    if args.runs < 0 or args.runs == 1:
+        parser.error(f"--runs is {args.runs}; of one run there is no spread: 0, or 2 and more")
+    return args
 
 
 def main() -> None:
@@ -156,6 +162,8 @@ def main() -> None:
     if missing:
         raise SystemExit(f"{' and '.join(missing)} not installed; see `python robustness/compare_libraries.py --help`.")
     source = source_of(args)
+    if not isinstance(source, ImageSource):
+        raise SystemExit("The other libraries attack classifiers; pictures with label maps are not for them.")
     model, preparation = subject_of(args).build()
     samples = Samples(source.open(model, preparation.input_size[0]))
     asked = NormalizedModel(source.restrict(model), preparation.mean, preparation.std).to(args.device).eval()
@@ -169,6 +177,7 @@ def main() -> None:
     rows = [row for name in args.attacks for eps in args.eps for row in agreement(name, asked, batches, eps, args)]
     if rows:
         print(table(rows))
+        write_json(args.output, {**result, "agreement": rows})
     timed = speed(asked, batches, args.eps[0], args) if args.runs else []
     if timed:
         print(table(timed))

@@ -37,6 +37,12 @@ def test_command_writes_json(tmp_path, capsys):
     assert "bilateral" in capsys.readouterr().out
 
 
+def test_one_run_has_no_spread(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", "--what", "filtering", "--runs", "1"])
+    assert "'1' is no whole number from 2 on" in capsys.readouterr().err
+
+
 def test_filters_beside_their_peers(tmp_path):
     file = tmp_path / "b.json"
     cli.main(["benchmark", "--what", "filtering", "--runs", "2", "--output", str(file)])

@@ -4,6 +4,7 @@ import io
 import itertools
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from imgproc_attn.data import (
     open_images,
     training_loader,
 )
+from imgproc_attn.data.readers import TorchvisionImages
 from imgproc_attn.training.augmentation import mixup, training_transform
 from imgproc_attn.training.recipe import Augmentation
 
@@ -121,11 +123,19 @@ def test_folder(folder):
     assert len(open_images("folder", str(folder / "train"), "")) == 12
     with pytest.raises(FileNotFoundError, match=r"has no folder 'test'; it holds train, val"):
         open_images("folder", str(folder), "test")
-    with pytest.raises(ValueError, match="holds splits, train, val, in the place of classes"):
+    with pytest.raises(
+        ValueError, match=r"holds splits, train, val, in the place of classes; .* the root, and '.*' as the split"
+    ):
         open_images("folder", str(folder), "")
     (folder / "train" / "bear").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*bear holds no image"):
         open_images("folder", str(folder), "train")
+
+
+def test_splits_of_equal_size_are_told_apart():
+    """QMNIST has 60,000 images in either."""
+    names = [TorchvisionImages(SimpleNamespace(train=train)).filename(7) for train in (True, False)]
+    assert names == ["SimpleNamespace-train-7", "SimpleNamespace-test-7"]
 
 
 def test_numeric_folders_sort_as_numbers(tmp_path):

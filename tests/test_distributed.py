@@ -122,7 +122,7 @@ def test_evaluate_in_two_processes_is_evaluate_in_one(runs, tmp_path):
     tables = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        where = ["--data", "digits", "--split", "test", "--batch-size", "64", "--workers", "0", "--output", str(output)]
+        where = ["--limit", "360", "--batch-size", "64", "--workers", "0", "--output", str(output)]
         launch(processes, "evaluate", str(runs[0] / "last"), *where)
         tables.append(list(csv.reader((output / "predictions.csv").open())))
         assert json.loads((output / "result.json").read_text())["n"] == 360

@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         args.function(args)
     except KeyboardInterrupt:
-        print("imgproc-attn: stopped; training goes on with --resume, all else with the same command.", file=sys.stderr)
+        print(
+            "imgproc-attn: stopped; train goes on with --resume; compare, attack, corrupt and shift with the same command.",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         sys.exit(_fail(error))

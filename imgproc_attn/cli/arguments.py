@@ -26,7 +26,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
     parser.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
     parser.add_argument("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
-    parser.add_argument("--crop-pct", type=float, help="resize to size / crop_pct, then crop (default: the model's)")
+    parser.add_argument("--crop-pct", type=share, help="resize to size / crop_pct, then crop (default: the model's)")
 
 
 def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
@@ -34,11 +34,13 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     if where:
         parser.add_argument(
             "--data",
-            help="folder, npz, digits, torch/…, wds/…, hfds/…, tfds/…; of segmenters ade20k, camvid, labelled (default: a "
-            "run's own, else folder)",
+            help="folder, npz, digits, torch/…, wds/…, hfds/…, hfids/…, tfds/…; of segmenters ade20k, camvid, labelled "
+            "(default: a run's own, else folder)",
         )
         parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
-        parser.add_argument("--split", help="split or subfolder (default: a run's test split, else the root itself)")
+        parser.add_argument(
+            "--split", help="split or subfolder (default: a run's test split; the root itself of no run, or of another folder)"
+        )
         parser.add_argument(
             "--classes",
             metavar="MAP",
@@ -153,9 +155,9 @@ def source_of(args: argparse.Namespace) -> Any:
     _refuse_views(args, name)
     options: dict[str, Any] = {"limit": args.limit}
     options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
-    if args.data is None and args.root is None and run is not None:  # the very images that the run held out
+    if own and (args.root is None or name != "folder"):  # the very images that the run held out, wherever they lie now
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
-        return ImageSource(run.data.name, run.data.root, _split(args, run), **options)
+        return ImageSource(name, args.root or run.data.root, _split(args, run), **options)
     if args.root is None and name in ("folder", "npz"):
         raise ValueError(f"--data {name} reads from a place: give --root PATH.")
     return ImageSource(name, args.root or "", args.split or "", **options)
@@ -196,12 +198,12 @@ def run_of(args: argparse.Namespace) -> Any:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    import yaml
+    from ..training.recipe import value_of
 
     key, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"{text!r} has no '='; write key=value.")
-    return key, yaml.safe_load(value)
+    return key, value_of(value, text)
 
 
 def number(text: str) -> float:
@@ -218,6 +220,14 @@ def not_negative(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number above 0, up to 1."""
+    found = number(text)
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: above 0, up to 1")
+    return found
 
 
 def positive(text: str) -> int:

@@ -198,12 +198,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ..evaluation.run import evaluate_classifier
     from ..segmentation.source import PictureSource
     from ..training.loop import autocast
-    from ..training.run import start_processes
 
     subject, source = subject_of(args), source_of(args)
     if isinstance(source, PictureSource):
         return _evaluate_segmenter(args, source)
-    device, processes = start_processes(args.device)
+    device, processes = _start(args)
     output = output_of(args, subject)
     result = evaluate_classifier(
         subject,
@@ -214,6 +213,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size or args.usual_batch_size,
         workers=args.workers,
         autocast=autocast(device.type, args.amp),
+        dtype=args.amp or "float32",
         real=args.real_labels is not None,
         real_labels=Path(args.real_labels) if args.real_labels else None,
     )
@@ -246,17 +246,23 @@ def _segment(args: argparse.Namespace) -> None:
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 
 
-def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
-    """The `Assessment` that a command is about; ``part`` of its folder is for it."""
+def _start(args: argparse.Namespace) -> Any:
+    """Device and processes of a command that only evaluates."""
     import torch
 
+    from ..training.run import start_processes
+
+    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
+    return start_processes(args.device)
+
+
+def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
+    """The `Assessment` that a command is about; ``part`` of its folder is for it."""
     from ..evaluation.assessment import Assessment, Place
     from ..segmentation.source import PictureSource
     from ..training.loop import autocast
-    from ..training.run import start_processes
 
-    device, processes = start_processes(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
+    device, processes = _start(args)
     subject, usual = subject_of(args), 1 if isinstance(source, PictureSource) else args.usual_batch_size
     place = Place(output_of(args, subject) / part, device, processes, args.batch_size or usual, args.workers)
     context = None if args.amp is None else autocast(device.type, args.amp)

@@ -79,7 +79,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     output = args.output or _output(find_recipe(args.recipe))
     report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart)
-    print(report.read_text())
+    print(report.read_text(encoding="utf-8"))
     print(f"Report: {report}")
 
 

@@ -16,6 +16,8 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from torch.utils.data import IterableDataset
 
+READERS = ("folder", "npz", "digits")
+PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm's
 DIGITS_HELD_OUT = 360
 SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evaluation"})  # timm's; a test is neither
 
@@ -121,7 +123,34 @@ class TorchvisionImages(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         samples = getattr(self._dataset, "samples", None)
-        return str(samples[index][0]) if samples else f"{type(self._dataset).__name__}-{index}"
+        if samples:
+            return str(samples[index][0])
+        train = getattr(self._dataset, "train", None)
+        part = "" if train is None else "-train" if train else "-test"  # both may be equally large
+        return f"{type(self._dataset).__name__}{part}-{index}"
+
+
+def check_reader(name: str, beside: Iterable[str] = ()) -> None:
+    """Refuse what timm would take for a folder of images.
+
+    Args:
+        name: Of a reader.
+        beside: Further names, for the message.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    kind, _, which = name.partition("/")
+    if name not in READERS and not (kind in PREFIXES and which):
+        raise ValueError(
+            f"{name!r} is no reader; there are {', '.join((*READERS, *beside))} and names that begin with "
+            f"{', '.join(f'{prefix}/' for prefix in PREFIXES)}"
+        )
+
+
+def reads_from_a_place(name: str) -> bool:
+    """Whether the reader needs a root."""
+    return name != "digits" and not name.startswith(("hfds/", "hfids/"))
 
 
 def open_images(
@@ -150,6 +179,9 @@ def open_images(
         FileNotFoundError: The data is not there.
         ValueError: It is there, and not as it should be.
     """
+    check_reader(name)
+    if reads_from_a_place(name) and not root:
+        raise ValueError(f"data.root is empty, but {name!r} reads from it; name a folder or file.")
     if name == "digits":
         return Digits(split, seed)
     if name == "npz":
@@ -207,7 +239,10 @@ def _open_folder(root: Path, split: str) -> Reader:
     if not split and root.is_dir():
         splits = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name in {"test", *SYNONYMS[0], *SYNONYMS[1]})
         if splits:
-            raise ValueError(f"{root} holds splits, {', '.join(splits)}, in the place of classes; name one of them.")
+            raise ValueError(
+                f"{root} holds splits, {', '.join(splits)}, in the place of classes; name one of them. If these are classes, "
+                f"give {root.parent} as the root, and {root.name!r} as the split."
+            )
     if split:
         names = [split, *sorted(_synonyms(split) - {split})]
         candidates = [root / f"{name}{ending}" for name in names for ending in ("", ".tar")]

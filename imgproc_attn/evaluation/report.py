@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class Entry:
     flags: dict[str, dict[str, float]]
     draws: dict[tuple[str, str], list[float]]
 
-    @property
+    @cached_property
     def rows(self) -> dict[Column, dict[str, Any]]:
         """The numbers, by what they may be compared on."""
         rows, metrics = self.result["conditions"], self.result["metrics"]

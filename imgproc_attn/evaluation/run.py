@@ -7,10 +7,11 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
-from ..environment import environment
+from ..environment import arithmetic, environment
 from ..files import write_csv, write_json, write_text
 from ..progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
+from .evaluator import architecture_hash, weights_hash
 from .subject import ImageSource, Subject
 
 
@@ -24,6 +25,7 @@ def evaluate_classifier(
     batch_size: int = 128,
     workers: int = 2,
     autocast: Any,
+    dtype: str = "float32",
     real: bool = False,
     real_labels: Path | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def evaluate_classifier(
         batch_size: Of this process.
         workers: Processes that read.
         autocast: Context of the forward pass.
+        dtype: Its name, for the record.
         real: Also count by ReaL labels, for ImageNet's validation set.
         real_labels: Their file, ``real.json``. Default: timm's copy.
 
@@ -46,6 +49,7 @@ def evaluate_classifier(
     """
     model, preparation = subject.build()
     images = source.open(model, preparation.input_size[0])
+    weights, architecture = weights_hash(model), architecture_hash(model)
     model = source.restrict(model).to(device)
     if isinstance(images, IterableDataset) and (source.limit is not None or not source.skip_broken):
         raise ValueError(
@@ -62,6 +66,12 @@ def evaluate_classifier(
     result: dict[str, Any] = {
         "model": subject.model,
         "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
+        "options": {key: str(value) for key, value in subject.options.items()},
+        "training_seed": subject.training_seed,
+        "weights_sha256": weights,
+        "architecture_sha256": architecture,
+        "dtype": dtype,
+        "arithmetic": arithmetic(device),
         "data": {**source.record, "names_sha256": names_hash(names)},
         "preparation": preparation._asdict(),
         **count_accuracy(predictions, getattr(images, "classes", None)),

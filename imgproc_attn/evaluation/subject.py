@@ -43,7 +43,9 @@ class Subject:
     def label(self) -> str:
         """What reports call it, unless told otherwise: the end of its folder's path, or its name and its checkpoint's."""
         path = Path(self.model.removeprefix("local-dir:"))
-        name = "/".join(path.parts[-2:]) if path.is_dir() else self.model
+        name = (
+            "/".join(path.resolve().parts[-2:] if path.name in ("", "..") else path.parts[-2:]) if path.is_dir() else self.model
+        )
         return name if self.checkpoint is None else f"{name} {self.checkpoint.stem}"
 
     def build(self) -> tuple[nn.Module, Preparation]:
@@ -64,6 +66,7 @@ class Subject:
             model = timm.create_model(name, pretrained=pretrained, **self.options)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ValueError(f"{self.model}: {error}") from error
+        self._check_size(model)
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)
         config = resolve_model_data_config(model, use_test_size=True)
@@ -74,6 +77,17 @@ class Subject:
         if self.crop_pct is not None:
             config["crop_pct"] = self.crop_pct
         return model.eval(), Preparation.of(config)
+
+    def _check_size(self, model: Any) -> None:
+        """Many of timm's models take one size alone, and say so by an assertion."""
+        embed = getattr(model, "patch_embed", None)
+        built = tuple(getattr(embed, "img_size", None) or ())
+        if self.input_size and built and getattr(embed, "strict_img_size", False) and built != self.input_size[1:]:
+            (height, width), asked = built, " x ".join(map(str, self.input_size[1:]))
+            raise ValueError(
+                f"{self.model} takes {height} x {width} pixels alone, not --input-size {asked}; build it for that size, "
+                f"with img_size=[{','.join(map(str, self.input_size[1:]))}]."
+            )
 
 
 def _size_of(model: Any, known: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -146,4 +160,5 @@ class ImageSource:
     @property
     def record(self) -> dict[str, Any]:
         """For reports."""
-        return {"name": self.data, "root": self.root, "split": self.split, **self.protocol}
+        drawn = {"limit": self.limit, "seed": self.seed}
+        return {"name": self.data, "root": self.root, "split": self.split, **drawn, **self.protocol}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..data.readers import check_reader, reads_from_a_place
 from ..evaluation.imagenet_c import COMMON, EXTRA
 from ..segmentation.data import READERS as LABELLED
 
@@ -94,18 +95,15 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name in (*READERS, *LABELLED) or (name.partition("/")[0] in PREFIXES and name.partition("/")[2]):
-            return name
-        raise ValueError(
-            f"{name!r} is no reader; there are {', '.join((*READERS, *LABELLED))} and names that begin with "
-            f"{', '.join(PREFIXES)}"
-        )
+        if name not in LABELLED:
+            check_reader(name, LABELLED)
+        return name
 
     @model_validator(mode="after")
     def _one_validation(self) -> "Data":
         if self.validation_images and self.validation_split is not None:
             raise ValueError("validation_images and validation_split exclude each other: hold images out, or name a split")
-        if self.name != "digits" and not self.name.startswith(("hfds/", "hfids/")) and not self.root:
+        if reads_from_a_place(self.name) and not self.root:
             raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
         return self
 
@@ -122,10 +120,6 @@ class Data(_Section):
     def iterates(self) -> bool:
         """Whether the reader gives images one after the other alone."""
         return self.name.startswith(("wds/", "hfids/", "tfds/"))
-
-
-READERS = ("folder", "npz", "digits")
-PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")
 
 
 class Augmentation(_Section):
@@ -546,11 +540,19 @@ def _override(content: dict[str, Any], override: str) -> None:
         content = content[section]
         if not isinstance(content, dict):
             raise ValueError(f"Override {override!r}: {section!r} is not a section.")
+    content[key] = value_of(value, override)
+
+
+def value_of(text: str, whole: str) -> Any:
+    """A value of the command line, as a recipe has it.
+
+    Raises:
+        ValueError: It is not YAML; ``whole`` is what it is a part of.
+    """
     try:
-        parsed = yaml.safe_load(value)
+        return _numbers(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ValueError(f"Override {override!r}: the value is not YAML: {error}") from None
-    content[key] = parsed
+        raise ValueError(f"{whole!r}: the value is not YAML: {error}") from None
 
 
 def _numbers(content: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.stats import binomtest
 from skimage import data as photographs
 
@@ -104,6 +105,8 @@ def test_command(shots, capsys, tmp_path):
     assert result["n"] == 5
     assert result["unreadable"] == ["cat/1.jpg"]
     assert result["preparation"]["crop_pct"] == 0.95
+    assert (result["dtype"], result["options"], result["arithmetic"]) == ("float32", {"num_classes": "2"}, {"device": "cpu"})
+    assert len(result["weights_sha256"]) == 64
     # by hand: timm's own transform and the model
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     right = 0
@@ -125,6 +128,8 @@ def test_command(shots, capsys, tmp_path):
         (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "There is no checkpoint none.pt"),
         (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "'num_classes' has no '='"),
         (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),
+        (("test_nlm_vit", "kernel={name", "--checkpoint", "w.pt"), "'kernel={name': the value is not YAML"),
+        (("test_nlm_vit", "--crop-pct", "87.5", "--checkpoint", "w.pt"), "'87.5' is no share: above 0, up to 1"),
     ],
 )
 def test_mistakes(arguments, message, capsys):
@@ -132,6 +137,26 @@ def test_mistakes(arguments, message, capsys):
         evaluate(*arguments, "--root", "/")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
+    save_file(timm.create_model("test_nlm_vit", num_classes=2).state_dict(), tmp_path / "w.safetensors")
+    model = ["test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.safetensors"]
+    with pytest.raises(SystemExit):
+        evaluate(*model, "--data", "fodler", "--root", shots / "photographs")
+    assert "'fodler' is no reader; there are folder, npz, digits and names that begin with torch/" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(*model, "--data", "torch/cifar10")
+    assert "data.root is empty, but 'torch/cifar10' reads from it" in capsys.readouterr().err
+
+
+def test_options_are_read_as_recipes_are():
+    from imgproc_attn.training.recipe import value_of
+
+    assert value_of("{name: gaussian_range, range_bandwidth: 1e1}", "kernel=…") == {
+        "name": "gaussian_range",
+        "range_bandwidth": 10,
+    }
 
 
 def test_classes_must_be_the_models(shots, capsys, tmp_path):

@@ -76,6 +76,9 @@ def test_a_run_is_asked_about_what_it_held_out(tmp_path, capsys):
     assert len(seen) == 70
     assert not seen & set(map(int, Digits("train", 4)._ids))
     assert result(tmp_path / "out")["training_seed"] == 3
+    named = ["--data", "digits", "--split", "test", "--output", tmp_path / "named"]  # the same, said aloud
+    run("attack", tmp_path / "run", *where[:-2], *named)
+    assert result(tmp_path / "named")["conditions"][0]["images"] == result(tmp_path / "out")["conditions"][0]["images"]
     final = json.loads((tmp_path / "run" / "final.json").read_text())
     assert result(tmp_path / "out")["conditions"][0]["accuracy"] == pytest.approx(final["test"]["top1"], abs=1.5)
 
@@ -113,6 +116,9 @@ def test_size_and_channels_are_the_models(tmp_path):
     model, preparation = Subject("vit_tiny_patch16_224", weights, options=options).build()
     assert preparation.input_size == (1, 32, 32)
     assert NormalizedModel(model, preparation.mean, preparation.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
+    with pytest.raises(ValueError, match=r"takes 32 x 32 pixels alone, not --input-size 48 x 40; .* img_size=\[48,40\]"):
+        Subject("vit_tiny_patch16_224", weights, options=options, input_size=(1, 48, 40)).build()
+    assert Subject(".").label == "/".join(Path.cwd().parts[-2:]), "results of the model here do not lie in runs/ itself"
 
 
 def test_dry_run_does_nothing(folder, tmp_path, capsys):
