@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -244,6 +245,8 @@ class PixelExamination:
         pictures = problem.open(Unreadable(), 1).test
         windows = Windows(self.section.window, self.section.stride)
         self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes), windows)
+        few = some_of(len(self._samples), recipe.evaluation.disturbed_images, recipe.data.seed)
+        self._disturbed = self._samples if few is None else self._samples.only(self._samples.ids[few])
         self.preparation = problem.whole(_preparation(recipe))
         self.conditions = self._conditions()
 
@@ -253,12 +256,17 @@ class PixelExamination:
         attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
             attacks |= {f"{name} {strength_text(eps)}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
-        corrupted = [corrupted_condition(self._samples, c, self.measure) for c in _corruptions(e).values()]
-        return [*attack_conditions(self._samples, attacks, self.measure), *corrupted]
+        clean, *attacked = attack_conditions(self._disturbed, attacks, self.measure)
+        corrupted = [corrupted_condition(self._disturbed, c, self.measure) for c in _corruptions(e).values()]
+        if self._disturbed is not self._samples:
+            attacked = [replace(clean, name=CLEAN_OF_DISTURBED), *attacked]
+        return [replace(clean, samples=self._samples), *attacked, *corrupted]
 
     @property
     def samples(self) -> str:
-        return f"{len(self._samples)} held-out pictures"
+        told = f"{len(self._samples)} held-out pictures"
+        few = f"; {len(self._disturbed)} of them, by chance, are attacked and corrupted"
+        return told if self._disturbed is self._samples else told + few
 
     @property
     def checked(self) -> str:
@@ -291,6 +299,7 @@ class PixelExamination:
         )
         flags = evaluator(self.conditions)
         rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
+        on_the_same = rows if self._disturbed is self._samples else rows[1:]
         few = self._samples.only(self._samples.ids[_some(len(self._samples), self.measure.checked)])
         e = self.recipe.evaluation
         radii = [*e.fgsm, *e.pgd, *e.segpgd]
@@ -299,7 +308,7 @@ class PixelExamination:
         return Examined(
             {metric: {r["name"]: r[metric] for r in rows} for metric in self.measure.metrics[:2]},
             {r["name"]: r["largest_perturbation"] for r in rows if "largest_perturbation" in r},
-            [str(doubt) for doubt in [*doubts, *self.measure.doubt(rows, flags)]],
+            [str(doubt) for doubt in [*doubts, *self.measure.doubt(on_the_same, flags)]],
         )
 
     @torch.no_grad()

@@ -431,9 +431,7 @@ class Recipe(_Section):
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
-        changed |= self.evaluation.model_dump(
-            include={"gaussian_noise", "gaussian_blur", "disturbed_images"}, exclude_defaults=True
-        )
+        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur"}, exclude_defaults=True)
         given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:
