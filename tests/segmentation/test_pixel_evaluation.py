@@ -133,6 +133,19 @@ def test_models_of_a_comparison_keep_their_own_statistics(run, tmp_path):
     assert examination.wrap(inner).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_clean_numbers_are_of_all_pictures_whatever_is_disturbed(run, model, tmp_path):
+    recipe = recipe_of(run.parent / "data", "evaluation.disturbed_images=1", "evaluation.pgd=[1/255]", "evaluation.pgd_steps=2")
+    examination = PixelExamination(recipe, "cpu")
+    assert "2 held-out pictures; 1 of them, by chance" in examination.samples
+    found = examination(model, tmp_path, lambda text: None).metrics["miou"]
+    assert list(found)[:3] == ["clean", "clean, disturbed images", "PGD 1/255"]
+    sizes = {condition.name: len(condition.samples) for condition in examination.conditions}
+    assert sizes.pop("clean") == 2
+    assert set(sizes.values()) == {1}
+    whole = PixelExamination(recipe_of(run.parent / "data"), "cpu")(model, tmp_path / "whole", lambda text: None)
+    assert whole.metrics["miou"]["clean"] == found["clean"] != found["clean, disturbed images"]
+
+
 def test_judges_refuse(model):
     images, labels = torch.rand(1, 3, 64, 64) * 3, torch.zeros(1, 64, 64, dtype=torch.long)
     for judge in (PixelsAsGiven(6), PixelsUnderAttack(PixelFGSM(0.1))):
