@@ -154,6 +154,7 @@ def test_segmentation_in_two_processes(tmp_path):
     changes += ["data.input_size=[3,48,72]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
     changes += ["segmentation.photometric=false", "model.decoder=linear", "model.drop_path_rate=0", "schedule.epochs=3"]
     changes += ["model.img_size=[48,72]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
+    changes += ["run.amp=null"]
     runs = []
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
