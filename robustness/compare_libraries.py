@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imgproc_attn.benchmark import measure, summarise, synchronizer
+from imgproc_attn.benchmark import markdown, measure, summarise, synchronizer
 from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, number, positive, source_of, subject_of
 from imgproc_attn.environment import environment
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
@@ -29,6 +29,7 @@ from imgproc_attn.evaluation.evaluator import Batch, only_readable
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.evaluation.subject import ImageSource
 from imgproc_attn.files import write_json
+from imgproc_attn.records import strength_text
 
 Find = Callable[[Tensor, Tensor, Tensor], Tensor]  # adversarial images of images in [0, 1], labels, numbers of the images
 
@@ -72,7 +73,7 @@ def robust(model: nn.Module, find: Find, x: Tensor, y: Tensor, ids: Tensor) -> T
 def agreement(attack: str, model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, args: Any) -> list[dict]:
     """Robust accuracy by each library, and how far ours is from the others'."""
     attacks, found = rivals(attack, model, eps, args), {}
-    for x, y, ids in tqdm(batches(), f"{attack} {255 * eps:g}/255", unit="batch", dynamic_ncols=True):
+    for x, y, ids in tqdm(batches(), f"{attack} {strength_text(eps)}", unit="batch", dynamic_ncols=True):
         right = is_correct(model, x, y)
         for library, find in attacks.items():
             flags = right.clone()
@@ -81,7 +82,7 @@ def agreement(attack: str, model: nn.Module, batches: Callable[[], Iterator[Batc
             found.setdefault(library, []).append(flags)
     flags_of = {library: torch.cat(parts).cpu() for library, parts in found.items()}
     return [
-        _row(flags_of[OURS], flags, attack=attack, eps=f"{255 * eps:g}/255", library=name) for name, flags in flags_of.items()
+        _row(flags_of[OURS], flags, attack=attack, eps=strength_text(eps), library=name) for name, flags in flags_of.items()
     ]
 
 
@@ -122,10 +123,13 @@ def speed(model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, 
     ]
 
 
-def table(rows: list[dict]) -> str:
-    """In Markdown."""
-    shown = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), ["---"] * len(rows[0]), *shown])
+def table(title: str, rows: list[dict]) -> str:
+    """All that the rows hold."""
+
+    def column(key: str) -> Callable[[dict], str]:
+        return lambda row: f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key])
+
+    return markdown(title, rows, {key: column(key) for key in rows[0]})
 
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -176,11 +180,11 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment(args.device), "peers": versions, "samples": samples.identity}
     rows = [row for name in args.attacks for eps in args.eps for row in agreement(name, asked, batches, eps, args)]
     if rows:
-        print(table(rows))
+        print(table("Robust accuracy", rows))
         write_json(args.output, {**result, "agreement": rows})
     timed = speed(asked, batches, args.eps[0], args) if args.runs else []
     if timed:
-        print(table(timed))
+        print(table("Time of robust accuracy under PGD", timed))
     write_json(args.output, {**result, "agreement": rows, "speed": timed})
 
 
