@@ -34,8 +34,8 @@ from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
 from .segmentation.measure import PixelMeasure, Windows
 from .segmentation.overlays import draw_looks
 from .training.problems import SegmentationProblem
-from .training.recipe import EvaluationSection, Recipe
 from .training.run import create
+from .training.schema import EvaluationSection, Recipe
 from .training.splits import open_splits
 
 EVALUATION, FLAGS = "evaluation.json", "flags"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imgproc_attn.benchmark import markdown, measure, summarise, synchronizer
-from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, number, positive, source_of, subject_of
-from imgproc_attn.environment import environment
+from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, at_least, number, source_of, subject_of
+from imgproc_attn.environment import environment, keep_freed_memory
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
 from imgproc_attn.evaluation.attacks import is_correct
 from imgproc_attn.evaluation.evaluator import Batch, only_readable
@@ -143,13 +143,13 @@ def parse() -> argparse.Namespace:
     add_images(parser)
     parser.add_argument("--attacks", nargs="*", choices=["fgsm", "pgd", "apgd", "square"], default=["fgsm", "pgd"])
     parser.add_argument("--eps", nargs="+", type=number, default=[1 / 255], help="radii of balls on images in [0, 1]")
-    parser.add_argument("--steps", type=positive, default=20, help="of PGD, 2.5 eps / steps each, and of APGD")
-    parser.add_argument("--queries", type=positive, default=500, help="of Square")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="of PGD, 2.5 eps / steps each, and of APGD")
+    parser.add_argument("--queries", type=at_least(1), default=500, help="of Square")
     parser.add_argument(
         "--runs", type=int, default=0, help="timed runs of PGD at the first radius, interleaved; 0 for none, else at least 2"
     )
-    parser.add_argument("--batch-size", type=positive, default=50)
-    parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--batch-size", type=at_least(1), default=50)
+    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that read")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/libraries.json"))
     parser.set_defaults(short_side=None, window=None, stride=None)
@@ -168,6 +168,7 @@ def main() -> None:
     source = source_of(args)
     if not isinstance(source, ImageSource):
         raise SystemExit("The other libraries attack classifiers; pictures with label maps are not for them.")
+    keep_freed_memory()
     model, preparation = subject_of(args).build()
     samples = Samples(source.open(model, preparation.input_size[0]))
     asked = NormalizedModel(source.restrict(model), preparation.mean, preparation.std).to(args.device).eval()

@@ -28,7 +28,7 @@ from imgproc_attn.data import (
 )
 from imgproc_attn.data.readers import TorchvisionImages
 from imgproc_attn.training.augmentation import mixup, training_transform
-from imgproc_attn.training.recipe import Augmentation
+from imgproc_attn.training.schema import Augmentation
 
 CPU = torch.device("cpu")
 DIGITS = Preparation((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)
@@ -100,7 +100,7 @@ def test_packed_images(tmp_path):
 
 
 def test_packed_images_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
         PackedImages(tmp_path / "none.npz", "train")
     with pytest.raises(ValueError, match=r"no split 'validation'; there are train, test"):
         PackedImages(pack(tmp_path / "p.npz"), "validation")
@@ -236,7 +236,7 @@ def test_roots(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("IMGPROC_ATTN_DATA", str(tmp_path))
     assert find_root("here") == tmp_path / "here"
-    with pytest.raises(FileNotFoundError, match=r"data.root: there is no nowhere and no .*nowhere\. Give data.root=PATH"):
+    with pytest.raises(FileNotFoundError, match=r"There is no nowhere and no .*nowhere\. Give data.root=PATH"):
         find_root("nowhere")
 
 
@@ -245,7 +245,7 @@ def test_a_download_makes_its_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not found or corrupted"):
         open_images("torch/cifar10", str(tmp_path / "new"), "train", download=True)
     assert (tmp_path / "new" / "there").is_dir()
-    with pytest.raises(FileNotFoundError, match="data.root: there is no"):
+    with pytest.raises(FileNotFoundError, match="There is no"):
         open_images("torch/cifar10", str(tmp_path / "newer"), "train")
 
 

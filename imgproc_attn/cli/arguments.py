@@ -25,7 +25,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
     parser.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
     parser.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
-    parser.add_argument("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
+    parser.add_argument("--input-size", type=at_least(1), nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
     parser.add_argument("--crop-pct", type=share, help="resize to size / crop_pct, then crop (default: the model's)")
 
 
@@ -46,7 +46,7 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             metavar="MAP",
             help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
-    parser.add_argument("--limit", type=positive, help="only so many, drawn at random (default: all, or a run's own)")
+    parser.add_argument("--limit", type=at_least(1), help="only so many, drawn at random (default: all, or a run's own)")
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
 
@@ -65,7 +65,9 @@ def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of s
         metavar="PIXELS",
         help="side of sliding windows; whole: the whole picture at once (default: a run's, else whole)",
     )
-    group.add_argument("--stride", type=positive, metavar="PIXELS", help="between windows (default: a run's, else the window)")
+    group.add_argument(
+        "--stride", type=at_least(1), metavar="PIXELS", help="between windows (default: a run's, else the window)"
+    )
     if several:
         told = "average over views so much larger, made of the picture at its short side"
         group.add_argument("--scales", type=float, nargs="+", default=[1.0], help=told)
@@ -74,7 +76,7 @@ def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of s
 
 def _pixels(word: str) -> Callable[[str], int | str]:
     """A number of pixels, or that word for none."""
-    return lambda text: text if text == word else positive(text)
+    return lambda text: text if text == word else at_least(1)(text)
 
 
 def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
@@ -103,10 +105,10 @@ def _refuse_views(args: argparse.Namespace, data: str) -> None:
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
     """Where and how it runs."""
     parser.add_argument(
-        "--batch-size", type=positive, help=f"of each process (default: {batch_size}; 1 for pictures with label maps)"
+        "--batch-size", type=at_least(1), help=f"of each process (default: {batch_size}; 1 for pictures with label maps)"
     )
     parser.set_defaults(usual_batch_size=batch_size)
-    parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that read")
     parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/, and the model's name)")
     parser.set_defaults(usual_output=output)
@@ -142,6 +144,7 @@ def source_of(args: argparse.Namespace) -> Any:
     Raises:
         ValueError: Options that do not go together.
     """
+    from ..data.readers import check_reader, reads_from_a_place
     from ..evaluation.classes import class_map
     from ..evaluation.subject import ImageSource
     from ..segmentation.data import READERS
@@ -150,6 +153,9 @@ def source_of(args: argparse.Namespace) -> Any:
     run = run_of(args)
     own = run is not None and args.data in (None, run.data.name)  # the data that the run was trained on, wherever they lie
     name = args.data or (run.data.name if run is not None else "folder")
+    check_reader(name, READERS)
+    if args.root is None and not own and reads_from_a_place(name):
+        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
     if name in READERS:
         return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args, run))
     _refuse_views(args, name)
@@ -158,8 +164,6 @@ def source_of(args: argparse.Namespace) -> Any:
     if own and (args.root is None or name != "folder"):  # the very images that the run held out, wherever they lie now
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         return ImageSource(name, args.root or run.data.root, _split(args, run), **options)
-    if args.root is None and name in ("folder", "npz"):
-        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
     return ImageSource(name, args.root or "", args.split or "", **options)
 
 
@@ -170,8 +174,6 @@ def _pictures_of(args: argparse.Namespace, run: Any, name: str) -> dict[str, Any
     given = [option for option, value in unused.items() if value is not None]
     if given:
         raise ValueError(f"{' and '.join(given)} are for classifiers; pictures with label maps have no use for them.")
-    if args.root is None and run is None:
-        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
     if run is None:
         return {"data": name, "root": args.root, "split": args.split or "", "limit": args.limit}
     held_out = {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
@@ -215,13 +217,6 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction like 4/255") from None
 
 
-def not_negative(text: str) -> int:
-    """A seed, as numpy takes it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
 def share(text: str) -> float:
     """A number above 0, up to 1."""
     found = number(text)
@@ -230,8 +225,12 @@ def share(text: str) -> float:
     return found
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
+def at_least(low: int) -> Callable[[str], int]:
+    """Whole numbers from there on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} on")
+        return int(text)
+
+    return read

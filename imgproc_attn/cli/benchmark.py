@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import HelpFormatter
+from .arguments import HelpFormatter, at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -20,18 +20,11 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
     p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")
-    p.add_argument("--runs", type=_several, default=15, help="timed runs of each, interleaved; at least 2")
+    p.add_argument("--runs", type=at_least(2), default=15, help="timed runs of each, interleaved; at least 2, for the spread")
     p.add_argument("--device", default="cpu")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     p.add_argument("--output", type=Path, default=Path("runs/benchmark.json"))
     p.set_defaults(function=_benchmark)
-
-
-def _several(text: str) -> int:
-    """Of one run there is no spread."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 2 on")
-    return int(text)
 
 
 def _benchmark(args: argparse.Namespace) -> None:

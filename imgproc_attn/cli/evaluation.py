@@ -12,10 +12,9 @@ from .arguments import (
     add_place,
     add_subject,
     add_views,
-    not_negative,
+    at_least,
     number,
     output_of,
-    positive,
     run_of,
     source_of,
     subject_of,
@@ -104,7 +103,7 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
     add_subject(parser)
     parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the draws of attacks, corruptions and checks")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws of attacks, corruptions and checks")
     parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
     parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
     # float16's small gradients vanish, and attacks with them
@@ -139,14 +138,14 @@ def _add_attack(commands: Any) -> None:
         "predictions for labels",
     )
     a.add_argument("--targeted", action="store_true", help="towards a random other class, the same for every --seed")
-    a.add_argument("--steps", type=int, help="of attacks in steps (default: each attack's own)")
+    a.add_argument("--steps", type=at_least(1), help="of attacks in steps (default: each attack's own)")
     a.add_argument(
         "--step-size", type=number, help="of PGD and SegPGD (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
     )
-    a.add_argument("--restarts", type=int, help="random starts a sample (default: each attack's own)")
-    a.add_argument("--queries", type=int, help="of Square")
+    a.add_argument("--restarts", type=at_least(1), help="random starts a sample (default: each attack's own)")
+    a.add_argument("--queries", type=at_least(1), help="of Square")
     a.add_argument(
-        "--checks", type=positive, metavar="N", help="images that the sanity checks look at (default: 64; 8 of segmenters)"
+        "--checks", type=at_least(1), metavar="N", help="images that the sanity checks look at (default: 64; 8 of segmenters)"
     )
     a.set_defaults(function=_attack)
 

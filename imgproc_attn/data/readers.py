@@ -74,9 +74,9 @@ class PackedImages(Reader):
         if not file.is_file():
             packs = ", ".join(sorted(p.name for p in file.glob("*.npz"))) if file.is_dir() else ""
             raise FileNotFoundError(
-                f"data.root: {file} is a folder; name the .npz file in it{f': {packs}' if packs else ''}."
+                f"{file} is a folder; name the .npz file in it{f': {packs}' if packs else ''}."
                 if file.is_dir()
-                else f"data.root: there is no file {file}."
+                else f"There is no file {file}."
             )
         try:
             with np.load(file, allow_pickle=False) as pack:
@@ -166,7 +166,7 @@ def open_images(
     """The reader of one split; a timm dataset for what can only be iterated over (WebDataset and its like).
 
     Args:
-        name: As in `imgproc_attn.training.recipe.Data`.
+        name: As in `imgproc_attn.training.schema.Data`.
         root: Folder or file.
         split: Name of the split, for folders a subfolder; empty for ``root`` itself.
         seed: Of the digits' split, and of the shuffling of what can only be iterated over.
@@ -180,8 +180,6 @@ def open_images(
         ValueError: It is there, and not as it should be.
     """
     check_reader(name)
-    if reads_from_a_place(name) and not root:
-        raise ValueError(f"data.root is empty, but {name!r} reads from it; name a folder or file.")
     if name == "digits":
         return Digits(split, seed)
     if name == "npz":
@@ -192,7 +190,7 @@ def open_images(
     try:
         dataset = create_dataset(
             name,
-            root=str(find_root(root, to_be_made=download)) if root else None,
+            root=str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None,
             split=split,
             is_training=training,
             batch_size=batch_size,
@@ -212,8 +210,11 @@ def find_root(root: str, to_be_made: bool = False) -> Path:
     """``root``, or the same in ``$IMGPROC_ATTN_DATA``.
 
     Raises:
+        ValueError: It is empty.
         FileNotFoundError: Neither exists, and it is not ``to_be_made`` by a download.
     """
+    if not root:
+        raise ValueError("No folder or file is named to read from; give data.root=PATH in a recipe, --root PATH in a command.")
     tried = [Path(root).expanduser()]
     if os.environ.get("IMGPROC_ATTN_DATA") and not tried[0].is_absolute():
         tried.append(Path(os.environ["IMGPROC_ATTN_DATA"]) / root)
@@ -223,8 +224,8 @@ def find_root(root: str, to_be_made: bool = False) -> Path:
     if to_be_made:
         return tried[0]
     raise FileNotFoundError(
-        f"data.root: there is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH, or set IMGPROC_ATTN_DATA to "
-        "the folder a relative path starts from."
+        f"There is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH in a recipe, --root PATH in a command, or "
+        "set IMGPROC_ATTN_DATA to the folder a relative path starts from."
     )
 
 

@@ -1,7 +1,8 @@
 """Training: recipes, the loop, and what a run keeps."""
 
 from .loop import Trainer
-from .recipe import Recipe, find_recipe, list_recipes, load_recipe
+from .recipe import find_recipe, list_recipes, load_recipe
 from .run import train
+from .schema import Recipe
 
 __all__ = ["Recipe", "Trainer", "find_recipe", "list_recipes", "load_recipe", "train"]

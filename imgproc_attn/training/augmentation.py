@@ -10,7 +10,7 @@ from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop, Resize
 
 from ..data import Preparation
-from .recipe import Augmentation
+from .schema import Augmentation
 
 
 def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[Image.Image], Any]:

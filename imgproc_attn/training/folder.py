@@ -17,7 +17,8 @@ from ..models.checkpoints import WEIGHTS
 from ..records import changes
 from .checkpoints import CONFIG, STATE
 from .journal import CURVES, METRICS, PICTURE
-from .recipe import Recipe, check_recipe
+from .recipe import check_recipe
+from .schema import Recipe
 
 RECIPE, ENVIRONMENT, FINAL, UNREADABLE = "recipe.yaml", "environment.json", "final.json", "unreadable.txt"
 BEST, LAST = "best", "last"

@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 
 from ..data import ALONE, Processes
 from ..evaluation.draws import mix
-from .recipe import Optimiser, Recipe, Schedule
+from .schema import Optimiser, Recipe, Schedule
 
 
 def seed_everything(*numbers: int) -> None:

@@ -20,7 +20,7 @@ from ..segmentation.measure import PixelsAsGiven, Windows
 from ..segmentation.overlays import draw_looks
 from ..segmentation.transforms import PicturePreparation, joint_transform
 from .augmentation import training_transform
-from .recipe import Recipe, Segmentation
+from .schema import Recipe, Segmentation
 from .splits import Splits, open_splits, shares
 from .tasks import build_segmentation, build_task
 

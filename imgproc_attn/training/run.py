@@ -33,7 +33,7 @@ from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything
 from .problems import Loading, problem_of
-from .recipe import Recipe
+from .schema import Recipe
 from .watch import SaturationWatch
 
 TOLD = ("top1", "miou", "pixel_accuracy")  # of an epoch, and of the end

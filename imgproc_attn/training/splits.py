@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..data import Images, Unreadable, check_classes, check_label, open_images, some_of
-from .recipe import Data, Recipe
+from .schema import Data, Recipe
 
 ImageSet = Images | IterableDataset
 

@@ -15,7 +15,7 @@ from ..evaluation.attacks import PGD
 from ..evaluation.classification import TopAccuracy
 from ..evaluation.normalization import NormalizedModel
 from ..segmentation.metrics import IGNORED, Areas
-from .recipe import Recipe
+from .schema import Recipe
 
 
 class Classification(ClassificationTask):

@@ -144,10 +144,10 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
     model = ["test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.safetensors"]
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "fodler", "--root", shots / "photographs")
-    assert "'fodler' is no reader; there are folder, npz, digits and names that begin with torch/" in capsys.readouterr().err
+    assert "'fodler' is no reader; there are folder, npz, digits, ade20k, camvid, labelled and names" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "torch/cifar10")
-    assert "data.root is empty, but 'torch/cifar10' reads from it" in capsys.readouterr().err
+    assert "--data torch/cifar10 reads from a place: give --root PATH" in capsys.readouterr().err
 
 
 def test_options_are_read_as_recipes_are():

@@ -8,7 +8,7 @@ from backbones import small
 
 import imgproc_attn
 from imgproc_attn.training.loop import build_optimiser
-from imgproc_attn.training.recipe import Optimiser
+from imgproc_attn.training.schema import Optimiser
 
 
 def test_optimiser_groups():

@@ -16,7 +16,7 @@ from imgproc_attn.training import find_recipe, load_recipe, train
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.name=npz", "data.root=/nowhere/x.npz"], "data.root: there is no /nowhere/x.npz"),
+        (["data.name=npz", "data.root=/nowhere/x.npz"], "There is no /nowhere/x.npz"),
         (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
         (["run.batch_size=1000"], "needs 1000 images at a time, but there are 512"),
         (["run.batch_size=512", "run.accumulate=2", "data.train_images=512"], None),

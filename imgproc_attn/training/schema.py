@@ -1,0 +1,451 @@
+"""What a recipe says: a typed schema that refuses what it does not know, before anything is built."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..data.readers import check_reader, reads_from_a_place
+from ..evaluation.imagenet_c import COMMON, EXTRA
+from ..segmentation.data import READERS as LABELLED
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Radius = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+class Model(BaseModel):
+    """A registered timm model.
+
+    Attributes:
+        name: As ``timm.create_model`` takes it. A comparison may leave it to its variants.
+        pretrained: Start from the trained weights of that name.
+        checkpoint: Start from the weights of this file, or of this folder of a run.
+
+    Further keys are keyword arguments of the model. Classes and channels come from the section ``data``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = ""
+    pretrained: bool = False
+    checkpoint: str = ""
+
+
+class Data(_Section):
+    """Which images.
+
+    Attributes:
+        name: The reader. ``folder``: a folder a class, or a tar file of such. ``npz``: packed JPEG files (`PackedImages`).
+            ``digits``: the 1,797 scanned digits that ship with scikit-learn. ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``,
+            ``tfds/…``: timm's names of torchvision sets, WebDataset, Hugging Face sets (iterable too), TensorFlow sets.
+        root: Folder or file; a relative path that does not exist is looked for in ``$IMGPROC_ATTN_DATA`` too.
+        train_split: Trained on: a split's name, or a subfolder of ``root``; empty for ``root`` itself.
+        validation_split: What the best checkpoint is chosen on. Default: see ``validation_images``.
+        test_split: What the final numbers come from; no choice looks at it.
+        validation_images: So many random images of the training split are held out for validation. With 0 and no
+            ``validation_split`` nothing is chosen, and the last checkpoint is the result.
+        train_images: So many random images of the rest are trained on. Default: all.
+        test_images: So many random images of the test split. Default: all.
+        seed: Of these random choices, equal for all models and training seeds; for ``digits`` of the split too.
+        download: Fetch what is not there; for ``torch/…``, ``hfids/…`` and ``tfds/…``.
+        num_classes: Labels run from 0 to ``num_classes - 1``.
+        input_size: ``[channels, height, width]`` of what the model gets.
+        mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
+        std: What they are divided by. Default: of the model's ``pretrained_cfg``.
+        interpolation: Of resizing. Default: of the model's ``pretrained_cfg``.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the centre. Default: as the mean.
+        broken_images: An unreadable image is named and ``skip``ped, or ``stop``s the run.
+        workers: Processes that read and augment, for each training process.
+    """
+
+    name: str
+    root: str = ""
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = "validation"
+    validation_images: Annotated[int, Field(ge=0)] = 0
+    train_images: Count | None = None
+    test_images: Count | None = None
+    seed: int = 0
+    download: bool = False
+    num_classes: Annotated[int, Field(ge=2)]
+    input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    std: Annotated[list[Positive], Field(min_length=1)] | None = None
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    broken_images: Literal["skip", "stop"] = "stop"
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in LABELLED:
+            check_reader(name, LABELLED)
+        return name
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> "Data":
+        if self.validation_images and self.validation_split is not None:
+            raise ValueError("validation_images and validation_split exclude each other: hold images out, or name a split")
+        if reads_from_a_place(self.name) and not self.root:
+            raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
+        return self
+
+    @model_validator(mode="after")
+    def _images_by_number(self) -> "Data":
+        for key in ("validation_images", "train_images", "test_images"):
+            if self.iterates and getattr(self, key):
+                raise ValueError(f"{key} needs images by number, which {self.name!r} does not give; name a split instead")
+        if self.iterates and self.broken_images == "stop":
+            raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say broken_images: skip")
+        return self
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the reader gives images one after the other alone."""
+        return self.name.startswith(("wds/", "hfids/", "tfds/"))
+
+
+class Augmentation(_Section):
+    """Random changes of training images; names and order are timm's ``create_transform``, then its ``Mixup``.
+
+    Attributes:
+        scale: Share of the area that a random resized crop keeps; ``[1, 1]`` turns it off.
+        ratio: Aspect ratio of that crop.
+        crop_padding: Mirror so many pixels outwards and crop at random (CIFAR's way); needs ``scale: [1, 1]``.
+        degrees: Largest rotation; with ``translate`` and ``magnify`` one affine map.
+        translate: Largest shift, as a share of the side.
+        magnify: Smallest and largest magnification.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength; not used together with ``auto_augment``.
+        auto_augment: timm's policy string, as ``rand-m9-mstd0.5-inc1``.
+        erasing: Probability of random erasing.
+        mixup: Alpha of mixup.
+        cutmix: Alpha of cutmix.
+        mix_probability: Of mixup or cutmix for a batch.
+        mix_switch: Probability of cutmix where both are on.
+        interpolation: Of the random resized crop; ``random``: bilinear or bicubic. Default: that of evaluation.
+        repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
+    """
+
+    scale: Range = [1.0, 1.0]
+    ratio: Range = [1.0, 1.0]
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translate: Share = 0.0
+    magnify: Range = [1.0, 1.0]
+    hflip: Share = 0.0
+    color_jitter: NotNegative = 0.0
+    auto_augment: str | None = None
+    erasing: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_probability: Share = 1.0
+    mix_switch: Share = 0.5
+    interpolation: Literal["bicubic", "bilinear", "nearest", "random"] | None = None
+    repeats: Count = 1
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> "Augmentation":
+        if self.crop_padding and list(self.scale) != [1.0, 1.0]:
+            raise ValueError(f"crop_padding is {self.crop_padding} and scale {self.scale}; only one of the two may crop")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets become soft."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class Adversarial(_Section):
+    """Adversarial training: each batch is attacked by PGD, and trained on instead (arXiv 1706.06083).
+
+    Attributes:
+        eps: Radius of the L-infinity ball, in units of [0, 1].
+        steps: Of PGD.
+        step_size: Of PGD. Default: ``2.5 eps / steps``.
+        warmup_epochs: The radius grows linearly over the first of them.
+    """
+
+    eps: Radius
+    steps: Count = 3
+    step_size: Positive | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class Segmentation(_Section):
+    """A label a pixel: how pictures and label maps are prepared, and how pictures of any size are segmented.
+
+    ``data.input_size`` is that of training crops; of ``augmentation``, ``hflip`` alone is used.
+
+    Attributes:
+        short_side: Pictures are resized to it, in evaluation too, where their labels are not. Default: as they are.
+        scale: Smallest and largest random factor of the size in training.
+        photometric: Random brightness, contrast, saturation and hue in training.
+        window: Side of sliding windows in evaluation. Default: the whole picture at once.
+        stride: Between windows. Default: ``window``.
+    """
+
+    short_side: Count | None = None
+    scale: Range = [0.5, 2.0]
+    photometric: bool = True
+    window: Count | None = None
+    stride: Count | None = None
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> "Segmentation":
+        if self.stride is not None and (self.window is None or self.stride > self.window):
+            raise ValueError(f"stride is {self.stride}, but must not be above window, {self.window}: there would be gaps")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is {self.scale}, but the smallest factor comes first")
+        return self
+
+
+class Optimiser(_Section):
+    """One of timm's optimisers.
+
+    Attributes:
+        name: As timm's ``create_optimizer_v2`` takes it.
+        lr: Peak learning rate, for the recipe's batch.
+        weight_decay: Not applied to 1-D parameters, bandwidths among them.
+        momentum: For optimisers that have one.
+        betas: For optimisers that have them. Default: the optimiser's.
+        layer_decay: Factor of the learning rate from each block to the one before it.
+        clip_grad: Largest norm of the gradient; None for none.
+    """
+
+    name: str
+    lr: Positive
+    weight_decay: NotNegative = 0.0
+    momentum: Share = 0.9
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip_grad: Positive | None = None
+
+
+class Schedule(_Section):
+    """Linear warm-up, then a decay to ``min_lr``, by update.
+
+    Attributes:
+        name: Shape of the decay.
+        epochs: Passes over the training images, warm-up included.
+        warmup_epochs: The first of them.
+        warmup_lr: Where the warm-up begins.
+        min_lr: Where the decay ends.
+        power: Of ``poly``.
+    """
+
+    name: Literal["cosine", "poly"] = "cosine"
+    epochs: Count
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: NotNegative = 1e-6
+    min_lr: NotNegative = 0.0
+    power: Positive = 0.9
+
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> "Schedule":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, {self.epochs}")
+        return self
+
+
+class Run(_Section):
+    """How it is run.
+
+    Attributes:
+        seed: Of initial weights, order, augmentation and drop path.
+        batch_size: Images an update, over all processes and accumulated batches.
+        accumulate: So many batches an update.
+        loss: ``ce``: cross-entropy; ``bce``: binary cross-entropy of every class.
+        label_smoothing: Share of the target spread over all classes.
+        amp: Autocast to this type; None for float32.
+        compile: ``torch.compile`` the model.
+        channels_last: Memory format of weights and images.
+        checkpoint_blocks: Recompute blocks in the backward pass, which saves memory.
+        ema_decay: Decay of an exponential moving average of the weights, which then is what is evaluated and kept.
+        log_every: Updates between looks at the loss; each waits for the device.
+    """
+
+    seed: int = 0
+    batch_size: Count
+    accumulate: Count = 1
+    loss: Literal["ce", "bce"] = "ce"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    amp: Literal["bfloat16", "float16"] | None = None
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_blocks: bool = False
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    log_every: Count = 50
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "Run":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size is {self.batch_size}, but must be a multiple of accumulate, {self.accumulate}")
+        return self
+
+
+class EvaluationSection(_Section):
+    """What trained models go through in a comparison; images are in [0, 1], and so are the units.
+
+    Attributes:
+        fgsm: Radii eps of FGSM.
+        pgd: Radii eps of PGD.
+        pgd_steps: Steps of PGD.
+        pgd_restarts: Restarts of PGD.
+        gaussian_noise: Standard deviations.
+        gaussian_blur: Standard deviations in pixels.
+        segpgd: Radii eps of SegPGD, of segmentation alone.
+        corruptions: Of ImageNet-C, ``fog 3``: name and severity.
+        disturbed_images: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
+    """
+
+    fgsm: list[Radius] = []
+    pgd: list[Radius] = []
+    pgd_steps: Count = 20
+    pgd_restarts: Count = 1
+    gaussian_noise: list[Positive] = []
+    gaussian_blur: list[Positive] = []
+    segpgd: list[Radius] = []
+    corruptions: list[str] = []
+    disturbed_images: Count | None = None
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known(cls, corruptions: list[str]) -> list[str]:
+        for text in corruptions:
+            name, _, severity = text.partition(" ")
+            if name == "frost":
+                raise ValueError(
+                    "frost needs photographs, which a recipe does not name; use imgproc-attn corrupt --frost-folder"
+                )
+            if name not in (*COMMON, *EXTRA) or severity not in ("1", "2", "3", "4", "5"):
+                raise ValueError(
+                    f"{text!r} is none; write a name and a severity, fog 3; there are {', '.join([*COMMON, *EXTRA])}"
+                )
+        return corruptions
+
+
+class Comparison(_Section):
+    """Several models under one training, paired by seed.
+
+    Attributes:
+        seeds: One training run a model and seed.
+        variants: Keys of the section ``model`` that change, by label; the first is the baseline of the paired differences.
+        tolerance: Points of the clean metric that a variant may lose: reports say whose one-sided 95 % bound is below that.
+    """
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    tolerance: NotNegative = 1.0
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds are {seeds}, but each may stand there once; runs of one seed are equal")
+        return seeds
+
+
+class Recipe(_Section):
+    """One training run, or a comparison of several.
+
+    Attributes:
+        title: Stands over reports.
+        model: What is trained.
+        data: On which images.
+        augmentation: How they are changed.
+        adversarial: Attacks while training; None for none.
+        segmentation: Of recipes that label pixels; None for classification.
+        optimiser: How weights are updated.
+        schedule: How long, and at what rate.
+        run: Seed, batches, loss, precision.
+        evaluation: Attacks and corruptions of a comparison.
+        comparison: Models and seeds of a comparison.
+    """
+
+    title: str
+    model: Model = Model()
+    data: Data
+    augmentation: Augmentation = Augmentation()
+    adversarial: Adversarial | None = None
+    segmentation: Segmentation | None = None
+    optimiser: Optimiser
+    schedule: Schedule
+    run: Run
+    evaluation: EvaluationSection = EvaluationSection()
+    comparison: Comparison | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        batch = self.run.batch_size // self.run.accumulate
+        if self.augmentation.mixes and batch % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / accumulate even"
+            )
+        if self.data.iterates and self.augmentation.repeats > 1:
+            raise ValueError(
+                f"augmentation.repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
+            )
+        if (self.data.name in LABELLED) != (self.segmentation is not None):
+            raise ValueError(
+                f"data.name={self.data.name!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
+                f"pictures with label maps are {', '.join(LABELLED)}"
+            )
+        if self.segmentation:
+            self._segments()
+        elif self.evaluation.segpgd:
+            raise ValueError("evaluation.segpgd is of segmentation; leave it out")
+        if self.adversarial and self.augmentation.erasing:
+            raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
+        if self.adversarial and self.adversarial.warmup_epochs >= self.schedule.epochs:
+            raise ValueError(
+                f"adversarial.warmup_epochs is {self.adversarial.warmup_epochs}, but must be below schedule.epochs, "
+                f"{self.schedule.epochs}, or eps would never be reached"
+            )
+        if self.adversarial and self.run.amp == "float16":
+            raise ValueError("adversarial training in float16 would round the attack's gradients to zero; use run.amp=bfloat16")
+        for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
+            if not (self.model.name or options.get("name")):
+                raise ValueError(f"{label}: no model is named; give model.name")
+        return self
+
+    def _segments(self) -> None:
+        """Refuse what segmentation has no use for, instead of leaving it out."""
+        changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
+        changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
+        changed |= {"adversarial": True} if self.adversarial else {}
+        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur"}, exclude_defaults=True)
+        given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
+        changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
+        if changed:
+            raise ValueError(f"segmentation has no {', '.join(changed)}; leave it out")
+        if self.data.input_size[0] != 3:
+            raise ValueError(f"data.input_size has {self.data.input_size[0]} channels, but pictures to segment have 3")
+
+    def variant(self, label: str, seed: int) -> "Recipe":
+        """The single run ``label`` with ``seed`` of a comparison.
+
+        Raises:
+            ValueError: There is no such variant.
+        """
+        variants = self.comparison.variants if self.comparison else {}
+        if label not in variants:
+            raise ValueError(f"No variant {label!r} in this recipe; there are {', '.join(variants) or 'none'}.")
+        return self.model_copy(
+            update={
+                "title": f"{self.title}: {label}",
+                "model": Model(**{**self.model.model_dump(), **variants[label]}),
+                "run": self.run.model_copy(update={"seed": seed}),
+                "comparison": None,
+            }
+        )
