@@ -18,13 +18,13 @@ from .data import Images, Preparation, Unreadable, evaluation_loader, some_of
 from .diagnostics import draw_adversarial, draw_kernel_rows
 from .environment import arithmetic, sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
-from .evaluation.conditions import Condition
+from .evaluation.conditions import Condition, SampleAttack
 from .evaluation.evaluator import Evaluator, architecture_hash, weights_hash
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
 from .evaluation.robustness import attack_conditions, corrupted_condition
 from .evaluation.samples import Samples
-from .evaluation.sanity import sanity_checks
+from .evaluation.sanity import check_rows, sanity_checks
 from .evaluation.threat import ThreatModel
 from .files import slug, write_json
 from .layers import FilterAttention
@@ -176,7 +176,8 @@ class LabelExamination:
     def _examine(self, model: NormalizedModel, say: Callable[[str], Any]) -> Examined:
         e = self.recipe.evaluation
         kept = slice(None) if self.disturbed is None else self.disturbed
-        found = evaluate(model, self.images[kept], self.labels[kept], *self.disturbances(), progress=say)
+        attacks, corruptions = self.disturbances()
+        found = evaluate(model, self.images[kept], self.labels[kept], attacks, corruptions, progress=say)
         accuracies = found.accuracies
         if self.disturbed is not None:
             everything = evaluate(model, self.images, self.labels).accuracies
@@ -184,6 +185,7 @@ class LabelExamination:
         least = min([*e.pgd, *e.fgsm], default=None)
         few = _some(len(self.labels), CHECKED)
         doubts = sanity_checks(model, self.images[few], self.labels[few], least).findings
+        doubts += check_rows([_row_of(name, attack) for name, attack in attacks.items()], found.correct)
         return Examined({"accuracy": accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,6 +219,18 @@ class LabelExamination:
         with torch.no_grad():
             predictions = {label: models[label](adversarial).argmax(1).tolist() for label, adversarial in found.items()}
         return draw_adversarial(images, found, labels.tolist(), predictions, eps)
+
+
+def _row_of(name: str, attack: SampleAttack) -> dict[str, Any]:
+    """What `check_rows` wants to know of an attack."""
+    threat = attack.threat
+    return {
+        "name": name,
+        "family": name.partition(" ")[0],
+        "eps": threat.eps,
+        "norm": threat.norm.name,
+        "space": threat.space,
+    }
 
 
 def _preparation(recipe: Recipe) -> Preparation:

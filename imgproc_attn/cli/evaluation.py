@@ -33,9 +33,10 @@ In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL …
 presets:
 """
 CORRUPT_TEXT = """\
-Accuracy on corrupted images: the 15 + 4 corruptions of ImageNet-C at 5 severities, generated on the fly for any images, or the
-published files of ImageNet-C and CIFAR-10-C (--files). Generated ones are not compressed as JPEG, as the published files are:
-do not compare the two. Frost needs photographs that do not come with this package (--frost-folder).
+Accuracy of a classifier, or mIoU of a segmenter, on corrupted images: the 15 + 4 corruptions of ImageNet-C at 5 severities,
+generated on the fly for any images, or the published files of ImageNet-C and CIFAR-10-C (--files). Generated ones are not
+compressed as JPEG, as the published files are: do not compare the two. Frost needs photographs that do not come with this
+package (--frost-folder).
 """
 VALIDATION = "imagenet-val"
 SHIFT_TEXT = """\
@@ -151,7 +152,12 @@ def _add_attack(commands: Any) -> None:
 
 
 def _add_corrupt(commands: Any) -> None:
-    c = _add_robustness(commands, "corrupt", CORRUPT_TEXT, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly")
+    from ..evaluation.imagenet_c import COMMON, EXTRA
+
+    names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}"
+    c = _add_robustness(
+        commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly"
+    )
     add_images(c)
     add_views(c, several=True)
     c.add_argument(
@@ -160,7 +166,9 @@ def _add_corrupt(commands: Any) -> None:
         metavar="NAME",
         help="names, common (15), extra (4), all (default: common, or what files there are)",
     )
-    c.add_argument("--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1…5")
+    c.add_argument(
+        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1…5", help="how strong"
+    )
     c.add_argument("--frost-folder", type=Path, help="frost1.png to frost5.jpg of github.com/hendrycks/robustness")
     c.add_argument("--files", action="store_true", help="--root holds published files; all that are there, by default")
     c.set_defaults(function=_corrupt)

@@ -155,7 +155,8 @@ class Images(Dataset):
         except _CANNOT_READ as error:
             if self.on_unreadable == "stop":
                 raise ValueError(
-                    f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or set data.broken_images=skip."
+                    f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or have such images left out "
+                    "(data.broken_images=skip in a recipe, --skip-broken in a command)."
                 ) from error
             self.unreadable.add(self.name(index), error)
             picture, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED

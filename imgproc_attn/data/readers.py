@@ -135,13 +135,13 @@ def check_reader(name: str, beside: Iterable[str] = ()) -> None:
 
     Args:
         name: Of a reader.
-        beside: Further names, for the message.
+        beside: Further names that are known.
 
     Raises:
         ValueError: There is none of that name.
     """
     kind, _, which = name.partition("/")
-    if name not in READERS and not (kind in PREFIXES and which):
+    if name not in (*READERS, *beside) and not (kind in PREFIXES and which):
         raise ValueError(
             f"{name!r} is no reader; there are {', '.join((*READERS, *beside))} and names that begin with "
             f"{', '.join(f'{prefix}/' for prefix in PREFIXES)}"

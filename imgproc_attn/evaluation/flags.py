@@ -34,6 +34,12 @@ class Flags(NamedTuple):
     highest: float
     unreadable: list[int]
 
+    def only(self, ids: Tensor) -> "Flags":
+        """Of these samples alone, as far as they are here."""
+        kept = torch.isin(self.ids, ids).nonzero()[:, 0].tolist()
+        columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
+        return self._replace(ids=self.ids[kept], columns=columns)
+
     @property
     def labels(self) -> Tensor:
         """``[n]``, of images with a label each."""
@@ -53,6 +59,13 @@ class Flags(NamedTuple):
     def scores(self) -> Tensor:
         """``[n]``, of the judge."""
         return torch.tensor(self.columns["scores"])
+
+
+def of_common_samples(flags: Mapping[str, Flags]) -> dict[str, Flags]:
+    """Of the samples that all conditions have: an image may have become unreadable between two of them."""
+    everywhere = set.intersection(*(set(found.ids.tolist()) for found in flags.values()))
+    ids = torch.tensor(sorted(everywhere), dtype=torch.int64)
+    return {name: found if len(found.ids) == len(ids) else found.only(ids) for name, found in flags.items()}
 
 
 class FlagFile:
@@ -151,6 +164,11 @@ class FlagFile:
     def _open(self) -> BinaryIO:
         """This process's own file, without what a crash left of a last line."""
         writer = self._file.open("ab")
+        if not _locked(writer):
+            raise ValueError(
+                f"Another process writes to {self._file}: the same evaluation is running. Wait for it, or end it (of torchrun, "
+                "its workers too)."
+            )
         content = self._file.read_bytes()
         writer.truncate(content.rfind(b"\n") + 1)
         if b"\n" not in content:
@@ -162,3 +180,16 @@ class FlagFile:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Keep a file to this process for as long as it is open; false if another has it. Where files cannot be locked, true."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True

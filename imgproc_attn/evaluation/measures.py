@@ -12,7 +12,7 @@ from ..diagnostics import draw_adversarial
 from .classification import wilson_interval
 from .conditions import CLEAN, AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
 from .evaluator import Batch
-from .flags import Flags
+from .flags import Flags, of_common_samples
 from .imagenet_c.errors import corruption_summary
 from .presets import ATTACKS, PRESETS, Catalogue, Preset
 from .sanity import Checks, Finding, check_rows, sanity_checks
@@ -145,6 +145,7 @@ class LabelMeasure:
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
         """On normalised tensors attacks turn images from the model's own answer: those it gets wrong may become right."""
+        flags = of_common_samples({row["name"]: flags[row["name"]] for row in rows})
         attacked, clean = [row for row in rows if "eps" in row], flags.get(CLEAN)
         correct = {row["name"]: flags[row["name"]].correct for row in attacked}
         if clean is not None:
@@ -152,6 +153,7 @@ class LabelMeasure:
         return check_rows(attacked, correct)
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+        clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
         return clean.ids[clean.correct & ~attacked.correct]
 
     def gallery(self, model: Any, batch: Batch, condition: Condition, label: str) -> Figure:

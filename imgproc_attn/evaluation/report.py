@@ -26,14 +26,15 @@ from .results import (
     FLAGS,
     RESULT,
     cautions,
+    eps_unit,
     interval,
     means,
     perturbation,
     read_draws,
     read_flags,
     read_result,
+    summary_values,
 )
-from .robustness import EPS_UNIT
 from .statistics import mean_and_std, normal_interval, paired_difference
 
 
@@ -74,8 +75,15 @@ class Entry:
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
-        common = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
+        common: dict[str, Any] = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
+        common |= {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}  # not the same for all models
         return json.dumps({**common, **{key: row[key] for key in ("judge", "corruption", "images")}}, sort_keys=True)
+
+    @cached_property
+    def summary(self) -> dict[tuple[str, str], float]:
+        """Means over conditions, by name and by what they may be compared on."""
+        protocol = json.dumps([column.protocol for column in self.rows])
+        return {(name, protocol): value for name, value in summary_values(self.result.get("summary", {})).items()}
 
     @property
     def model(self) -> str:
@@ -103,6 +111,10 @@ class Run:
     def flags(self, column: Column) -> dict[str, float]:
         """``{image: share that is right}`` of a column."""
         return next(entry.flags[column.condition] for entry in self.entries if column in entry.rows)
+
+    def summary(self, key: tuple[str, str]) -> float | None:
+        """A mean over conditions."""
+        return next((entry.summary[key] for entry in self.entries if key in entry.summary), None)
 
     def draws(self, column: Column) -> list[float]:
         """Values of a column under a bootstrap; none of a mean over images."""
@@ -234,6 +246,30 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def summary_table(models: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+    """Means over conditions, a row each: its cells and differences, by model; paired by training seed."""
+    every = [entry for runs in models.values() for run in runs for entry in run.entries]
+    rows = []
+    for key in dict.fromkeys(key for entry in every for key in entry.summary):
+        by_seed = [{run.seed: v for run in runs if (v := run.summary(key)) is not None} for runs in models.values()]
+        baseline, *others = by_seed
+        paired = [found if found and found.keys() == baseline.keys() else {} for found in others]
+        differences = [{seed: value - baseline[seed] for seed, value in found.items()} for found in paired]
+        cells = [_mean_of(list(found.values()), "") for found in by_seed]
+        rows.append(
+            {"name": key[0], "cells": cells, "differences": [_mean_of(list(found.values()), "+") for found in differences]}
+        )
+    return rows
+
+
+def _mean_of(found: Sequence[float], sign: str) -> str:
+    """Over seeds, with the standard deviation; empty of nothing."""
+    if len(found) < 2:
+        return "".join(f"{value:{sign}.1f}" for value in found)
+    mean, std = mean_and_std(found)
+    return f"{mean:{sign}.1f} ± {std:.1f}, n = {len(found)}"
+
+
 def _apart(column: Column, columns: Sequence[Column]) -> str:
     """In what a condition differs from others of its name, if there are any."""
     others = [json.loads(c.protocol) for c in columns if c.condition == column.condition and c.protocol != column.protocol]
@@ -260,7 +296,7 @@ def _curves(models: Mapping[str, list[Run]]) -> list[Figure]:
 
 def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
     """A panel an attack with its settings and images."""
-    panels: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
+    panels: dict[tuple[str, str, str], dict[str, dict[float, list[float]]]] = {}
     columns = [column for column in _columns(models).get("attack", []) if column.metric == metric]
     cleans = [column for column in columns if column.condition == CLEAN]
     for column in columns:
@@ -271,29 +307,35 @@ def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
             row = whole[0].row(column) if whole else None
             if row is None or row["family"] is None:
                 continue
-            panel = panels.setdefault((row["family"], json.dumps(_at_any_radius(protocol, row["eps"]))), {})
+            unit = eps_unit(row["norm"], row["space"])
+            panel = panels.setdefault((row["family"], unit, json.dumps(_at_any_radius(protocol, row["eps"]))), {})
             points = panel.setdefault(label, {0.0: values(whole, clean)})
             if len(points[0.0]) == len(whole):
                 points[row["strength"]] = values(whole, column)
-    families = Counter(family for family, _ in panels)
-    titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, _) in enumerate(panels)]
-    return draw_curves(dict(zip(titles, panels.values())), dict.fromkeys(titles, EPS_UNIT), metric) if panels else None
+    families = Counter(family for family, *_ in panels)
+    titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, *_) in enumerate(panels)]
+    units = {title: unit for title, (_, unit, _) in zip(titles, panels)}
+    return draw_curves(dict(zip(titles, panels.values())), units, metric) if panels else None
 
 
 def _as_looked_at(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Without what the judge does, but how it looks at pictures."""
-    judge = protocol["judge"]
-    return {**protocol, "judge": judge.get("windows") if isinstance(judge, Mapping) else None}
+    judge, rest = protocol["judge"], {key: value for key, value in protocol.items() if key != "pixel_eps"}
+    return {**rest, "judge": judge.get("windows") if isinstance(judge, Mapping) else None}
 
 
 def _at_any_radius(settings: Any, eps: float) -> Any:
-    """Settings without the radius, and with steps in units of it."""
+    """Settings without the radius, and with steps and what it is on images in units of it."""
     if isinstance(settings, list):
         return [_at_any_radius(value, eps) for value in settings]
     if not isinstance(settings, dict):
         return settings
     found = {key: _at_any_radius(value, eps) for key, value in settings.items() if key != "eps"}
-    return found | {"step_size": round(found["step_size"] / eps, 6)} if found.get("step_size") else found
+    if found.get("step_size"):
+        found["step_size"] = round(found["step_size"] / eps, 6)
+    if "pixel_eps" in found:
+        found["pixel_eps"] = [round(value / eps, 6) for value in found["pixel_eps"]]
+    return found
 
 
 def _embedded(picture: Path | Figure) -> str:
@@ -331,6 +373,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         version=__version__,
         labels=list(models),
         tables=tables(models),
+        summary=summary_table(models),
         curves=[_embedded(figure) for figure in _curves(models)],
         entries=[
             {

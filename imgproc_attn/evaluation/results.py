@@ -174,6 +174,8 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
             "These corruptions were generated, and not compressed as the published JPEG files, whose errors AlexNet's are: do "
             "not compare this mCE with published ones."
         )
+    if any("fooled_by" in r for r in result["conditions"]):
+        found.append("An ensemble counts the worst of its attacks, sample by sample. It is not AutoAttack: FAB is left out.")
     size = result["preparation"].get("input_size", IMAGENET_SIZE)
     if result.get("generated") and (size[1], size[2]) != IMAGENET_SIZE[1:]:
         found.append(
@@ -188,21 +190,35 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def means(summary: Mapping[str, Any]) -> list[str]:
-    """The means of `corruption_summary` in words."""
-    words = {
-        "mean_miou": "mean mIoU of 15 corruptions and 5 severities: {:.2f} %",
-        "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities: {:.2f} %",
-        "mean_error": "mean error, unnormalised: {:.2f} %",
-        "mce_alexnet": "mCE, errors divided by AlexNet's: {:.2f} %",
-        "mean_miou_extra": "mean mIoU of the 4 extra corruptions: {:.2f} %",
-        "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions: {:.2f} %",
-        "aupr": "AUPR of telling images of unknown classes by low confidence: {:.2f} %",
+def summary_values(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The means of `corruption_summary` and their like, in percent, by what they are called."""
+    names = {
+        "mean_miou": "mean mIoU of 15 corruptions and 5 severities",
+        "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities",
+        "mean_error": "mean error, unnormalised",
+        "mce_alexnet": "mCE, errors divided by AlexNet's",
+        "mean_miou_extra": "mean mIoU of the 4 extra corruptions",
+        "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions",
     }
-    told = [text.format(summary[key]) for key, text in words.items() if key in summary]
+    found = {name: summary[key] for key, name in names.items() if key in summary}
+    if "aupr" in summary:
+        found[f"AUPR of telling {summary['unknown']['n']} images of unknown classes by low confidence"] = summary["aupr"]
     if "real" in summary:
-        told.append("by ReaL labels {top1:.2f} % of {n} images".format(**summary["real"]))
-    return ["; ".join(told)[0].upper() + "; ".join(told)[1:] + "."] if told else []
+        found[f"accuracy by ReaL labels of {summary['real']['n']} images"] = summary["real"]["top1"]
+    return found
+
+
+def means(summary: Mapping[str, Any]) -> list[str]:
+    """They in words."""
+    told = "; ".join(f"{name}: {value:.2f} %" for name, value in summary_values(summary).items())
+    return [told[0].upper() + told[1:] + "."] if told else []
+
+
+def eps_unit(norm: str, space: str) -> str:
+    """What an axis of radii shows, L-infinity's times 255."""
+    levels = "eps (L-infinity, grey levels)" if norm == "Linf" else "eps (L2, of images in [0, 1])"
+    normalized = "eps (L-infinity) x 255" if norm == "Linf" else "eps (L2)"
+    return levels if space == "images" else f"{normalized} of normalised tensors"
 
 
 def perturbation(row: Mapping[str, Any]) -> str:

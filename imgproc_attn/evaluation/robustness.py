@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..diagnostics import draw_curves, draw_grid, draw_heat_map
+from ..records import flat
 from .accuracy import count_real, load_real
 from .assessment import Assessment
 from .attacks.base import gradient_by
@@ -18,11 +19,10 @@ from .evaluator import images_of
 from .flags import Flags
 from .imagenet_c import COMMON, EXTRA, ImageNetC
 from .measures import Measure
+from .results import eps_unit
 from .samples import Samples
 from .shifts import area_under_precision_recall
 from .threat import LINF, ThreatModel
-
-EPS_UNIT = "eps (L-infinity: grey levels)"
 
 
 def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack], measure: Measure) -> list[Condition]:
@@ -163,9 +163,9 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
     if unknown.place.processes.rank:
         return {}
     sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
-    summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown)}
+    summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown), "unknown": conditions[0].samples.identity}
     checked = unknown.check(conditions[1].samples, None)
-    return unknown.write("shift", conditions, flags, checked, {}, summary=summary)
+    return unknown.write("shift", conditions[1:], flags, checked, {}, summary=summary)  # of unknown classes none is right
 
 
 def _headline(measure: Measure, flags: Flags) -> float:
@@ -177,11 +177,14 @@ def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapp
     label, measure = assessment.label, assessment.measure
     values = {name: [_headline(measure, found)] for name, found in flags.items()}
     curves: dict[str, dict[str, dict[float, list[float]]]] = {}
+    units: dict[str, str] = {}
     for c in conditions:
         if c.family is not None and c.strength is not None:
             points = curves.setdefault(c.family, {label: {0.0: values[CLEAN]}})
             points[label][c.strength] = values[c.name]
-    return draw_curves(curves, dict.fromkeys(curves, EPS_UNIT), measure.metrics[0])
+            threat = c.judge.attack.threat  # type: ignore[attr-defined]
+            units[c.family] = eps_unit(threat.norm.name, threat.space)
+    return draw_curves(curves, units, measure.metrics[0])
 
 
 def _gallery(
@@ -217,12 +220,27 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, judges))
     lines = [f"{'condition':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image, at most"]
     lines += [f"{c.name:<32} {len(c.samples):>8} {p.forward:>9} {p.backward:>9}" for c, p in zip(conditions, judges)]
+    lines += ["", "protocol:", *_protocol(assessment, conditions), ""]
     lines.append(
         f"model {assessment.label}, {assessment.parameters / 1e6:.1f} M parameters, {assessment.dtype} on {place.device}"
     )
     lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
     lines.append(f"estimated: at most {_duration(seconds)}, reading, corrupting and {checked} sanity-checked images apart")
     return "\n".join(lines)
+
+
+def _protocol(assessment: Assessment, conditions: Sequence[Condition]) -> list[str]:
+    """Everything that numbers would depend on, a line a condition."""
+    told = {"images": conditions[0].samples.identity, "preparation": assessment.preparation._asdict(), "seed": assessment.seed}
+    told |= {c.name: {key: value for key, value in c.settings.items() if value is not None} for c in conditions}
+    return [f"  {name}: {_settings(value)}" for name, value in told.items()]
+
+
+def _settings(value: Any) -> str:
+    """``key=value`` of everything that is set."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{key}={found}" for key, found in flat(value).items() if found is not None)
 
 
 def _seconds(assessment: Assessment, condition: Condition, size: int) -> tuple[float, float]:

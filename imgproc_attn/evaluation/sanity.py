@@ -367,7 +367,8 @@ def _check_large_radii(trial: Trial) -> list[Finding]:
         Finding(
             "accuracy does not fall to 0",
             f"Accuracy under PGD at eps {', '.join(f'{radius:g}' for radius in radii)} is {shares}, "
-            "though almost any image lies in such a ball: the attack is stuck.",
+            "though almost any image lies in such a ball: the attack is stuck. Look for masked gradients, and report Square "
+            "beside PGD.",
         )
     ]
 

@@ -14,7 +14,7 @@ from ..evaluation.attacks import Passes
 from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
 from ..evaluation.evaluator import Batch
-from ..evaluation.flags import Flags
+from ..evaluation.flags import Flags, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
 from ..evaluation.sanity import POINTS, Checks, Finding, check_gradients, check_outputs
 from ..evaluation.statistics import normal_interval
@@ -244,6 +244,7 @@ class PixelMeasure:
         return found
 
     def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+        clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
         before, after = (torch.tensor(self.of_samples(flags)) for flags in (clean, attacked))
         order = (after - before).nan_to_num(0).argsort()
         return clean.ids[order[: int((after < before).sum())]]

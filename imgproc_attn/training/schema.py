@@ -88,8 +88,7 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in LABELLED:
-            check_reader(name, LABELLED)
+        check_reader(name, LABELLED)
         return name
 
     @model_validator(mode="after")

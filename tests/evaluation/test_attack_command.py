@@ -129,6 +129,12 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     assert (int(passes[1]), int(passes[2])) == (103 + 1 + 9 * 103 + 5002, 101 + 9 * 101)
     assert "estimated: at most" in printed
     assert not (tmp_path / "out").exists()
+    rest = "--attacks pgd --eps 0.5 --norm L2 --steps 7 --restarts 3 --seed 4 --dry-run"
+    run("attack", *arguments(folder), rest, "--output", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert re.search(r"PGD L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
+    assert re.search(r"images: n=360, .*names_sha256=\w{64}", printed)
+    assert "preparation: " in printed
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "Without --frost-folder, frost is left out" in printed
@@ -147,7 +153,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
         (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "exclude each other"),
         (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square is written for the L-infinity ball"),
         (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
-        (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "restarts is 0, but must be at least 1"),
+        (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "argument --restarts: '0' is no whole number from 1 on"),
         (["--classes", "imagenet"], "imagenet is for models of|folders of its 1000 classes"),
     ],
 )
@@ -188,6 +194,7 @@ def test_an_ensemble_tells_who_fooled(folder, tmp_path):
     run("attack", *arguments(folder), "--attacks ensemble --eps 40/255 --limit 30 --checks 2", "--output", tmp_path)
     clean, attacked = result(tmp_path)["conditions"]
     assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
+    assert "It is not AutoAttack: FAB is left out." in (tmp_path / "result.md").read_text()
     assert sum(attacked["fooled_by"].values()) == clean["correct"] - attacked["correct"] > 0, "the others were wrong before"
 
 

@@ -91,6 +91,17 @@ def test_linear_model_falls_exactly_where_it_must_in_l2(linear, attack):
         assert bool((result.success <= (least < eps * 1.001)).all())
 
 
+@pytest.mark.parametrize("eps", [5e-4, 2e-3, 0.02])
+def test_points_stay_in_small_euclidean_balls(eps):
+    """Where rounding of the sum is not small beside the radius."""
+    images = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    step = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)) * eps
+    found = ThreatModel(eps, L2_NORM).project(images + step, images)
+    length = (found.double() - images.double()).flatten(1).norm(dim=1)
+    assert length.max() <= eps * (1 + 1e-6)
+    assert length.min() >= eps * (1 - 1e-3)
+
+
 @by_name(BLACK_BOX)
 def test_search_never_finds_what_is_not_there(linear, attack):
     model, images, labels, scores, w = linear

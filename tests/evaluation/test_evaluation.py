@@ -83,6 +83,15 @@ def test_refuses(linear, change, message):
             call(model, images, labels)
 
 
+def test_training_mode_below_the_surface_is_refused(linear):
+    model, images, labels, _ = linear
+    wrapped = torch.nn.Sequential(torch.nn.Dropout(0.5), model).eval()
+    wrapped[0].train()
+    for call in (FGSM(0.1), PGD(0.1), evaluate):
+        with pytest.raises(ValueError, match="'0' of the model is in training mode"):
+            call(wrapped, images, labels)
+
+
 def test_a_broken_model_is_not_robust(linear):
     model, images, labels, _ = linear
     with torch.no_grad():

@@ -23,7 +23,9 @@ from imgproc_attn.data import Digits, Images, Processes
 from imgproc_attn.evaluation import FGSM, PGD
 from imgproc_attn.evaluation.conditions import Condition, UnderAttack
 from imgproc_attn.evaluation.evaluator import Evaluator, architecture_hash
+from imgproc_attn.evaluation.flags import FlagFile
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
+from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.records import describe
@@ -81,6 +83,33 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
     assert torch.equal(first.ids, again.ids)
     assert first.columns == again.columns
     assert [len(json.loads(line).get("ids", [])) for line in file.read_text().splitlines()] == [0, 100, 100, 100, 60]
+
+
+def test_two_evaluations_do_not_write_to_one_file(model, samples, tmp_path):
+    pytest.importorskip("fcntl")
+    protocol = {"weights": "these"}
+    first, second = (FlagFile(tmp_path, "clean", protocol) for _ in range(2))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    first.add(nothing, None, torch.tensor([0]))
+    with pytest.raises(ValueError, match="Another process writes to .*clean.process-0.jsonl"):
+        second.add(nothing, None, torch.tensor([0]))
+    first.close()
+    second.add(nothing, None, torch.tensor([1]))
+    second.close()
+    assert FlagFile(tmp_path, "clean", protocol).unreadable.tolist() == [0, 1]
+
+
+def test_what_became_unreadable_counts_where_it_was_read(model, samples, tmp_path):
+    conditions = attack_conditions(samples, {"PGD 20/255": PGD(20 / 255, 2)}, LABELS)
+    flags = evaluator(model, tmp_path)(conditions)
+    attacked = flags["PGD 20/255"]
+    flags["PGD 20/255"] = attacked.only(attacked.ids[1:])
+    rows = [row(condition, flags[condition.name], LABELS, (0.5,)) for condition in conditions]
+    assert [r["n"] for r in rows] == [360, 359]
+    assert LABELS.doubt(rows, flags) == []
+    broken = LABELS.broken(flags["clean"], flags["PGD 20/255"])
+    assert 0 not in broken
+    assert len(broken) == int((flags["clean"].correct[1:] & ~flags["PGD 20/255"].correct).sum())
 
 
 def test_other_images_of_equal_names_are_refused(model, tmp_path):

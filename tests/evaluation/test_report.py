@@ -3,14 +3,20 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from evaluated import arguments, result, run
+from PIL import Image
+from skimage import data as pictures
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.classification import paired_interval
+from imgproc_attn.evaluation.imagenet_c.weather import FROST
 from imgproc_attn.evaluation.report import _curves as draw_report_curves
-from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.evaluation.report import find_entries, group, summary_table, tables
+
+photographs = [getattr(pictures, name)() for name in ("coffee", "astronaut", "chelsea", "rocket", "camera")]
 
 
 def test_report(folder, tmp_path, capsys):
@@ -96,6 +102,48 @@ def test_what_differs_stands_apart(folder, tmp_path):
     (figure,) = draw_report_curves(models)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["PGD, protocol 1", "PGD, protocol 2", "PGD targeted"], "in a panel, all is of one protocol"
+
+
+def test_radii_of_normalised_tensors_are_not_the_same_for_all_models(folder, tmp_path):
+    """Models of other statistics take other steps on images: they do not stand in one row, and axes tell no grey levels."""
+    attack = "--attacks pgd --eps 4/255 8/255 --steps 2 --space normalized --limit 40 --checks 4 --label"
+    for label, std in (("a", 0.5), ("b", 0.25)):
+        words = [word.replace("std: [0.5]", f"std: [{std}]") for word in arguments(folder)]
+        run("attack", *words, attack, label, "--output", tmp_path / label)
+    models = group(find_entries([tmp_path / "a", tmp_path / "b"]))
+    rows = tables(models)["attack"]
+    assert [bool(cell) for row in rows[1:] for cell in row["cells"]] == [True, False, True, False, False, True, False, True]
+    assert [row["differences"] for row in rows[1:]] == [[""]] * 4
+    assert rows[1]["perturbation"].endswith("by channel 2.000 grey levels")
+    assert rows[3]["perturbation"].endswith("by channel 1.000 grey levels")
+    (figure,) = draw_report_curves(models)
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"eps (L-infinity) x 255 of normalised tensors"}
+
+
+def test_means_stand_side_by_side(folder, tmp_path):
+    every = "--corruptions common --severities 1 2 3 4 5 --limit 20 --frost-folder"
+    for i, picture in enumerate(photographs):
+        Image.fromarray(picture).save(tmp_path / FROST[i])
+    for label, name, weights in (("plain", "plain_vit_tiny", "plain"), ("filter", "nlm_vit_tiny", "weights")):
+        run(
+            "corrupt",
+            *arguments(folder, name, weights),
+            every,
+            tmp_path,
+            "--label",
+            label,
+            "--output",
+            tmp_path / "runs" / label,
+        )
+    models = group(find_entries([tmp_path / "runs" / label for label in ("plain", "filter")]))
+    means = [result(tmp_path / "runs" / label)["summary"]["mean_accuracy"] for label in ("plain", "filter")]
+    accuracy, error = summary_table(models)
+    assert accuracy["cells"] == [f"{mean:.1f}" for mean in means]
+    assert accuracy["differences"] == [f"{means[1] - means[0]:+.1f}"]
+    assert error["name"] == "mean error, unnormalised"
+    models = {"both": [replace(models[label][0], seed=i) for i, label in enumerate(("plain", "filter"))]}
+    assert summary_table(models)[0]["cells"] == [f"{sum(means) / 2:.1f} ± {abs(means[1] - means[0]) / 2**0.5:.1f}, n = 2"]
 
 
 def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):

@@ -153,8 +153,9 @@ def _gradients_as_it_stands(model, images, labels):
 def test_a_very_small_bandwidth_is_caught(models, test_set):
     """The trained weights, with kernels so narrow that every token sees itself alone."""
     model = models["nlm_vit_tiny"]
-    narrow = widened(model, 0.12)
-    assert {"saturated filters"} <= names(check_saturation(Trial(narrow, *test_set, EPS)))
+    found = [names(check_saturation(Trial(widened(model, factor), *test_set, EPS))) for factor in (0.06, 0.08, 0.1, 0.12)]
+    assert all("saturated filters" in checks for checks in found)
+    assert any("adaptive attack" in checks for checks in found), "gradients of wider kernels find more"
     assert check_saturation(Trial(model, *test_set, EPS)) == []
 
 
@@ -180,6 +181,31 @@ def test_large_logits_are_caught(models, test_set):
             return 1e3 * models["convolutions"](x)
 
     assert "scale of the logits" in names(check_strength(Trial(Sure().eval(), *test_set, EPS)))
+
+
+class Astray(nn.Module):
+    """The model's logits, with a gradient that points elsewhere at every look."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.generator = model, torch.Generator().manual_seed(0)
+        self.eval()
+
+    def forward(self, x):
+        aside = 3 * x.flatten(1) @ torch.randn(x[0].numel(), 10, generator=self.generator)
+        return self.model(x) + aside - aside.detach()
+
+
+def test_an_attack_that_has_not_converged_is_caught(models, test_set):
+    (finding,) = check_strength(Trial(Astray(models["convolutions"]), *test_set, EPS))
+    assert finding.check == "more steps still help"
+    assert "Give it more, or use APGD" in finding.message
+
+
+def test_an_attack_that_stands_still_is_caught(models, test_set):
+    (finding,) = check_strength(Trial(Rounded(models["convolutions"]).eval(), *test_set, EPS))
+    assert finding.check == "accuracy does not fall to 0"
+    assert "report Square beside PGD" in finding.message
 
 
 def test_flags_against_each_other():

@@ -78,7 +78,8 @@ def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
     precision, recall, _ = precision_recall_curve([0] * len(known) + [1] * len(unknown), [-c for c in known + unknown])
     steps = sum((recall[i] - recall[i + 1]) * precision[i] for i in range(len(precision) - 1))
     assert found["summary"]["aupr"] == pytest.approx(100 * steps, rel=1e-5)
-    assert [row["n"] for row in found["conditions"]] == [50, 25]
+    assert [(row["name"], row["n"]) for row in found["conditions"]] == [("ImageNet-O's classes, validation", 25)]
+    assert found["summary"]["unknown"]["n"] == 50, "of unknown classes no answer is right: they have no accuracy"
     # answers that are right for one image in three, and none for one in ten
     said = {int(f.stem[-8:]): int(logits_of(model, f).argmax()) for f in val.rglob("*.png")}
     answers = [
@@ -97,7 +98,7 @@ def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
     [
         ([], "No data set given"),
         (["--imagenet-o", "x"], "need ImageNet's validation images"),
-        (["--imagenet-a", "/nowhere"], "there is no /nowhere"),
+        (["--imagenet-a", "/nowhere"], "There is no /nowhere"),
     ],
 )
 def test_shift_mistakes(rest, message, imagenet_model, capsys, tmp_path):

@@ -56,8 +56,10 @@ def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | 
         ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images that are no finite floats in
             ``bounds``.
     """
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout and its like feign robustness; call model.eval().")
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        which = f"{training!r} of the model" if training else "The model"
+        raise ValueError(f"{which} is in training mode, where dropout and its like feign robustness; call model.eval().")
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "Attacks need gradients, which torch.inference_mode() rules out; call them outside it (no_grad is fine)."

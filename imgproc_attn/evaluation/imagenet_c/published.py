@@ -89,10 +89,8 @@ def published_conditions(
     found = _find(root)
     missing = [name for name in corruptions or [] if name not in found]
     if missing or not found:
-        raise FileNotFoundError(
-            f"{root} holds {', '.join(found) or 'no corruption of ImageNet-C or CIFAR-10-C'}"
-            + (f", but not {', '.join(missing)}." if missing else "; it wants CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy.")
-        )
+        wanted = f", but not {', '.join(missing)}." if found else "; it wants CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy."
+        raise FileNotFoundError(f"{root} holds {', '.join(found) or 'no corruption of ImageNet-C or CIFAR-10-C'}{wanted}")
     prepared = preparation._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
     return [
         Condition(

@@ -42,14 +42,14 @@ def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
         folder: Of the photographs, ``frost1.png`` to ``frost5.jpg``, from the authors' repository (hendrycks/robustness,
             ``ImageNet-C/create_c``); they do not come with this package.
 
-    Raises:
-        ValueError: The picture is larger than the photograph.
+    Photographs that do not cover the picture are enlarged until they do: the authors' pictures are of 224 x 224.
     """
     keep, add = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     ice = _frost(folder / FROST[rng.integers(len(FROST))])
+    enlarged = max((x.shape[0] + 1) / ice.shape[0], (x.shape[1] + 1) / ice.shape[1])
+    if enlarged > 1:
+        ice = ndimage.zoom(ice, (enlarged, enlarged, 1), order=1)
     room = [ice.shape[0] - x.shape[0], ice.shape[1] - x.shape[1]]
-    if min(room) < 1:
-        raise ValueError(f"frost: the picture is {x.shape[0]} x {x.shape[1]}, but the frost {ice.shape[0]} x {ice.shape[1]}.")
     top, left = rng.integers(0, room[0]), rng.integers(0, room[1])
     return keep * x + add * ice[top : top + x.shape[0], left : left + x.shape[1]]
 
