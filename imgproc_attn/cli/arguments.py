@@ -69,7 +69,7 @@ def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of s
         "--stride", type=at_least(1), metavar="PIXELS", help="between windows (default: a run's, else the window)"
     )
     if several:
-        told = "average over views so much larger, made of the picture at its short side"
+        told = "average over the picture at these factors of its size, e.g. 0.75 1 1.25"
         group.add_argument("--scales", type=float, nargs="+", default=[1.0], help=told)
         group.add_argument("--flip", action="store_true", help="and over mirror images")
 

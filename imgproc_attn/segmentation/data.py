@@ -108,11 +108,14 @@ class LabelledPictures(Dataset):
             more = f" {len(wrong) - 3} more of the {len(self)} pairs are wrong." if len(wrong) > 3 else ""
             raise ValueError(" ".join(map(str, wrong[:3])) + more)
         few = range(0, len(self), -(-len(self) // 16))
-        values = np.unique(np.concatenate([np.unique(read_label(self._files(i)[1])) for i in few]))
-        self._refuse_strange(values, f"Label maps, {self._files(0)[1]} or others, have")
-        if (self.lookup[values] == IGNORED).all():
+        values: set[int] = set()
+        for label_file in (self._files(i)[1] for i in few):
+            found = np.unique(read_label(label_file))
+            self._refuse_strange(found, f"{label_file} has")
+            values |= set(found.tolist())
+        if (self.lookup[sorted(values)] == IGNORED).all():
             raise ValueError(
-                f"All of {len(few)} label maps looked at hold nothing but {values.tolist()}, which is ignored: there is no "
+                f"All of {len(few)} label maps looked at hold nothing but {sorted(values)}, which is ignored: there is no "
                 f"pixel to learn or to count. One of them is {self._files(0)[1]}."
             )
 
@@ -123,7 +126,7 @@ def _whats_wrong(pair: Pair) -> ValueError | None:
     try:
         with _opened(file) as picture, _opened(label_file) as label:
             _check_picture(file, picture)
-            _check_label(label_file, label.mode)
+            _check_label(label_file, label)
             _check_sizes(file, picture.size, label_file, label.size)
     except ValueError as error:
         return error
@@ -164,11 +167,15 @@ def read_label(file: Path) -> np.ndarray:
         ValueError: It cannot be read; or a palette, colours or 16 bits, whose values are no class numbers.
     """
     with _opened(file) as label:
-        _check_label(file, label.mode)
+        _check_label(file, label)
         return np.array(label)
 
 
-def _check_label(file: Path, mode: str) -> None:
+def _check_label(file: Path, label: Any) -> None:
+    mode = label.mode
+    few = next((bits for bits in ("2", "4") if f"L;{bits}'" in str(label.tile)), None)  # Pillow stretches them to 0 to 255
+    if few is not None:
+        raise ValueError(f"{file} has {few} bits a pixel, not 8, and would be read as other numbers; store 8-bit grey.")
     if mode == "L":
         return
     kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}

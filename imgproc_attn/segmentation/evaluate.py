@@ -106,5 +106,6 @@ def segment_pictures(
             write_atomically(output / kind / place, partial(result.save, format="PNG"))
         written.append(output / "overlays" / place)
     if broken:
-        raise ValueError(f"{len(written)} pictures are segmented in {output}, but not {len(broken)}: {' '.join(broken[:10])}")
+        done = f"{len(written)} pictures are segmented in {output}, but not {len(broken)}: " if written else ""
+        raise ValueError(done + " ".join(broken[:10]))
     return written

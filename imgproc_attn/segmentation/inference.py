@@ -1,7 +1,9 @@
 """Inference on images of any size: whole, in windows, at several scales; memory holds strips of rows, never all logits."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +55,9 @@ def _strips(model: nn.Module, image: Tensor, window: int, stride: int, batch_siz
     """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows."""
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
-    rows, kept = min(window, height), 0
-    overlap: tuple[Tensor, Tensor] | None = None
+    rows, end = min(window, height), 0
+    bands: deque[Band] = deque()  # of the rows that are not done; each is let go when it is
     for top, after in zip(tops, [*tops[1:], height]):
-        total = times = None
         for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
             found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part]))
             found = found if found.dtype == torch.float64 else found.float()  # halves would not add up, and tie
@@ -64,23 +65,48 @@ def _strips(model: nn.Module, image: Tensor, window: int, stride: int, batch_siz
             if len(tops) == len(lefts) == 1:
                 yield 0, found[0]
                 return
-            if total is None or times is None:
-                total, times = found.new_zeros(found.shape[1], rows, width), found.new_zeros(rows, width)
-                if overlap is not None:
-                    total[:, :kept], times[:kept] = overlap
-            for i, left in enumerate(part):
-                total[:, :, left : left + window] += found[i]
-                times[:, left : left + window] += 1
+            for first in range(end, top + rows, ROWS):
+                few = min(ROWS, top + rows - first)
+                bands.append(Band(first, found.new_zeros(found.shape[1], few, width), found.new_zeros(few, width)))
+            end = top + rows
+            for band in bands:
+                inside = slice(band.first - top, band.first - top + len(band.times))
+                for logits, left in zip(found, part):
+                    band.total[:, :, left : left + window] += logits[:, inside]
+                    band.times[:, left : left + window] += 1
             del found
-        assert total is not None
-        assert times is not None
-        done = after - top if after < height else rows
-        for first in range(0, done, ROWS):
-            rest = slice(first, min(first + ROWS, done))
-            yield top + first, total[:, rest] / times[rest].clone()  # a backward pass wants them as they are now
-        overlap, kept = (total[:, done:].clone(), times[done:].clone()), rows - done
-        del total, times
+        while bands and bands[0].first < after:
+            first, total, times = bands.popleft()
+            few = min(len(times), after - first)
+            if few < len(times):
+                bands.appendleft(Band(after, total[:, few:], times[few:]))
+            yield first, total[:, :few] / times[:few].clone()  # a backward pass wants them as they are now
+            del total, times
         yield after, None
+
+
+class Band(NamedTuple):
+    """Some rows of an image.
+
+    Attributes:
+        first: Where they begin.
+        total: ``[classes, rows, width]``, sums of logits.
+        times: ``[rows, width]``, of so many windows.
+    """
+
+    first: int
+    total: Tensor
+    times: Tensor
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse what is no factor of a size.
+
+    Raises:
+        ValueError: None, or some that are not positive and finite.
+    """
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ValueError(f"The scales are {tuple(scales)}, but must be positive, finite factors of the size, one at least.")
 
 
 def _check_finite(logits: Tensor) -> None:
@@ -140,8 +166,7 @@ def segment(
         ValueError: No scales, or some that are not positive; or as `sliding_strips`.
         FloatingPointError: Logits that are not finite.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"The scales are {tuple(scales)}, but must be positive factors of the size, one at least.")
+    check_scales(scales)
     size = size or (image.shape[-2], image.shape[-1])
     views = [(scale, mirrored) for scale in scales for mirrored in (False, *[True] * flip)]
     streams = [_view(model, image, window, stride, batch_size, size, *view) for view in views]

@@ -20,7 +20,7 @@ from ..evaluation.sanity import POINTS, Checks, Finding, check_gradients, check_
 from ..evaluation.statistics import normal_interval
 from ..evaluation.threat import ThreatModel
 from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_cross_entropy, pixel_logits
-from .inference import Windowed, classes_of, segment
+from .inference import Windowed, check_scales, classes_of, segment
 from .metrics import IGNORED, bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
 
@@ -102,8 +102,7 @@ class PixelsAsGiven:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"The scales are {self.scales}, but must be positive factors of the size, one at least.")
+        check_scales(self.scales)
 
     @property
     def passes(self) -> Passes:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..models.checkpoints import load_own_weights, own_config
 from .decoders import LinearDecoder, mask_decoder
@@ -26,15 +28,23 @@ class Segmenter(nn.Module):
         decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
         num_classes: Of the decoder.
         only: (height, width) that smaller images are padded to, of an encoder that takes no other size.
+        norm: Whether the encoder normalises its features; some of timm's cannot.
     """
 
-    def __init__(self, encoder: Any, decoder: nn.Module, num_classes: int, only: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: nn.Module,
+        num_classes: int,
+        only: tuple[int, int] | None = None,
+        norm: bool = True,
+    ) -> None:
         super().__init__()
         if not hasattr(encoder, "forward_intermediates"):
             raise ValueError(
                 f"{type(encoder).__name__} has no forward_intermediates; segmentation needs a timm model that has."
             )
-        self.encoder, self.decoder, self.num_classes, self.only = encoder, decoder, num_classes, only
+        self.encoder, self.decoder, self.num_classes, self.only, self.norm = encoder, decoder, num_classes, only, norm
         last = encoder.feature_info[-1]
         self.num_features, self.stride = int(last["num_chs"]), int(last["reduction"])
         self.pretrained_cfg: dict[str, Any] = {**encoder.pretrained_cfg, "num_classes": num_classes}
@@ -52,10 +62,9 @@ class Segmenter(nn.Module):
                 f"made, but this one is {height} x {width}: look at it in windows of that size."
             )
         padded = self.padded(images)
-        features = self.encoder.forward_intermediates(padded, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
-            -1
-        ]
-        logits = F.interpolate(self.decoder(features), size=padded.shape[-2:], mode="bilinear")
+        logits = F.interpolate(
+            self.decoder(_features(self.encoder, padded, self.norm)), size=padded.shape[-2:], mode="bilinear"
+        )
         return logits[..., :height, :width]
 
     def padded(self, images: Tensor) -> Tensor:
@@ -84,6 +93,39 @@ def _of_encoder(patterns: Any) -> Any:
     if isinstance(patterns, str):
         return rf"^encoder\.(?:{patterns.replace('^', '')})"
     return [(_of_encoder(pattern), *rest) for pattern, *rest in patterns]
+
+
+def _features(encoder: Any, images: Tensor, norm: bool) -> Tensor:
+    """``[B, C, h, w]``, the last."""
+    return encoder.forward_intermediates(images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+class _Encoded(nn.Module):
+    """An encoder's features as a module's output."""
+
+    def __init__(self, encoder: Any, norm: bool) -> None:
+        super().__init__()
+        self.encoder, self.norm = encoder, norm
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _features(self.encoder, images, self.norm)
+
+
+def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
+    """Channels of its features, which a neck may change, and whether it can normalise them; by a pass without numbers."""
+    state = {name: torch.empty_like(value, device="meta") for name, value in encoder.state_dict(keep_vars=True).items()}
+    state |= {name: torch.empty_like(value, device="meta") for name, value in encoder.named_buffers()}
+    state = {f"encoder.{name}": value for name, value in state.items()}
+    for norm in (True, False):
+        try:
+            with torch.no_grad():
+                found = functional_call(_Encoded(encoder, norm), state, (torch.empty(images, device="meta"),))
+            return found.shape[1], norm
+        except AssertionError:  # timm's word for features that it cannot normalise
+            continue
+        except (RuntimeError, NotImplementedError):  # what does not run without numbers
+            break
+    return encoder.feature_info[-1]["num_chs"], True
 
 
 def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -141,19 +183,24 @@ def segmenter(
     own = own_config(pretrained_cfg, kwargs)
     num_classes = num_classes or (own["num_classes"] if own else 150)
     height, width = to_2tuple(img_size)
-    encoder, of_one_size = _encoder(backbone, (height, width), {"pretrained": pretrained and own is None, **kwargs})
-    last = encoder.feature_info[-1]
-    grid = (-(-height // last["reduction"]), -(-width // last["reduction"]))
-    options: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
-    name = options.pop("name", None)
+    options = {"pretrained": pretrained and own is None, **kwargs}
+    encoder, of_one_size = _encoder(backbone, (height, width), options)
+    stride = encoder.feature_info[-1]["reduction"]
+    grid = (-(-height // stride), -(-width // stride))
+    whole = (grid[0] * stride, grid[1] * stride)
+    if whole != (height, width):  # the size that crops are padded to, or positions would be resampled twice
+        encoder, of_one_size = _encoder(backbone, whole, options)
+    channels, norm = _what_it_gives(encoder, (1, encoder.pretrained_cfg["input_size"][0], *whole))
+    parts: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    name = parts.pop("name", None)
     if name not in DECODERS:
         raise ValueError(f"decoder: unknown member {name!r}; there are {' and '.join(DECODERS)}.")
     try:
-        head = DECODERS[name](last["num_chs"], num_classes, grid, **options)
+        head = DECODERS[name](channels, num_classes, grid, **parts)
     except TypeError as error:
         raise ValueError(f"decoder={name!r}: {error}") from error
     head = head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
-    model = Segmenter(encoder, head, num_classes, (height, width) if of_one_size else None)
+    model = Segmenter(encoder, head, num_classes, whole if of_one_size else None, norm)
     model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
     if pretrained and own is not None:
         load_own_weights(model, own)

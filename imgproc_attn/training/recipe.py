@@ -98,13 +98,13 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def value_of(text: str, whole: str) -> Any:
-    """A value of the command line, as a recipe has it.
+    """A value of the command line, as a recipe has it; of nothing, an empty text.
 
     Raises:
         ValueError: It is not YAML; ``whole`` is what it is a part of.
     """
     try:
-        return _numbers(yaml.safe_load(text))
+        return _numbers(yaml.safe_load(text)) if text else ""
     except yaml.YAMLError as error:
         raise ValueError(f"{whole!r}: the value is not YAML: {error}") from None
 

@@ -64,25 +64,29 @@ def test_scales_and_mirror_images(picture, window, stride, size):
     found = segment(model, picture, window, stride, size=size, scales=(0.75, 1.0, 1.5), flip=True)
     assert found.shape == size
     assert (found == total.argmax(0)).double().mean() > 0.9999
-    with pytest.raises(ValueError, match="must be positive factors"):
+    with pytest.raises(ValueError, match="must be positive, finite factors"):
         segment(model, picture, scales=(0.0, 1.0))
 
 
 LARGE = """
-import resource, timm, torch, imgproc_attn
+import resource, sys, timm, torch, imgproc_attn
 from imgproc_attn.segmentation import segment
 from skimage import data, transform
 model = timm.create_model("segmenter", backbone="nlm_vit_small", num_classes=150, img_size=512).eval()
-picture = torch.tensor(transform.resize(data.astronaut(), (1024, 2048)), dtype=torch.float32).permute(2, 0, 1)
-assert segment(model, picture, 512, 512).shape == (1024, 2048)
+height, stride = map(int, sys.argv[1:])
+picture = torch.tensor(transform.resize(data.astronaut(), (height, 2048)), dtype=torch.float32).permute(2, 0, 1)
+assert segment(model, picture, 512, stride).shape == (height, 2048)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
-def test_windows_bound_memory():
-    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(("height", "stride"), [(1024, 512), (1024, 341), (640, 512)])
+def test_windows_bound_memory(height, stride):
+    """Side by side; overlapping; the second row of windows lies all but on the first."""
+    arguments = [sys.executable, "-c", LARGE, str(height), str(stride)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3e6
 
 

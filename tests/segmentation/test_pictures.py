@@ -17,10 +17,10 @@ from imgproc_attn.training import train
 from imgproc_attn.training.run import check
 
 
-def write_png_of_16_bits(file, height=300, width=451):
-    """Colours, which Pillow does not write."""
-    rows = b"".join(b"\0" + bytes(6 * width) for _ in range(height))
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+def write_png(file, height, width, bits, kind, rows):
+    """What Pillow does not write; ``kind`` 0 is grey, 2 colours."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
     parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
@@ -47,9 +47,22 @@ def rewrite(change):
     return apply
 
 
+def in_four_bits(label, file):
+    """A PNG as tools write it that save room: two values a byte."""
+    height, width = label.shape
+    pairs = np.pad(label, ((0, 0), (0, width % 2)))
+    rows = np.pad(pairs[:, ::2] << 4 | pairs[:, 1::2], ((0, 0), (1, 0)))
+    write_png(file, height, width, 4, 0, rows.tobytes())
+
+
+def in_colours_of_16_bits(file, height=300, width=451):
+    write_png(file, height, width, 16, 2, bytes((6 * width + 1) * height))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (rewrite(in_four_bits), r"a\.png has 4 bits a pixel, not 8, and would be read as other numbers"),
         (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "is 451 x 300, but its labels .* are 451 x 100"),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
@@ -73,7 +86,7 @@ def rewrite(change):
             ),
             "has more than 8 bits a value",
         ),
-        (lambda root: write_png_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
+        (lambda root: in_colours_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
         (
             lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
             "There are 255 classes, but 8-bit label maps",
@@ -100,7 +113,10 @@ def without_labels(root):
         (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
         (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours, not one 8-bit"),
         (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
-        (rewrite(lambda label, file: Image.fromarray(label + 3).save(file)), r"have the values \[6, 7\], which are none of"),
+        (
+            rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
+            r"a\.png has the values \[6, 7\], which are none of",
+        ),
         (without_labels, r"All of 2 label maps looked at hold nothing but \[255\], which is ignored"),
     ],
 )

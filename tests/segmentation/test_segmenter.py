@@ -40,6 +40,23 @@ def test_any_size_trains(backbone, decoder):
     )
 
 
+def test_features_are_what_the_encoder_gives():
+    """Of hiera without a norm, which it cannot apply; of samvit behind its neck, which its feature_info does not know."""
+    for backbone, channels in (("hiera_tiny_224", 768), ("samvit_base_patch16", 256)):
+        options = {"depth": 2} if backbone.startswith("samvit") else {"stages": (1, 1, 1, 1)}
+        model = timm.create_model("segmenter", backbone=backbone, num_classes=5, img_size=(96, 128), **options).eval()
+        assert model(torch.rand(1, 3, 90, 120)).shape == (1, 5, 90, 120)
+        assert next(p for p in model.decoder.parameters() if p.ndim == 2 and p.shape[1] == channels) is not None
+
+
+def test_positions_are_made_for_whole_patches():
+    """Padded crops would resample them at every step otherwise."""
+    model = timm.create_model("segmenter", backbone="vit_small_patch14_dinov2", num_classes=5, img_size=(100, 140), depth=1)
+    assert model.encoder.patch_embed.grid_size == (8, 10)
+    assert model.pretrained_cfg["input_size"] == (3, 100, 140), "crops keep their size"
+    assert model(torch.rand(1, 3, 100, 140)).shape == (1, 5, 100, 140)
+
+
 @pytest.mark.parametrize("backbone", ["convnext_atto", "vit_small_patch14_dinov2", "deit_tiny_distilled_patch16_224"])
 def test_other_backbones(backbone):
     options = {"depth": 1} if "vit" in backbone or "deit" in backbone else {}

@@ -104,9 +104,11 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "--window", "32", "--stride", "40"], "The stride is 40, but must be from 1 to the window, 32"),
         (["segment", "DATA", "--checkpoint", "RUN", "--stride", "40"], "The stride is 40, but there are no windows"),
         (["evaluate", "RUN", "--scales", "-1", "0"], "The scales are .* must be positive"),
+        (["evaluate", "RUN", "--scales", "nan"], "The scales are .*nan.* must be positive, finite"),
         (["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"], "--classes and --crop-pct are for classifiers"),
         (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "not a label an image"),
         (["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"], "not a label an image"),
+        (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split has 5 classes, but 6 are expected"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
@@ -138,6 +140,7 @@ def test_commands_refuse(run, words, message, tmp_path, capsys):
     classifier = timm.create_model("plain_vit_tiny", **CLASSIFIER)
     save_weights(classifier.state_dict(), classifier, CLASSIFIER, {f"class {i}": i for i in range(6)}, tmp_path / "classifier")
     names = {"RUN": str(run), "OTHER": str(other), "DATA": str(run.parent / "data"), "TWICE": str(twice), "SIX": str(six)}
+    names["WEIGHTS"] = str(next(run.rglob("*.safetensors")))
     names["CLASSIFIER"] = str(tmp_path / "classifier")
     with pytest.raises(SystemExit):
         command(*(names.get(word, word) for word in words), "--device", "cpu", "--output", tmp_path / "out")

@@ -127,6 +127,8 @@ def test_overrides():
     assert recipe.optimiser.lr == 1e-3
     assert recipe.comparison.seeds == [4, 5]
     assert recipe.evaluation.pgd == []
+    assert load_recipe("quickstart", ["data.test_split="]).data.test_split == ""
+    assert load_recipe("quickstart", ["data.test_split=null"]).data.test_split is None
     assert load_recipe("quickstart", ["adversarial.eps=4/255"]).adversarial.eps == 4 / 255
     with pytest.raises(ValueError, match="has no '='"):
         load_recipe(find_recipe("quickstart"), ["optimiser.lr"])
