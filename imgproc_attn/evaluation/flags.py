@@ -165,6 +165,7 @@ class FlagFile:
         """This process's own file, without what a crash left of a last line."""
         writer = self._file.open("ab")
         if not _locked(writer):
+            writer.close()
             raise ValueError(
                 f"Another process writes to {self._file}: the same evaluation is running. Wait for it, or end it (of torchrun, "
                 "its workers too)."
