@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -63,8 +64,8 @@ class Flags(NamedTuple):
 
 def of_common_samples(flags: Mapping[str, Flags]) -> dict[str, Flags]:
     """Of the samples that all conditions have: an image may have become unreadable between two of them."""
-    everywhere = set.intersection(*(set(found.ids.tolist()) for found in flags.values()))
-    ids = torch.tensor(sorted(everywhere), dtype=torch.int64)
+    counts = Counter(i for found in flags.values() for i in found.ids.tolist())
+    ids = torch.tensor(sorted(i for i, count in counts.items() if count == len(flags)), dtype=torch.int64)
     return {name: found if len(found.ids) == len(ids) else found.only(ids) for name, found in flags.items()}
 
 

@@ -145,8 +145,10 @@ class LabelMeasure:
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
         """On normalised tensors attacks turn images from the model's own answer: those it gets wrong may become right."""
-        flags = of_common_samples({row["name"]: flags[row["name"]] for row in rows})
-        attacked, clean = [row for row in rows if "eps" in row], flags.get(CLEAN)
+        attacked = [row for row in rows if "eps" in row]
+        compared = {CLEAN, *(row["name"] for row in attacked)}
+        flags = of_common_samples({name: found for name, found in flags.items() if name in compared})
+        clean = flags.get(CLEAN)
         correct = {row["name"]: flags[row["name"]].correct for row in attacked}
         if clean is not None:
             correct = {name: right & clean.correct for name, right in correct.items()}
