@@ -152,7 +152,7 @@ class FlagFile:
         """Keep a batch: numbers and flags of what could be read, numbers of what could not."""
         line: dict[str, Any] = {"ids": ids.tolist(), "unreadable": unreadable.tolist()}
         if judged is not None:
-            line |= {**judged.columns, "range": [judged.images.min().item(), judged.images.max().item()]}
+            line |= {**judged.columns, "range": torch.stack(judged.images.aminmax()).tolist()}
         self._append(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:

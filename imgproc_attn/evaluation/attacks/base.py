@@ -1,5 +1,6 @@
 """What all attacks share: what they refuse, whom they leave alone, what they return."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | 
         )
     if not len(images):
         return
-    if not images.isfinite().all():
+    low, high = torch.stack(images.aminmax()).tolist()  # one pass; NaN is least and largest
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("Images hold values that are not finite.")
-    low, high = images.min().item(), images.max().item()
     if bounds is not None and not (bounds[0] <= low and high <= bounds[1]):
         raise ValueError(
             f"Images range from {low:.4g} to {high:.4g}, but must lie in [{bounds[0]:g}, {bounds[1]:g}]; leave normalisation "
