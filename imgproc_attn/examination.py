@@ -18,7 +18,7 @@ from .data import Images, Preparation, Unreadable, evaluation_loader, some_of
 from .diagnostics import draw_adversarial, draw_kernel_rows
 from .environment import arithmetic, sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
-from .evaluation.conditions import Condition, SampleAttack
+from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, architecture_hash, weights_hash
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
@@ -185,7 +185,8 @@ class LabelExamination:
         least = min([*e.pgd, *e.fgsm], default=None)
         few = _some(len(self.labels), CHECKED)
         doubts = sanity_checks(model, self.images[few], self.labels[few], least).findings
-        doubts += check_rows([_row_of(name, attack) for name, attack in attacks.items()], found.correct)
+        rows = [{"name": name, "family": name.partition(" ")[0], **a.threat.record} for name, a in attacks.items()]
+        doubts += check_rows(rows, found.correct)
         return Examined({"accuracy": accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,18 +220,6 @@ class LabelExamination:
         with torch.no_grad():
             predictions = {label: models[label](adversarial).argmax(1).tolist() for label, adversarial in found.items()}
         return draw_adversarial(images, found, labels.tolist(), predictions, eps)
-
-
-def _row_of(name: str, attack: SampleAttack) -> dict[str, Any]:
-    """What `check_rows` wants to know of an attack."""
-    threat = attack.threat
-    return {
-        "name": name,
-        "family": name.partition(" ")[0],
-        "eps": threat.eps,
-        "norm": threat.norm.name,
-        "space": threat.space,
-    }
 
 
 def _preparation(recipe: Recipe) -> Preparation:

@@ -189,8 +189,7 @@ def cell(runs: Sequence[Run], column: Column) -> str:
         row = next(row for run in runs if (row := run.row(column)) is not None)
         low, high = interval(row, column.metric)
         return f"{found[0]:.1f} ({low:.1f} to {high:.1f})"
-    mean, std = mean_and_std(found)
-    return f"{mean:.1f} ± {std:.1f}, n = {len(found)}"
+    return _mean_of(found, "")
 
 
 def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> str:

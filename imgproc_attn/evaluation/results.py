@@ -42,7 +42,7 @@ def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[floa
     if attack is not None:
         found["largest_perturbation"] = flags.scores.max().item()
         threat = attack.threat
-        found |= {"eps": threat.eps, "norm": threat.norm.name, "space": threat.space, "pixel_eps": threat.pixel_eps(std)}
+        found |= {**threat.record, "pixel_eps": threat.pixel_eps(std)}
         if "by" in flags.columns:  # of an ensemble
             by = flags.columns["by"]
             found["fooled_by"] = {name: by.count(number) for number, name in enumerate(attack.attacks)}

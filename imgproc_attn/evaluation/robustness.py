@@ -232,7 +232,7 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
 def _protocol(assessment: Assessment, conditions: Sequence[Condition]) -> list[str]:
     """Everything that numbers would depend on, a line a condition."""
     told = {"images": conditions[0].samples.identity, "preparation": assessment.preparation._asdict(), "seed": assessment.seed}
-    told |= {c.name: {key: value for key, value in c.settings.items() if value is not None} for c in conditions}
+    told |= {c.name: c.settings for c in conditions}
     return [f"  {name}: {_settings(value)}" for name, value in told.items()]
 
 

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +131,11 @@ class ThreatModel:
     def space(self) -> str:
         """Of what the radius is meant: ``images`` in [0, 1], or ``normalized`` tensors."""
         return "images" if self.bounds is not None else "normalized"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What results tell of it."""
+        return {"eps": self.eps, "norm": self.norm.name, "space": self.space}
 
     def pixel_eps(self, std: Sequence[float]) -> list[float]:
         """The radius in units of images in [0, 1], a channel: about 4.4 times weaker than it looks with ImageNet's ``std``."""

@@ -1,6 +1,7 @@
 """Semantic segmentation: any timm backbone with a decoder behind it."""
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import timm
@@ -113,9 +114,8 @@ class _Encoded(nn.Module):
 
 def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
     """Channels of its features, which a neck may change, and whether it can normalise them; by a pass without numbers."""
-    state = {name: torch.empty_like(value, device="meta") for name, value in encoder.state_dict(keep_vars=True).items()}
-    state |= {name: torch.empty_like(value, device="meta") for name, value in encoder.named_buffers()}
-    state = {f"encoder.{name}": value for name, value in state.items()}
+    known = chain(encoder.named_parameters(), encoder.named_buffers())
+    state = {f"encoder.{name}": torch.empty_like(value, device="meta") for name, value in known}
     for norm in (True, False):
         try:
             with torch.no_grad():
@@ -123,7 +123,7 @@ def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
             return found.shape[1], norm
         except AssertionError:  # timm's word for features that it cannot normalise
             continue
-        except (RuntimeError, NotImplementedError):  # what does not run without numbers
+        except RuntimeError:  # some models need numbers to run
             break
     return encoder.feature_info[-1]["num_chs"], True
 

@@ -46,7 +46,7 @@ def test_features_are_what_the_encoder_gives():
         options = {"depth": 2} if backbone.startswith("samvit") else {"stages": (1, 1, 1, 1)}
         model = timm.create_model("segmenter", backbone=backbone, num_classes=5, img_size=(96, 128), **options).eval()
         assert model(torch.rand(1, 3, 90, 120)).shape == (1, 5, 90, 120)
-        assert next(p for p in model.decoder.parameters() if p.ndim == 2 and p.shape[1] == channels) is not None
+        assert any(p.ndim == 2 and p.shape[1] == channels for p in model.decoder.parameters())
 
 
 def test_positions_are_made_for_whole_patches():
