@@ -1,4 +1,4 @@
-"""What the README says runs."""
+"""What the README says runs, and links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -28,6 +29,14 @@ def test_snippets_run_in_order(tmp_path):
     assert weights[0, 0, 1, 15:].max() == 0  # the first row of 14 patches, behind the class token
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
-def test_links_exist(link):
-    assert (Path(__file__).parents[1] / link).exists()
+def links():
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("r*/README.md")):
+        for link in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text()):
+            yield pytest.param(page, *link.partition("#")[::2], id=f"{page.relative_to(ROOT)}: {link}")
+
+
+@pytest.mark.parametrize(("page", "file", "section"), links())
+def test_links_exist(page, file, section):
+    target = page.parent / file
+    assert target.exists()
+    assert not section or f"# {section}" in target.read_text().lower()
