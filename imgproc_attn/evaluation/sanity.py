@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ..bandwidths import Bandwidth
 from ..diagnostics import SATURATED_SHARE, saturation
 from ..kernels import DotProduct, Elliptical
-from ..models import FilterVisionTransformer
+from ..models import FilterVisionTransformer, from_timm
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .attacks.base import Objective, gradient_by
 from .normalization import InPrecision, NormalizedModel
@@ -406,12 +407,26 @@ def check_saturation(trial: Trial) -> list[Finding]:
 
 def _saturated_rows(model: nn.Module, images: Tensor) -> float:
     """Of the filter backbone in ``model``; 0 if there is none."""
+    backbone = _filter_form(model)
+    if backbone is None:
+        return 0.0
     for module in model.modules():
         if isinstance(module, NormalizedModel):
             images = module.normalize(images)
+    return saturation(backbone, images)
+
+
+def _filter_form(model: nn.Module) -> FilterVisionTransformer | None:
+    """The filter backbone in ``model``, or timm's vision transformer as one: the same function, whose rows can be looked at."""
+    for module in model.modules():
         if isinstance(module, FilterVisionTransformer):
-            return saturation(module, images)
-    return 0.0
+            return module
+        if isinstance(module, VisionTransformer):
+            try:
+                return from_timm(module)
+            except TypeError:  # gated attention, other blocks
+                return None
+    return None
 
 
 def _backward_of_wider(model: nn.Module, factor: float) -> nn.Module | None:
@@ -467,7 +482,7 @@ def _names_of_checks(trial: Trial) -> list[str]:
     names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
     names += ["a black box"] * (trial.threat.norm == LINF) + ["large radii"] * (trial.threat.bounds is not None)
     names += ["wider kernels"] * (widened(trial.model, 1) is not None)
-    return names + ["saturation"] * any(isinstance(module, FilterVisionTransformer) for module in trial.model.modules())
+    return names + ["saturation"] * (_filter_form(trial.model) is not None)
 
 
 class _Scaled(nn.Module):
