@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,10 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     forward, backward = _seconds(assessment, conditions[0], size)
     share = size * place.processes.world
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, judges))
-    lines = [f"{'condition':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image, at most"]
-    lines += [f"{c.name:<32} {len(c.samples):>8} {p.forward:>9} {p.backward:>9}" for c, p in zip(conditions, judges)]
+    lines = [f"{'conditions':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image and condition, at most"]
+    for name, alike in _families(conditions).items():
+        p = alike[0].judge.passes
+        lines.append(f"{name:<32} {len(alike[0].samples):>8} {p.forward:>9} {p.backward:>9}")
     lines += ["", "protocol:", *_protocol(assessment, conditions), ""]
     lines.append(
         f"model {assessment.label}, {assessment.parameters / 1e6:.1f} M parameters, {assessment.dtype} on {place.device}"
@@ -229,18 +232,33 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     return "\n".join(lines)
 
 
+def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
+    """Strengths of one attack or corruption together, at equal cost, as ``PGD 1/255 4/255``."""
+    found = {}
+    for (family, *_), group in groupby(conditions, lambda c: (c.family or c.name, len(c.samples), c.judge.passes)):
+        alike = list(group)
+        strengths = [c.name.removeprefix(family) for c in alike]
+        found[family + "".join(strengths)] = alike
+    return found
+
+
 def _protocol(assessment: Assessment, conditions: Sequence[Condition]) -> list[str]:
-    """Everything that numbers would depend on, a line a condition."""
+    """Everything that numbers would depend on, a line a family of conditions."""
     told = {"images": conditions[0].samples.identity, "preparation": assessment.preparation._asdict(), "seed": assessment.seed}
-    told |= {c.name: c.settings for c in conditions}
-    return [f"  {name}: {_settings(value)}" for name, value in told.items()]
+    lines = [f"  {name}: {_settings([value])}" for name, value in told.items()]
+    return lines + [f"  {name}: {_settings([c.settings for c in alike])}" for name, alike in _families(conditions).items()]
 
 
-def _settings(value: Any) -> str:
-    """``key=value`` of everything that is set."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    return ", ".join(f"{key}={found}" for key, found in flat(value).items() if found is not None)
+def _settings(several: Sequence[Any]) -> str:
+    """``key=value`` of everything that is set, ``key=1, 2`` where they differ."""
+    if not isinstance(several[0], Mapping):
+        return str(several[0])
+    values: dict[str, dict[str, None]] = {}
+    for settings in several:
+        for key, found in flat(settings).items():
+            if found is not None:
+                values.setdefault(key, {})[str(found)] = None
+    return "; ".join(f"{key}={', '.join(found)}" for key, found in values.items())
 
 
 def _seconds(assessment: Assessment, condition: Condition, size: int) -> tuple[float, float]:

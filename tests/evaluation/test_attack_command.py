@@ -133,12 +133,13 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     run("attack", *arguments(folder), rest, "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert re.search(r"PGD L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
-    assert re.search(r"images: n=360, .*names_sha256=\w{64}", printed)
+    assert re.search(r"images: n=360; .*names_sha256=\w{64}", printed)
     assert "preparation: " in printed
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "Without --frost-folder, frost is left out" in printed
-    assert len(re.findall(r"_?\w+ [1-5] +360 ", printed)) == 18 * 5
+    assert len(re.findall(r"_?\w+ 1 2 3 4 5 +360 ", printed)) == 18
+    assert re.search(r"fog 1 2 3 4 5: .*corruption.severity=1, 2, 3, 4, 5; corruption.seed=0", printed)
     assert not (tmp_path / "out").exists()
 
 
