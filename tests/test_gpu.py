@@ -1,10 +1,14 @@
 """What only a GPU can show: its fused kernels sum in their own order."""
 
+import csv
+import json
+
 import pytest
 import timm
 import torch
 from reference import errors, filter_values, sharpened, spatial_log_weights, squared_distances
 
+from imgproc_attn.cli import main
 from imgproc_attn.data import ALONE
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
@@ -87,3 +91,52 @@ def test_training(overrides, tmp_path):
     on_cpu = Run(single, tmp_path, torch.device("cpu"), ALONE)
     load_weights(on_cpu.model, tmp_path / "best")
     assert on_cpu.evaluate(on_cpu.splits.test)["top1"] == pytest.approx(result["test"]["top1"], abs=1.0)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(load_recipe("quickstart", ["schedule.epochs=12"]).variant("bilateral + twicing", 0), folder, "cpu")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "attack --attacks fgsm pgd apgd-ce apgd-t --eps 0.05",
+        "attack --attacks pgd --norm L2 --eps 0.5 --restarts 2",
+        "attack --attacks square spsa --queries 200 --steps 2 --eps 0.05",
+        "attack --attacks fgsm pgd --space normalized --eps 0.2",
+        "corrupt --corruptions gaussian_noise fog --severities 1 3",
+    ],
+)
+def test_evaluations_agree_with_the_cpu(words, digits_run, tmp_path):
+    """The same draws, the same flags but for rounding; and the same findings."""
+    command, *rest = words.split()
+    flags, findings = {}, {}
+    checked = ["--checks", "16"] if command == "attack" else []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        main(
+            [
+                command,
+                str(digits_run),
+                *rest,
+                *checked,
+                "--limit",
+                "100",
+                "--device",
+                device,
+                "--workers",
+                "0",
+                "--output",
+                str(out),
+            ]
+        )
+        found = json.loads((out / "result.json").read_text())
+        findings[device] = {finding["check"] for finding in found["findings"]}
+        assert found["environment"]["device"].startswith(device)
+        table = list(csv.reader((out / "flags.csv").open()))
+        flags[device] = torch.tensor([[int(flag) for flag in row[-len(found["conditions"]) :]] for row in table[1:]])
+    assert (flags["cpu"] == flags["cuda"]).double().mean(0).min() >= 0.98
+    assert findings["cpu"] == findings["cuda"]

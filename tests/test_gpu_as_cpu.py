@@ -1,0 +1,142 @@
+"""What only a GPU can show: its fused kernels sum in their own order."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from reference import errors, filter_values, sharpened, spatial_log_weights, squared_distances
+
+from imgproc_attn.cli import main
+from imgproc_attn.data import ALONE
+from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.geometry import grid_geometry
+from imgproc_attn.kernels import GaussianRange
+from imgproc_attn.models import FAMILIES
+from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.positions import SpatialGaussian
+from imgproc_attn.segmentation import segment
+from imgproc_attn.terms import product
+from imgproc_attn.training import load_recipe, train
+from imgproc_attn.training.run import Run
+
+pytestmark = []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefix", [0, 1])
+@torch.no_grad()
+def test_error_rule(dtype, prefix):
+    for grid in [(14, 14), (28, 20)]:
+        for h in (0.5, 1.5, 10.0):
+            geometry = grid_geometry(*grid, prefix, torch.empty(0, device="cuda"))
+            q, k, v = torch.randn(3, 1, 2, geometry.is_patch.shape[0], 64, device="cuda").to(dtype)
+            kernel, positions = GaussianRange(2, 64, device="cuda"), SpatialGaussian(2, grid, h, device="cuda")
+
+            def log_weights(to, q=q, k=k, geometry=geometry, kernel=kernel, positions=positions):
+                h_range, h_space = kernel.range_bandwidth().to(to), positions.spatial_bandwidths["spatial_bandwidth"]()
+                distances = squared_distances(q.to(to), k.to(to)) / h_range.square()[:, None, None]
+                return spatial_log_weights(geometry, h_space[:, None], to) - distances
+
+            exact = filter_values(log_weights(torch.float64), v.double())
+            plain = filter_values(log_weights(torch.float32), v)
+            fused = SoftmaxFilter()
+            result = fused.smooth(fused(product(positions(geometry, v), kernel(q, k))), v)
+            assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1], (grid, h)
+
+
+@pytest.mark.parametrize("name", [f"test_{family}" for family in FAMILIES])
+def test_models_agree_with_the_cpu(name):
+    """Logits and gradients, of models whose filters matter: without them logits are four standard deviations off."""
+    model = sharpened(timm.create_model(name))
+    images = torch.randn(2, 3, 160, 160)
+    expected = model(images)
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.cuda()
+    found = model(images.cuda())
+    found.square().sum().backward()
+    assert (found.cpu() - expected).abs().max() < 0.02 * expected.std()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad.cpu() - gradients[name]).norm() <= 0.02 * gradients[name].norm() + 1e-6, name
+    with torch.autocast("cuda", torch.bfloat16):
+        assert (model(images.cuda()).float().cpu() - expected).abs().max() < 2 * expected.std()
+
+
+@torch.no_grad()
+def test_segmenters_agree_with_the_cpu():
+    """In windows, at several scales."""
+    model = timm.create_model(
+        "segmenter", backbone="test_bilateral_vit", decoder={"name": "mask", "residual": "twicing"}, num_classes=7, img_size=64
+    ).eval()
+    image = torch.randn(3, 100, 150)
+    here, there = (
+        segment(model.to(device), image.to(device), 64, 48, scales=(0.75, 1.0), flip=True) for device in ("cpu", "cpu:0")
+    )
+    assert (here == there.cpu()).double().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "overrides", [["run.amp=float16"], ["run.amp=bfloat16", "run.channels_last=true"], ["run.compile=true"]]
+)
+def test_training(overrides, tmp_path):
+    """A recipe learns on the GPU in each precision, resumes, and leaves weights the CPU evaluates alike."""
+    recipe = load_recipe("quickstart", ["schedule.epochs=12", "data.validation_images=200", *overrides])
+    single = recipe.variant("bilateral + twicing", 0)
+    result = train(single, tmp_path, "cuda")
+    assert result["test"]["top1"] > 80
+    assert train(single, tmp_path, "cuda", resume=True) == result
+    on_cpu = Run(single, tmp_path, torch.device("cpu"), ALONE)
+    load_weights(on_cpu.model, tmp_path / "best")
+    assert on_cpu.evaluate(on_cpu.splits.test)["top1"] == pytest.approx(result["test"]["top1"], abs=1.0)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(load_recipe("quickstart", ["schedule.epochs=12"]).variant("bilateral + twicing", 0), folder, "cpu")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "attack --attacks fgsm pgd apgd-ce apgd-t --eps 0.05",
+        "attack --attacks pgd --norm L2 --eps 0.5 --restarts 2",
+        "attack --attacks square spsa --queries 200 --steps 2 --eps 0.05",
+        "attack --attacks fgsm pgd --space normalized --eps 0.2",
+        "corrupt --corruptions gaussian_noise fog --severities 1 3",
+    ],
+)
+def test_evaluations_agree_with_the_cpu(words, digits_run, tmp_path):
+    """The same draws, the same flags but for rounding; and the same findings."""
+    command, *rest = words.split()
+    flags, findings = {}, {}
+    checked = ["--checks", "16"] if command == "attack" else []
+    for device in ("cpu", "cpu:0"):
+        out = tmp_path / device
+        main(
+            [
+                command,
+                str(digits_run),
+                *rest,
+                *checked,
+                "--limit",
+                "100",
+                "--device",
+                device,
+                "--workers",
+                "0",
+                "--output",
+                str(out),
+            ]
+        )
+        found = json.loads((out / "result.json").read_text())
+        findings[device] = {finding["check"] for finding in found["findings"]}
+        assert found["environment"]["device"].startswith(device)
+        table = list(csv.reader((out / "flags.csv").open()))
+        flags[device] = torch.tensor([[int(flag) for flag in row[-len(found["conditions"]) :]] for row in table[1:]])
+    assert (flags["cpu"] == flags["cpu:0"]).double().mean(0).min() >= 0.98
+    assert findings["cpu"] == findings["cpu:0"]
