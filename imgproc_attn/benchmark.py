@@ -25,6 +25,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .bandwidths import at_least_float32
 from .carried import Carried, hand_on
 from .data import ALONE, Images, Preparation
 from .evaluation import NormalizedModel
@@ -102,9 +103,10 @@ def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor,
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def explicit(q, k, v):
-        distances = torch.cdist(q.contiguous(), k.contiguous(), compute_mode="donot_use_mm_for_euclid_dist")
+        left, right = (at_least_float32(x).contiguous() for x in (q, k))  # cdist knows no half precision
+        distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
         log_weights = -(distances / gaussian.range_bandwidth()[:, None, None]).square()
-        return (log_weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return (log_weights.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
     return {
         "scaled_dot_product_attention": plain,

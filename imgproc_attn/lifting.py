@@ -38,10 +38,21 @@ def split_value(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """
     if not is_half(dtype):
         return [x.to(dtype)]
-    high = x.detach().to(dtype)
-    rest = x - high.to(x.dtype)
-    middle = rest.detach().to(dtype)
-    return [high, middle, (rest - middle.to(x.dtype)).to(dtype)]
+    bits, least = (11, 2.0**-14) if dtype == torch.float16 else (8, 1e-30)
+    high = _leading_bits(x.detach(), bits, least)
+    rest = x - high
+    middle = _leading_bits(rest.detach(), bits, least)
+    return [high.to(dtype), middle.to(dtype), (rest - middle).to(dtype)]
+
+
+def _leading_bits(x: Tensor, bits: int, least: float = 1e-30) -> Tensor:
+    """``x`` rounded to that many significant bits, fewer below ``least``, in its own type.
+
+    A rounding to whole numbers: compilers leave out casts there and back, and sums and differences that round do not survive
+    their fused operations. 2^n of a whole n is exact, and all this has a form in ONNX, which frexp has not.
+    """
+    unit = torch.exp2(torch.floor(torch.log2(x.abs().clamp(min=least))) - (bits - 1))
+    return torch.round(x / unit) * unit
 
 
 def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -60,11 +71,7 @@ def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """
     if dtype != torch.float32:
         return split_value(scale * x, dtype)
-    # a rounding to whole numbers: sums and differences that round to nine bits would not survive a compiler's fused operations;
-    # 2^n of a whole n is exact, and all this has a form in ONNX, which frexp has not
-    cut = scale.detach().to(torch.float32)
-    unit = torch.exp2(torch.floor(torch.log2(cut.abs().clamp(min=1e-30))) - 8)
-    high = torch.round(cut / unit) * unit
+    high = _leading_bits(scale.detach().to(torch.float32), 9)
     return [high * x.to(torch.float32), ((scale - high) * x).to(torch.float32)]
 
 

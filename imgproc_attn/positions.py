@@ -321,9 +321,8 @@ def _turn(x: Tensor, waves: Tensor, geometry: Geometry) -> Tensor:
 def _at_places(table: Tensor, geometry: Geometry) -> Tensor:
     """Rows of a table over the grid, ``[H W, C]``, at the places of the tokens: ``[1 or B, N, C]``."""
     height, width = geometry.grid_size
-    centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], device=table.device)
-    place = (geometry.coordinates + centre).long()
-    return table[place[..., 0] * width + place[..., 1]]
+    y, x = geometry.coordinates.unbind(-1)
+    return table[(y + (height - 1) / 2).long() * width + (x + (width - 1) / 2).long()]
 
 
 class SinCos(nn.Module):

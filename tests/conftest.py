@@ -1,10 +1,16 @@
 """Settings all tests share."""
 
 import os
+import re
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there; processes that tests start inherit it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+elif not any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # what is compared to the bit, and processes that share a machine, belong on the CPU
+    )
 
 import pytest
 import torch

@@ -10,6 +10,7 @@ from reference import errors, filter_values, sharpened, spatial_log_weights, squ
 
 from imgproc_attn.cli import main
 from imgproc_attn.data import ALONE
+from imgproc_attn.environment import without_tf32
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import GaussianRange
@@ -22,6 +23,13 @@ from imgproc_attn.training import load_recipe, train
 from imgproc_attn.training.run import Run
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32():
+    """Filters that matter tell TF32's ten bits from the CPU's 24."""
+    with without_tf32():
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -26,6 +26,18 @@ def test_split_value_sums_to_the_value(dtype):
     assert (total - x.double()).abs().max() <= 1e-5 * 2**-24 * 100 + 2**-24
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_compilers_keep_the_split(dtype):
+    """Which leave out casts to half precision and back."""
+    x = torch.randn(1000) * torch.logspace(-8, 4, 1000)
+    # all parts are of one tensor, as in the filter, and the highest is made in the kernel that makes the lowest
+    compiled = torch.compile(lambda x: torch.cat([part[:, None] for part in split_value(x, dtype)], dim=1))
+    parts = compiled(x)
+    assert torch.equal(parts[:, 0], x.to(dtype)), "the first is the rounded value"
+    tiny = 2**-24 if dtype == torch.float16 else 0
+    assert ((parts.double().sum(1) - x.double()).abs() <= x.double().abs() * 2**-23 + tiny).all()
+
+
 def test_split_scale_is_exact_in_float32():
     scale = torch.rand(8, 1, 1) * 4 + 0.01
     x = (torch.arange(-63, 64) / 2)[None, None, :, None]

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_freed_memory()
     try:
         args.function(args)
+        _leave_processes()
     except KeyboardInterrupt:
         print(
             "imgproc-attn: stopped; train goes on with --resume; compare, attack, corrupt and shift with the same command.",
@@ -44,14 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         sys.exit(_fail(error))
     finally:
-        _leave_processes()
+        _leave_processes(failed=True)
 
 
-def _leave_processes() -> None:
-    """Leave the process group, if any: its threads would otherwise outlive the interpreter, and abort the process."""
+def _leave_processes(failed: bool = False) -> None:
+    """Leave the process group, if any: its threads would otherwise outlive the interpreter, and abort the process.
+
+    Not NCCL's after a failure: to leave it is to wait for processes that wait for this one, whose end torchrun waits for.
+    """
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ processes, and evaluation covers each image once without padding: what exact res
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -165,7 +166,16 @@ def evaluation_loader(
 
 def _prefetch(loader: DataLoader, preparation: Prepares, device: torch.device, **erasing: Any) -> PrefetchLoader:
     channels = len(preparation.mean)
-    return PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+    found = PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+    if device.type == "cuda":  # memory belongs to streams: what one loader leaves, the next could not use on its own
+        found.stream = _stream(device)  # type: ignore[assignment]  # timm's to fill
+    return found
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """On which batches are copied."""
+    return torch.cuda.Stream(device)
 
 
 def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..environment import environment
+from ..environment import arithmetic, environment
 from ..files import remove_unfinished, slug, write_json, write_text
 from ..models.checkpoints import WEIGHTS
 from ..records import changes
@@ -135,7 +135,7 @@ class Folder:
         for folder in (self.path, self.path / BEST, self.path / LAST):
             if folder.is_dir():
                 write_recipe(self.recipe, folder)
-        now = {**environment(device), "processes": processes}
+        now = {**environment(device), "arithmetic": arithmetic(device), "processes": processes}
         self._write_environment({**now, "command": sys.argv, "started": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _write_environment(self, now: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 import difflib
 import json
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
@@ -46,7 +48,7 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
         device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: There is no such device, or none for this process.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,9 +59,27 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
     if dist.is_available() and dist.is_initialized():
         place = torch.device("cuda", torch.cuda.current_device()) if device.startswith("cuda") else torch.device(device)
         return place, Processes(dist.get_rank(), dist.get_world_size())
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"Process {rank} of this machine finds no GPU of its own among {torch.cuda.device_count()}: start as many "
+            "processes as there are GPUs, torchrun --nproc-per-node; or use --device cpu."
+        )
     found = SimpleNamespace(device=device)
     place = init_distributed_device(found)
     return place, Processes(found.rank, found.world_size)
+
+
+@contextmanager
+def _first_alone(processes: Processes) -> Iterator[None]:
+    """The first process goes before the others, for what all would write to one place."""
+    if processes.rank:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if processes.world > 1 and not processes.rank:
+            dist.barrier()
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -183,7 +203,8 @@ class Run:
         recipe = self.recipe
         self.unreadable = Unreadable(self.folder / UNREADABLE)
         self.problem = problem_of(recipe)
-        self.splits = self.problem.open(self.unreadable, self._share_of_batch())
+        with _first_alone(self.processes) if recipe.data.download else nullcontext():
+            self.splits = self.problem.open(self.unreadable, self._share_of_batch())
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
         if self.processes.world > 1 and evaluated and recipe.data.iterates:
             raise ValueError(

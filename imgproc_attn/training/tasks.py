@@ -111,10 +111,12 @@ class AdversarialClassification(Classification):
         model = NormalizedModel(inner, self.mean, self.std).to(input.device)
         labels = target.argmax(dim=1) if target.ndim == 2 else target
         step_size = None if self.step_size is None else self.step_size * self._share
-        attack = PGD(self.eps * self._share, self.steps, step_size, seed=int(torch.randint(2**31, ())))
+        attack = PGD(self.eps * self._share, self.steps, step_size)
         model.eval()
         images = (input * model.std + model.mean).clamp(0, 1)
-        found = attack.perturb(model, images, labels, torch.arange(len(images)))
+        # drawn at once, where the images are: draws that belong to samples would cost a GPU more than its passes
+        start = attack.threat.project(images + attack.eps * (2 * torch.rand_like(images) - 1), images)
+        found = attack.climb(model, start, images, labels)
         inner.train()
         return model.normalize(found)
 

@@ -56,7 +56,8 @@ class _Climb:
 
     def only(self, kept: Tensor) -> "_Climb":
         """Some of the samples."""
-        return _Climb(*(getattr(self, field.name)[kept] for field in fields(self)))
+        indices = kept.nonzero()[:, 0]  # a mask would be waited for on a GPU, tensor by tensor
+        return _Climb(*(getattr(self, field.name)[indices] for field in fields(self)))
 
     def move(self, threat: ThreatModel, momentum: float) -> None:
         """A step along the gradient, and ``1 - momentum`` of the last one."""

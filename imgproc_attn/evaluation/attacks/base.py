@@ -205,7 +205,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        """What one restart finds for every image, already fooled or not (adversarial training trains on it)."""
+        """What one restart finds for every image, already fooled or not."""
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
         """The worst points that one restart comes by; what `perturb` ends with, unless an attack knows better."""

@@ -69,24 +69,29 @@ class Square(Attack):
             left = (value <= 0).nonzero()[:, 0]  # positive: fooled
             if len(left) == 0:
                 break
-            tried = best[left]
-            side = self._side(query, images.shape[-2], images.shape[-1])
-            for i, sample in enumerate(left.tolist()):
-                self._place(tried[i], images[sample], side, mix(self.seed, restart, query, int(ids[sample])))
+            seeds = [mix(self.seed, restart, query, i) for i in ids[left.cpu()].tolist()]
+            tried = self._with_squares(best[left], images, left, query, seeds)
             found = objective(model(tried), labels[left])
             better = found > value[left]
             best[left[better]], value[left[better]] = tried[better], found[better]
         return best
 
-    def _place(self, tried: Tensor, image: Tensor, side: int, seed: int) -> None:
-        """Put one square on ``tried``, at a corner of the ball around ``image``."""
-        generator = torch.Generator().manual_seed(seed)
-        channels, height, width = image.shape
-        y = int(torch.randint(height - side + 1, (), generator=generator))
-        x = int(torch.randint(width - side + 1, (), generator=generator))
-        signs = (torch.randint(2, (channels, 1, 1), generator=generator) * 2.0 - 1).to(image)
-        window = (slice(None), slice(y, y + side), slice(x, x + side))
-        tried[window] = self.threat.project((image[window] + self.eps * signs)[None], image[window][None])[0]
+    def _with_squares(self, points: Tensor, images: Tensor, left: Tensor, query: int, seeds: list[int]) -> Tensor:
+        """``points`` with a square each, at a corner of the ball around an image of ``left``; at once, for the sake of GPUs."""
+        channels, height, width = images.shape[1:]
+        side, generator = self._side(query, height, width), torch.Generator()
+        corners, colours = [], []
+        for seed in seeds:
+            generator.manual_seed(seed)
+            corners.append([int(torch.randint(end - side + 1, (), generator=generator)) for end in (height, width)])
+            colours.append(torch.randint(2, (channels,), generator=generator) * 2.0 - 1)
+        here, channel, offset = (torch.arange(n, device=images.device) for n in (len(points), channels, side))
+        y, x = (torch.tensor(corners, device=images.device)[..., None] + offset).unbind(1)
+        square = (channel[:, None, None], y[:, None, :, None], x[:, None, None])
+        around = images[left[:, None, None, None], *square]  # [B, C, side, side]
+        signs = torch.stack(colours).to(images)[:, :, None, None]
+        points[here[:, None, None, None], *square] = self.threat.project(around + self.eps * signs, around)
+        return points
 
     def _side(self, query: int, height: int, width: int) -> int:
         """Of the square: its area falls by halves at published shares of 10,000 queries, rescaled to ours."""

@@ -81,10 +81,13 @@ class PGD(_Stepwise):
     """
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        adversarial = self._start(images, ids, restart)
+        return self.climb(model, self._start(images, ids, restart), images, labels)
+
+    def climb(self, model: nn.Module, start: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """What all steps lead to from given points of the balls."""
         for step in range(self.steps):
-            adversarial, _ = self._step(step, model, adversarial, images, labels)
-        return adversarial
+            start, _ = self._step(step, model, start, images, labels)
+        return start
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
         adversarial, left = self._start(images, ids, restart), torch.arange(len(images), device=images.device)
