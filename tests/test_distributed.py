@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from shapes import shapes_folder
 
 from imgproc_attn import cli
+from imgproc_attn.data import Processes
+from imgproc_attn.training.run import _first_alone, start_processes
 
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",
@@ -169,3 +172,31 @@ def test_segmentation_in_two_processes(tmp_path):
         launch(processes, *attack, "--workers", "0", "--device", "cpu", "--output", str(tmp_path / f"attack{processes}"))
     one, two = (json.loads((tmp_path / f"attack{i}" / "result.json").read_text())["conditions"] for i in (1, 2))
     assert one == two
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=r"Process 1 .* no GPU of its own among 1: .* --nproc-per-node"):
+        start_processes("auto")
+
+
+@pytest.mark.parametrize(("backend", "failed", "left"), [("gloo", True, True), ("nccl", True, False), ("nccl", False, True)])
+def test_a_failed_process_does_not_wait_for_the_others(backend, failed, left, monkeypatch):
+    """NCCL's group waits for all when it is left: after an error nobody would come."""
+    calls = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("left"))
+    cli._leave_processes(failed)
+    assert bool(calls) == left
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, ["work", "barrier"]), (1, ["barrier", "work"])])
+def test_downloads_are_one_process_s_work(rank, order, monkeypatch):
+    calls = []
+    monkeypatch.setattr(dist, "barrier", lambda: calls.append("barrier"))
+    with _first_alone(Processes(rank, 2)):
+        calls.append("work")
+    assert calls == order
