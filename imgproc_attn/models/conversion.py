@@ -1,6 +1,7 @@
 """From a trained timm vision transformer to a filter backbone with its weights."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -187,6 +188,11 @@ def _check_source(model: nn.Module) -> None:
             raise TypeError(f"from_timm: attention {i} is {type(attn).__name__}, but only timm's plain Attention is a filter.")
         if getattr(attn, "gate", None) is not None:
             raise TypeError(f"from_timm: attention {i} gates its output (gated=True), which a filter has no place for.")
+        if not math.isclose(attn.scale, attn.head_dim**-0.5):
+            raise TypeError(
+                f"from_timm: attention {i} scales its scores by {attn.scale:g}, not by {attn.head_dim**-0.5:g}, the root of "
+                f"1 / {attn.head_dim}; multiply the queries' weights instead."
+            )
         if attn.num_heads * attn.head_dim != attn.qkv.in_features:
             raise TypeError(
                 f"from_timm: attention {i} has {attn.num_heads} heads of {attn.head_dim} in a width of "

@@ -224,6 +224,13 @@ def test_refuses(name, kwargs, options, error, message):
         imgproc_attn.from_timm(model, **options)
 
 
+def test_another_scale_is_refused():
+    model = timm.create_model("test_vit")
+    model.blocks[1].attn.scale *= 2
+    with pytest.raises(TypeError, match="attention 1 scales its scores by"):
+        imgproc_attn.from_timm(model)
+
+
 def checkpoint(tmp_path, name, **kwargs):
     torch.manual_seed(1)
     model = timm.create_model(name, **kwargs).eval()
