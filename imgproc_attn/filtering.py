@@ -54,7 +54,7 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
         TypeError: ``image`` is not floating point: what a bandwidth means would hang on a hidden rescaling. Divide by 255.
             Or a bandwidth is no number.
         ValueError: NaN or infinity in the image, a bandwidth that is not positive and finite, or a window that is even or
-            larger than the image.
+            reaches beyond the image from its far side: more than ``2 max(H, W) - 1``.
     """
     batch = at_least_float32(_check_image(image))
     _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)
@@ -90,7 +90,7 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
 
     Raises:
         TypeError: ``image`` is not floating point.
-        ValueError: As `bilateral_filter`, and for a patch that is even or larger than the image.
+        ValueError: As `bilateral_filter`, and for a patch that is even or more than ``2 min(H, W) - 1``.
     """
     batch = at_least_float32(_check_image(image))
     _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)

@@ -85,7 +85,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _recipes(args: argparse.Namespace) -> None:
     from ..files import write_text
-    from ..training import find_recipe, list_recipes
+    from ..training import find_recipe, list_recipes, load_recipe
 
     if args.copy is None:
         for name, file in list_recipes().items():
@@ -98,4 +98,5 @@ def _recipes(args: argparse.Namespace) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists; give another name with --to.")
     write_text(target, path.read_text(encoding="utf-8"))
-    print(f"Copied to {target}; run it with: imgproc-attn train {target}")
+    command = "train" if load_recipe(path).comparison is None else "compare"
+    print(f"Copied to {target}; run it with: imgproc-attn {command} {target}")

@@ -17,6 +17,7 @@ from .attacks import (
 from .corruptions import GaussianBlur, GaussianNoise
 from .normalization import NormalizedModel
 from .protocol import Evaluation, evaluate
+from .sanity import sanity_checks
 from .statistics import PairedDifference, paired_difference
 from .threat import L2_NORM, LINF, ThreatModel
 
@@ -42,5 +43,6 @@ __all__ = [
     "WorstOf",
     "evaluate",
     "paired_difference",
+    "sanity_checks",
     "strong_ensemble",
 ]

@@ -18,7 +18,7 @@ class Evaluation:
 
     Attributes:
         correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean
-            image and not fooled.
+            image and not fooled; under attacks on normalised tensors, as published: the label is predicted in the end.
         largest_perturbation: ``{attack: distance of an adversarial image}``, in the norm of its threat model.
     """
 
@@ -58,6 +58,7 @@ def evaluate(
 
     Raises:
         ValueError: As `check_images`; no images, for which no accuracy exists; or two conditions of one name.
+        FloatingPointError: Logits or gradients that are not finite.
     """
     check_images(model, images, labels)
     if len(images) == 0:

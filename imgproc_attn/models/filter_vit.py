@@ -43,6 +43,7 @@ class FilterVisionTransformer(VisionTransformer):
 
     Raises:
         ValueError: Unknown names or options, members that exclude each other, or an argument the seams decide.
+        TypeError: A seam, or its layers, of a type that is none of these.
     """
 
     carry_positions: bool

@@ -92,9 +92,9 @@ def _percent(areas: Tensor) -> _Percent:
 class Areas:
     """Areas of classes over many images, in the protocol of timm's evaluators: ``update``, then ``compute``.
 
-    Intersections, predicted and true areas are summed over all images first and divided then; a class that is neither predicted
-    nor there is NaN, and left out of means. Pixels with the label 255 count nowhere. Sums are integers: exact in any order, and
-    over processes.
+    Intersections, predicted and true areas are summed over all images first and divided then; a class that is neither
+    predicted nor there has no value (None), and is left out of means. Pixels with the label 255 count nowhere. Sums are
+    integers: exact in any order, and over processes.
 
     Args:
         num_classes: Labels run from 0 to ``num_classes - 1``.

@@ -56,6 +56,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimiser.lr=1e-3``.
 
     Raises:
+        FileNotFoundError: No such recipe.
         ValueError: What is wrong, by its place in the file; for an unknown key the nearest known one.
     """
     path = find_recipe(name)

@@ -366,8 +366,8 @@ def train(
     Args:
         recipe: Of one model.
         output: Folder of the run: ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
-            ``learning.png``, ``state.pt`` (to resume), ``best/`` and ``last/`` (weights and configuration, for
-            ``timm.create_model("local-dir:…")``), ``final.json``.
+            ``learning.png``, ``state.pt`` (to resume), ``last/`` and, with images held out to choose by, ``best/`` (weights and
+            configuration, for ``timm.create_model("local-dir:…")``), ``final.json``.
         device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
         resume: Go on after the last whole epoch, to exactly what an uninterrupted run ends with.
         restart: Remove the run in ``output`` first.

@@ -102,9 +102,18 @@ def test_recipes_to_be_compared_differ_in_the_model_alone():
             pictures.add(Preparation.of(create(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
             content = load_recipe(path).model_dump(exclude={"title"})
             families.setdefault("300e", []).append({**content, "model": content["model"]["drop_path_rate"]})
-    assert len(families["300e"]) == 20
+    assert len(families["300e"]) == 24
     assert all(content == families["300e"][0] for content in families["300e"])
     assert len(pictures) == 1, "models of other families see other pictures"
+
+
+def test_adversarially_trained_models_differ_in_the_kernel_alone():
+    found = []
+    for name in ("plain", "nlm"):
+        recipe = load_recipe(f"imagenet/{name}_vit_small_adversarial_100e")
+        model = create(recipe, device="meta")
+        found.append((recipe.model_dump(exclude={"title", "model"}), model.num_prefix_tokens, model.global_pool))
+    assert found[0] == found[1]
 
 
 def test_refuses_what_is_no_recipe(tmp_path):

@@ -41,6 +41,7 @@ def test_commands(tmp_path, capsys):
     cli.main(["recipes"])
     assert "quickstart" in capsys.readouterr().out
     cli.main(["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")])
+    assert "imgproc-attn compare" in capsys.readouterr().out, "it is of several models"
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
         (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
