@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import kornia
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -253,12 +253,19 @@ def benchmark_memory(
     return [{"name": name, "tokens": n, "peak_bytes": peak, "ratio": peak / peaks[names[0]]} for name, peak in peaks.items()]
 
 
+def _photograph(name: str) -> np.ndarray:
+    """``china`` or ``flower``, ``[427, 640, 3]`` in 8 bits."""
+    from sklearn.datasets import load_sample_image  # a second to import
+
+    return load_sample_image(f"{name}.jpg")
+
+
 def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of the filters on a 512 x 512 colour photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
 
     Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
     """
-    picture = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None] / 255
+    picture = torch.tensor(_photograph("china")).permute(2, 0, 1)[None] / 255
     picture = F.interpolate(picture, (512, 512), mode="bilinear", antialias=True).to(device)
     array = picture[0].permute(1, 2, 0).contiguous().cpu().numpy()
     blur = partial(kornia.filters.bilateral_blur, color_distance_type="l2")
@@ -321,7 +328,7 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
 def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
-    picture = load_sample_image("china.jpg")[100:324, 200:424].transpose(2, 0, 1)
+    picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
     steps: dict[str, Step] = {
         name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in (*COMMON, *EXTRA) if name != "frost"
     }
@@ -335,7 +342,7 @@ def _evaluations(folder: Path, device: str) -> dict[str, Step]:
     for i in range(64):
         name, y, x = ("china", "flower")[i % 2], 3 * i, 5 * i
         (folder / name).mkdir(exist_ok=True)
-        Image.fromarray(load_sample_image(f"{name}.jpg")[y : y + 224, x : x + 224]).save(folder / name / f"{i}.png")
+        Image.fromarray(_photograph(name)[y : y + 224, x : x + 224]).save(folder / name / f"{i}.png")
     place = torch.device(device)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2).eval().to(place)
     config = timm.data.resolve_model_data_config(model)

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn import datasets
-from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
@@ -32,7 +30,10 @@ class Digits(Reader):
 
     def __init__(self, split: str, seed: int = 0) -> None:
         super().__init__()
-        digits = datasets.load_digits()
+        from sklearn.datasets import load_digits  # a second to import
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
         train, test = train_test_split(
             range(len(digits.target)), test_size=DIGITS_HELD_OUT, random_state=seed, stratify=digits.target
         )

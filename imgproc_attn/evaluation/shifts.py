@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from .classes import ClassMap, class_map
@@ -44,5 +43,7 @@ def area_under_precision_recall(known: Tensor, unknown: Tensor) -> float:
         known: ``[n]`` largest probabilities for images of the model's classes.
         unknown: ``[m]`` likewise for images of others, which are what is to be found.
     """
+    from sklearn.metrics import average_precision_score  # a second to import
+
     truth = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))])
     return 100 * float(average_precision_score(truth.numpy(), -torch.cat([known, unknown]).numpy()))

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 
 class PairedDifference(NamedTuple):
@@ -47,5 +47,5 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
         raise ValueError(f"paired_difference: {len(values)} values and {len(baseline)} of the baseline; give as many of both.")
     mean, std = mean_and_std([a - b for a, b in zip(values, baseline)])
     n = len(values)
-    lower = mean - float(t.ppf(0.95, n - 1)) * std / n**0.5 if n > 1 else math.nan
+    lower = mean - float(stdtrit(n - 1, 0.95)) * std / n**0.5 if n > 1 else math.nan
     return PairedDifference(mean, std, lower)

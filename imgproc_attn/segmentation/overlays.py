@@ -1,17 +1,19 @@
 """Label maps to look at: colours over pictures, with a legend."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .metrics import IGNORED
 from .palettes import palette_of
+
+if TYPE_CHECKING:  # a second to import, which whoever wants a model need not wait for
+    from matplotlib.figure import Figure
 
 SHOWN = 20  # classes that a legend names, the largest first
 
@@ -53,7 +55,7 @@ def _pixels(picture: Tensor) -> np.ndarray:
     return np.rint(255 * rearrange(picture.detach().cpu().numpy(), "c h w -> h w c").clip(0, 1)).astype(np.uint8)
 
 
-def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> Figure:
+def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> "Figure":
     """Pictures, and label maps over the first of them, side by side with a legend: a row a picture, a column a version of it.
 
     Args:
@@ -61,6 +63,9 @@ def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: S
         columns: ``{title: one tensor a row}``: pictures ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``.
         names: Of the classes.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     palette, count = palette_of(names), len(next(iter(columns.values())))
     height, width = next(iter(columns.values()))[0].shape[-2:]
     figure = Figure(figsize=(3 * len(columns), 3 * count * height / width + 1), layout="constrained")
@@ -89,7 +94,7 @@ def draw_looks(
     pictures: Iterable[tuple[Tensor, Tensor]],
     looks: Mapping[str, Callable[[Tensor, tuple[int, int]], Tensor]],
     names: Sequence[str],
-) -> Figure:
+) -> "Figure":
     """Pictures, their labels, and what models make of them.
 
     Args:
