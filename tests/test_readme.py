@@ -35,7 +35,7 @@ def links():
             yield pytest.param(page, *link.partition("#")[::2], id=f"{page.relative_to(ROOT)}: {link}")
 
 
-@pytest.mark.parametrize(("page", "file", "section"), links())
+@pytest.mark.parametrize(("page", "file", "section"), list(links()))
 def test_links_exist(page, file, section):
     target = page.parent / file
     assert target.exists()
