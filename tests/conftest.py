@@ -8,9 +8,8 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there; processes that tests start inherit it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 elif not any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv):
-    os.environ["CUDA_VISIBLE_DEVICES"] = (
-        ""  # what is compared to the bit, and processes that share a machine, belong on the CPU
-    )
+    # what is compared to the bit, and processes that share a machine, belong on the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

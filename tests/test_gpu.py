@@ -111,10 +111,10 @@ def digits_run(tmp_path_factory):
 @pytest.mark.parametrize(
     "words",
     [
-        "attack --attacks fgsm pgd apgd-ce apgd-t --eps 0.05",
-        "attack --attacks pgd --norm L2 --eps 0.5 --restarts 2",
-        "attack --attacks square spsa --queries 200 --steps 2 --eps 0.05",
-        "attack --attacks fgsm pgd --space normalized --eps 0.2",
+        "attack --attacks fgsm pgd apgd-ce apgd-t --eps 0.05 --checks 16",
+        "attack --attacks pgd --norm L2 --eps 0.5 --restarts 2 --checks 16",
+        "attack --attacks square spsa --queries 200 --steps 2 --eps 0.05 --checks 16",
+        "attack --attacks fgsm pgd --space normalized --eps 0.2 --checks 16",
         "corrupt --corruptions gaussian_noise fog --severities 1 3",
     ],
 )
@@ -122,25 +122,9 @@ def test_evaluations_agree_with_the_cpu(words, digits_run, tmp_path):
     """The same draws, the same flags but for rounding; and the same findings."""
     command, *rest = words.split()
     flags, findings = {}, {}
-    checked = ["--checks", "16"] if command == "attack" else []
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        main(
-            [
-                command,
-                str(digits_run),
-                *rest,
-                *checked,
-                "--limit",
-                "100",
-                "--device",
-                device,
-                "--workers",
-                "0",
-                "--output",
-                str(out),
-            ]
-        )
+        main([command, str(digits_run), *rest, *f"--limit 100 --workers 0 --device {device} --output {out}".split()])
         found = json.loads((out / "result.json").read_text())
         findings[device] = {finding["check"] for finding in found["findings"]}
         assert found["environment"]["device"].startswith(device)

@@ -111,6 +111,19 @@ class Trial:
         """That attack."""
         return PGD(self.threat, 20, seed=self.seed)
 
+    @cached_property
+    def filters(self) -> FilterVisionTransformer | None:
+        """The filter backbone in the model, or a copy of timm's vision transformer as one, whose rows can be looked at."""
+        for module in self.model.modules():
+            if isinstance(module, FilterVisionTransformer):
+                return module
+            if isinstance(module, VisionTransformer):
+                try:
+                    return from_timm(module)
+                except TypeError:  # gated attention, other blocks
+                    return None
+        return None
+
 
 def _differ(more: Tensor, less: Tensor, points: float) -> bool:
     """Whether flags differ by more than that, and by more than the one image that may be chance."""
@@ -381,7 +394,7 @@ def check_saturation(trial: Trial) -> list[Finding]:
     """
     found, plain = [], _percent(trial.withstand_pgd)
     adaptive = {f: trial.robust(trial.pgd, wide) for f in WIDER if (wide := _backward_of_wider(trial.model, f))}
-    share = _saturated_rows(trial.model, trial.images[: trial.batch_size])
+    share = _saturated_rows(trial)
     if share > SATURATED_SHARE:
         found.append(
             Finding(
@@ -405,28 +418,15 @@ def check_saturation(trial: Trial) -> list[Finding]:
     return found
 
 
-def _saturated_rows(model: nn.Module, images: Tensor) -> float:
-    """Of the filter backbone in ``model``; 0 if there is none."""
-    backbone = _filter_form(model)
-    if backbone is None:
+def _saturated_rows(trial: Trial) -> float:
+    """Of the filters in the model; 0 if there are none."""
+    if trial.filters is None:
         return 0.0
-    for module in model.modules():
+    images = trial.images[: trial.batch_size]
+    for module in trial.model.modules():
         if isinstance(module, NormalizedModel):
             images = module.normalize(images)
-    return saturation(backbone, images)
-
-
-def _filter_form(model: nn.Module) -> FilterVisionTransformer | None:
-    """The filter backbone in ``model``, or timm's vision transformer as one: the same function, whose rows can be looked at."""
-    for module in model.modules():
-        if isinstance(module, FilterVisionTransformer):
-            return module
-        if isinstance(module, VisionTransformer):
-            try:
-                return from_timm(module)
-            except TypeError:  # gated attention, other blocks
-                return None
-    return None
+    return saturation(trial.filters, images)
 
 
 def _backward_of_wider(model: nn.Module, factor: float) -> nn.Module | None:
@@ -482,7 +482,7 @@ def _names_of_checks(trial: Trial) -> list[str]:
     names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
     names += ["a black box"] * (trial.threat.norm == LINF) + ["large radii"] * (trial.threat.bounds is not None)
     names += ["wider kernels"] * (widened(trial.model, 1) is not None)
-    return names + ["saturation"] * (_filter_form(trial.model) is not None)
+    return names + ["saturation"] * (trial.filters is not None)
 
 
 class _Scaled(nn.Module):

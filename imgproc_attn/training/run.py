@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import VisionTransformer
-from timm.utils import init_distributed_device, unwrap_model
+from timm.utils import init_distributed_device, unwrap_model, world_info_from_env
 from torch import nn
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
     if dist.is_available() and dist.is_initialized():
         place = torch.device("cuda", torch.cuda.current_device()) if device.startswith("cuda") else torch.device(device)
         return place, Processes(dist.get_rank(), dist.get_world_size())
-    rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, _, _ = world_info_from_env()
     if device == "cuda" and rank >= torch.cuda.device_count():
         raise ValueError(
             f"Process {rank} of this machine finds no GPU of its own among {torch.cuda.device_count()}: start as many "
@@ -74,12 +73,12 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
 def _first_alone(processes: Processes) -> Iterator[None]:
     """The first process goes before the others, for what all would write to one place."""
     if processes.rank:
-        dist.barrier()
+        _wait(processes)
     try:
         yield
     finally:
-        if processes.world > 1 and not processes.rank:
-            dist.barrier()
+        if not processes.rank:
+            _wait(processes)
 
 
 def checkpoint_of(path: Path) -> Path:
