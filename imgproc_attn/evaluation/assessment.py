@@ -20,12 +20,12 @@ from ..progress import progress_bar
 from ..records import describe
 from .conditions import Condition
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
+from .findings import Checks, Finding
 from .flags import Flags
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
 from .results import DRAWS, FLAGS, RESULT, row, write_result
 from .samples import Prepared, Samples
-from .sanity import Checks, Finding
 from .subject import Subject
 from .threat import ThreatModel
 

@@ -12,10 +12,11 @@ from ..diagnostics import draw_adversarial
 from .classification import wilson_interval
 from .conditions import CLEAN, AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
 from .evaluator import Batch
+from .findings import Checks, Finding
 from .flags import Flags, of_common_samples
 from .imagenet_c.errors import corruption_summary
 from .presets import ATTACKS, PRESETS, Catalogue, Preset
-from .sanity import Checks, Finding, check_rows, sanity_checks
+from .sanity import check_rows, sanity_checks
 from .threat import ThreatModel
 
 

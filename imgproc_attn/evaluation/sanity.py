@@ -5,74 +5,31 @@ believe a number yet. After auto-attack's checks (arXiv 2003.01690) and Athalye 
 saturated filters, which pass no gradient to queries and keys.
 """
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..bandwidths import Bandwidth
 from ..diagnostics import SATURATED_SHARE, saturation
-from ..kernels import DotProduct, Elliptical
 from ..models import FilterVisionTransformer, from_timm
+from .adaptive import widened, with_wider_gradients
 from .attacks import FGSM, PGD, Attack, Square, is_correct
-from .attacks.base import Objective, gradient_by
-from .normalization import InPrecision, NormalizedModel
-from .objectives import cross_entropy
+from .derivatives import check_gradients
+from .findings import Checks, Finding
+from .normalization import NormalizedModel
 from .threat import LINF, ThreatModel
 
-WEAK = 1e-3  # of the largest gradient of a batch; smaller ones may drown in rounding, and are not held against the function
-GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
-LOST_SHARE = 0.05  # of samples
-DERIVATIVE_ERROR = 1e-2  # along the gradient, relative
-ACROSS_ERROR = 0.1  # in another direction, of what a gradient of that length has there
-# Lengths of finite differences, of which one must agree: a short one meets no kink, a long one drowns rounding in float32.
-STEPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-2)
-SLACK = 5  # times these errors, for models that compute in float32 whatever they are given
 POINTS = 0.5  # of accuracy, by which a weaker attack may beat a stronger one
 MORE_POINTS = 2.0  # of accuracy, which five times the steps, or another form of the gradient, may still win
 BY_CHANCE = 2  # images that a random search may find before a single run of PGD does
 STEPWISE = ("PGD", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T")  # white-box attacks that no black box should beat
 BLACK_BOX = ("Square", "SPSA")
 WIDER = (2, 4, 8)  # times, in the backward pass of the adaptive attack
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A reason to doubt.
-
-    Attributes:
-        check: Its short name.
-        message: What was seen, what it means, what to do.
-    """
-
-    check: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.message}"
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What came of checking.
-
-    Attributes:
-        done: Names of what was checked.
-        images: So many were looked at.
-        findings: Reasons to doubt.
-    """
-
-    done: list[str]
-    images: int
-    findings: list[Finding]
 
 
 @dataclass
@@ -157,111 +114,6 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
             )
         )
     return found
-
-
-def check_gradients(
-    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], objective: Objective = cross_entropy
-) -> list[Finding]:
-    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences, in float64 if can be.
-
-    Args:
-        model: Maps images to logits, in evaluation mode.
-        batches: Images and labels.
-        objective: Its gradients are checked; not a mean over pixels, which makes them small.
-    """
-    found: list[Finding] = []
-    exact, dtype = _in_double(model, batches[0][0][:1]) if batches else (model, None)
-    lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
-    for x, y in batches:
-        largest = _gradient(model, x, y, objective).flatten(1).abs().amax(1)
-        lost = torch.cat([lost, ~(largest.isfinite() & (largest >= GRADIENT_LOST)).cpu()])
-        known, differs = _differs_from_function(exact, x.to(dtype), y, objective)
-        wrong = torch.cat([wrong, differs[known].cpu()])
-    if len(lost) and lost.double().mean() > LOST_SHARE:
-        found.append(
-            Finding(
-                "vanishing gradients",
-                f"The loss has no gradient for {_percent(lost):.0f} % of the images (largest value below {GRADIENT_LOST:g}, or "
-                "not finite): attacks that follow it stand still. Look for rounding, saturated softmaxes, detached tensors, "
-                "half precision, roots of 0; attack with Square.",
-            )
-        )
-    if len(wrong) and wrong.double().mean() > LOST_SHARE:
-        found.append(
-            Finding(
-                "wrong gradients",
-                f"For {_percent(wrong):.0f} % of the images autograd's gradient is not that of the function (finite "
-                f"differences differ, by more than {100 * DERIVATIVE_ERROR:g} % along it): something in the forward pass is "
-                "detached, rounded or replaced in the backward pass. Lift it while attacking.",
-            )
-        )
-    return found
-
-
-def _in_double(model: nn.Module, image: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """A copy in float64, without autocast, which would round what finite differences are made of; and what it takes.
-
-    A model that insists on another precision inside stays as it is.
-    """
-    exact = copy.deepcopy(model).double().eval()
-    for module in exact.modules():
-        if isinstance(module, InPrecision):
-            module.autocast = nullcontext
-    try:
-        with torch.no_grad():
-            exact(image.double())
-    except RuntimeError:
-        return model, image.dtype
-    return exact, torch.float64
-
-
-def _gradient(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> Tensor:
-    """Of the objective by the images; 0 where there is none."""
-    with torch.enable_grad():
-        points = images.detach().requires_grad_()
-        return gradient_by(points, objective(model(points), labels).sum())
-
-
-@torch.no_grad()
-def _differs_from_function(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """``[B]`` bool each: whether there is a gradient worth the name, and whether it is not the function's.
-
-    By central differences along the gradient, and along a direction of random signs: what is hidden from the gradient does not
-    show along it.
-    """
-    gradient = _gradient(model, images, labels, objective)
-    size = gradient.flatten(1).norm(dim=1).clamp_min(1e-300)
-    along = gradient / size[:, None, None, None]
-    signs = torch.randint(2, images.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    across = (signs.to(images) / signs.numel() ** 0.5).expand_as(images)
-    usual = size / signs.numel() ** 0.5  # what a gradient of that size has in a direction that has nothing to do with it
-    here, hardly_there = (objective(model(images + h * along), labels) for h in (0, 1e-9))
-    slack = SLACK if torch.equal(here, hardly_there) else 1
-    wrong = _slope_differs(model, images, labels, objective, (gradient, along), slack * DERIVATIVE_ERROR * size)
-    wrong |= _slope_differs(model, images, labels, objective, (gradient, across), slack * ACROSS_ERROR * usual)
-    finite = size.isfinite()
-    known = finite & (gradient.flatten(1).abs().amax(1) >= GRADIENT_LOST) & (size >= WEAK * (size * finite).nan_to_num().max())
-    return known, wrong
-
-
-def _slope_differs(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    objective: Objective,
-    gradient_and_direction: tuple[Tensor, Tensor],
-    tolerance: Tensor,
-) -> Tensor:
-    """``[B]``: whether the slope in a direction is the gradient's by none of the `STEPS`."""
-    gradient, direction = gradient_and_direction
-    expected = (gradient * direction).flatten(1).sum(1)
-    differs = torch.ones_like(expected, dtype=torch.bool)
-    for h in STEPS:
-        ahead, behind = (objective(model(images + sign * h * direction), labels) for sign in (1, -1))
-        differs &= ((ahead - behind) / (2 * h) - expected).abs() > tolerance
-        if not differs.any():  # the first step is enough, as a rule
-            break
-    return differs
 
 
 def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
@@ -393,7 +245,7 @@ def check_saturation(trial: Trial) -> list[Finding]:
     The forward pass stays the model's; only gradients are those of wider kernels, which are not flat.
     """
     found, plain = [], _percent(trial.withstand_pgd)
-    adaptive = {f: trial.robust(trial.pgd, wide) for f in WIDER if (wide := _backward_of_wider(trial.model, f))}
+    adaptive = {f: trial.robust(trial.pgd, wide) for f in WIDER if (wide := with_wider_gradients(trial.model, f))}
     share = _saturated_rows(trial)
     if share > SATURATED_SHARE:
         found.append(
@@ -427,11 +279,6 @@ def _saturated_rows(trial: Trial) -> float:
         if isinstance(module, NormalizedModel):
             images = module.normalize(images)
     return saturation(trial.filters, images)
-
-
-def _backward_of_wider(model: nn.Module, factor: float) -> nn.Module | None:
-    wide = widened(model, factor)
-    return None if wide is None else StraightThrough(model, wide).eval()
 
 
 def sanity_checks(
@@ -494,41 +341,3 @@ class _Scaled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.factor * self.model(images)
-
-
-class StraightThrough(nn.Module):
-    """The logits of one model, with the gradient of another (backward pass differentiable approximation, arXiv 1802.00420).
-
-    Args:
-        model: Gives the values.
-        surrogate: Gives the gradient.
-    """
-
-    def __init__(self, model: nn.Module, surrogate: nn.Module) -> None:
-        super().__init__()
-        self.model, self.surrogate = model, surrogate
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            exact = self.model(images)
-        near = self.surrogate(images)
-        return near + (exact - near).detach()
-
-
-@torch.no_grad()
-def widened(model: nn.Module, factor: float) -> nn.Module | None:
-    """A copy whose attention kernels are ``factor`` times as wide in feature space; None for a model without attention.
-
-    Range bandwidths are multiplied; scores of dot products, timm's own attention among them, are divided by the square.
-    """
-    model, changed = copy.deepcopy(model), False
-    for name, module in model.named_modules():
-        if isinstance(module, Bandwidth) and name.endswith("range_bandwidth"):
-            module.log_excess.copy_((module() * factor - module.floor).log())
-            changed = True
-        elif isinstance(module, Attention | DotProduct | Elliptical):
-            module.scale = module.scale / factor**2
-            if isinstance(module, Attention):
-                module.fused_attn = False  # type: ignore[misc]  # timm's fused path takes no scale
-            changed = True
-    return model if changed else None

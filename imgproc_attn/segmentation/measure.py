@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ..evaluation.attacks import Passes
 from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
+from ..evaluation.derivatives import check_gradients
 from ..evaluation.evaluator import Batch
+from ..evaluation.findings import Checks, Finding
 from ..evaluation.flags import Flags, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
-from ..evaluation.sanity import POINTS, Checks, Finding, check_gradients, check_outputs
+from ..evaluation.sanity import POINTS, check_outputs
 from ..evaluation.statistics import normal_interval
 from ..evaluation.threat import ThreatModel
 from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_cross_entropy, pixel_logits

@@ -10,16 +10,16 @@ from torch import nn
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
+from imgproc_attn.evaluation.adaptive import widened
+from imgproc_attn.evaluation.derivatives import check_gradients
 from imgproc_attn.evaluation.sanity import (
     Trial,
     check_flags,
-    check_gradients,
     check_outputs,
     check_rows,
     check_saturation,
     check_strength,
     sanity_checks,
-    widened,
 )
 from imgproc_attn.kernels import GaussianRange
 

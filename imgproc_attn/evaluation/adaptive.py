@@ -1,0 +1,54 @@
+"""The adaptive attack on filters: the model's own logits, with gradients of wider kernels, which are not flat."""
+
+import copy
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from ..bandwidths import Bandwidth
+from ..kernels import DotProduct, Elliptical
+
+
+class StraightThrough(nn.Module):
+    """The logits of one model, with the gradient of another (backward pass differentiable approximation, arXiv 1802.00420).
+
+    Args:
+        model: Gives the values.
+        surrogate: Gives the gradient.
+    """
+
+    def __init__(self, model: nn.Module, surrogate: nn.Module) -> None:
+        super().__init__()
+        self.model, self.surrogate = model, surrogate
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            exact = self.model(images)
+        near = self.surrogate(images)
+        return near + (exact - near).detach()
+
+
+@torch.no_grad()
+def widened(model: nn.Module, factor: float) -> nn.Module | None:
+    """A copy whose attention kernels are ``factor`` times as wide in feature space; None for a model without attention.
+
+    Range bandwidths are multiplied; scores of dot products, timm's own attention among them, are divided by the square.
+    """
+    model, changed = copy.deepcopy(model), False
+    for name, module in model.named_modules():
+        if isinstance(module, Bandwidth) and name.endswith("range_bandwidth"):
+            module.log_excess.copy_((module() * factor - module.floor).log())
+            changed = True
+        elif isinstance(module, Attention | DotProduct | Elliptical):
+            module.scale = module.scale / factor**2
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]  # timm's fused path takes no scale
+            changed = True
+    return model if changed else None
+
+
+def with_wider_gradients(model: nn.Module, factor: float) -> nn.Module | None:
+    """The model's own logits, with the gradient of kernels ``factor`` times as wide; None for a model without attention."""
+    wide = widened(model, factor)
+    return None if wide is None else StraightThrough(model, wide).eval()
