@@ -30,6 +30,7 @@ DISTURBANCES = {
     "fgsm": ("FGSM", "eps"),
     "pgd": ("PGD", "eps"),
     "segpgd": ("SegPGD", "eps"),
+    "maskedpgd": ("MaskedPGD", "eps"),
     "gaussian_noise": ("noise", "standard deviation"),
     "gaussian_blur": ("blur", "sigma / pixels"),
 }

@@ -25,13 +25,12 @@ from .evaluation.results import row
 from .evaluation.robustness import attack_conditions, corrupted_condition
 from .evaluation.samples import Samples
 from .evaluation.sanity import check_rows, sanity_checks
-from .evaluation.threat import ThreatModel
 from .files import slug, write_json
 from .layers import FilterAttention
 from .models import FilterVisionTransformer
 from .records import strength_text
-from .segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
-from .segmentation.measure import PixelMeasure, Windows
+from .segmentation.attacks import MaskedPGD, PixelFGSM, PixelPGD, SegPGD
+from .segmentation.measure import PixelMeasure, PixelsUnderAttack, Windows
 from .segmentation.overlays import draw_looks
 from .training.problems import SegmentationProblem
 from .training.run import create
@@ -255,7 +254,7 @@ class PixelExamination:
 
     def _conditions(self) -> list[Condition]:
         e = self.recipe.evaluation
-        stepwise = {"PGD": (PixelPGD, e.pgd), "SegPGD": (SegPGD, e.segpgd)}
+        stepwise = {"PGD": (PixelPGD, e.pgd), "SegPGD": (SegPGD, e.segpgd), "MaskedPGD": (MaskedPGD, e.maskedpgd)}
         attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
             attacks |= {f"{name} {strength_text(eps)}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
@@ -304,10 +303,8 @@ class PixelExamination:
         rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
         on_the_same = rows if self._disturbed is self._samples else rows[1:]
         few = self._samples.only(self._samples.ids[_some(len(self._samples), self.measure.checked)])
-        e = self.recipe.evaluation
-        radii = [*e.fgsm, *e.pgd, *e.segpgd]
-        threat = ThreatModel(min(radii)) if radii else None
-        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), threat, 0).findings
+        attacks = [c.judge.attack for c in self.conditions if isinstance(c.judge, PixelsUnderAttack)]
+        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), attacks, 0).findings
         return Examined(
             {metric: {r["name"]: r[metric] for r in rows} for metric in self.measure.metrics[:2]},
             {r["name"]: r["largest_perturbation"] for r in rows if "largest_perturbation" in r},

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -189,6 +190,11 @@ def _like(image: Tensor, result: Tensor) -> Tensor:
 
 def _check_image(image: Tensor) -> Tensor:
     """``image`` as a batch."""
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"image is a {type(image).__name__}, but must be a tensor [C, H, W] or [B, C, H, W]; for an array of pixels "
+            "[H, W, C] give torch.from_numpy(image).movedim(-1, 0)."
+        )
     if not image.is_floating_point():
         raise TypeError(
             f"image is {image.dtype}, but must be floating point, so that bandwidths have a unit; give image.float() / 255 and "
@@ -213,9 +219,11 @@ def _check_bandwidth(name: str, value: float, dtype: torch.dtype) -> None:
 def _check_window(name: str, size: int, batch: Tensor) -> None:
     # patches are continued by reflection, which needs them to fit; windows are cut off, and may fit along one side only
     side = min(batch.shape[-2:]) if name == "patch_size" else max(batch.shape[-2:])
-    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+    if not isinstance(size, Integral) or isinstance(size, bool):
+        raise TypeError(f"{name} is {size!r}, but must be one odd whole number, for both sides, as 5.")
+    if size < 1 or size % 2 == 0:
         raise ValueError(
-            f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {int(size) // 2 * 2 + 1}."
+            f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {max(size, 0) // 2 * 2 + 1}."
         )
     if size > 2 * side - 1:
         raise ValueError(

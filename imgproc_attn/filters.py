@@ -142,6 +142,8 @@ def _past(length: int, like: Tensor) -> Tensor:
 
 def _merge(bias: Tensor | None, mask: Tensor | None, is_causal: bool, length: int) -> tuple[Tensor | None, bool]:
     """A dense bias, a mask and causality as one mask; causality alone stays a flag, which fused attention knows."""
+    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"The mask is {mask.dtype}, but must be bool (True: may be seen) or log-weights; give mask.bool().")
     if bias is not None:
         mask = bias if mask is None else _masked(bias, mask)
     if mask is None or not is_causal:

@@ -1,6 +1,7 @@
 """Gates: how much of an addition to the plain filter counts."""
 
 import math
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,14 @@ class Gate(nn.Module):
         name: What messages call it.
 
     Raises:
-        ValueError: ``initial`` is not finite.
+        ValueError: ``initial`` is not a finite number.
     """
 
     def __init__(
         self, num_heads: int, initial: float = 1.0, learned: bool = False, name: str = "gate", device=None, dtype=None
     ) -> None:
         super().__init__()
-        if not isinstance(initial, int | float) or not math.isfinite(initial):
+        if not isinstance(initial, SupportsFloat) or not math.isfinite(initial):
             raise ValueError(
                 f"{name}: gate is {initial}, but must be a finite number; 1 is the published strength, 0 the plain filter."
             )

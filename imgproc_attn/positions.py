@@ -3,11 +3,13 @@
 Three kinds, told apart by what they have. Most map a `Geometry` to `Terms`; a layer takes any number of them and multiplies the
 kernels. Those with ``rotate`` turn queries and keys instead (`Rotary`). Those with ``embed`` act once, before the first layer,
 on the tokens (`SinCos`). Prefix tokens have no place: their log-weight is 0 with every token, in both directions; they are not
-rotated, and nothing is added to them. Learned absolute positions are timm's own ``pos_embed``.
+rotated, and nothing is added to them. Learned absolute positions are timm's own ``pos_embed``. Of one's own, members of the
+first two kinds can be given; what adds to the tokens has its place in the model, not in a layer.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -288,14 +290,14 @@ class Rotary(nn.Module):
             whose places are relative to the image's side though.
 
     Raises:
-        ValueError: d is not divisible by 4.
+        ValueError: d is not divisible by 4, or the temperature is not positive and finite.
     """
 
     def __init__(self, head_dim: int, temperature: float = 100.0) -> None:
         super().__init__()
         if head_dim % 4 != 0:
             raise ValueError(f"rotary: the head's width {head_dim} is not divisible by 4; change embed_dim= or num_heads=.")
-        self.temperature = temperature
+        self.temperature = _check_temperature("rotary", temperature)
 
     def rotate(self, q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Queries and keys ``[B, H, N, d]``, turned by their places."""
@@ -304,6 +306,12 @@ class Rotary(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
+
+
+def _check_temperature(name: str, temperature: float) -> float:
+    if not isinstance(temperature, SupportsFloat) or not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"{name}: the temperature is {temperature!r}, but must be a positive, finite number, as 100 or 10000.")
+    return float(temperature)
 
 
 def _waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
@@ -333,7 +341,7 @@ class SinCos(nn.Module):
         temperature: Base of the wavelengths.
 
     Raises:
-        ValueError: The width is not divisible by 4.
+        ValueError: The width is not divisible by 4, or the temperature is not positive and finite.
     """
 
     def __init__(self, embed_dim: int, temperature: float = 10000.0) -> None:
@@ -341,7 +349,7 @@ class SinCos(nn.Module):
         if embed_dim % 4 != 0:
             raise ValueError(f"sincos: the width {embed_dim} is not divisible by 4; change embed_dim=.")
         self.embed_dim = embed_dim
-        self.temperature = temperature
+        self.temperature = _check_temperature("sincos", temperature)
 
     def embed(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Tokens ``[B, N, C]`` with their places added; prefix tokens unchanged."""

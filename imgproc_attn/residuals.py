@@ -131,7 +131,8 @@ class Twicing(Iterated):
 class Bregman(Iterated):
     """Bregman iteration (Osher et al. 2005): ``r <- r + (v - u)``, ``u <- A (v + r)``.
 
-    All that was ever removed is added to the input. For a frozen A the same as `Twicing`; not so for one estimated anew.
+    All that was ever removed is added to the input. For a frozen A the same as `Twicing`, in one step or with g = 1; not so for
+    an A estimated anew.
 
     Args:
         num_heads: Number of heads; 1 for a stream.

@@ -125,9 +125,9 @@ def _add_attack(commands: Any) -> None:
     a.add_argument(
         "--attacks",
         nargs="+",
-        choices=[*ATTACKS, ENSEMBLE, "segpgd"],
+        choices=[*ATTACKS, ENSEMBLE, "segpgd", "maskedpgd"],
         metavar="ATTACK",
-        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters fgsm, pgd, mifgsm, segpgd",
+        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters fgsm, pgd, mifgsm, segpgd, maskedpgd",
     )
     a.add_argument("--eps", nargs="+", type=number, metavar="EPS", help="radii, e.g. 1/255 4/255")
     a.add_argument("--norm", choices=NORMS, default="Linf", help="of the ball")
@@ -141,7 +141,7 @@ def _add_attack(commands: Any) -> None:
     a.add_argument("--targeted", action="store_true", help="towards a random other class, the same for every --seed")
     a.add_argument("--steps", type=at_least(1), help="of attacks in steps (default: each attack's own)")
     a.add_argument(
-        "--step-size", type=number, help="of PGD and SegPGD (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
+        "--step-size", type=number, help="of PGD, also of pixels (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
     )
     a.add_argument("--restarts", type=at_least(1), help="random starts a sample (default: each attack's own)")
     a.add_argument("--queries", type=at_least(1), help="of Square")

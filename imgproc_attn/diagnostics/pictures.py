@@ -176,10 +176,16 @@ def draw_kernel_rows(
         normalized: The same, as the model takes it.
         layer: Block index.
         patches: (row, column) of the patches whose filter rows are drawn; they are marked.
+
+    Raises:
+        ValueError: A patch outside the grid.
     """
     (weights,) = model.attention_weights(normalized[None], [layer]).values()
     weights = weights[0]
     height, width = model.patch_embed.dynamic_feat_size(image.shape[-2:])
+    for y, x in patches:
+        if not (0 <= y < height and 0 <= x < width):
+            raise ValueError(f"Patch ({y}, {x}) lies outside the grid of {height} x {width}; give rows and columns from 0.")
     prefix = model.num_prefix_tokens
     heads = weights.shape[0]
     figure = Figure(figsize=(1.5 * (heads + 1), 1.6 * len(patches) + 0.3), layout="constrained")

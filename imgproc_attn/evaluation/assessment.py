@@ -18,7 +18,7 @@ from ..environment import arithmetic, environment, sources_hash, versions
 from ..files import write_atomically, write_json
 from ..progress import progress_bar
 from ..records import describe
-from .conditions import Condition
+from .conditions import Condition, SampleAttack
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
 from .findings import Checks, Finding
 from .flags import Flags
@@ -27,7 +27,6 @@ from .normalization import InPrecision, NormalizedModel
 from .results import DRAWS, FLAGS, RESULT, row, write_result
 from .samples import Prepared, Samples
 from .subject import Subject
-from .threat import ThreatModel
 
 FLAG_FOLDER, CHECKS = "flags", "checks.json"
 
@@ -170,22 +169,26 @@ class Assessment:
             return evaluator(conditions)
 
     def check(
-        self, samples: Samples, threat: ThreatModel | None, count: int | None = None, preparation: Prepared | None = None
+        self,
+        samples: Samples,
+        attacks: Sequence[SampleAttack] = (),
+        count: int | None = None,
+        preparation: Prepared | None = None,
     ) -> Checks:
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
-        Without a threat model, those of the outputs alone. By default the measure says how many are enough.
+        Without attacks, those of the outputs alone. By default the measure says how many are enough.
         """
         file, count = self.place.output / CHECKS, count or self.measure.checked
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
         key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
-        key = json.loads(json.dumps({**key, "threat": describe(threat)}))
+        key = json.loads(json.dumps({**key, "attacks": [describe(attack) for attack in attacks]}))
         known = _read(file)
         if known.get("key") != key:
             few = samples.only(samples.ids[chosen])
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
-            found = self.measure.check(self.model, kept, threat, self.seed)
+            found = self.measure.check(self.model, kept, attacks, self.seed)
             known = {"key": key, **asdict(found)}
             write_json(file, known)
         return Checks(known["done"], known["images"], [Finding(**found) for found in known["findings"]])

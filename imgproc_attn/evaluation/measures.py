@@ -15,9 +15,10 @@ from .evaluator import Batch
 from .findings import Checks, Finding
 from .flags import Flags, of_common_samples
 from .imagenet_c.errors import corruption_summary
+from .normalization import NormalizedModel
 from .presets import ATTACKS, PRESETS, Catalogue, Preset
 from .sanity import check_rows, sanity_checks
-from .threat import ThreatModel
+from .threat import LINF, ThreatModel
 
 
 class Measure(Protocol):
@@ -81,8 +82,8 @@ class Measure(Protocol):
         """So many samples are enough for `check`."""
         ...
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
-        """Reasons to doubt, from a few samples; without a threat model of the outputs alone."""
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
+        """Reasons to doubt what these attacks leave, from a few samples; without attacks the outputs alone."""
         ...
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
@@ -138,10 +139,11 @@ class LabelMeasure:
     def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         return corruption_summary(by_corruption, self.of_imagenet)
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
         if not batches:
             return Checks([], 0, [Finding("nothing to check", "None of the images that were to be looked at could be read.")])
         images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
+        threat = check_threat([attack.threat for attack in attacks], _std(model)) if attacks else None
         return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
@@ -169,3 +171,14 @@ class LabelMeasure:
         title, names = f"{label}\n{condition.name}", condition.samples.class_names
         truth, said = ([names.get(i, str(i)) for i in which.tolist()] for which in (labels, predictions))
         return draw_adversarial(images, {title: found}, truth, {title: said}, (found - images).abs().max().item())
+
+
+def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> ThreatModel:
+    """What sanity is checked under: the smallest ball on images; of normalised tensors, with their widest channel's radius."""
+    least = min(threats, key=lambda threat: (threat.space, threat.eps))  # images come before normalized
+    return ThreatModel(min(1.0, max(least.pixel_eps(std))) if least.norm == LINF else max(least.pixel_eps(std)), least.norm)
+
+
+def _std(model: nn.Module) -> list[float]:
+    """What a model divides its images by."""
+    return next((m.std.flatten().tolist() for m in model.modules() if isinstance(m, NormalizedModel)), [1.0])

@@ -23,7 +23,7 @@ from .measures import Measure
 from .results import eps_unit
 from .samples import Samples
 from .shifts import area_under_precision_recall
-from .threat import LINF, ThreatModel
+from .threat import LINF
 
 
 def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack], measure: Measure) -> list[Condition]:
@@ -98,16 +98,9 @@ def run_attacks(
     flags = assessment.ask(conditions)
     if assessment.place.processes.rank:
         return {}
-    threat = check_threat([attack.threat for attack in attacks.values()], assessment.preparation.std)
-    found = assessment.check(conditions[0].samples, threat, checked)
+    found = assessment.check(conditions[0].samples, list(attacks.values()), checked)
     figures = {"curves": _curves(assessment, conditions, flags), **_gallery(assessment, conditions, flags)}
     return assessment.write("attack", conditions, flags, found, figures, **more)
-
-
-def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> ThreatModel:
-    """What sanity is checked under: the smallest ball on images; of normalised tensors, with their widest channel's radius."""
-    least = min(threats, key=lambda threat: (threat.space, threat.eps))  # images come before normalized
-    return ThreatModel(min(1.0, max(least.pixel_eps(std))) if least.norm == LINF else max(least.pixel_eps(std)), least.norm)
 
 
 def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **more: Any) -> dict[str, Any]:
@@ -120,7 +113,7 @@ def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **m
         if c.family is not None and c.strength is not None:
             by_name.setdefault(c.family, {})[int(c.strength)] = _headline(assessment.measure, flags[c.name])
     summary = assessment.measure.summarise(by_name)
-    found = assessment.check(conditions[0].samples, None, preparation=conditions[0].preparation)
+    found = assessment.check(conditions[0].samples, preparation=conditions[0].preparation)
     figures = {
         "corruptions": draw_heat_map(by_name, assessment.label, assessment.measure.metrics[0]),
         "gallery": _corruption_gallery(assessment, conditions, flags),
@@ -148,7 +141,7 @@ def run_shift(assessment: Assessment, title: str, real: bool = False, real_label
         found = flags[title]
         by_id = dict(zip(samples.ids.tolist(), answers))
         summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
-    checked = assessment.check(samples, None)
+    checked = assessment.check(samples)
     return assessment.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
@@ -165,7 +158,7 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
         return {}
     sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
     summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown), "unknown": conditions[0].samples.identity}
-    checked = unknown.check(conditions[1].samples, None)
+    checked = unknown.check(conditions[1].samples)
     return unknown.write("shift", conditions[1:], flags, checked, {}, summary=summary)  # of unknown classes none is right
 
 

@@ -206,7 +206,7 @@ def check_strength(trial: Trial) -> list[Finding]:
     if threat.bounds is not None:
         found += _check_large_radii(trial)
     for factor in (0.1, 0.01):
-        scaled = trial.robust(trial.pgd, _Scaled(trial.model, factor).eval())
+        scaled = trial.robust(trial.pgd, Scaled(trial.model, factor).eval())
         if _differ(few, scaled, MORE_POINTS):
             found.append(
                 Finding(
@@ -332,7 +332,7 @@ def _names_of_checks(trial: Trial) -> list[str]:
     return names + ["saturation"] * (trial.filters is not None)
 
 
-class _Scaled(nn.Module):
+class Scaled(nn.Module):
     """Logits times a number."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:

@@ -186,6 +186,11 @@ def _check_source(model: nn.Module) -> None:
         attn = block.attn
         if type(attn) is not Attention:
             raise TypeError(f"from_timm: attention {i} is {type(attn).__name__}, but only timm's plain Attention is a filter.")
+        if type(attn.qkv) is not nn.Linear or not isinstance(attn.qkv.weight, nn.Parameter):
+            raise TypeError(
+                f"from_timm: queries, keys and values of attention {i} come from a {type(attn.qkv).__name__}, of more than a "
+                "weight and a bias (an adapter, a parametrisation, a quantised layer); merge it into a plain Linear first."
+            )
         if getattr(attn, "gate", None) is not None:
             raise TypeError(f"from_timm: attention {i} gates its output (gated=True), which a filter has no place for.")
         if not math.isclose(attn.scale, attn.head_dim**-0.5):

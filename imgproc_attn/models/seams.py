@@ -282,8 +282,19 @@ class Seams:
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
-        """The layer's own kernels on positions."""
-        return [member for factory in self.positions.factories if (member := factory(layer)) is not None]
+        """The layer's own kernels on positions.
+
+        Raises:
+            TypeError: A factory makes what adds to the tokens, which a layer has no place for.
+        """
+        members = [member for factory in self.positions.factories if (member := factory(layer)) is not None]
+        for member in members:
+            if hasattr(member, "embed"):
+                raise TypeError(
+                    f"positions: {type(member).__name__} adds to the tokens before the first layer, but a factory makes "
+                    "members of layers, which map a Geometry to Terms or turn queries and keys; name 'sincos' or 'absolute'."
+                )
+        return members
 
     def stream_of(self, layer: LayerSpec) -> Any:
         """The rule around the layer; a stream has no heads."""

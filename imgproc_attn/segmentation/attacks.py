@@ -31,6 +31,12 @@ def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tenso
     return _mean_of_labelled(torch.where(right, 1 - share, share) * losses, labels)
 
 
+def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``: of right pixels alone, divided by the number of all labelled ones (L_MCE of arXiv 2306.12941)."""
+    losses, logits = _losses(logits, labels)
+    return _mean_of_labelled((logits.argmax(dim=1) == labels) * losses, labels)
+
+
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy ``[B, H, W]``, 0 where ignored, and the logits at the size of the labels."""
     if logits.shape[-2:] != labels.shape[-2:]:
@@ -130,17 +136,28 @@ class SegPGD(PixelPGD):
         return partial(wrong_pixels_weighted, step / (2 * self.steps))  # lambda of algorithm 1, whose steps count from 1
 
 
+class MaskedPGD(PixelPGD):
+    """PGD on the pixels that are still right: what is wrong already costs nothing of the step (arXiv 2306.12941).
+
+    In a large ball most pixels are soon wrong, and a mean over all of them follows those that are wrong for sure.
+    """
+
+    def objective_at(self, step: int) -> Objective:
+        return masked_cross_entropy
+
+
 PIXEL_ATTACKS: Catalogue = {
     "fgsm": ("FGSM", PixelFGSM),
     "pgd": ("PGD", PixelPGD),
     "mifgsm": ("MI-FGSM", PixelMIFGSM),
     "segpgd": ("SegPGD", SegPGD),
+    "maskedpgd": ("MaskedPGD", MaskedPGD),
 }
 
 
 def _grid(num_classes: int, seed: int) -> Attacks:
     threats = [ThreatModel(levels / 255) for levels in (0.5, 1, 2, 4)]
-    return build_attacks(["fgsm", "pgd", "segpgd"], threats, num_classes, seed, PIXEL_ATTACKS)
+    return build_attacks(["fgsm", "pgd", "segpgd", "maskedpgd"], threats, num_classes, seed, PIXEL_ATTACKS)
 
 
-PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20 and SegPGD-20 on pixels at 0.5, 1, 2 and 4 grey levels", _grid)}
+PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20, SegPGD-20 and MaskedPGD-20 on pixels at 0.5, 1, 2 and 4 grey levels", _grid)}

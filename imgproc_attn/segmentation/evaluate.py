@@ -32,7 +32,7 @@ def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
     flags = assessment.ask(conditions)
     if assessment.place.processes.rank:
         return {}
-    checked = assessment.check(conditions[0].samples, None)
+    checked = assessment.check(conditions[0].samples)
     result = assessment.write("evaluate", conditions, flags, checked, {})
     numbers, names = result["conditions"][0], list(conditions[0].samples.images.classes or {})
     rows = zip(names, numbers["iou"], numbers["accuracy_by_class"])

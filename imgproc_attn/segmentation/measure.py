@@ -6,25 +6,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..evaluation.attacks import Passes
 from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
-from ..evaluation.derivatives import check_gradients
 from ..evaluation.evaluator import Batch
 from ..evaluation.findings import Checks, Finding
 from ..evaluation.flags import Flags, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
-from ..evaluation.sanity import POINTS, check_outputs
+from ..evaluation.sanity import POINTS
 from ..evaluation.statistics import normal_interval
-from ..evaluation.threat import ThreatModel
-from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_cross_entropy, pixel_logits
+from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_logits
 from .inference import Windowed, check_scales, classes_of, segment
-from .metrics import IGNORED, bootstrap, count_areas, metrics_of
+from .metrics import bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
+from .sanity import pixel_checks
 
 FOUND = "; find out why before you believe either number"
 
@@ -215,18 +213,10 @@ class PixelMeasure:
         found = corruption_summary(by_corruption, False)
         return {key.replace("mean_accuracy", "mean_miou"): found[key] for key in found if key != "mean_error"}
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, seed: int) -> Checks:
-        asked = self.view(model)
-        parts = [_middle(images, labels, self.windows.window or 512) for images, labels, _ in batches]
-        kept = [(images, labels) for images, labels in parts if (labels != IGNORED).any()]
-        if not kept:
-            return Checks(
-                [], 0, [Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")]
-            )
-        found = [finding for images, _ in kept for finding in check_outputs(asked, images)]
-        found += [] if threat is None else check_gradients(asked, kept, _summed_cross_entropy)
-        done = ["outputs"] + ["gradients"] * (threat is not None)
-        return Checks(done, len(kept), list({finding.check: finding for finding in found}.values()))
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
+        pixel_attacks = [attack for attack in attacks if isinstance(attack, PixelAttack)]
+        pictures = [(images, labels) for images, labels, _ in batches]
+        return pixel_checks(self.view(model), pictures, pixel_attacks, self.windows.window or 512, seed)
 
     def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
         found, metric = [], self.metrics[0]
@@ -261,18 +251,5 @@ class PixelMeasure:
         return draw_segmented(label, columns, self.class_names)
 
 
-def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """At most ``side x side`` pixels of pictures and their labels, which checks look at: whole ones take too much memory."""
-    labels = F.interpolate(labels[:, None].double(), size=images.shape[-2:], mode="nearest-exact")[:, 0].long()
-    top, left = (max(0, (length - side) // 2) for length in images.shape[-2:])
-    rows, columns = slice(top, top + side), slice(left, left + side)
-    return images[..., rows, columns], labels[..., rows, columns]
-
-
 def _stepwise(row: Mapping[str, Any]) -> bool:
     return not row["family"].startswith("FGSM")
-
-
-def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: a mean over pixels would make every gradient small."""
-    return pixel_cross_entropy(logits, labels) * (labels != IGNORED).flatten(1).sum(1)

@@ -304,6 +304,7 @@ class EvaluationSection(_Section):
         gaussian_noise: Standard deviations.
         gaussian_blur: Standard deviations in pixels.
         segpgd: Radii eps of SegPGD, of segmentation alone.
+        maskedpgd: Radii eps of PGD on the pixels that are still right, likewise.
         corruptions: Of ImageNet-C, ``fog 3``: name and severity.
         disturbed_images: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
     """
@@ -315,6 +316,7 @@ class EvaluationSection(_Section):
     gaussian_noise: list[Positive] = []
     gaussian_blur: list[Positive] = []
     segpgd: list[Radius] = []
+    maskedpgd: list[Radius] = []
     corruptions: list[str] = []
     disturbed_images: Count | None = None
 
@@ -402,8 +404,9 @@ class Recipe(_Section):
             )
         if self.segmentation:
             self._segments()
-        elif self.evaluation.segpgd:
-            raise ValueError("evaluation.segpgd is of segmentation; leave it out")
+        elif self.evaluation.segpgd or self.evaluation.maskedpgd:
+            name = "segpgd" if self.evaluation.segpgd else "maskedpgd"
+            raise ValueError(f"evaluation.{name} is of segmentation; leave it out")
         if self.adversarial and self.augmentation.erasing:
             raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
         if self.adversarial and self.adversarial.warmup_epochs >= self.schedule.epochs:

@@ -11,8 +11,9 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation import FGSM, L2_NORM, PGD, ThreatModel
 from imgproc_attn.evaluation.conditions import AsPublished, UnderAttack, judge_of, targets_of
 from imgproc_attn.evaluation.flags import Flags
+from imgproc_attn.evaluation.measures import check_threat
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
-from imgproc_attn.evaluation.robustness import attack_conditions, check_threat
+from imgproc_attn.evaluation.robustness import attack_conditions
 
 
 def test_the_papers_convention_is_theirs(model, samples):

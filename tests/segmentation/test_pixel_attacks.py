@@ -10,13 +10,15 @@ from imgproc_attn.evaluation import NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.presets import build_attacks
 from imgproc_attn.segmentation.attacks import (
     PIXEL_ATTACKS,
+    MaskedPGD,
     PixelFGSM,
     PixelPGD,
     SegPGD,
+    masked_cross_entropy,
     pixel_cross_entropy,
     wrong_pixels_weighted,
 )
-from imgproc_attn.segmentation.measure import PixelsUnderAttack
+from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 
 
 def test_losses_are_of_labelled_pixels():
@@ -69,13 +71,27 @@ def test_two_classes_in_closed_form(pointwise, attack):
         assert torch.equal(judged.images[~kept], images[~kept])
 
 
+def test_masked_pgd_turns_all_that_can_be_turned(pointwise):
+    """As many pixels as the worst change of each; what is wrong already costs nothing."""
+    images, labels = torch.rand(2, 3, 9, 8) * 0.8 + 0.1, torch.randint(2, (2, 9, 8))
+    labels[:, :2] = 255
+    worst = PixelsUnderAttack(PixelPGD(0.03, 20))(pointwise, images, labels, torch.arange(2))
+    masked = PixelsUnderAttack(MaskedPGD(0.03, 20))(pointwise, images, labels, torch.arange(2))
+    assert torch.equal(masked.areas, worst.areas)
+    assert masked.areas[:, 0].sum() < PixelsAsGiven(2)(pointwise, images, labels, torch.arange(2)).areas[:, 0].sum()
+    wrong = pointwise(images).argmax(1) != labels
+    gradient = torch.autograd.grad(masked_cross_entropy(pointwise(images.requires_grad_()), labels).sum(), images)[0]
+    assert (gradient.abs().sum(1)[wrong] == 0).all()
+    assert (gradient.abs().sum(1)[~wrong] > 0).all()
+
+
 def test_attacks_refuse():
     for name, (_, kind) in PIXEL_ATTACKS.items():
         for threat in (ThreatModel(0.1, targeted=True), ThreatModel.normalized(0.1)):
             with pytest.raises(ValueError, match="are of classifiers"):
                 kind(threat)
         assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
-    with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd"):
+    with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd, maskedpgd"):
         build_attacks(["square"], [ThreatModel(0.1)], 5, 0, PIXEL_ATTACKS)
 
 

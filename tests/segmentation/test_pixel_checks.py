@@ -5,7 +5,7 @@ import torch
 from segmented import CPU, assessment
 from torch import nn
 
-from imgproc_attn.evaluation import ThreatModel
+from imgproc_attn.segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
 from imgproc_attn.segmentation.measure import PixelMeasure, Windows
 
 
@@ -44,11 +44,24 @@ def test_checks_of_pixels(model, run, window):
     ours = assessment(run, None, windows=Windows(window))
     batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
     blank = (batch[0], torch.full_like(batch[1], 255), batch[2])
-    threat = ThreatModel(1 / 255)
-    assert ours.measure.check(model, [batch, blank], threat, 0).findings == []
-    (nothing,) = ours.measure.check(model, [blank], threat, 0).findings
+    attacks = [PixelFGSM(1 / 255)]
+    assert ours.measure.check(model, [batch, blank], attacks, 0).findings == []
+    (nothing,) = ours.measure.check(model, [blank], attacks, 0).findings
     assert nothing.check == "nothing to check"
-    rounded = ours.measure.check(Rounded(model).eval(), [batch], threat, 0)
+    rounded = ours.measure.check(Rounded(model).eval(), [batch], attacks, 0)
     assert {found.check for found in rounded.findings} == {"vanishing gradients"}
     probabilities = nn.Sequential(model, nn.Softmax(1)).eval()
-    assert [found.check for found in ours.measure.check(probabilities, [batch], None, 0).findings] == ["probabilities"]
+    assert [found.check for found in ours.measure.check(probabilities, [batch], [], 0).findings] == ["probabilities"]
+
+
+def test_an_attack_far_from_the_worst_case_is_named(model, run):
+    """A few steps along the mean of all pixels; what is looked at is the largest radius."""
+    ours = assessment(run, None)
+    batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    weak, strong = PixelPGD(8 / 255, 2), SegPGD(8 / 255, 20)
+    (finding,) = ours.measure.check(model, [batch], [weak, SegPGD(1 / 255, 20)], 0).findings
+    assert finding.check == "a stronger attack"
+    assert "At eps 0.0314 PGD leaves" in finding.message
+    checked = ours.measure.check(model, [batch], [weak, strong], 0)
+    assert checked.findings == []
+    assert checked.done == ["outputs", "gradients", "stronger attacks"]
