@@ -375,6 +375,11 @@ def test_augmentation():
         results = [np.asarray(transform(picture)) for _ in range(8)]
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
+    wide = Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[:, None, None] * 4, 32, 1).repeat(3, 2))
+    for a in (Augmentation(), Augmentation(crop_padding=1)):  # all rows of a picture of the input's shape, or all but one
+        rows = np.asarray(training_transform(a, COLOUR._replace(input_size=(3, 64, 32)))(wide))[0, :, 16].astype(int)
+        assert rows[0] <= 8
+        assert rows[-1] >= 244
     large, small = (next(crops(1, side))[1] for side in (400, 30))
     for image in (large, small):  # brought to the input's size before the crop, as evaluation does
         found = np.asarray(training_transform(Augmentation(crop_padding=2), size)(image)).astype(float)

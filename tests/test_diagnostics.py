@@ -5,7 +5,7 @@ import timm
 import torch
 
 import imgproc_attn.segmentation  # noqa: F401 - registers the segmenter
-from imgproc_attn.diagnostics import bandwidths
+from imgproc_attn.diagnostics import bandwidths, draw_kernel_rows
 from imgproc_attn.evaluation import NormalizedModel
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
@@ -35,3 +35,12 @@ def test_no_bandwidth_hides_another():
     assert found["decoder range_bandwidth"]["0"] == pytest.approx([9.0, 9.0])
     assert found["range_bandwidth"]["0"] == pytest.approx([64**0.25] * 2)
     assert bandwidths(timm.create_model("plain_vit_tiny", **SMALL)) == {}
+
+
+def test_rows_of_patches_outside_the_grid_are_refused():
+    """They would be those of other tokens."""
+    model, image = timm.create_model("nlm_vit_tiny", **SMALL).eval(), torch.rand(3, 32, 32)
+    for patch in ((0, 4), (4, 0), (0, -1)):
+        with pytest.raises(ValueError, match=r"outside the grid of 4 x 4"):
+            draw_kernel_rows(model, image, image, 0, [patch])
+    assert len(draw_kernel_rows(model, image, image, 0, [(0, 3), (3, 0)]).axes) == 6

@@ -310,6 +310,9 @@ BAD = [
     (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size is 49, but at most 47 fits"),
     (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[24, 28\], but must be \[C, H, W\]"),
     (lambda x: bilateral_filter(x[..., :0], 0.1, 1.0), ValueError, "and not empty"),
+    (lambda x: bilateral_filter(x.numpy(), 0.1, 1.0), TypeError, r"a ndarray, but must be a tensor .*movedim\(-1, 0\)"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, (5, 5)), TypeError, r"window_size is \(5, 5\), but must be one odd whole number"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, True), TypeError, "window_size is True, but must be one odd"),
 ]
 
 

@@ -118,3 +118,10 @@ def test_non_contiguous_operands():
     filter, kernel = SoftmaxFilter(), GaussianRange(3, 8)
     expected = filter.smooth(filter(kernel(q.contiguous(), k.contiguous())), v.contiguous())
     torch.testing.assert_close(filter.smooth(filter(kernel(q, k)), v), expected)
+
+
+def test_a_mask_of_whole_numbers_is_refused():
+    """It would be taken for log-weights of 0 and 1."""
+    q, k, _ = operands()
+    with pytest.raises(TypeError, match=r"The mask is torch.int64, .* give mask.bool\(\)"):
+        SoftmaxFilter()(DotProduct(8)(q, k), torch.ones(9, 9, dtype=torch.long).tril())

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from reference import errors, filter_values, recurrence, spatial_log_weights, squared_distances
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imgproc_attn import lifting
 from imgproc_attn.carried import Carried, hand_on
@@ -272,3 +274,23 @@ def test_causal_distance_ignores_later_tokens_to_the_bit():
     after = fused.smooth(fused(kernel(q, k, True), is_causal=True), v)
     assert torch.equal(before[:, :, :6], after[:, :, :6])
     assert not torch.equal(before[:, :, 6:], after[:, :, 6:])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_transforms_of_torch_func(fused):
+    """Gradients by sample and forward-mode derivatives, which an autograd function of its own would refuse."""
+    kernel, filter = GaussianRange(2, 4, dtype=torch.float64), SoftmaxFilter(fused)
+    x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
+
+    def loss(features, sample):
+        terms = functional_call(kernel, features, (sample[None], sample[None]))
+        return filter.smooth(filter(terms), sample[None]).square().sum()
+
+    features = dict(kernel.named_parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused one has no derivative forwards, whatever it is given
+        by_sample = vmap(grad(loss), (None, 0))(features, x)["range_bandwidth.log_excess"]
+        (one,) = torch.autograd.grad(loss(features, x[1]), list(features.values()))
+        _, along = jvp(lambda sample: loss(features, sample), (x[0],), (torch.ones_like(x[0]),))
+        slope = torch.func.grad(loss, 1)(features, x[0]).sum()
+    torch.testing.assert_close(by_sample[1], one)
+    torch.testing.assert_close(along, slope)

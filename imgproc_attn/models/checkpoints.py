@@ -1,22 +1,25 @@
 """Weights of plain vision transformers in filter models: what fits is loaded; what is new keeps its start, and is named."""
 
 import argparse
+import json
 import logging
 import math
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import VisionTransformer, clean_state_dict, load_state_dict_from_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ..positions import RelativeTable, stretch_loaded
 
-WEIGHTS = "model.safetensors"  # what timm looks for in a folder
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a folder
 
 _logger = logging.getLogger(__name__)
 
@@ -125,12 +128,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def own_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """What timm knows of a folder (``local-dir:``) or of the hub (``hf-hub:``), for models built of others by name; else None.
 
-    What timm says besides is taken out of ``kwargs``: it is not meant for the models inside.
+    What the caller says of weights is of the model inside then, and stays in ``kwargs``; for one with weights of its own it is
+    taken out.
     """
-    for name in ("pretrained_model_args", "pretrained_cfg_overlay"):
-        kwargs.pop(name, None)
-    known = isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in ("local-dir", "hf-hub")
-    return pretrained_cfg if known else None
+    kwargs.pop("pretrained_model_args", None)
+    overlay = kwargs.pop("pretrained_cfg_overlay", None)
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in ("local-dir", "hf-hub"):
+        return {**pretrained_cfg, **(overlay or {})}
+    given = {"pretrained_cfg": pretrained_cfg, "pretrained_cfg_overlay": overlay}
+    kwargs.update({name: value for name, value in given.items() if value})
+    return None
 
 
 def load_own_weights(model: nn.Module, own: dict[str, Any]) -> None:
@@ -162,23 +169,28 @@ def start_from(model: nn.Module, path: Path) -> Started:
 
     Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
     classes stays as it was initialised, and so does what a segmenter's decoder has of other classes. Into a segmenter, the
-    weights of a classifier go to its encoder.
+    weights of a classifier go to its encoder. For which images the weights were made is told by the ``config.json`` beside
+    them; without one a position table is taken for that of a square grid.
+
+    Raises:
+        ValueError: As `load_weights`; or a position table of an unknown grid that is not square.
+        FileNotFoundError: There is no such file.
     """
-    weights = read_weights(path)
+    weights, size = read_weights(path), _made_for(path)
     encoder = getattr(model, "encoder", None)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     heads = cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
     own, found = model.state_dict(), weights
     if not isinstance(encoder, nn.Module):
-        weights = _resampled(weights, model)
+        weights = _resampled(weights, model, size)
     elif any(name.startswith("encoder.") for name in weights):
         inner = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
-        inner = {f"encoder.{name}": t for name, t in _resampled(inner, encoder).items()}
+        inner = {f"encoder.{name}": t for name, t in _resampled(inner, encoder, size).items()}
         weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")} | inner
         prefixes = ("decoder.",)
     else:
-        left = ["decoder", *_start_encoder(encoder, weights, path)]
+        left = ["decoder", *_start_encoder(encoder, weights, path, size)]
         return Started(left, _of_other_shapes(weights, encoder.state_dict()))
     left = [n for n in _of_other_shapes(weights, own) if n.startswith(prefixes)]
     _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)
@@ -189,27 +201,73 @@ def _of_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list
     return [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
 
 
-def _resampled(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Position tables and patch embedding for the model's image and patch size, if it is a vision transformer."""
+def _made_for(path: Path) -> tuple[int, int] | None:
+    """(height, width) of the images that weights were made for, by the configuration beside them."""
+    file = (path if path.is_dir() else path.parent) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        size = config.get("model_args", {}).get("img_size") or config["pretrained_cfg"]["input_size"][-2:]
+        return to_2tuple(size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
+        return None
+
+
+def _resampled(weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """Position tables and patch embedding for the model's image and patch size, if it is a vision transformer.
+
+    Args:
+        weights: Made for images of ``size``.
+        model: Made for its own.
+        size: (height, width), if known.
+    """
     if not isinstance(model, VisionTransformer):
         return weights
     weights = dict(weights)
     for name, module in model.named_modules():
         if isinstance(module, RelativeTable):
             stretch_loaded(module, weights, f"{name}.")
-    tokens, own = [name for name in ("cls_token", "dist_token") if name in weights], model.state_dict()
-    absent = [i for i, name in enumerate(tokens) if name not in own]
-    table = weights.get("pos_embed")
-    if absent and table is not None and math.isqrt(table.shape[1] - len(tokens)) ** 2 == table.shape[1] - len(tokens):
-        kept = [i for i in range(table.shape[1]) if i not in absent]  # timm takes the rows of missing tokens for patches
-        weights = {name: tensor for name, tensor in weights.items() if name in own or name not in tokens}
-        weights["pos_embed"] = table[:, kept]
-    return checkpoint_filter_fn(weights, model)
+    if "mask_token" in weights or model.pos_embed is None or "pos_embed" not in weights:  # timm knows DINOv2's own format
+        return checkpoint_filter_fn(weights, model)
+    tokens = [name for name in ("cls_token", "dist_token", "reg_token") if name in weights]
+    table = _table_for(model, weights.pop("pos_embed"), tokens, weights, size)
+    own = model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if name in own or name not in tokens}
+    return {**checkpoint_filter_fn(weights, model), "pos_embed": table}
 
 
-def _start_encoder(encoder: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
+def _table_for(
+    model: Any, table: Tensor, tokens: Sequence[str], weights: dict[str, Tensor], size: tuple[int, int] | None
+) -> Tensor:
+    """The position table without the rows of tokens that the model does not have, resampled to its grid."""
+    own = model.state_dict()
+    owners = [] if model.no_embed_class else [name for name in tokens for _ in range(weights[name].shape[1])]
+    kept = [i for i, name in enumerate(owners) if name in own]
+    old, new = _grid_of(table.shape[1] - len(owners), weights, size), tuple(model.patch_embed.grid_size)
+    table = torch.cat([table[:, kept], table[:, len(owners) :]], dim=1)
+    if old is None and table.shape[1] - len(kept) != new[0] * new[1]:
+        raise ValueError(
+            f"pos_embed has {table.shape[1] - len(kept)} places, no square grid, and nothing says for which images it was "
+            f"made; give a folder whose {CONFIG} does (with pretrained_cfg.input_size), as runs and timm leave them."
+        )
+    if old is None or old == new:
+        return table
+    return resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=len(kept))
+
+
+def _grid_of(count: int, weights: dict[str, Tensor], size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a grid of so many patches; a square one if ``size`` does not account for it, else None."""
+    patch = weights.get("patch_embed.proj.weight")
+    if size is not None and patch is not None and patch.dim() == 4:
+        height, width = (-(-side // length) for side, length in zip(size, patch.shape[-2:]))
+        if height * width == count:
+            return height, width
+    side = math.isqrt(count)
+    return (side, side) if side**2 == count else None
+
+
+def _start_encoder(encoder: nn.Module, weights: dict[str, Tensor], path: Path, size: tuple[int, int] | None) -> list[str]:
     """Weights of a classifier in the same model without its head; the names that only the head has."""
-    weights, own = _resampled(weights, encoder), encoder.state_dict()
+    weights, own = _resampled(weights, encoder, size), encoder.state_dict()
     for part in ("weight", "bias"):  # the norm behind the pooling is the one before it, of all tokens
         here, there = f"fc_norm.{part}", f"norm.{part}"
         if here in weights and here not in own and there in own and there not in weights:

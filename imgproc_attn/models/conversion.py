@@ -7,15 +7,15 @@ from typing import Any
 
 import timm
 from timm.layers import Attention, use_fused_attn
-from timm.models import VisionTransformer, register_model
+from timm.models import VisionTransformer, load_pretrained, register_model
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import nn
 
 from ..filters import SoftmaxFilter
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
-from .checkpoints import load_own_weights, own_config
+from .checkpoints import own_config
 from .filter_vit import FilterVisionTransformer
 from .seams import (
     LAYER_POSITIONS,
@@ -46,12 +46,13 @@ def from_timm(
     stream: Spec = "plain",
     fused_attn: bool | None = None,
 ) -> FilterVisionTransformer:
-    """A filter backbone with the weights, names and ``pretrained_cfg`` of a timm vision transformer.
+    """A filter backbone with the weights and names of a timm vision transformer.
 
     With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
     starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
     from zeros. Another kernel, rotary positions and members of your own change the function at once (give them ``layers``, and
-    train). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken along.
+    train). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken along. Its
+    ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps it.
 
     Args:
         model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
@@ -94,7 +95,17 @@ def from_timm(
     for module in source.modules():
         if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
             module.training = model.training
+    _rename(source, {"kernel": kernel, "positions": positions, "residual": residual, "stream": stream})
     return source
+
+
+def _rename(model: Any, seams: Mapping[str, Any]) -> None:
+    """What timm writes beside exported weights says how to make this model of its source."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg and "architecture" in cfg:  # timm's factory leaves both; a class that was called itself has none
+        told = {name: spec for name, spec in seams.items() if spec is not None}
+        model._model_args = {**getattr(model, "_model_args", {}), "source": cfg["architecture"], **told}
+        model.pretrained_cfg = {**cfg, "architecture": "converted_vit"}
 
 
 @register_model
@@ -127,11 +138,13 @@ def converted_vit(
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
     own = own_config(pretrained_cfg, kwargs)
-    plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
+    plain: Any = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
     model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
-    model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "converted_vit"}
+    model._model_args["source"] = source
+    if own is not None:
+        model.pretrained_cfg = {**own, "architecture": "converted_vit"}
     if pretrained and own is not None:
-        load_own_weights(model, own)
+        load_pretrained(model, own, model.num_classes, model.patch_embed.proj.in_channels, checkpoint_filter_fn)
     return model
 
 

@@ -1,5 +1,6 @@
 """Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -103,10 +104,18 @@ class LabelledPictures(Dataset):
                 without a label.
         """
         with ThreadPoolExecutor() as pool:
-            wrong = [error for error in pool.map(_whats_wrong, map(self._files, range(len(self)))) if error]
+            told = list(pool.map(_look_at, map(self._files, range(len(self)))))
+        wrong = [error for error, _ in told if error]
         if wrong:
             more = f" {len(wrong) - 3} more of the {len(self)} pairs are wrong." if len(wrong) > 3 else ""
             raise ValueError(" ".join(map(str, wrong[:3])) + more)
+        turned = [i for i, (_, is_turned) in enumerate(told) if is_turned]
+        if turned:
+            warnings.warn(
+                f"{len(turned)} of {len(self)} pictures have an EXIF orientation, {self._files(turned[0])[0]} for one. They "
+                "are taken as they are stored; if their labels are of the upright picture, store the pictures upright too.",
+                stacklevel=2,
+            )
         few = range(0, len(self), -(-len(self) // 16))
         values: set[int] = set()
         for label_file in (self._files(i)[1] for i in few):
@@ -120,23 +129,26 @@ class LabelledPictures(Dataset):
             )
 
 
-def _whats_wrong(pair: Pair) -> ValueError | None:
-    """With the headers of a picture and its label map."""
+def _look_at(pair: Pair) -> tuple[ValueError | None, bool]:
+    """What is wrong with the headers of a picture and its label map; and whether EXIF data would turn the picture."""
     file, label_file = pair
     try:
         with _opened(file) as picture, _opened(label_file) as label:
             _check_picture(file, picture)
             _check_label(label_file, label)
             _check_sizes(file, picture.size, label_file, label.size)
+            # of PNG files this would read all pixels
+            turned = picture.format != "PNG" and picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+            return None, turned
     except ValueError as error:
-        return error
-    return None
+        return error, False
 
 
 def _check_sizes(file: Path, size: Sequence[int], label_file: Path, label_size: Sequence[int]) -> None:
     if tuple(size) != tuple(label_size):
         here, there = (f"{width} x {height}" for width, height in (size, label_size))
-        raise ValueError(f"{file} is {here}, but its labels {label_file} are {there}; they must be equal.")
+        turned = " Does an EXIF orientation turn it? Store it upright." if tuple(size) == tuple(label_size)[::-1] else ""
+        raise ValueError(f"{file} is {here}, but its labels {label_file} are {there}; they must be equal.{turned}")
 
 
 def read_picture(file: Path, upright: bool = False) -> np.ndarray:
@@ -144,7 +156,7 @@ def read_picture(file: Path, upright: bool = False) -> np.ndarray:
 
     Args:
         file: Of the picture.
-        upright: Turn it as its EXIF data say, which label maps of data sets do not follow.
+        upright: Turn it as its EXIF data say. Pictures with label maps are not turned, in training and in evaluation.
 
     Raises:
         ValueError: It cannot be read, or has more than 8 bits, which would be cut off.

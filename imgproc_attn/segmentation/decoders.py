@@ -42,7 +42,8 @@ class LinearDecoder(nn.Module):
 class MaskDecoder(nn.Module):
     """The mask transformer: class tokens beside the patches, whose products with them are the logits (section 3.2 there).
 
-    Both sides of the product are scaled to length 1, and the logits of a pixel are normalised over classes.
+    Both sides of the product are scaled to length 1, and the logits of a pixel are normalised over classes, of which this takes
+    3 or more.
 
     Args:
         in_channels: Of the features.
@@ -116,8 +117,13 @@ def mask_decoder(
         stream: Likewise.
 
     Raises:
-        ValueError: Unknown members, positions of the input, or a width that heads do not divide.
+        ValueError: Unknown members, positions of the input, a width that heads do not divide, or fewer than 3 classes.
     """
+    if num_classes < 3:
+        raise ValueError(
+            f"decoder: the mask decoder normalises logits over the classes of a pixel, but there are {num_classes}: of one "
+            "nothing is left, of two hardly more than a sign, whose gradient vanishes. Use decoder='linear'."
+        )
     width = width or in_channels
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:

@@ -1,13 +1,16 @@
-"""Inference on images of any size: whole, in windows, at several scales; memory holds strips of rows, never all logits."""
+"""Inference on images of any size: whole, in windows, at several scales; memory holds strips, never all logits."""
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Segments = Callable[[Tensor], Tensor]  # images [B, C, H, W] to logits [B, classes, H, W]
 
 ROWS = 64  # that are divided, interpolated or compared at a time
 
@@ -26,7 +29,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 def sliding_strips(
-    model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int = 2
+    model: Segments, image: Tensor, window: int, stride: int, batch_size: int = 2
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of an image by overlapping windows, averaged where they overlap, in strips of rows from the top.
 
@@ -51,7 +54,7 @@ def sliding_strips(
             yield row, strip
 
 
-def _strips(model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int) -> Iterator[tuple[int, Tensor | None]]:
+def _strips(model: Segments, image: Tensor, window: int, stride: int, batch_size: int) -> Iterator[tuple[int, Tensor | None]]:
     """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows."""
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
@@ -139,7 +142,7 @@ class Windowed(nn.Module):
 
 @torch.no_grad()
 def segment(
-    model: nn.Module,
+    model: Segments,
     image: Tensor,
     window: int | None = None,
     stride: int | None = None,
@@ -150,7 +153,8 @@ def segment(
 ) -> Tensor:
     """Classes ``[H, W]`` of the pixels of an image: the likeliest, on average over several views if asked for.
 
-    Memory holds the rows of one window, and those of the classes that other views have not come to.
+    Memory holds a strip of windows across the shorter side (of mirrored views: across the width), and what of the classes other
+    views have not come to.
 
     Args:
         model: Maps normalised images to logits, in evaluation mode.
@@ -168,14 +172,22 @@ def segment(
     """
     check_scales(scales)
     size = size or (image.shape[-2], image.shape[-1])
+    if window is not None and image.shape[-1] > image.shape[-2] and not flip:  # which come from the other end
+        turned = partial(_turned, model)
+        return segment(turned, image.mT, window, stride, batch_size, (size[1], size[0]), scales).mT
     views = [(scale, mirrored) for scale in scales for mirrored in (False, *[True] * flip)]
     streams = [_view(model, image, window, stride, batch_size, size, *view) for view in views]
     bands = (band for band in streams[0] if band is not None) if len(streams) == 1 else _mean_probabilities(streams, size[0])
     return torch.cat([band.argmax(dim=0) for band in bands])
 
 
+def _turned(model: Segments, images: Tensor) -> Tensor:
+    """Logits of images whose rows are columns."""
+    return model(images.mT).mT
+
+
 def _view(
-    model: nn.Module,
+    model: Segments,
     image: Tensor,
     window: int | None,
     stride: int | None,

@@ -84,7 +84,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class PixelsAsGiven:
-    """Pictures as they are, or several views of them, in memory bounded by the window.
+    """Pictures as they are, or several views of them, a strip of windows at a time.
 
     Args:
         num_classes: Of the model.

@@ -12,6 +12,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..bandwidths import at_least_float32
 from ..models.checkpoints import load_own_weights, own_config
 from .decoders import LinearDecoder, mask_decoder
 
@@ -63,9 +64,9 @@ class Segmenter(nn.Module):
                 f"made, but this one is {height} x {width}: look at it in windows of that size."
             )
         padded = self.padded(images)
-        logits = F.interpolate(
-            self.decoder(_features(self.encoder, padded, self.norm)), size=padded.shape[-2:], mode="bilinear"
-        )
+        logits = self.decoder(_features(self.encoder, padded, self.norm))
+        # halves would tie between tokens, and ties go to the class of the lower number
+        logits = F.interpolate(at_least_float32(logits), size=padded.shape[-2:], mode="bilinear")
         return logits[..., :height, :width]
 
     def padded(self, images: Tensor) -> Tensor:
@@ -190,7 +191,8 @@ def segmenter(
     whole = (grid[0] * stride, grid[1] * stride)
     if whole != (height, width):  # the size that crops are padded to, or positions would be resampled twice
         encoder, of_one_size = _encoder(backbone, whole, options)
-    channels, norm = _what_it_gives(encoder, (1, encoder.pretrained_cfg["input_size"][0], *whole))
+    in_chans = kwargs.get("in_chans", 3)
+    channels, norm = _what_it_gives(encoder, (1, in_chans, *whole))
     parts: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
     name = parts.pop("name", None)
     if name not in DECODERS:
@@ -201,7 +203,11 @@ def segmenter(
         raise ValueError(f"decoder={name!r}: {error}") from error
     head = head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
     model = Segmenter(encoder, head, num_classes, whole if of_one_size else None, norm)
-    model.pretrained_cfg = {**(own or model.pretrained_cfg), "architecture": "segmenter", "input_size": (3, height, width)}
+    model.pretrained_cfg = {
+        **(own or model.pretrained_cfg),
+        "architecture": "segmenter",
+        "input_size": (in_chans, height, width),
+    }
     if pretrained and own is not None:
         load_own_weights(model, own)
     return model

@@ -20,17 +20,18 @@ def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[I
         ValueError: A policy that timm does not know.
     """
     first: list[Any] = []
+    height, width = size = preparation.input_size[1:]
     if a.crop_padding:
-        size = preparation.input_size[1:]
         # images of that size already, as CIFAR's, are left as they are
-        first.append(Resize(max(size), interpolation=str_to_interp_mode(preparation.interpolation)))
+        shape = height if height == width else size
+        first.append(Resize(shape, interpolation=str_to_interp_mode(preparation.interpolation)))
         first.append(RandomCrop(size, padding=a.crop_padding, padding_mode="reflect"))
     if a.degrees or a.translate or list(a.magnify) != [1.0, 1.0]:
         bilinear = InterpolationMode.BILINEAR
         first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=bilinear))
     options: dict[str, Any] = {
         "scale": tuple(a.scale),
-        "ratio": tuple(a.ratio),
+        "ratio": tuple(ratio * width / height for ratio in a.ratio),
         "hflip": a.hflip,
         "color_jitter": a.color_jitter or None,
         "auto_augment": a.auto_augment,

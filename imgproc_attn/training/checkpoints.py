@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import write_atomically, write_json
-from ..models.checkpoints import WEIGHTS, first_line
+from ..models.checkpoints import CONFIG, WEIGHTS, first_line
 
-STATE, CONFIG = "state.pt", "config.json"
+STATE = "state.pt"
 
 
 def save_state(state: Mapping[str, Any], folder: Path) -> None:

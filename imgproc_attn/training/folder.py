@@ -13,9 +13,9 @@ from torch import nn
 
 from ..environment import arithmetic, environment
 from ..files import remove_unfinished, slug, write_json, write_text
-from ..models.checkpoints import WEIGHTS
+from ..models.checkpoints import CONFIG, WEIGHTS
 from ..records import changes
-from .checkpoints import CONFIG, STATE
+from .checkpoints import STATE
 from .journal import CURVES, METRICS, PICTURE
 from .recipe import check_recipe
 from .schema import Recipe

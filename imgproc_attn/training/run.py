@@ -26,10 +26,10 @@ from tqdm import tqdm
 from ..data import Preparation, Processes, Unreadable
 from ..files import write_json
 from ..models import FilterVisionTransformer
-from ..models.checkpoints import WEIGHTS, start_from
+from ..models.checkpoints import CONFIG, WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup, training_transform
-from .checkpoints import CONFIG, STATE, load_state, save_state, save_weights
+from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
 from .loop import NotFinite, Trainer, build_optimiser, seed_everything

@@ -119,7 +119,7 @@ class Augmentation(_Section):
 
     Attributes:
         scale: Share of the area that a random resized crop keeps; ``[1, 1]`` turns it off.
-        ratio: Aspect ratio of that crop.
+        ratio: Aspect ratio of that crop, relative to that of the images a model takes: 1 does not distort.
         crop_padding: Mirror so many pixels outwards and crop at random (CIFAR's way); needs ``scale: [1, 1]``.
         degrees: Largest rotation; with ``translate`` and ``magnify`` one affine map.
         translate: Largest shift, as a share of the side.

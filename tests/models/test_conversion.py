@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 import imgproc_attn
@@ -111,7 +112,7 @@ def test_keeps_what_the_source_is(kind):
     model = source(kind, torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     filtered = imgproc_attn.from_timm(model, kernel="gaussian_range", residual="twicing", positions="spatial_gaussian")
-    assert filtered.pretrained_cfg == model.pretrained_cfg
+    assert filtered.pretrained_cfg == {**model.pretrained_cfg, "architecture": "converted_vit"}
     assert timm.data.resolve_model_data_config(filtered) == timm.data.resolve_model_data_config(model)
     names = set(filtered.state_dict())
     assert names - set(before) == set(seam_names(filtered))
@@ -408,3 +409,72 @@ def test_by_name(tmp_path):
     assert not torch.allclose(loaded(x), source(x))
     with pytest.raises(TypeError, match="converts timm's VisionTransformer"):
         timm.create_model("converted_vit", source="resnet18")
+
+
+@pytest.mark.parametrize(
+    "seams", [{"residual": "twicing"}, {"residual": {"name": "twicing", "gate": 1.0}}, {"positions": "rotary"}]
+)
+def test_timms_export_brings_the_conversion_back(seams, tmp_path):
+    """Not the source under its own name, whose weights would load just as well where the seams have none."""
+    source = timm.create_model("test_vit", img_size=64, num_classes=5, embed_dim=32).eval()
+    model = imgproc_attn.from_timm(source, **seams)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+    assert type(again) is type(model)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3, img_size=96, in_chans=1)
+    assert other(torch.randn(1, 1, 96, 96)).shape == (1, 3)
+    assert torch.equal(other.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+    with pytest.raises(ValueError, match="'kernel' is not serializable"):
+        save_for_hf(imgproc_attn.from_timm(source, kernel=lambda layer: DotProduct(layer.head_dim)), tmp_path)
+
+
+def test_weights_that_the_caller_names(tmp_path):
+    """Of the model inside, as timm takes them for itself."""
+    source = timm.create_model("test_vit", img_size=64, num_classes=5)
+    save_file(source.state_dict(), tmp_path / "mine.safetensors")
+    overlay = {"file": str(tmp_path / "mine.safetensors"), "num_classes": 5, "input_size": (3, 64, 64)}
+    options = {"pretrained": True, "img_size": 64, "num_classes": 5, "pretrained_cfg_overlay": overlay}
+    model = timm.create_model("converted_vit", source="test_vit", **options)
+    assert torch.equal(model.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize("side", [(72, 128), (128, 72), (144, 256)])
+def test_training_starts_from_tables_of_grids_that_are_no_squares(side, tmp_path):
+    """9 x 16 places, as many as 12 x 12, or as 16 x 9: only the configuration beside the weights tells."""
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "num_classes": 5}
+    trained = timm.create_model("nlm_vit_tiny", img_size=(72, 128), **options)
+    ramps = torch.meshgrid(torch.linspace(0, 1, 9), torch.linspace(0, 1, 16), indexing="ij")
+    with torch.no_grad():
+        trained.pos_embed[0, 1:, :2] = torch.stack(ramps, dim=-1).flatten(0, 1)
+        trained.pos_embed[0, 0] = 9.0  # the class token's, which the other model has no place for
+    save_weights(trained.state_dict(), trained, {"img_size": (72, 128), **options}, None, tmp_path)
+    model = timm.create_model("bilateral_vit_tiny", img_size=side, **options)
+    start_from(model, tmp_path)
+    height, width = model.patch_embed.grid_size
+    ramps = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    found = model.pos_embed[0, :, :2].unflatten(0, (height, width))
+    assert (found - torch.stack(ramps, dim=-1)).square().mean().sqrt() < 0.03
+    (tmp_path / "config.json").unlink()
+    other = timm.create_model("bilateral_vit_tiny", img_size=(80, 128), **options)
+    start_from(other, tmp_path)  # for a square then
+    trained = timm.create_model("nlm_vit_tiny", img_size=(64, 128), **options)
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"128 places, no square grid, .* give a folder whose config\.json"):
+        start_from(other, tmp_path)
+
+
+class Adapter(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_adapters_are_not_left_out_in_silence():
+    model = timm.create_model("test_vit")
+    nn.utils.spectral_norm(model.blocks[1].attn.qkv)
+    with pytest.raises(TypeError, match="attention 1 come from a Linear, of more than a weight and a bias"):
+        imgproc_attn.from_timm(model)
+    model.blocks[0].attn.qkv = Adapter(64, 192)
+    with pytest.raises(TypeError, match="attention 0 come from a Adapter, .* merge it into a plain Linear first"):
+        imgproc_attn.from_timm(model)

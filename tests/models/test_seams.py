@@ -13,7 +13,7 @@ from imgproc_attn.bandwidths import Bandwidth
 from imgproc_attn.filters import log_weights
 from imgproc_attn.kernels import DotProduct, GaussianRange
 from imgproc_attn.models import LayerSpec
-from imgproc_attn.positions import SpatialGaussian
+from imgproc_attn.positions import SinCos, SpatialGaussian
 from imgproc_attn.residuals import L2Boosting, NeuTRENO, Residual, Twicing
 from imgproc_attn.terms import Distance, Terms
 
@@ -167,6 +167,17 @@ BAD = [
     ({"stream": lambda layer: NeuTRENO(1)}, ValueError, "stream: NeuTRENO feeds earlier values back"),
     ({"residual": lambda layer: L2Boosting()}, ValueError, "residual: L2Boosting changes what is filtered first"),
     ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
+    (
+        {"positions": lambda layer: SinCos(layer.embed_dim)},
+        TypeError,
+        "SinCos adds to the tokens .* name 'sincos'",
+    ),
+    ({"positions": {"name": "rotary", "temperature": 0}}, ValueError, "rotary: the temperature is 0, but must"),
+    (
+        {"positions": {"name": "sincos", "temperature": "9"}},
+        ValueError,
+        "sincos: the temperature is '9', but must",
+    ),
     ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, "1 values given for 2 heads"),
 ]
 

@@ -136,3 +136,16 @@ def test_logits_must_be_finite():
     ):
         with pytest.raises(FloatingPointError, match="not finite"):
             look(Broken(3, 2, 1))
+
+
+def test_wide_images_are_those_turned():
+    """Strips run across the shorter side; what each window sees is upright."""
+    torch.manual_seed(0)
+    model, image = Pointwise(), torch.rand(3, 40, 90)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2:]))
+    found = segment(model, image, 32, 20)
+    assert set(seen) == {(32, 32)}
+    assert torch.equal(found, Windowed(model, 32, 20)(image[None])[0].argmax(0))
+    assert segment(model, image, 32, 20, size=(80, 180), scales=(1.0, 1.5)).shape == (80, 180)
+    assert seen[-1] == (32, 32)

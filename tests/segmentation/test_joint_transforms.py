@@ -13,7 +13,18 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from imgproc_attn.segmentation.data import open_labelled_folder
-from imgproc_attn.segmentation.transforms import CropOfSeveral, PhotometricDistortion, _saturation, joint_transform
+from imgproc_attn.segmentation.transforms import CropOfSeveral, PhotometricDistortion, RandomScale, _saturation, joint_transform
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.37, 2.0])
+def test_labels_stay_where_their_pixels_are(factor):
+    """Not half a pixel off: where the picture shows its column, labels do."""
+    ramp = torch.arange(200, dtype=torch.uint8).expand(3, 100, 200)
+    pair = tv_tensors.Image(ramp), tv_tensors.Mask(ramp[0])
+    image, mask = RandomScale(None, (factor, factor))(*pair)
+    assert image.shape[-2:] == mask.shape == (round(100 * factor), round(200 * factor))
+    inside = slice(5, -5)
+    assert abs((mask.double() - image[0].double())[:, inside].mean()) < 0.05
 
 
 def test_labels_go_with_their_pixels(tmp_path):

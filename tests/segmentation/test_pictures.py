@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from shapes import label_map, recipe_of, shapes_folder
 from skimage import data as photographs
 
@@ -171,3 +171,17 @@ def test_real_data(data_folder):
     assert len(camvid) == 101
     assert len(camvid.classes) == 11
     assert set(camvid[0][1].unique().tolist()) <= {*range(11), 255}
+
+
+def test_pictures_that_exif_data_would_turn(tmp_path):
+    """As labels may be of either, a person decides."""
+    root = shapes_folder(tmp_path)
+    file = root / "images" / "train" / "a.jpg"
+    picture, exif = Image.open(file), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    picture.save(file, exif=exif)
+    with pytest.warns(UserWarning, match=r"1 of 2 pictures have an EXIF orientation, .*a\.jpg for one"):
+        open_labelled_folder(str(root), "train").check()
+    picture.transpose(Image.Transpose.ROTATE_90).save(file)
+    with pytest.raises(ValueError, match="Does an EXIF orientation turn it"):
+        open_labelled_folder(str(root), "train").check()

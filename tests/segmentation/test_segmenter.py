@@ -77,18 +77,18 @@ def test_the_decoder_gets_normalised_features(backbone):
 
 
 def test_bandwidths_keep_their_unit_when_the_grid_grows():
-    """The same patch has the same neighbours, however large the image."""
+    """A patch weighs its neighbours alike, however large the image."""
     model = timm.create_model("segmenter", backbone="bilateral_vit_tiny", decoder="linear", num_classes=3, **TINY).eval()
-    kernels = {}
+    attn = model.encoder.blocks[0].attn
+    nn.init.zeros_(attn.qkv.weight)  # places alone make the kernel
+    shares = []
     for side in (64, 128):
-        captured = []
-        hook = model.encoder.blocks[0].attn.register_forward_pre_hook(lambda module, args, kept=captured: kept.append(args[1]))
-        model(torch.zeros(1, 3, side, side))
-        hook.remove()
-        geometry = captured[0]
-        apart = geometry.coordinates[0, -1] - geometry.coordinates[0, -2]
-        kernels[side] = apart.tolist()
-    assert kernels[64] == kernels[128] == [0.0, 1.0]
+        weights = model.encoder.attention_weights(torch.zeros(1, 3, side, side), [0])[0][0]
+        width = side // 16
+        middle = width // 2 * (width + 1)
+        shares.append(weights[:, middle, [middle + 1, middle + width, middle - 2]] / weights[:, middle, middle, None])
+    torch.testing.assert_close(*shares)
+    assert (shares[0][:, 0] > 1.2 * shares[0][:, 2]).any()
 
 
 def test_weight_decay_and_layer_decay_are_the_parts():
@@ -125,6 +125,7 @@ def test_a_folder_loads_by_timm(tmp_path):
         ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
         ({"num_classes": 0}, "num_classes is 0, but a segmenter has at least 1"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
+        ({"num_classes": 2}, "the mask decoder normalises .* but there are 2: .* Use decoder='linear'"),
         ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
         ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),
         ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "unknown member 'bilatral'"),
@@ -161,3 +162,19 @@ def test_backbones_of_one_size_see_smaller_pictures_padded():
         assert segment(model, torch.randn(3, 64, 100), 64, 48).shape == (64, 100)
         with pytest.raises(ValueError, match="Beit takes images of up to 64 x 64, .* 64 x 100: look at it in windows"):
             model(torch.randn(1, 3, 64, 100))
+
+
+@pytest.mark.parametrize("backbone", ["plain_vit_tiny", "vit_tiny_patch16_224"])
+def test_other_numbers_of_channels(backbone):
+    model = timm.create_model("segmenter", backbone=backbone, decoder="linear", num_classes=3, in_chans=1, **TINY).eval()
+    assert model(torch.rand(1, 1, 64, 64)).shape == (1, 3, 64, 64)
+    assert model.pretrained_cfg["input_size"] == (1, 64, 64)
+
+
+def test_halves_are_interpolated_in_full():
+    """Between two tokens of half precision many pixels would tie, and go to the class of the lower number."""
+    model = timm.create_model("segmenter", backbone="plain_vit_tiny", decoder="linear", num_classes=3, **TINY).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(1, 3, 64, 64))
+    assert logits.dtype == torch.float32
+    assert (logits[0, 0, :, 8].diff() != 0).double().mean() > 0.5
