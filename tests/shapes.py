@@ -34,5 +34,5 @@ def recipe_of(root, *more):
     changes = [f"data.root={root}", "data.name=labelled", "data.test_split=val", "data.num_classes=6", "data.workers=0"]
     changes += ["data.input_size=[3,48,64]", "segmentation.short_side=64", "model.img_size=[48,64]", "model.embed_dim=32"]
     changes += ["model.depth=2", "model.num_heads=2", "schedule.epochs=60", "schedule.warmup_epochs=2", "run.batch_size=2"]
-    changes += ["run.amp=null"]
+    changes += ["run.amp=null", "model.decoder={name: mask, depth: 1}"]
     return load_recipe(find_recipe("camvid/comparison_half"), [*changes, *more])

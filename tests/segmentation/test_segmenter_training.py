@@ -98,14 +98,15 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
 def test_a_comparison_of_segmenters(tmp_path):
     """The report has both metrics, attacks and corruptions; again, nothing is repeated."""
     more = ["schedule.epochs=2", "schedule.warmup_epochs=0", "comparison.seeds=[0]", "evaluation.pgd=[2/255]"]
-    recipe = recipe_of(shapes_folder(tmp_path / "data"), *more, "evaluation.pgd_steps=2", "evaluation.corruptions=[fog 3]")
+    more += ["evaluation.segpgd=[1/255]", "evaluation.maskedpgd=[2/255]", "evaluation.pgd_steps=2", "evaluation.corruptions=[fog 3]"]
+    recipe = recipe_of(shapes_folder(tmp_path / "data"), *more)
     report = compare(recipe, tmp_path / "report", "cpu")
     text = report.read_text()
     assert "In mIoU:" in text
     assert "In pixel accuracy:" in text
     assert "on 2 held-out pictures" in text
     results = json.loads((report.parent / "results.json").read_text())["results"]
-    conditions = ["clean", "PGD 2/255", "SegPGD 1/255", "fog 3"]
+    conditions = ["clean", "PGD 2/255", "SegPGD 1/255", "MaskedPGD 2/255", "fog 3"]
     assert all(list(r["metrics"][metric]) == conditions for r in results for metric in ("miou", "pixel_accuracy"))
     final = json.loads((report.parent / "runs" / "plain-seed0" / "final.json").read_text())["test"]
     assert results[0]["metrics"]["miou"]["clean"] == pytest.approx(final["miou"], abs=1e-2)
