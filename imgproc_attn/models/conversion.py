@@ -52,8 +52,8 @@ def from_timm(
     starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
     from zeros. Another kernel, rotary positions and members of your own change the function at once (give them ``layers``, and
     train). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken along. Its
-    ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps it (timm 1.0.27
-    needs to be given ``model_args``).
+    ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps it (an
+    older timm, as 1.0.27, needs to be given ``model_args``).
 
     Args:
         model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
