@@ -40,6 +40,7 @@ def draw_curves(
             ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model, color=colours[model])
             ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=colours[model], alpha=0.15)
         ax.set(title=disturbance, xlabel=units[disturbance], ylim=(0, 100))
+        ax.xaxis.set_major_locator(MaxNLocator(4))  # radii such as 4/255 have long labels
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
     axes[0].set_ylabel(f"{METRICS[metric]} / %")
