@@ -139,13 +139,13 @@ def converted_vit(
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
     own = own_config(pretrained_cfg, kwargs)
-    plain: Any = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
+    plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
     model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
     model._model_args["source"] = source
     if own is not None:
         model.pretrained_cfg = {**own, "architecture": "converted_vit"}
-    if pretrained and own is not None:
-        load_pretrained(model, own, model.num_classes, model.patch_embed.proj.in_channels, checkpoint_filter_fn)
+        if pretrained:
+            load_pretrained(model, own, model.num_classes, model.patch_embed.proj.in_channels, checkpoint_filter_fn)
     return model
 
 
