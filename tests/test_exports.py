@@ -52,3 +52,14 @@ def test_a_converted_model_exports_too():
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     y = torch.randn(5, 3, *model.patch_embed.img_size)
     torch.testing.assert_close(program.module()(y), model(y), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bilateral_vit", "neutreno_vit"])  # timm's contract has the others
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch would have everybody leave TorchScript
+def test_scripted_models_save_and_load(family, tmp_path):
+    torch.manual_seed(0)
+    model = sharpened(timm.create_model(f"test_{family}"))
+    x, file = photographs(model), str(tmp_path / "model.pt")
+    torch.jit.script(model).save(file)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(file)(x), model(x), rtol=1e-4, atol=1e-5)
