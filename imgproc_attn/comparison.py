@@ -21,8 +21,9 @@ from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
 from .files import slug, write_atomically, write_json, write_text
 from .records import METRICS, strength_text
 from .training import Recipe, train
+from .training.building import check
 from .training.folder import Folder, run_folder
-from .training.run import check, start_processes
+from .training.processes import start_processes
 from .training.watch import SaturationWarning
 
 # Disturbances by the recipe's key: name in tables and unit.

@@ -32,8 +32,8 @@ from .records import strength_text
 from .segmentation.attacks import MaskedPGD, PixelFGSM, PixelPGD, SegPGD
 from .segmentation.measure import PixelMeasure, PixelsUnderAttack, Windows
 from .segmentation.overlays import draw_looks
+from .training.building import create
 from .training.problems import SegmentationProblem
-from .training.run import create
 from .training.schema import EvaluationSection, Recipe
 from .training.splits import open_splits
 

@@ -13,7 +13,7 @@ from imgproc_attn.evaluation import FGSM
 from imgproc_attn.examination import LabelExamination
 from imgproc_attn.records import strength_text
 from imgproc_attn.training import find_recipe, load_recipe
-from imgproc_attn.training.run import create
+from imgproc_attn.training.building import create
 
 SMALL = [
     "model.depth=1",

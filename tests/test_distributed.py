@@ -14,7 +14,7 @@ from shapes import shapes_folder
 
 from imgproc_attn import cli
 from imgproc_attn.data import Processes
-from imgproc_attn.training.run import _first_alone, start_processes
+from imgproc_attn.training.processes import first_alone, start_processes
 
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",
@@ -197,6 +197,6 @@ def test_a_failed_process_does_not_wait_for_the_others(backend, failed, left, mo
 def test_downloads_are_one_process_s_work(rank, order, monkeypatch):
     calls = []
     monkeypatch.setattr(dist, "barrier", lambda: calls.append("barrier"))
-    with _first_alone(Processes(rank, 2)):
+    with first_alone(Processes(rank, 2)):
         calls.append("work")
     assert calls == order

@@ -243,7 +243,7 @@ def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
 def _segment(args: argparse.Namespace) -> None:
     from ..evaluation.subject import Subject
     from ..segmentation.evaluate import segment_pictures
-    from ..training.run import start_processes
+    from ..training.processes import start_processes
 
     if not Path(args.model).is_dir():
         raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
@@ -257,7 +257,7 @@ def _start(args: argparse.Namespace) -> Any:
     """Device and processes of a command that only evaluates."""
     import torch
 
-    from ..training.run import start_processes
+    from ..training.processes import start_processes
 
     torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
     return start_processes(args.device)

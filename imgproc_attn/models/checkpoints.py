@@ -201,15 +201,21 @@ def _of_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list
     return [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
 
 
-def _made_for(path: Path) -> tuple[int, int] | None:
-    """(height, width) of the images that weights were made for, by the configuration beside them."""
+def config_beside(path: Path) -> dict[str, Any]:
+    """The ``config.json`` in the folder of weights, as timm writes it; empty where there is none, or another program's."""
     file = (path if path.is_dir() else path.parent) / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        size = config.get("model_args", {}).get("img_size") or config["pretrained_cfg"]["input_size"][-2:]
-        return to_2tuple(size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
-        return None
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and isinstance(config.get("pretrained_cfg"), dict) else {}
+
+
+def _made_for(path: Path) -> tuple[int, int] | None:
+    """(height, width) of the images that weights were made for, by the configuration beside them."""
+    config = config_beside(path)
+    size = (config.get("model_args") or {}).get("img_size") or config.get("pretrained_cfg", {}).get("input_size", ())[-2:]
+    return to_2tuple(size) if size else None
 
 
 def _resampled(weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None) -> dict[str, Tensor]:

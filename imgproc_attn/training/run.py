@@ -1,177 +1,35 @@
 """A training run from a recipe: what is built, what is kept, how it goes on after a crash."""
 
-import difflib
-import json
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import timm
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from timm.data import resolve_data_config
-from timm.models import VisionTransformer
-from timm.utils import init_distributed_device, unwrap_model, world_info_from_env
+from timm.utils import unwrap_model
 from torch import nn
 from tqdm import tqdm
 
 from ..data import Preparation, Processes, Unreadable
 from ..files import write_json
-from ..models import FilterVisionTransformer
-from ..models.checkpoints import CONFIG, WEIGHTS, start_from
+from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
-from .augmentation import mixup, training_transform
+from .augmentation import mixup
+from .building import arguments, check, checkpoint_of, create
 from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
-from .loop import NotFinite, Trainer, build_optimiser, seed_everything
+from .loop import NotFinite, Trainer
 from .problems import Loading, problem_of
+from .processes import first_alone, start_processes, wait
 from .schema import Recipe
 from .watch import SaturationWatch
 
 TOLD = ("top1", "miou", "pixel_accuracy")  # of an epoch, and of the end
-
-
-def start_processes(device: str) -> tuple[torch.device, Processes]:
-    """Join the processes that torchrun or SLURM started, if any; with several GPUs, each takes its own.
-
-    Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
-
-    Raises:
-        ValueError: There is no such device, or none for this process.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {device!r}; there are auto, cpu, cuda and cuda:0, cuda:1, …")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {device}, but torch sees no GPU; use --device cpu.")
-    if dist.is_available() and dist.is_initialized():
-        place = torch.device("cuda", torch.cuda.current_device()) if device.startswith("cuda") else torch.device(device)
-        return place, Processes(dist.get_rank(), dist.get_world_size())
-    rank, _, _ = world_info_from_env()
-    if device == "cuda" and rank >= torch.cuda.device_count():
-        raise ValueError(
-            f"Process {rank} of this machine finds no GPU of its own among {torch.cuda.device_count()}: start as many "
-            "processes as there are GPUs, torchrun --nproc-per-node; or use --device cpu."
-        )
-    found = SimpleNamespace(device=device)
-    place = init_distributed_device(found)
-    return place, Processes(found.rank, found.world_size)
-
-
-@contextmanager
-def _first_alone(processes: Processes) -> Iterator[None]:
-    """The first process goes before the others, for what all would write to one place."""
-    if processes.rank:
-        _wait(processes)
-    try:
-        yield
-    finally:
-        if not processes.rank:
-            _wait(processes)
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The weights of a run's folder, the best before the last; any other path as it is."""
-    return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
-
-
-def arguments(recipe: Recipe) -> dict[str, Any]:
-    """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
-    options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
-    if recipe.segmentation is not None:  # positions are made for the crops of training
-        options = {"img_size": recipe.data.input_size[1:], **options}
-    return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
-
-
-def create(recipe: Recipe, **kwargs: Any) -> Any:
-    """The recipe's model, freshly initialised from its seed, or with the trained weights it names.
-
-    Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
-    the run whose weights it starts from.
-    """
-    seed_everything(recipe.run.seed)
-    model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
-    data = recipe.data
-    given = {**_statistics_of(recipe), **data.model_dump(include=set(Preparation._fields), exclude_none=True)}
-    for name in ("mean", "std"):
-        if len(given.get(name, [0])) not in (1, data.input_size[0]):
-            raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
-    config = resolve_data_config(given, model=model)
-    model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
-    return model
-
-
-def _statistics_of(recipe: Recipe) -> dict[str, Any]:
-    """Mean and standard deviation in the configuration beside the weights that the recipe's model starts from."""
-    place = checkpoint_of(Path(recipe.model.checkpoint))
-    file = (place if place.is_dir() else place.parent) / CONFIG
-    if not recipe.model.checkpoint or not file.is_file():
-        return {}
-    known = json.loads(file.read_text(encoding="utf-8")).get("pretrained_cfg", {})
-    return {key: known[key] for key in ("mean", "std") if key in known}
-
-
-def check(recipe: Recipe) -> None:
-    """Build model and optimiser once without memory, and push an image through, so that no mistake waits behind a long start.
-
-    Raises:
-        ValueError: A model or an optimiser that cannot be built, or a model that does not take the recipe's images.
-    """
-    try:
-        model = create(recipe, device="meta", pretrained=False)
-        build_optimiser(model, recipe.optimiser)
-        output = model.eval()(torch.empty(1, *recipe.data.input_size, device="meta"))
-        _check_other_sizes(recipe, model)
-    except NotImplementedError:  # an operation without a meta form: nothing can be said
-        return
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
-    if recipe.segmentation is None:
-        training_transform(recipe.augmentation, Preparation.of(model.pretrained_cfg))
-    expected = [1, *problem_of(recipe).output_shape]
-    if list(output.shape) != expected:
-        raise ValueError(
-            f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
-        )
-
-
-def _hint(message: str, recipe: Recipe) -> str:
-    """The nearest names, where a model or a keyword of it is not known."""
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
-    if unknown is not None:
-        word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
-    else:
-        word, known = recipe.model.name, timm.list_models() if "Unknown model" in message else []
-    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
-    return f"; near it: {', '.join(near)}" if near else ""
-
-
-def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
-    """Of what a segmenter looks at in evaluation."""
-    if recipe.segmentation is None:
-        return
-    channels, *crop = recipe.data.input_size
-    window = recipe.segmentation.window
-    size = [2 * side for side in crop] if window is None else [window, window]
-    try:
-        model(torch.empty(1, channels, *size, device="meta"))
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        looked_at = "whole pictures" if window is None else f"windows of {window}"
-        raise ValueError(
-            f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not take "
-            f"({error}); train on square crops and set segmentation.window to their side."
-        ) from error
 
 
 @dataclass
@@ -202,7 +60,7 @@ class Run:
         recipe = self.recipe
         self.unreadable = Unreadable(self.folder / UNREADABLE)
         self.problem = problem_of(recipe)
-        with _first_alone(self.processes) if recipe.data.download else nullcontext():
+        with first_alone(self.processes) if recipe.data.download else nullcontext():
             self.splits = self.problem.open(self.unreadable, self._share_of_batch())
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
         if self.processes.world > 1 and evaluated and recipe.data.iterates:
@@ -390,10 +248,10 @@ def train(
     first = processes.rank == 0
     if restart and first:
         Folder.clear(output)
-    _wait(processes)
+    wait(processes)
     folder = Folder(output, recipe, resume)
     finished = folder.finished()
-    _wait(processes)  # all have looked before one writes
+    wait(processes)  # all have looked before one writes
     if finished is not None:
         if first:
             say(f"{output} is finished. {_summary(finished, output)}")
@@ -401,14 +259,14 @@ def train(
     run = Run(recipe, output, place, processes, say if first else lambda line: None)
     if first:
         folder.prepare(run.model, str(place), processes.world)
-    _wait(processes)
+    wait(processes)
     folder.check_shared(processes.rank)
     records = run.restore() if folder.begun else []
     if first and not folder.begun:
         run.save_state([])
     run.introduce(records, resume)
     _train(run, records)
-    _wait(processes)  # the chosen weights are written
+    wait(processes)  # the chosen weights are written
     result = run.conclude(records)
     if first:
         write_json(output / FINAL, {**result, "tested_on": folder.tested_on})
@@ -465,8 +323,3 @@ def _summary(result: dict[str, Any], output: Path) -> str:
         count = f"{test['pixels']} pixels" if "pixels" in test else f"{test['n']} images"
         found = f"{', '.join(told)} of {count}"
     return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
-
-
-def _wait(processes: Processes) -> None:
-    if processes.world > 1:
-        dist.barrier()

@@ -14,7 +14,7 @@ from skimage import data as photographs
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
 from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.training import train
-from imgproc_attn.training.run import check
+from imgproc_attn.training.building import check
 
 
 def write_png(file, height, width, bits, kind, rows):

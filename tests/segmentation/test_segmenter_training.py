@@ -18,8 +18,9 @@ from imgproc_attn.data import ALONE
 from imgproc_attn.segmentation import Areas
 from imgproc_attn.segmentation.data import open_labelled_folder
 from imgproc_attn.training import train
+from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import save_weights
-from imgproc_attn.training.run import Run, create
+from imgproc_attn.training.run import Run
 
 
 def test_crops_need_not_be_whole_patches(tmp_path):

@@ -8,7 +8,8 @@ from imgproc_attn.data import Processes
 from imgproc_attn.evaluation import PGD, NormalizedModel
 from imgproc_attn.models.checkpoints import load_weights
 from imgproc_attn.training import load_recipe
-from imgproc_attn.training.run import Run, create
+from imgproc_attn.training.building import create
+from imgproc_attn.training.run import Run
 from imgproc_attn.training.tasks import AdversarialClassification, build_task
 
 

@@ -12,8 +12,8 @@ import torch
 from runs import quiet, run_of, same, small, stop_after, weights
 
 from imgproc_attn.training import Trainer
+from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state
-from imgproc_attn.training.run import create
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):

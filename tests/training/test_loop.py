@@ -15,8 +15,8 @@ from torch import nn
 
 from imgproc_attn.data import Preparation
 from imgproc_attn.training import Trainer
+from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state
-from imgproc_attn.training.run import create
 from imgproc_attn.training.tasks import Classification, build_task
 
 

@@ -11,8 +11,9 @@ from skimage import data
 
 from imgproc_attn.data import ALONE, Preparation
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe
+from imgproc_attn.training.building import check, create
 from imgproc_attn.training.recipe import check_recipe
-from imgproc_attn.training.run import Run, check, create
+from imgproc_attn.training.run import Run
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 NAMES = [

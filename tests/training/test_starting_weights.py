@@ -9,8 +9,9 @@ from torch import nn
 
 from imgproc_attn.data import ALONE, Processes
 from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state
-from imgproc_attn.training.run import Run, create
+from imgproc_attn.training.run import Run
 
 
 def test_checkpoints_of_other_models_are_refused(finished, tmp_path):

@@ -1,0 +1,113 @@
+"""The model of a recipe: built, and tried without memory before anything starts."""
+
+import difflib
+import re
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import VisionTransformer
+from torch import nn
+
+from ..data import Preparation
+from ..models import FilterVisionTransformer
+from ..models.checkpoints import WEIGHTS, config_beside
+from .augmentation import training_transform
+from .folder import BEST, LAST
+from .loop import build_optimiser, seed_everything
+from .problems import problem_of
+from .schema import Recipe
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The weights of a run's folder, the best before the last; any other path as it is."""
+    return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
+
+
+def arguments(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
+    options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
+    if recipe.segmentation is not None:  # positions are made for the crops of training
+        options = {"img_size": recipe.data.input_size[1:], **options}
+    return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
+
+
+def create(recipe: Recipe, **kwargs: Any) -> Any:
+    """The recipe's model, freshly initialised from its seed, or with the trained weights it names.
+
+    Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
+    the run whose weights it starts from.
+    """
+    seed_everything(recipe.run.seed)
+    model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
+    data = recipe.data
+    given = {**_statistics_of(recipe), **data.model_dump(include=set(Preparation._fields), exclude_none=True)}
+    for name in ("mean", "std"):
+        if len(given.get(name, [0])) not in (1, data.input_size[0]):
+            raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
+    config = resolve_data_config(given, model=model)
+    model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
+    return model
+
+
+def _statistics_of(recipe: Recipe) -> dict[str, Any]:
+    """Mean and standard deviation in the configuration beside the weights that the recipe's model starts from."""
+    if not recipe.model.checkpoint:
+        return {}
+    known = config_beside(checkpoint_of(Path(recipe.model.checkpoint))).get("pretrained_cfg", {})
+    return {key: known[key] for key in ("mean", "std") if key in known}
+
+
+def check(recipe: Recipe) -> None:
+    """Build model and optimiser once without memory, and push an image through, so that no mistake waits behind a long start.
+
+    Raises:
+        ValueError: A model or an optimiser that cannot be built, or a model that does not take the recipe's images.
+    """
+    try:
+        model = create(recipe, device="meta", pretrained=False)
+        build_optimiser(model, recipe.optimiser)
+        output = model.eval()(torch.empty(1, *recipe.data.input_size, device="meta"))
+        _check_other_sizes(recipe, model)
+    except NotImplementedError:  # an operation without a meta form: nothing can be said
+        return
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
+    if recipe.segmentation is None:
+        training_transform(recipe.augmentation, Preparation.of(model.pretrained_cfg))
+    expected = [1, *problem_of(recipe).output_shape]
+    if list(output.shape) != expected:
+        raise ValueError(
+            f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
+        )
+
+
+def _hint(message: str, recipe: Recipe) -> str:
+    """The nearest names, where a model or a keyword of it is not known."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown is not None:
+        word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
+    else:
+        word, known = recipe.model.name, timm.list_models() if "Unknown model" in message else []
+    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
+    return f"; near it: {', '.join(near)}" if near else ""
+
+
+def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
+    """Of what a segmenter looks at in evaluation."""
+    if recipe.segmentation is None:
+        return
+    channels, *crop = recipe.data.input_size
+    window = recipe.segmentation.window
+    size = [2 * side for side in crop] if window is None else [window, window]
+    try:
+        model(torch.empty(1, channels, *size, device="meta"))
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        looked_at = "whole pictures" if window is None else f"windows of {window}"
+        raise ValueError(
+            f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not take "
+            f"({error}); train on square crops and set segmentation.window to their side."
+        ) from error
