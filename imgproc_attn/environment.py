@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import __version__
+from .extensions import imported_sources
 
 PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "safetensors")
 
@@ -26,6 +27,7 @@ def environment(device: str) -> dict[str, Any]:
         "versions": versions(),
         "python": platform.python_version(),
         "commit": _commit(),
+        "extensions": extension_hashes(),
         "device": device,
         "hardware": _hardware(device),
     }
@@ -54,11 +56,24 @@ def arithmetic(device: str | torch.device) -> dict[str, Any]:
     return {"device": kind, **({"tf32": tf32} if kind == "cuda" else {})}
 
 
-@cache
 def sources_hash() -> str:
-    """Of this package's code, which between two releases its version does not tell."""
+    """Of this package's code, which between two releases its version does not tell, and of one's own beside it."""
+    own = "".join(f"{name}{content}" for name, content in extension_hashes().items())
+    return hashlib.sha256(f"{_package_hash()}{own}".encode()).hexdigest() if own else _package_hash()
+
+
+@cache
+def _package_hash() -> str:
     folder = Path(__file__).parent
-    files = sorted(folder.rglob("*.py"))
+    return _hash_of(sorted(folder.rglob("*.py")), folder)
+
+
+def extension_hashes() -> dict[str, str]:
+    """Of the modules that were imported beside this package, by name."""
+    return {name: _hash_of(files, files[0].parent) for name, files in imported_sources().items()}
+
+
+def _hash_of(files: Sequence[Path], folder: Path) -> str:
     return hashlib.sha256(b"".join(f.relative_to(folder).as_posix().encode() + f.read_bytes() for f in files)).hexdigest()
 
 

@@ -16,6 +16,15 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for group in (training, evaluation, benchmark):
         group.add_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--import",
+            dest="extensions",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="first import this module or .py file, which registers models of your own with timm; may be given again",
+        )
     return top
 
 
@@ -34,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         keep_freed_memory()
     try:
+        if args.extensions:
+            from ..extensions import import_extension
+
+            for name in args.extensions:
+                import_extension(name)
         args.function(args)
         _leave_processes()
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from .. import extensions
 from ..data import Images, Preparation, check_classes, open_images, some_of
 from ..models.checkpoints import load_weights
 from .classes import IMAGENET_CLASSES, ClassMap
@@ -65,7 +66,7 @@ class Subject:
         try:
             model = timm.create_model(name, pretrained=pretrained, **self.options)
         except (RuntimeError, TypeError, AssertionError) as error:
-            raise ValueError(f"{self.model}: {error}") from error
+            raise ValueError(f"{self.model}: {error}{extensions.hint(str(error))}") from error
         self._check_size(model)
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)

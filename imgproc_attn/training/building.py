@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from timm.models import VisionTransformer
 from torch import nn
 
+from .. import extensions
 from ..data import Preparation
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside
@@ -93,7 +94,8 @@ def _hint(message: str, recipe: Recipe) -> str:
     else:
         word, known = recipe.model.name, timm.list_models() if "Unknown model" in message else []
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
-    return f"; near it: {', '.join(near)}" if near else ""
+    found = f"; near it: {', '.join(near)}" if near else ""
+    return found + extensions.hint(message)
 
 
 def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:

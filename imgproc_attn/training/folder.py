@@ -144,7 +144,7 @@ class Folder:
         if before:
             last = before[-1]
             changed = [k for k in now["versions"] if last["versions"].get(k) != now["versions"][k]]
-            changed += [k for k in ("commit", "device", "processes") if last[k] != now[k]]
+            changed += [k for k in ("commit", "extensions", "device", "processes") if last.get(k, {}) != now[k]]
             if changed:
                 warnings.warn(
                     f"{self.path} was begun with another {', '.join(changed)}; what follows may differ from what an "

@@ -1,0 +1,50 @@
+"""Modules of one's own beside the package: commands import them first, for the models that they register with timm."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+_imported: dict[str, Path] = {}
+
+
+def import_extension(name: str) -> ModuleType:
+    """Import a module of one's own; its sources are part of what a number was made with from then on.
+
+    Args:
+        name: Of a module or a package, looked for in the working directory too; or the path of a ``.py`` file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: There is no such module; or another one of that name is imported already.
+    """
+    is_file = name.endswith(".py")
+    file, module = Path(name).resolve(), Path(name).stem if is_file else name
+    if is_file and not file.is_file():
+        raise FileNotFoundError(f"--import {name}: there is no such file.")
+    place = str(file.parent if is_file else Path.cwd())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # what is missing is something that the module itself imports
+        raise ValueError(f"--import {name}: there is no such module, in {place} or installed; give a name or a file.") from None
+    if found.__file__ is None:
+        raise ValueError(f"--import {name}: this is no Python source; of a folder, give one with an __init__.py.")
+    source = Path(found.__file__).resolve()
+    if is_file and source != file:
+        raise ValueError(f"--import {name}: {module!r} is imported already, from {source}; give the file another name.")
+    _imported[module] = source
+    return found
+
+
+def hint(error: str) -> str:
+    """What to try where timm knows no model of a name."""
+    return "; if it is a model of your own, name its module with --import" if "Unknown model" in error else ""
+
+
+def imported_sources() -> dict[str, list[Path]]:
+    """The files of each imported module; of a package, all below it."""
+    return {name: sorted(f.parent.rglob("*.py")) if f.name == "__init__.py" else [f] for name, f in _imported.items()}
