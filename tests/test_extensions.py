@@ -12,10 +12,12 @@ from imgproc_attn.extensions import import_extension
 
 MODEL = '''
 import timm
+import torch
 from timm.models import register_model
 from torch import nn
 
 from imgproc_attn.residuals import Residual
+from imgproc_attn.terms import Terms
 
 
 class Damped(Residual):
@@ -34,8 +36,29 @@ STRENGTH = 0.5
 
 @register_model
 def damped_vit(pretrained=False, **kwargs):
-    """Without weights."""
-    return timm.create_model("plain_vit_tiny", residual=lambda layer: Damped(), **kwargs)
+    return timm.create_model("plain_vit_tiny", pretrained=pretrained, residual=lambda layer: Damped(), **kwargs)
+
+
+class Tempered(nn.Module):
+    """Its parameter is made wherever torch likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, q, k, is_causal=False):
+        return Terms([q * self.log_temperature.exp() * q.shape[-1] ** -0.5], [k])
+
+
+@register_model
+def tempered_vit(pretrained=False, **kwargs):
+    return timm.create_model("plain_vit_tiny", pretrained=pretrained, kernel=lambda layer: Tempered(), **kwargs)
+
+
+@register_model
+def forgetful_vit(pretrained=False, **kwargs):
+    """Ignores the weights that it is asked for."""
+    return timm.create_model("plain_vit_tiny", residual="twicing", **kwargs)
 '''
 
 
@@ -45,14 +68,39 @@ def command(folder, *words):
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_a_model_of_ones_own_is_trained_and_attacked(tmp_path):
+def train_own(folder, name):
+    recipe = [*SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0", f"comparison.variants={{own: {{name: {name}}}}}"]
+    words = ["train", "quickstart", *recipe, "--variant", "own", "--output", name, "--device", "cpu"]
+    return command(folder, *words)
+
+
+@pytest.mark.parametrize("name", ["damped_vit", "tempered_vit"])
+def test_what_is_evaluated_is_what_was_trained(name, tmp_path):
     (tmp_path / "damped.py").write_text(MODEL)
-    recipe = [*SMALL, "schedule.epochs=1", "schedule.warmup_epochs=0", "comparison.variants={damped: {name: damped_vit}}"]
-    trained = command(tmp_path, "train", "quickstart", *recipe, "--variant", "damped", "--output", "run", "--device", "cpu")
+    trained = train_own(tmp_path, name)
     assert trained.returncode == 0, trained.stderr
-    (session,) = json.loads((tmp_path / "run" / "environment.json").read_text())["sessions"]
+    assert json.loads((tmp_path / name / "last" / "config.json").read_text())["architecture"] == name
+    evaluated = command(tmp_path, "evaluate", name, "--workers", "0", "--output", "out", "--device", "cpu")
+    assert evaluated.returncode == 0, evaluated.stderr
+    final = json.loads((tmp_path / name / "final.json").read_text())
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["top1"] == final["test"]["top1"]
+
+
+def test_what_would_not_come_back_is_not_trained(tmp_path):
+    (tmp_path / "damped.py").write_text(MODEL)
+    refused = train_own(tmp_path, "forgetful_vit")
+    assert refused.returncode == 2
+    assert "with other weights. A function that is registered with timm passes pretrained" in refused.stderr
+    assert not (tmp_path / "forgetful_vit" / "metrics.jsonl").exists()
+
+
+def test_numbers_know_the_code_of_ones_own(tmp_path):
+    (tmp_path / "damped.py").write_text(MODEL)
+    trained = train_own(tmp_path, "damped_vit")
+    assert trained.returncode == 0, trained.stderr
+    (session,) = json.loads((tmp_path / "damped_vit" / "environment.json").read_text())["sessions"]
     assert list(session["extensions"]) == ["damped"]
-    attack = ["attack", "run", "--attacks", "fgsm", "--eps", "0.1", "--limit", "20", "--workers", "0", "--output", "out"]
+    attack = ["attack", "damped_vit", "--attacks", "fgsm", "--eps", "0.1", "--limit", "20", "--workers", "0", "--output", "out"]
     attacked = command(tmp_path, *attack, "--device", "cpu")
     assert attacked.returncode == 0, attacked.stderr
     assert json.loads((tmp_path / "out" / "result.json").read_text())["environment"]["extensions"] == session["extensions"]

@@ -57,7 +57,8 @@ def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of s
         "--short-side",
         type=_pixels("own"),
         metavar="PIXELS",
-        help="resize pictures to it, labels keep their size; own: not at all (default: a run's, else own)",
+        help="resize pictures to it, the longer one to 4 times as much at most; labels keep their size; own: not at all "
+        "(default: a run's, else own)",
     )
     group.add_argument(
         "--window",

@@ -94,7 +94,11 @@ class LabelledPictures(Dataset):
     def _refuse_strange(self, values: np.ndarray, where: str) -> None:
         strange = values[self.lookup[values] == NO_CLASS].tolist()
         if strange:
-            raise ValueError(f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes.")
+            known, ignored = np.flatnonzero(self.lookup < NO_CLASS), np.flatnonzero(self.lookup == IGNORED)
+            raise ValueError(
+                f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes: those are "
+                f"{known.min()} to {known.max()}, and ignored {', '.join(map(str, ignored))}."
+            )
 
     def check(self) -> None:
         """Look at the headers of all files, and at a few label maps, so that no mistake waits behind hours of training.
@@ -215,7 +219,8 @@ def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
     Raises:
         ValueError: Two of one name but for its ending, which would share label maps.
     """
-    files = sorted(p for p in (folder.rglob("*") if deep else folder.glob("*")) if p.suffix.lower() in PICTURES)
+    found = folder.rglob("*") if deep else folder.glob("*")
+    files = sorted(p for p in found if p.suffix.lower() in PICTURES and not p.is_dir())
     twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
     if twice:
         raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
@@ -235,7 +240,9 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
     """
     for folder in (pictures, labels):
         if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder}.")
+            beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            there = f" Beside it are {', '.join(beside[:8])}: name one as the split." if beside else ""
+            raise FileNotFoundError(f"There is no folder {folder}.{there}")
     files = find_pictures(pictures, deep)
     pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
     missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
@@ -315,7 +322,11 @@ def open_labelled_folder(root: str, split: str) -> LabelledPictures:
 def _names(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no {file}, which names the classes, one a line.")
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 ({error}); store it so.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 READERS: Mapping[str, Callable[[str, str], LabelledPictures]] = {

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
 
 from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import CLEAN, Condition
@@ -20,6 +19,7 @@ from .data import PICTURES, find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
 from .model import Segmenter
 from .overlays import with_legend
+from .transforms import resized
 
 
 def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def segment_pictures(
             broken.append(str(error))
             continue
         image = torch.from_numpy(picture).permute(2, 0, 1)
-        image = image if short_side is None else F.resize(image, [short_side], antialias=True)
+        image = image if short_side is None else resized(image, short_side)
         found = judge.classes(model, image.to(device) / 255, (picture.shape[0], picture.shape[1]))
         labels = found.cpu().numpy().astype(np.uint8)
         place = file.relative_to(source if source.is_dir() else source.parent).with_suffix(".png")

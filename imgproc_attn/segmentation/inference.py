@@ -54,10 +54,25 @@ def sliding_strips(
             yield row, strip
 
 
-def _strips(model: Segments, image: Tensor, window: int, stride: int, batch_size: int) -> Iterator[tuple[int, Tensor | None]]:
-    """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows."""
+def _strips(
+    model: Segments, image: Tensor, window: int, stride: int, batch_size: int, mirrored: int | None = None
+) -> Iterator[tuple[int, Tensor | None]]:
+    """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows.
+
+    Many of these wait for each other: what a waiting one names is memory that it holds.
+
+    Args:
+        model: As in `sliding_strips`.
+        image: Likewise.
+        window: Likewise.
+        stride: Likewise.
+        batch_size: Likewise.
+        mirrored: An axis along which windows lie as those of the mirrored image would.
+    """
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
+    tops = _from_the_end(tops) if mirrored == -2 else tops
+    lefts = _from_the_end(lefts) if mirrored == -1 else lefts
     rows, end = min(window, height), 0
     bands: deque[Band] = deque()  # of the rows that are not done; each is let go when it is
     for top, after in zip(tops, [*tops[1:], height]):
@@ -72,11 +87,7 @@ def _strips(model: Segments, image: Tensor, window: int, stride: int, batch_size
                 few = min(ROWS, top + rows - first)
                 bands.append(Band(first, found.new_zeros(found.shape[1], few, width), found.new_zeros(few, width)))
             end = top + rows
-            for band in bands:
-                inside = slice(band.first - top, band.first - top + len(band.times))
-                for logits, left in zip(found, part):
-                    band.total[:, :, left : left + window] += logits[:, inside]
-                    band.times[:, left : left + window] += 1
+            _add_windows(bands, found, top, part)
             del found
         while bands and bands[0].first < after:
             first, total, times = bands.popleft()
@@ -86,6 +97,11 @@ def _strips(model: Segments, image: Tensor, window: int, stride: int, batch_size
             yield first, total[:, :few] / times[:few].clone()  # a backward pass wants them as they are now
             del total, times
         yield after, None
+
+
+def _from_the_end(starts: list[int]) -> list[int]:
+    """Of windows along a side, where they begin if their places are counted from its other end."""
+    return [starts[-1] - start for start in reversed(starts)]
 
 
 class Band(NamedTuple):
@@ -100,6 +116,15 @@ class Band(NamedTuple):
     first: int
     total: Tensor
     times: Tensor
+
+
+def _add_windows(bands: Iterable[Band], found: Tensor, top: int, lefts: Sequence[int]) -> None:
+    """Logits ``[B, classes, rows, columns]`` of windows that begin in row ``top`` and in columns ``lefts``."""
+    for band in bands:
+        inside = slice(band.first - top, band.first - top + len(band.times))
+        for logits, left in zip(found, lefts):
+            band.total[:, :, left : left + found.shape[-1]] += logits[:, inside]
+            band.times[:, left : left + found.shape[-1]] += 1
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -153,8 +178,8 @@ def segment(
 ) -> Tensor:
     """Classes ``[H, W]`` of the pixels of an image: the likeliest, on average over several views if asked for.
 
-    Memory holds a strip of windows across the shorter side (of mirrored views: across the width), and what of the classes other
-    views have not come to.
+    Memory holds a strip of windows across the shorter side; of several views the strip of one, the rows that its own strips
+    share of each, and the mean of the classes where not all views are done, a strip of the smallest scale.
 
     Args:
         model: Maps normalised images to logits, in evaluation mode.
@@ -172,18 +197,24 @@ def segment(
     """
     check_scales(scales)
     size = size or (image.shape[-2], image.shape[-1])
-    if window is not None and image.shape[-1] > image.shape[-2] and not flip:  # which come from the other end
-        turned = partial(_turned, model)
-        return segment(turned, image.mT, window, stride, batch_size, (size[1], size[0]), scales).mT
-    views = [(scale, mirrored) for scale in scales for mirrored in (False, *[True] * flip)]
+    turned = window is not None and image.shape[-1] > image.shape[-2]
+    if turned:
+        model, image, size = partial(_turned, model), image.mT, (size[1], size[0])
+    views = [(scale, axis) for scale in scales for axis in (None, *[-2 if turned else -1] * flip)]
     streams = [_view(model, image, window, stride, batch_size, size, *view) for view in views]
     bands = (band for band in streams[0] if band is not None) if len(streams) == 1 else _mean_probabilities(streams, size[0])
-    return torch.cat([band.argmax(dim=0) for band in bands])
+    found = torch.cat([band.argmax(dim=0) for band in bands])
+    return found.mT if turned else found
 
 
 def _turned(model: Segments, images: Tensor) -> Tensor:
     """Logits of images whose rows are columns."""
     return model(images.mT).mT
+
+
+def _mirrored(model: Segments, axis: int, images: Tensor) -> Tensor:
+    """Logits of mirror images, mirrored back."""
+    return model(images.flip(axis)).flip(axis)
 
 
 def _view(
@@ -194,17 +225,20 @@ def _view(
     batch_size: int,
     size: tuple[int, int],
     scale: float,
-    mirrored: bool,
+    mirrored: int | None,
 ) -> Iterator[Tensor | None]:
-    """Logits ``[classes, rows, width]`` of an image seen so, interpolated to ``size``, from the top; None as in `_strips`."""
+    """Logits ``[classes, rows, width]`` of an image seen so, interpolated to ``size``, from the top; None as in `_strips`.
+
+    Windows of a mirrored view are mirrored one by one, so that its strips come in the order of all others.
+    """
     if scale != 1:
         sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
         image = F.interpolate(image[None], size=sides, mode="bilinear", antialias=scale < 1)[0]
     height, width = image.shape[-2:]
     side = window or max(height, width)
-    strips = _strips(model, image.flip(-1) if mirrored else image, side, stride or side, batch_size)
-    for band in _bands(strips, (height, width), size):
-        yield band.flip(-1) if band is not None and mirrored else band
+    model = model if mirrored is None else partial(_mirrored, model, mirrored)
+    strips = _strips(model, image, side, stride or side, batch_size, mirrored)
+    yield from _bands(strips, (height, width), size)
 
 
 def _mean_probabilities(streams: Sequence[Iterator[Tensor | None]], height: int) -> Iterator[Tensor]:
@@ -221,6 +255,7 @@ def _mean_probabilities(streams: Sequence[Iterator[Tensor | None]], height: int)
                 break
             _add(blocks, rows[behind], band.softmax(dim=0), height)
             rows[behind] += band.shape[1]
+            del band
         while done < height and min(rows) >= min(done + ROWS, height):
             yield blocks.pop(done // ROWS)
             done += ROWS
@@ -258,16 +293,24 @@ def _bands(
         if logits is None or shape == size:
             yield from [None] if logits is None else logits.split(ROWS, dim=1)
             continue
-        parts = [(top, logits)] if before is None else [(top - 1, torch.cat([before, logits[:, :1]], dim=1)), (top, logits)]
         last = top + logits.shape[1] - 1
-        for first, lines in parts:
-            until = first + lines.shape[1] - 1
-            end = size[0] if until == shape[0] - 1 else int((places < until).sum())
-            for part in places[done:end].split(ROWS):
-                if len(part):
-                    yield _band(lines, part - first, size[1])
-            done = max(done, end)
+        ends = size[0] if last == shape[0] - 1 else int((places < last).sum())
+        yield from _lines_between(top, logits, before, places[done:ends], size[1])
+        done = max(done, ends)
         before = logits[:, -1:].clone() if last < shape[0] - 1 else None
+        del logits
+
+
+def _lines_between(top: int, logits: Tensor, before: Tensor | None, places: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows at ``places`` of a strip, in bands; those above its first row lie between that and the one ``before`` it."""
+    above = int((places < top).sum())
+    parts = [(logits, top, places[above:])]
+    if before is not None:
+        parts.insert(0, (torch.cat([before, logits[:, :1]], dim=1), top - 1, places[:above]))
+    for lines, first, chosen in parts:
+        for part in chosen.split(ROWS):
+            if len(part):
+                yield _band(lines, part - first, width)
 
 
 def _band(lines: Tensor, places: Tensor, width: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Semantic segmentation: any timm backbone with a decoder behind it."""
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -76,7 +77,12 @@ class Segmenter(nn.Module):
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the encoder's blocks in the backward pass."""
+        """Recompute the encoder's blocks in the backward pass.
+
+        Raises:
+            AttributeError: The encoder cannot.
+            AssertionError: Likewise.
+        """
         self.encoder.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
@@ -84,9 +90,15 @@ class Segmenter(nn.Module):
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{name}.{p}" for name, part in parts.items() for p in getattr(part, "no_weight_decay", set)()}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The encoder's, for layer decay; the decoder is the last layer."""
-        matcher: dict[str, Any] = self.encoder.group_matcher(coarse=coarse)
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """The encoder's, for layer decay; the decoder is the last layer.
+
+        Raises:
+            AttributeError: The encoder does not tell its layers.
+        """
+        matcher: Any = self.encoder.group_matcher(coarse=coarse)
+        if callable(matcher):  # of names, as some of timm's are
+            return lambda name: matcher(name.removeprefix("encoder.")) if name.startswith("encoder.") else math.inf
         return {key: _of_encoder(patterns) for key, patterns in matcher.items()}
 
 
@@ -120,13 +132,26 @@ def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
     for norm in (True, False):
         try:
             with torch.no_grad():
-                found = functional_call(_Encoded(encoder, norm), state, (torch.empty(images, device="meta"),))
+                found = functional_call(  # ties would leave modules that stand in two places without numbers
+                    _Encoded(encoder, norm), state, (torch.empty(images, device="meta"),), tie_weights=False
+                )
             return found.shape[1], norm
         except AssertionError:  # timm's word for features that it cannot normalise
             continue
         except RuntimeError:  # some models need numbers to run
             break
     return encoder.feature_info[-1]["num_chs"], True
+
+
+def _stride_of(backbone: str, options: Mapping[str, Any]) -> int:
+    """Pixels between features, by a model without numbers; by one with them, if it wants some to be built."""
+    kwargs = {**options, "pretrained": False, "num_classes": 0}
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(backbone, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        model = timm.create_model(backbone, **kwargs)
+    return int(model.feature_info[-1]["reduction"])
 
 
 def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -185,12 +210,10 @@ def segmenter(
     num_classes = num_classes or (own["num_classes"] if own else 150)
     height, width = to_2tuple(img_size)
     options = {"pretrained": pretrained and own is None, **kwargs}
-    encoder, of_one_size = _encoder(backbone, (height, width), options)
-    stride = encoder.feature_info[-1]["reduction"]
+    stride = _stride_of(backbone, options)
     grid = (-(-height // stride), -(-width // stride))
-    whole = (grid[0] * stride, grid[1] * stride)
-    if whole != (height, width):  # the size that crops are padded to, or positions would be resampled twice
-        encoder, of_one_size = _encoder(backbone, whole, options)
+    whole = (grid[0] * stride, grid[1] * stride)  # what crops are padded to, or positions would be resampled twice
+    encoder, of_one_size = _encoder(backbone, whole, options)
     in_chans = kwargs.get("in_chans", 3)
     channels, norm = _what_it_gives(encoder, (1, in_chans, *whole))
     parts: dict[str, Any] = {"name": decoder} if isinstance(decoder, str) else dict(decoder)

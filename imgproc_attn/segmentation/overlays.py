@@ -35,11 +35,12 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     """An overlay, and below it the classes that are there with their share of the picture, the largest first."""
     palette = palette_of(names)
     shares = np.bincount(labels[labels != IGNORED].ravel(), minlength=len(names)) / max(labels.size, 1)
-    shown = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0][:SHOWN]
+    there = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
+    shown, more = there[:SHOWN], len(there[SHOWN:])
     height, width = labels.shape
     line, cell = 18, 190
     columns = max(1, width // cell)
-    rows = -(-len(shown) // columns)
+    rows = -(-(len(shown) + (more > 0)) // columns)
     canvas = Image.new("RGB", (max(width, cell), height + rows * line + 6), "white")
     canvas.paste(Image.fromarray(overlay(picture, labels, palette)))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
@@ -47,6 +48,9 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
         x, y = 6 + (i % columns) * cell, height + 4 + (i // columns) * line
         draw.rectangle((x, y, x + 12, y + 12), fill=tuple(palette[label].tolist()))
         draw.text((x + 18, y - 2), f"{names[label][:18]}  {100 * shares[label]:.1f} %", fill="black", font=font)
+    if more:
+        x, y = 6 + (SHOWN % columns) * cell, height + 4 + (SHOWN // columns) * line
+        draw.text((x + 18, y - 2), f"and {more} more", fill="black", font=font)
     return canvas
 
 

@@ -12,6 +12,8 @@ from torchvision.transforms import v2
 
 from .metrics import IGNORED
 
+LONGEST = 4  # times the shorter side: mmsegmentation's 2048 x 512, so that a strip does not become a picture of gigabytes
+
 
 class PicturePreparation(NamedTuple):
     """How a segmenter wants its pictures in evaluation: one by one, each at its own size or resized; labels stay as they are.
@@ -37,7 +39,16 @@ class PicturePreparation(NamedTuple):
 
 
 def _with_short_side(short_side: int | None, image: Any, mask: Any) -> tuple[Any, Any]:
-    return (image if short_side is None else v2.functional.resize(image, [short_side], antialias=True)), mask
+    return (image if short_side is None else resized(image, short_side)), mask
+
+
+def resized(image: Any, short_side: int) -> Any:
+    """``[C, H, W]`` with that shorter side, or, of long strips, with a longer side of `LONGEST` times as much."""
+    longest, sides = LONGEST * short_side, image.shape[-2:]
+    if max(sides) > longest * min(sides):  # the shorter one would be rounded to 0
+        size = [max(1, round(side * longest / max(sides))) for side in sides]
+        return v2.functional.resize(image, size, antialias=True)
+    return v2.functional.resize(image, [short_side], max_size=longest, antialias=True)
 
 
 class CropOfSeveral(nn.Module):
@@ -79,8 +90,10 @@ class RandomScale(nn.Module):
     def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
         low, high = self.scale
         factor = low + (high - low) * torch.rand(()).item()
-        size = max(1, round((self.short_side or min(image.shape[-2:])) * factor))
-        image = v2.functional.resize(image, [size], antialias=True)
+        if self.short_side is None:
+            image = v2.functional.resize(image, [max(1, round(min(image.shape[-2:]) * factor))], antialias=True)
+        else:
+            image = resized(image, max(1, round(self.short_side * factor)))
         # the exact nearest: torchvision's is off by half a pixel
         labels = F.interpolate(mask[None, None].as_subclass(torch.Tensor), size=image.shape[-2:], mode="nearest-exact")[0, 0]
         return image, tv_tensors.Mask(labels)

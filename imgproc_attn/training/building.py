@@ -2,7 +2,10 @@
 
 import difflib
 import re
+import tempfile
+import warnings
 from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,14 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from .. import extensions
 from ..data import Preparation
 from ..models import FilterVisionTransformer
-from ..models.checkpoints import WEIGHTS, config_beside
+from ..models.checkpoints import WEIGHTS, config_beside, first_line
 from .augmentation import training_transform
+from .checkpoints import save_weights
 from .folder import BEST, LAST
 from .loop import build_optimiser, seed_everything
 from .problems import problem_of
@@ -31,6 +35,8 @@ def checkpoint_of(path: Path) -> Path:
 def arguments(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
     options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
+    if recipe.model.name.startswith("local-dir:"):  # what the model there is made with
+        options = {**config_beside(Path(recipe.model.name.removeprefix("local-dir:"))).get("model_args", {}), **options}
     if recipe.segmentation is not None:  # positions are made for the crops of training
         options = {"img_size": recipe.data.input_size[1:], **options}
     return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
@@ -51,7 +57,52 @@ def create(recipe: Recipe, **kwargs: Any) -> Any:
             raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
     config = resolve_data_config(given, model=model)
     model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
+    name = recipe.model.name.partition(".")[0]  # timm's tags are of weights
+    if timm.is_model(name):  # under which the weights are found again; one of one's own may build another one's
+        model.pretrained_cfg["architecture"] = name
     return model
+
+
+def check_return(recipe: Recipe, model: nn.Module, folder: Path) -> None:
+    """Keep a model for a moment, and load it as everybody will: what is measured later must be what was trained.
+
+    Args:
+        recipe: Of the model.
+        model: As `create` made it.
+        folder: Where there is room.
+
+    Raises:
+        ValueError: It is not the same.
+    """
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=".") as place,
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),  # no draw of training depends on this
+    ):
+        warnings.simplefilter("ignore")  # told when the model was made
+        save_weights(model.state_dict(), model, arguments(recipe), None, Path(place))
+        try:
+            again = timm.create_model(f"local-dir:{place}", pretrained=True)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            problem = f"it would not come back from its folder ({first_line(error)})"
+        else:
+            problem = _difference(model, again)
+    if not problem:
+        return
+    raise ValueError(
+        f"{recipe.model.name}: {problem}. A function that is registered with timm passes pretrained, pretrained_cfg and all "
+        "else to the model that it builds, and builds the same one each time."
+    )
+
+
+def _difference(model: nn.Module, again: nn.Module) -> str:
+    """Nothing, if they are the same."""
+    for ours, theirs in zip_longest(str(model).splitlines(), str(again).splitlines(), fillvalue="nothing"):
+        if ours != theirs:
+            return f"it would come back from its folder with {theirs.strip()} in the place of {ours.strip()}"
+    known, found = model.state_dict(), again.state_dict()
+    same = known.keys() == found.keys() and all(torch.equal(found[name], known[name].to(found[name])) for name in known)
+    return "" if same else "it would come back from its folder with other weights"
 
 
 def _statistics_of(recipe: Recipe) -> dict[str, Any]:
@@ -69,10 +120,7 @@ def check(recipe: Recipe) -> None:
         ValueError: A model or an optimiser that cannot be built, or a model that does not take the recipe's images.
     """
     try:
-        model = create(recipe, device="meta", pretrained=False)
-        build_optimiser(model, recipe.optimiser)
-        output = model.eval()(torch.empty(1, *recipe.data.input_size, device="meta"))
-        _check_other_sizes(recipe, model)
+        model, output = _tried(recipe, "meta")
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -86,19 +134,50 @@ def check(recipe: Recipe) -> None:
         )
 
 
+def _tried(recipe: Recipe, device: str) -> tuple[Any, Tensor]:
+    """The model and what it gives, after everything that asks for it has been tried."""
+    try:
+        model = create(recipe, device=device, pretrained=False)
+        _check_abilities(recipe, model)
+        build_optimiser(model, recipe.optimiser)
+        output = model.eval()(torch.empty(1, *recipe.data.input_size, device=device))
+        _check_other_sizes(recipe, model, device)
+        return model, output
+    except RuntimeError as error:
+        if device == "meta" and "meta" in str(error):  # members of one's own make their parameters where they like
+            return _tried(recipe, "cpu")
+        raise
+
+
+def _check_abilities(recipe: Recipe, model: Any) -> None:
+    """That not all of timm's models have."""
+    if recipe.optimiser.layer_decay is not None:
+        try:
+            model.group_matcher()
+        except AttributeError as error:
+            raise ValueError("it does not tell its layers (no group_matcher); leave out optimiser.layer_decay.") from error
+    if recipe.run.checkpoint_blocks:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError("it cannot recompute its blocks; leave out run.checkpoint_blocks.") from error
+        model.set_grad_checkpointing(False)
+
+
 def _hint(message: str, recipe: Recipe) -> str:
     """The nearest names, where a model or a keyword of it is not known."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is not None:
         word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
     else:
-        word, known = recipe.model.name, timm.list_models() if "Unknown model" in message else []
+        missing = re.search(r"Unknown model \((\S+)\)", message)  # the recipe's, or its backbone
+        word, known = (missing[1], timm.list_models()) if missing else ("", [])
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
     found = f"; near it: {', '.join(near)}" if near else ""
     return found + extensions.hint(message)
 
 
-def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
+def _check_other_sizes(recipe: Recipe, model: nn.Module, device: str) -> None:
     """Of what a segmenter looks at in evaluation."""
     if recipe.segmentation is None:
         return
@@ -106,7 +185,7 @@ def _check_other_sizes(recipe: Recipe, model: nn.Module) -> None:
     window = recipe.segmentation.window
     size = [2 * side for side in crop] if window is None else [window, window]
     try:
-        model(torch.empty(1, channels, *size, device="meta"))
+        model(torch.empty(1, channels, *size, device=device))
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         looked_at = "whole pictures" if window is None else f"windows of {window}"
         raise ValueError(

@@ -44,6 +44,7 @@ class Folder:
         path: Made by `prepare`.
         recipe: What the run does.
         resume: Go on with what the folder holds.
+        restart: Take it for empty; who calls `clear` once nothing else can go wrong.
 
     Attributes:
         begun: Whether it holds a whole epoch.
@@ -53,10 +54,10 @@ class Folder:
         ValueError: It holds such of another recipe; the message says what changed.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, resume: bool) -> None:
+    def __init__(self, path: Path, recipe: Recipe, resume: bool, restart: bool = False) -> None:
         self.path, self.recipe = path, recipe
         known, metrics = path / RECIPE, path / METRICS
-        self.begun = known.exists() and metrics.exists() and metrics.stat().st_size > 0
+        self.begun = not restart and known.exists() and metrics.exists() and metrics.stat().st_size > 0
         if self.begun and not resume:
             raise FileExistsError(
                 f"{path} holds a run already: go on with --resume, begin anew with --restart, or give another --output."

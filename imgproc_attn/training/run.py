@@ -19,7 +19,7 @@ from ..files import write_json
 from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup
-from .building import arguments, check, checkpoint_of, create
+from .building import arguments, check, check_return, checkpoint_of, create
 from .checkpoints import STATE, load_state, save_state, save_weights
 from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
 from .journal import Journal
@@ -246,10 +246,7 @@ def train(
     output = Path(output)
     place, processes = start_processes(device)
     first = processes.rank == 0
-    if restart and first:
-        Folder.clear(output)
-    wait(processes)
-    folder = Folder(output, recipe, resume)
+    folder = Folder(output, recipe, resume, restart)
     finished = folder.finished()
     wait(processes)  # all have looked before one writes
     if finished is not None:
@@ -257,12 +254,15 @@ def train(
             say(f"{output} is finished. {_summary(finished, output)}")
         return finished
     run = Run(recipe, output, place, processes, say if first else lambda line: None)
+    if restart and first:  # data and model are there: what was is given up for something
+        Folder.clear(output)
     if first:
         folder.prepare(run.model, str(place), processes.world)
     wait(processes)
     folder.check_shared(processes.rank)
     records = run.restore() if folder.begun else []
     if first and not folder.begun:
+        check_return(recipe, run.model, output)
         run.save_state([])
     run.introduce(records, resume)
     _train(run, records)

@@ -187,7 +187,8 @@ class Segmentation(_Section):
     ``data.input_size`` is that of training crops; of ``augmentation``, ``hflip`` alone is used.
 
     Attributes:
-        short_side: Pictures are resized to it, in evaluation too, where their labels are not. Default: as they are.
+        short_side: Pictures are resized to it, the longer one to 4 times as much at most, in evaluation too, where their labels
+            are not. Default: as they are.
         scale: Smallest and largest random factor of the size in training.
         photometric: Random brightness, contrast, saturation and hue in training.
         window: Side of sliding windows in evaluation. Default: the whole picture at once.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
 import timm
@@ -73,21 +74,36 @@ import resource, sys, timm, torch, imgproc_attn
 from imgproc_attn.segmentation import segment
 from skimage import data, transform
 model = timm.create_model("segmenter", backbone="nlm_vit_small", num_classes=150, img_size=512).eval()
-height, stride = map(int, sys.argv[1:])
+height, stride, flip = map(int, sys.argv[1:])
 picture = torch.tensor(transform.resize(data.astronaut(), (height, 2048)), dtype=torch.float32).permute(2, 0, 1)
-assert segment(model, picture, 512, stride).shape == (height, 2048)
+assert segment(model, picture, 512, stride, flip=bool(flip)).shape == (height, 2048)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
-@pytest.mark.parametrize(("height", "stride"), [(1024, 512), (1024, 341), (640, 512)])
-def test_windows_bound_memory(height, stride):
-    """Side by side; overlapping; the second row of windows lies all but on the first."""
-    arguments = [sys.executable, "-c", LARGE, str(height), str(stride)]
+@pytest.mark.parametrize(("height", "stride", "flip"), [(1024, 512, 0), (1024, 341, 0), (640, 512, 0), (1024, 512, 1)])
+def test_windows_bound_memory(height, stride, flip):
+    """Side by side; overlapping; the second row of windows lies all but on the first; mirrored too."""
+    arguments = [sys.executable, "-c", LARGE, str(height), str(stride), str(flip)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3e6
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_waiting_views_hold_no_logits(shape):
+    """Those of windows are let go before the next are asked for, whichever view they are of."""
+    given: list[weakref.ref] = []
+
+    def model(images):
+        assert not any(logits() is not None for logits in given)
+        logits = images[:, :1].repeat(1, 5, 1, 1)
+        given.append(weakref.ref(logits.untyped_storage()))
+        return logits
+
+    segment(model, torch.rand(3, *shape), 32, 20, scales=(0.75, 1.0, 1.25), flip=True)
+    assert len(given) > 20
 
 
 @pytest.mark.parametrize("size", [(150, 200), (37, 33), (75, 333), (41, 50), (300, 40)])

@@ -13,7 +13,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from imgproc_attn.segmentation.data import open_labelled_folder
-from imgproc_attn.segmentation.transforms import CropOfSeveral, PhotometricDistortion, RandomScale, _saturation, joint_transform
+from imgproc_attn.segmentation.transforms import (
+    CropOfSeveral,
+    PhotometricDistortion,
+    RandomScale,
+    _saturation,
+    joint_transform,
+    resized,
+)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.7, 1.37, 2.0])
@@ -25,6 +32,16 @@ def test_labels_stay_where_their_pixels_are(factor):
     assert image.shape[-2:] == mask.shape == (round(100 * factor), round(200 * factor))
     inside = slice(5, -5)
     assert abs((mask.double() - image[0].double())[:, inside].mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((360, 480), (180, 240)), ((20, 2000), (7, 720)), ((5000, 1), (720, 1)), ((100, 400), (180, 720))]
+)
+def test_strips_do_not_grow_beyond_measure(sides, expected):
+    picture = torch.zeros(3, *sides, dtype=torch.uint8)
+    assert resized(picture, 180).shape[-2:] == expected
+    factor_one = RandomScale(180, (1.0, 1.0))(tv_tensors.Image(picture), tv_tensors.Mask(picture[0]))
+    assert factor_one[0].shape[-2:] == factor_one[1].shape == expected
 
 
 def test_labels_go_with_their_pixels(tmp_path):

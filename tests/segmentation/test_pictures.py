@@ -34,6 +34,10 @@ def test_a_labelled_folder(tmp_path):
     assert torch.equal(mask[20:].long(), label_map(photographs.chelsea(), 6)[20:])
     assert pictures.classes == {f"class {i}": i for i in range(6)}
     assert [pictures.name(i) for i in range(2)] == ["a.jpg", "b.jpg"]
+    (tmp_path / "images" / "train" / "folder.png").mkdir()
+    names = tmp_path / "classes.txt"
+    names.write_text(names.read_text(), encoding="utf-8-sig")  # as editors of Windows store it
+    assert open_labelled_folder(str(tmp_path), "train").classes == pictures.classes
 
 
 def rewrite(change):
@@ -66,7 +70,7 @@ def in_colours_of_16_bits(file, height=300, width=451):
         (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "is 451 x 300, but its labels .* are 451 x 100"),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
-            r"has the values \[6, 7\], which are none of the 6 classes",
+            r"has the values \[6, 7\], which are none of the 6 classes: those are 0 to 5, and ignored 255",
         ),
         (
             rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
@@ -93,6 +97,7 @@ def in_colours_of_16_bits(file, height=300, width=451):
         ),
         (rewrite(lambda label, file: file.unlink()), "1 of 2 label maps are not in .*: a.png"),
         (lambda root: (root / "classes.txt").unlink(), "which names the classes, one a line"),
+        (lambda root: (root / "classes.txt").write_text("Straße", encoding="latin-1"), "classes.txt is not in UTF-8"),
     ],
 )
 def test_data_refuses(spoil, message, tmp_path):
@@ -153,7 +158,7 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
 
 def test_other_splits_and_layouts_are_named(tmp_path):
     shapes_folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match="There is no folder .*images/test"):
+    with pytest.raises(FileNotFoundError, match="There is no folder .*images/test. Beside it are train, val: name one"):
         open_labelled_folder(str(tmp_path), "test")
     with pytest.raises(FileNotFoundError, match="objectInfo150.txt; it comes with ADEChallengeData2016"):
         open_ade20k(str(tmp_path), "validation")

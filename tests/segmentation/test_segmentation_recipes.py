@@ -8,6 +8,7 @@ from shapes import recipe_of, shapes_folder
 
 from imgproc_attn.data import ALONE
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
+from imgproc_attn.training.building import check
 from imgproc_attn.training.run import Run
 
 
@@ -73,6 +74,25 @@ def test_recipes_refuse(change, message, tmp_path):
     root = shapes_folder(tmp_path / "data")
     with pytest.raises(ValueError, match=message):
         train(recipe_of(root, change).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+
+
+def test_a_misspelt_backbone():
+    with pytest.raises(ValueError, match=r"Unknown model \(nlm_vit_tny\); near it: .*nlm_vit_tiny"):
+        check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), ["model.backbone=nlm_vit_tny"]))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "change", "message"),
+    [
+        ("pit_ti_224", "run.checkpoint_blocks=true", "it cannot recompute its blocks; leave out run.checkpoint_blocks"),
+        ("caformer_s18", "optimiser.layer_decay=0.8", "it does not tell its layers .*; leave out optimiser.layer_decay"),
+    ],
+)
+def test_what_a_backbone_cannot(backbone, change, message):
+    plain = [f"model={{name: segmenter, backbone: {backbone}, decoder: linear}}"]
+    check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), plain))
+    with pytest.raises(ValueError, match=message):
+        check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), [*plain, change]))
 
 
 @pytest.mark.data

@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from segmented import TINY
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
 from imgproc_attn.files import write_json
@@ -55,6 +55,15 @@ def test_positions_are_made_for_whole_patches():
     assert model.encoder.patch_embed.grid_size == (8, 10)
     assert model.pretrained_cfg["input_size"] == (3, 100, 140), "crops keep their size"
     assert model(torch.rand(1, 3, 100, 140)).shape == (1, 5, 100, 140)
+    ours = timm.create_model("segmenter", backbone="bilateral_vit_tiny", num_classes=5, img_size=(90, 120), depth=1)
+    assert ours.encoder.patch_embed.grid_size == (6, 8)
+    assert ours(torch.rand(1, 3, 90, 120)).shape == (1, 5, 90, 120)
+
+
+def test_modules_in_two_places_keep_their_numbers():
+    model = timm.create_model("segmenter", backbone="coat_lite_tiny", decoder="linear", num_classes=3, img_size=64)
+    assert not any(p.is_meta for p in model.parameters())
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("backbone", ["convnext_atto", "vit_small_patch14_dinov2", "deit_tiny_distilled_patch16_224"])
@@ -106,6 +115,16 @@ def test_weight_decay_and_layer_decay_are_the_parts():
     assert scale["encoder.blocks.0.mlp.fc1.weight"] == pytest.approx(0.5 * scale["encoder.blocks.1.mlp.fc1.weight"])
     assert decay["decoder.class_tokens"] == 0
     assert decay["decoder.embed.weight"] == 0.1
+
+
+def test_layers_told_by_a_function():
+    """As CaiT's are."""
+    model = timm.create_model("segmenter", backbone="cait_xxs24_224", decoder="linear", num_classes=3, img_size=64, depth=2)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    known = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = {name: known[id(p)] for name, p in model.named_parameters()}
+    assert scales["encoder.patch_embed.proj.weight"] < scales["encoder.blocks.1.mlp.fc1.weight"] < 1
+    assert {scale for name, scale in scales.items() if name.startswith("decoder.")} == {1}
 
 
 def test_a_folder_loads_by_timm(tmp_path):

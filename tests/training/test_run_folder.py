@@ -133,6 +133,10 @@ def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
     with pytest.warns(UserWarning, match="data.workers: 0 -> 1: what follows will differ"):
         quiet(small("schedule.epochs=2", "data.workers=1"), tmp_path, resume=True)
     (tmp_path / "mine.txt").write_text("kept")
+    before = weights(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        quiet(small("data.name=npz", "data.root=/nowhere/x.npz"), tmp_path, restart=True)
+    assert same(before, weights(tmp_path)), "what cannot begin anew ends nothing"
     assert train(small(), tmp_path, restart=True, say=lambda line: None)["test"] == result["test"]
     assert same(weights(folder), weights(tmp_path))
     assert (tmp_path / "mine.txt").exists()
