@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,9 +19,12 @@ def slug(name: str) -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a crash during `write_atomically` left in ``folder`` itself."""
-    for file in folder.glob(f"{UNFINISHED}*"):
-        file.unlink()
+    """Remove what a crash during `write_atomically`, or in a folder of that name, left in ``folder`` itself."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

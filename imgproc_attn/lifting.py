@@ -103,8 +103,8 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
 
 @torch.jit.unused  # its two names are unknown to TorchScript, which never gets here
 def _is_transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work, which take plain tensor code alone."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether `torch.func`, forward-mode differentiation or a tracer is at work, which take plain tensor code alone."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
 def _centre(distance: Distance) -> Tensor:

@@ -30,7 +30,8 @@ class Terms(NamedTuple):
     """Factored log-weights: the sum over blocks of ``<q_i, k_j>``, the distance, ``key_bias_j`` and ``bias_ij``.
 
     Attributes:
-        q: Blocks of query columns, each ``[1 or B, H, N, C]``, in the type the filter computes in.
+        q: Blocks of query columns, each ``[1 or B, H, N, C]``, in the type the filter computes in. Of a kernel on features one
+            at least, with B; to one that is dense alone give columns of zeros.
         k: Blocks of key columns of the same widths.
         distance: A squared distance, or None.
         key_bias: ``[1 or B, H, N, 1]``, float32 or float64, or None.

@@ -55,11 +55,12 @@ def test_a_converted_model_exports_too():
 
 
 @pytest.mark.parametrize("family", ["bilateral_vit", "neutreno_vit"])  # timm's contract has the others
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch would have everybody leave TorchScript
-def test_scripted_models_save_and_load(family, tmp_path):
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")  # torch would have everybody leave
+def test_torchscript(family, tmp_path):
     torch.manual_seed(0)
     model = sharpened(timm.create_model(f"test_{family}"))
     x, file = photographs(model), str(tmp_path / "model.pt")
     torch.jit.script(model).save(file)
     with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.jit.load(file)(x), model(x), rtol=1e-4, atol=1e-5)

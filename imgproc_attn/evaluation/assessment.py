@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import IterableDataset
+from tqdm import tqdm
 
 from ..data import ALONE, Preparation, Processes
 from ..environment import arithmetic, environment, sources_hash, versions
@@ -188,6 +190,8 @@ class Assessment:
             few = samples.only(samples.ids[chosen])
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
+            if attacks:  # many attacks on few images: what else would look like standing still
+                tqdm.write(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images", file=sys.stderr)
             found = self.measure.check(self.model, kept, attacks, self.seed)
             known = {"key": key, **asdict(found)}
             write_json(file, known)

@@ -221,7 +221,10 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
         f"model {assessment.label}, {assessment.parameters / 1e6:.1f} M parameters, {assessment.dtype} on {place.device}"
     )
     lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
-    lines.append(f"estimated: at most {_duration(seconds)}, reading, corrupting and {checked} sanity-checked images apart")
+    lines.append(
+        f"estimated: at most {_duration(seconds)}, reading and corrupting apart, and the sanity checks, many attacks on "
+        f"{checked} images"
+    )
     return "\n".join(lines)
 
 

@@ -102,6 +102,7 @@ class ThreatModel:
         bounds: Range every value must keep; None for no range.
 
     Raises:
+        TypeError: A norm that is none.
         ValueError: A radius that is not positive and finite.
     """
 
@@ -111,6 +112,8 @@ class ThreatModel:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.norm, Norm):
+            raise TypeError(f"norm is {self.norm!r}, but must be LINF or L2_NORM of imgproc_attn.evaluation.")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps}, but must be positive and finite; at 0 accuracy is clean accuracy.")
         if self.bounds is not None and self.norm == LINF and self.eps > self.bounds[1] - self.bounds[0]:

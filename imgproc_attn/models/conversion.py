@@ -50,10 +50,10 @@ def from_timm(
 
     With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
     starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
-    from zeros. Another kernel, rotary positions and members of your own change the function at once (give them ``layers``, and
-    train). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken along. Its
-    ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps it (an
-    older timm, as 1.0.27, needs to be given ``model_args``).
+    from zeros. Another kernel, rotary positions and members of your own change the function at once (train them; a factory may
+    look at ``layer.depth``). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken
+    along. Its ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps
+    it (an older timm, as 1.0.27, needs to be given ``model_args``).
 
     Args:
         model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers

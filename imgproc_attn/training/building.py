@@ -4,6 +4,7 @@ import difflib
 import re
 import tempfile
 import warnings
+from dataclasses import fields
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from .. import extensions
 from ..data import Preparation
+from ..files import UNFINISHED
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside, first_line
+from ..models.seams import Seams
 from .augmentation import training_transform
 from .checkpoints import save_weights
 from .folder import BEST, LAST
@@ -75,7 +78,7 @@ def check_return(recipe: Recipe, model: nn.Module, folder: Path) -> None:
         ValueError: It is not the same.
     """
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".") as place,
+        tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as place,
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),  # no draw of training depends on this
     ):
@@ -169,6 +172,8 @@ def _hint(message: str, recipe: Recipe) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is not None:
         word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
+        if word in {seam.name for seam in fields(Seams)}:
+            return f"; only models of this package have it; of a ViT: model.name=converted_vit model.source={recipe.model.name}"
     else:
         missing = re.search(r"Unknown model \((\S+)\)", message)  # the recipe's, or its backbone
         word, known = (missing[1], timm.list_models()) if missing else ("", [])

@@ -85,6 +85,13 @@ class Data(_Section):
     broken_images: Literal["skip", "stop"] = "stop"
     workers: Annotated[int, Field(ge=0)] = 2
 
+    @field_validator("mean")
+    @classmethod
+    def _of_images_in_0_to_1(cls, mean: list[float] | None) -> list[float] | None:
+        if mean is not None and not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"{mean}, but images are in [0, 1]: divide mean and std in grey levels by 255.")
+        return mean
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

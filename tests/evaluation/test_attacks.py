@@ -385,6 +385,7 @@ def test_norms(norm):
     ("make", "message"),
     [
         (lambda: PGD(8), "PGD: eps is 8, but images range from 0 to 1; 8 grey levels are eps=8/255"),
+        (lambda: PGD(ThreatModel(0.5, "L2")), "norm is 'L2', but must be LINF or L2_NORM"),
         (lambda: FGSM(0.0), "FGSM: eps is 0.0, but must be positive"),
         (lambda: FGSM(-0.1), "FGSM: eps is -0.1, but must be positive"),
         (lambda: FGSM(math.nan), "FGSM: eps is nan"),
@@ -402,7 +403,7 @@ def test_norms(norm):
     ],
 )
 def test_refuses_settings(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()
 
 

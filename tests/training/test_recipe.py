@@ -122,6 +122,7 @@ def test_refuses_what_is_no_recipe(tmp_path):
     for text, message in (
         ("- 1\n", "holds list"),
         ("a: [1", "not a YAML file"),
+        ("run: {seed: 1}\ndata: {}\nrun: {seed: 2}", "'run' is given twice; remove one"),
         ("a: !!python/object:os.x {}", "not a YAML file"),
     ):
         path.write_text(text)
