@@ -70,7 +70,7 @@ def _package_hash() -> str:
 
 def extension_hashes() -> dict[str, str]:
     """Of the modules that were imported beside this package, by name."""
-    return {name: _hash_of(files, files[0].parent) for name, files in imported_sources().items()}
+    return {name: _hash_of(files, folder) for name, (folder, files) in imported_sources().items()}
 
 
 def _hash_of(files: Sequence[Path], folder: Path) -> str:

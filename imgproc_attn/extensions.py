@@ -45,6 +45,8 @@ def hint(error: str) -> str:
     return "; if it is a model of your own, name its module with --import" if "Unknown model" in error else ""
 
 
-def imported_sources() -> dict[str, list[Path]]:
-    """The files of each imported module; of a package, all below it."""
-    return {name: sorted(f.parent.rglob("*.py")) if f.name == "__init__.py" else [f] for name, f in _imported.items()}
+def imported_sources() -> dict[str, tuple[Path, list[Path]]]:
+    """The folder and the files of each imported module; of a package, all below it."""
+    return {
+        name: (f.parent, sorted(f.parent.rglob("*.py")) if f.name == "__init__.py" else [f]) for name, f in _imported.items()
+    }

@@ -101,7 +101,7 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
     return lift_distance(front_q, front_k, distance.q, distance.k, centre, distance.scale, key_bias)
 
 
-@torch.jit.unused  # its two names are unknown to TorchScript, which never gets here
+@torch.jit.unused  # whose names are unknown to TorchScript, which never gets here
 def _is_transformed() -> bool:
     """Whether `torch.func`, forward-mode differentiation or a tracer is at work, which take plain tensor code alone."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()

@@ -143,7 +143,8 @@ def test_sources_hash_knows_what_is_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("imgproc_attn.extensions._imported", {})
     before = environment.sources_hash()
-    (tmp_path / "hashed").mkdir()
+    (tmp_path / "hashed" / "Above").mkdir(parents=True)  # comes before __init__.py
+    (tmp_path / "hashed" / "Above" / "x.py").write_text("")
     (tmp_path / "hashed" / "__init__.py").write_text("from . import part")
     (tmp_path / "hashed" / "part.py").write_text("VALUE = 1")
     monkeypatch.chdir(tmp_path)

@@ -227,7 +227,7 @@ def train(
             configuration, for ``timm.create_model("local-dir:…")``), ``final.json``.
         device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
         resume: Go on after the last whole epoch, to exactly what an uninterrupted run ends with.
-        restart: Remove the run in ``output`` first.
+        restart: Remove the run in ``output``, once all that the new one needs is there.
         say: Prints a line.
 
     Returns:
