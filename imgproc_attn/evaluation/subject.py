@@ -1,6 +1,7 @@
 """What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
 
 import statistics
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Subject:
             ValueError: Unknown names or options, or a checkpoint of another model.
         """
         name, pretrained = self.model, self.pretrained
+        if (Path(name) / "metrics.jsonl").is_file() and not (Path(name) / "final.json").is_file():
+            warnings.warn(f"{name} holds a run that has not ended; its weights are those so far.", stacklevel=2)
         name = next((f"{name}/{part}" for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), name)
         if (Path(name) / "config.json").is_file():
             name = f"local-dir:{name}"

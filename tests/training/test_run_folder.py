@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from runs import CPU, quiet, same, small, stop_after, weights
 
 import imgproc_attn
 from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.evaluation.subject import Subject
 from imgproc_attn.files import UNFINISHED
 from imgproc_attn.training import train
 from imgproc_attn.training.folder import Folder
@@ -140,3 +142,12 @@ def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
     assert train(small(), tmp_path, restart=True, say=lambda line: None)["test"] == result["test"]
     assert same(weights(folder), weights(tmp_path))
     assert (tmp_path / "mine.txt").exists()
+
+
+def test_who_evaluates_a_run_that_has_not_ended_is_told(finished, tmp_path):
+    stop_after(small("schedule.epochs=2"), tmp_path, 1)
+    with pytest.warns(UserWarning, match="holds a run that has not ended; its weights are those so far"):
+        Subject(str(tmp_path)).build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Subject(str(finished[0])).build()
