@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .extensions import imported_sources
+from .extensions import imported
 
 PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "safetensors")
 
@@ -64,16 +64,18 @@ def sources_hash() -> str:
 
 @cache
 def _package_hash() -> str:
-    folder = Path(__file__).parent
-    return _hash_of(sorted(folder.rglob("*.py")), folder)
+    return _hash_of(Path(__file__).with_name("__init__.py"))
 
 
 def extension_hashes() -> dict[str, str]:
     """Of the modules that were imported beside this package, by name."""
-    return {name: _hash_of(files, folder) for name, (folder, files) in imported_sources().items()}
+    return {name: _hash_of(source) for name, source in imported.items()}
 
 
-def _hash_of(files: Sequence[Path], folder: Path) -> str:
+def _hash_of(source: Path) -> str:
+    """Of a module, or of all below a package, given by its ``__init__.py``."""
+    folder = source.parent
+    files = sorted(folder.rglob("*.py")) if source.name == "__init__.py" else [source]
     return hashlib.sha256(b"".join(f.relative_to(folder).as_posix().encode() + f.read_bytes() for f in files)).hexdigest()
 
 

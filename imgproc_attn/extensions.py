@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-_imported: dict[str, Path] = {}
+imported: dict[str, Path] = {}  # by name: the file of each, of a package its __init__.py
 
 
 def import_extension(name: str) -> ModuleType:
@@ -36,17 +36,10 @@ def import_extension(name: str) -> ModuleType:
     source = Path(found.__file__).resolve()
     if is_file and source != file:
         raise ValueError(f"--import {name}: {module!r} is imported already, from {source}; give the file another name.")
-    _imported[module] = source
+    imported[module] = source
     return found
 
 
 def hint(error: str) -> str:
     """What to try where timm knows no model of a name."""
     return "; if it is a model of your own, name its module with --import" if "Unknown model" in error else ""
-
-
-def imported_sources() -> dict[str, tuple[Path, list[Path]]]:
-    """The folder and the files of each imported module; of a package, all below it."""
-    return {
-        name: (f.parent, sorted(f.parent.rglob("*.py")) if f.name == "__init__.py" else [f]) for name, f in _imported.items()
-    }

@@ -68,9 +68,9 @@ def command(folder, *words):
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def train_own(folder, name):
+def train_own(folder, name, output=None, *more):
     recipe = [*SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0", f"comparison.variants={{own: {{name: {name}}}}}"]
-    words = ["train", "quickstart", *recipe, "--variant", "own", "--output", name, "--device", "cpu"]
+    words = ["train", "quickstart", *recipe, "--variant", "own", "--output", output or name, "--device", "cpu", *more]
     return command(folder, *words)
 
 
@@ -108,6 +108,8 @@ def test_numbers_know_the_code_of_ones_own(tmp_path):
     refused = command(tmp_path, *attack, "--device", "cpu")
     assert refused.returncode == 2, "flags of another model are not gone on with"
     assert "sources" in refused.stderr
+    assert train_own(tmp_path, "forgetful_vit", "damped_vit", "--restart").returncode == 2
+    assert (tmp_path / "damped_vit" / "final.json").exists(), "what cannot begin anew ends nothing"
 
 
 def test_without_its_module_the_name_is_unknown(capsys):
@@ -141,7 +143,8 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch):
 
 def test_sources_hash_knows_what_is_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("imgproc_attn.extensions._imported", {})
+    monkeypatch.setattr("imgproc_attn.extensions.imported", imported := {})
+    monkeypatch.setattr(environment, "imported", imported)
     before = environment.sources_hash()
     (tmp_path / "hashed" / "Above").mkdir(parents=True)  # comes before __init__.py
     (tmp_path / "hashed" / "Above" / "x.py").write_text("")

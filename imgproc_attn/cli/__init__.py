@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
+from ..extensions import import_extension
 from . import benchmark, evaluation, training
 
 
@@ -43,11 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         keep_freed_memory()
     try:
-        if args.extensions:
-            from ..extensions import import_extension
-
-            for name in args.extensions:
-                import_extension(name)
+        for name in args.extensions:
+            import_extension(name)
         args.function(args)
         _leave_processes()
     except KeyboardInterrupt:

@@ -59,15 +59,8 @@ def _strips(
 ) -> Iterator[tuple[int, Tensor | None]]:
     """As `sliding_strips`; and nothing in the place of logits where hardly any memory is held, before the next windows.
 
-    Many of these wait for each other: what a waiting one names is memory that it holds.
-
-    Args:
-        model: As in `sliding_strips`.
-        image: Likewise.
-        window: Likewise.
-        stride: Likewise.
-        batch_size: Likewise.
-        mirrored: An axis along which windows lie as those of the mirrored image would.
+    Many of these wait for each other: what a waiting one names is memory that it holds. Along the axis ``mirrored``, if any,
+    windows lie as those of the mirrored image would.
     """
     height, width = image.shape[-2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
@@ -294,9 +287,9 @@ def _bands(
             yield from [None] if logits is None else logits.split(ROWS, dim=1)
             continue
         last = top + logits.shape[1] - 1
-        ends = size[0] if last == shape[0] - 1 else int((places < last).sum())
-        yield from _lines_between(top, logits, before, places[done:ends], size[1])
-        done = max(done, ends)
+        end = size[0] if last == shape[0] - 1 else int((places < last).sum())
+        yield from _lines_between(top, logits, before, places[done:end], size[1])
+        done = max(done, end)
         before = logits[:, -1:].clone() if last < shape[0] - 1 else None
         del logits
 

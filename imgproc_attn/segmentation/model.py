@@ -149,7 +149,7 @@ def _stride_of(backbone: str, options: Mapping[str, Any]) -> int:
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(backbone, **kwargs)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         model = timm.create_model(backbone, **kwargs)
     return int(model.feature_info[-1]["reduction"])
 

@@ -36,21 +36,19 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     palette = palette_of(names)
     shares = np.bincount(labels[labels != IGNORED].ravel(), minlength=len(names)) / max(labels.size, 1)
     there = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
-    shown, more = there[:SHOWN], len(there[SHOWN:])
+    entries = [(tuple(palette[i].tolist()), f"{names[i][:18]}  {100 * shares[i]:.1f} %") for i in there[:SHOWN]]
+    entries += [((255, 255, 255), f"and {len(there) - SHOWN} more")] * (len(there) > SHOWN)
     height, width = labels.shape
     line, cell = 18, 190
     columns = max(1, width // cell)
-    rows = -(-(len(shown) + (more > 0)) // columns)
+    rows = -(-len(entries) // columns)
     canvas = Image.new("RGB", (max(width, cell), height + rows * line + 6), "white")
     canvas.paste(Image.fromarray(overlay(picture, labels, palette)))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for i, label in enumerate(shown):
+    for i, (colour, text) in enumerate(entries):
         x, y = 6 + (i % columns) * cell, height + 4 + (i // columns) * line
-        draw.rectangle((x, y, x + 12, y + 12), fill=tuple(palette[label].tolist()))
-        draw.text((x + 18, y - 2), f"{names[label][:18]}  {100 * shares[label]:.1f} %", fill="black", font=font)
-    if more:
-        x, y = 6 + (SHOWN % columns) * cell, height + 4 + (SHOWN // columns) * line
-        draw.text((x + 18, y - 2), f"and {more} more", fill="black", font=font)
+        draw.rectangle((x, y, x + 12, y + 12), fill=colour)
+        draw.text((x + 18, y - 2), text, fill="black", font=font)
     return canvas
 
 

@@ -72,11 +72,12 @@ def check_return(recipe: Recipe, model: nn.Module, folder: Path) -> None:
     Args:
         recipe: Of the model.
         model: As `create` made it.
-        folder: Where there is room.
+        folder: Where there is room; made if need be.
 
     Raises:
         ValueError: It is not the same.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as place,
         warnings.catch_warnings(),

@@ -61,7 +61,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = _read(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
@@ -80,6 +80,10 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice; remove one", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
@@ -116,7 +120,7 @@ def value_of(text: str, whole: str) -> Any:
         ValueError: It is not YAML; ``whole`` is what it is a part of.
     """
     try:
-        return _numbers(yaml.safe_load(text)) if text else ""
+        return _numbers(_read(text)) if text else ""
     except yaml.YAMLError as error:
         raise ValueError(f"{whole!r}: the value is not YAML: {error}") from None
 

@@ -254,6 +254,8 @@ def train(
             say(f"{output} is finished. {_summary(finished, output)}")
         return finished
     run = Run(recipe, output, place, processes, say if first else lambda line: None)
+    if first and not folder.begun:
+        check_return(recipe, run.model, output)
     if restart and first:  # data and model are there: what was is given up for something
         Folder.clear(output)
     if first:
@@ -262,7 +264,6 @@ def train(
     folder.check_shared(processes.rank)
     records = run.restore() if folder.begun else []
     if first and not folder.begun:
-        check_return(recipe, run.model, output)
         run.save_state([])
     run.introduce(records, resume)
     _train(run, records)

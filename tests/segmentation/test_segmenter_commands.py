@@ -15,6 +15,7 @@ from segmented import CLASSIFIER, command
 from shapes import shapes_folder
 
 from imgproc_attn.evaluation.report import find_entries, group, tables
+from imgproc_attn.segmentation.overlays import with_legend
 from imgproc_attn.segmentation.palettes import palette_of
 from imgproc_attn.training.checkpoints import save_weights
 
@@ -165,3 +166,13 @@ def test_palettes():
     assert (ade[0].tolist(), ade[-1].tolist()) == ([120, 120, 120], [92, 0, 255])
     many = palette_of([f"class {i}" for i in range(200)])
     assert len(np.unique(many, axis=0)) == 200
+
+
+@pytest.mark.parametrize(("classes", "lines"), [(3, 3), (20, 20), (25, 21)])
+def test_legends_say_how_many_classes_they_leave_out(classes, lines):
+    labels = np.arange(classes, dtype=np.uint8)[:, None].repeat(50, 1)
+    picture = np.zeros((classes, 50, 3), dtype=np.uint8)
+    drawn = with_legend(picture, labels, [f"class {i}" for i in range(classes)])
+    assert drawn.height == classes + 18 * lines + 6
+    written = np.asarray(drawn.convert("L"))[-24:-6, 24:]
+    assert written.min() < 128, "the last line is not empty"

@@ -139,6 +139,8 @@ def test_overrides():
     assert recipe.comparison.seeds == [4, 5]
     assert recipe.evaluation.pgd == []
     assert load_recipe("quickstart", ["data.test_split="]).data.test_split == ""
+    with pytest.raises(ValueError, match="'name' is given twice"):
+        load_recipe("quickstart", ["model={name: a, name: b}"])
     assert load_recipe("quickstart", ["data.test_split=null"]).data.test_split is None
     assert load_recipe("quickstart", ["adversarial.eps=4/255"]).adversarial.eps == 4 / 255
     with pytest.raises(ValueError, match="has no '='"):
