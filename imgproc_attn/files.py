@@ -65,3 +65,29 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """``content`` as strict, indented JSON (a NaN is an error, not a token other programs choke on)."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Path, form: Any = dict[str, Any], remedy: str = "Restore it, or remove it and run the command again."
+) -> Any:
+    """Return what a JSON file of this package holds.
+
+    Args:
+        path: The file.
+        form: Type of the content, as pydantic takes it: ``dict[str, float]``, a ``TypedDict`` of `typing_extensions`.
+        remedy: What the user can do about a damaged file, a whole sentence.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty, cut off, not JSON, or of another form; the message names the file and the place in it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(form).validate_python(json.loads(path.read_bytes()), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
+    except (ValueError, RecursionError) as error:  # of encodings too
+        problem = "an empty file" if path.stat().st_size == 0 else f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path} must be a JSON file as this package writes it, got {problem}. {remedy}")

@@ -19,8 +19,9 @@ def add_commands(commands: Any) -> None:
     t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
     t.add_argument("--variant", help="which model of a comparison")
     t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE; of a variant, where `compare` looks)")
-    t.add_argument("--restart", action="store_true", help="remove the run in the folder, once the new one can begin")
-    t.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
+    held = t.add_mutually_exclusive_group()
+    held.add_argument("--restart", action="store_true", help="remove the run in the folder, once the new one can begin")
+    held.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
     add_device(t)
     t.set_defaults(function=_train)
 

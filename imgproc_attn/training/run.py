@@ -242,6 +242,8 @@ def train(
     """
     if not recipe.model.name or recipe.comparison is not None:
         raise ValueError("This recipe compares models: name one of its variants, or use `imgproc-attn compare`.")
+    if resume and restart:
+        raise ValueError("resume and restart must not both be set. Set restart to give up the run, resume to go on with it.")
     check(recipe)
     output = Path(output)
     place, processes = start_processes(device)

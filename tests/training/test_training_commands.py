@@ -58,6 +58,14 @@ def test_commands(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_is_resumed_or_restarted_not_both(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "quickstart", "--output", str(tmp_path), "--resume", "--restart"])
+    assert "argument --restart: not allowed with argument --resume" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="resume and restart must not both be set"):
+        train(small(), tmp_path, resume=True, restart=True)
+
+
 def test_variants_lie_where_a_comparison_looks_for_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = ["model.depth=1", "schedule.epochs=2", "schedule.warmup_epochs=1", "data.test_images=60", "comparison.seeds=[0]"]
