@@ -5,6 +5,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+SEEDS = 2**32  # seeds are below it: scikit-learn and NumPy take no larger ones
+
 # Numbers in percent by their keys, and what they are called.
 METRICS = {
     "accuracy": "accuracy",

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..records import SEEDS
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Tells defaults, but for those that the help has told in its own words, and those that are nothing."""
@@ -202,11 +204,12 @@ def run_of(args: argparse.Namespace) -> Any:
 
 def _option(text: str) -> tuple[str, Any]:
     from ..training.recipe import value_of
+    from ..training.yaml_text import free_value
 
     key, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"{text!r} has no '='; write key=value.")
-    return key, value_of(value, text)
+    return key, free_value(value_of(value, text), key)
 
 
 def number(text: str) -> float:
@@ -235,3 +238,11 @@ def at_least(low: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def seed(text: str) -> int:
+    """A whole number that all random number generators take."""
+    found = at_least(0)(text)
+    if found >= SEEDS:
+        raise argparse.ArgumentTypeError(f"a seed must be from 0 to {SEEDS - 1}, got {text}. Choose a smaller one.")
+    return found

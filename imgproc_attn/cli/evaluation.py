@@ -16,6 +16,7 @@ from .arguments import (
     number,
     output_of,
     run_of,
+    seed,
     source_of,
     subject_of,
     views_of,
@@ -104,7 +105,7 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
     add_subject(parser)
     parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws of attacks, corruptions and checks")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws of attacks, corruptions and checks")
     parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
     parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
     # float16's small gradients vanish, and attacks with them

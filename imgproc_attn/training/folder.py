@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from ..environment import arithmetic, environment
@@ -17,8 +16,9 @@ from ..models.checkpoints import CONFIG, WEIGHTS
 from ..records import changes
 from .checkpoints import STATE
 from .journal import CURVES, METRICS, PICTURE
-from .recipe import check_recipe
+from .recipe import load_recipe
 from .schema import Recipe
+from .yaml_text import write_yaml
 
 RECIPE, ENVIRONMENT, FINAL, UNREADABLE = "recipe.yaml", "environment.json", "final.json", "unreadable.txt"
 BEST, LAST = "best", "last"
@@ -34,7 +34,7 @@ def run_folder(label: str, seed: int) -> Path:
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
     """Into a run's folder, and into those of its weights: they know their data and windows wherever they are copied."""
-    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True))
+    write_text(folder / RECIPE, write_yaml(recipe.model_dump()))
 
 
 class Folder:
@@ -63,7 +63,7 @@ class Folder:
                 f"{path} holds a run already: go on with --resume, begin anew with --restart, or give another --output."
             )
         if self.begun:
-            self._refuse_changes(check_recipe(yaml.safe_load(known.read_text(encoding="utf-8")), str(known)))
+            self._refuse_changes(load_recipe(known))
 
     @staticmethod
     def clear(path: Path) -> None:

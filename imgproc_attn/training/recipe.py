@@ -1,17 +1,20 @@
 """Recipes are YAML files: found by name, changed by the command line, checked against the schema."""
 
 import difflib
-import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from .schema import Recipe
+from .yaml_text import read_yaml, read_yaml_file
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120  # of a value that an error shows
 
 
 def recipe_folders() -> list[Path]:
@@ -60,30 +63,12 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: What is wrong, by its place in the file; for an unknown key the nearest known one.
     """
     path = find_recipe(name)
-    try:
-        content = _read(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from None
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, but a recipe is a mapping of sections.")
     for override in overrides:
         _override(content, override)
-    return check_recipe(_numbers(content), str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice; remove one", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    return check_recipe(content, str(path))
 
 
 def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
@@ -95,8 +80,9 @@ def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "\n".join(f"  {_problem(e)}" for e in error.errors())
-        raise ValueError(f"{origin}:\n{problems}") from None
+        problems = [_problem(e) for e in error.errors()]
+        told = problems[0] if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)
+        raise ValueError(f"{origin}: {told}") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -119,23 +105,7 @@ def value_of(text: str, whole: str) -> Any:
     Raises:
         ValueError: It is not YAML; ``whole`` is what it is a part of.
     """
-    try:
-        return _numbers(_read(text)) if text else ""
-    except yaml.YAMLError as error:
-        raise ValueError(f"{whole!r}: the value is not YAML: {error}") from None
-
-
-def _numbers(content: Any) -> Any:
-    """``1e-3`` and ``4/255`` as the numbers they are; YAML reads both as text."""
-    if isinstance(content, dict):
-        return {key: _numbers(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_numbers(value) for value in content]
-    if isinstance(content, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", content):
-        return float(content)
-    if isinstance(content, str) and (fraction := re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)", content)):
-        return float(fraction[1]) / float(fraction[2]) if float(fraction[2]) else content
-    return content
+    return read_yaml(text, f"{whole!r}: the value is not YAML") if text else ""
 
 
 def _problem(error: Any) -> str:
@@ -151,7 +121,15 @@ def _problem(error: Any) -> str:
         return f"{place}: unknown key; {hint}"
     if error["type"] in ("missing", "value_error"):
         return f"{place}: {message}" if place else message
-    return f"{place}: {message} (given: {error['input']!r})"
+    return f"{place}: {message} (given: {_SHORT.repr(error['input'])}){_remedy(error['type'], error['input'])}"
+
+
+def _remedy(kind: str, given: Any) -> str:
+    """What to write instead, where YAML took a value for another type than was meant."""
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        quoted = f"'{str(given).lower()}'"
+        return f'; text that looks like a number or a boolean needs quotes: {quoted}, in a shell "{quoted}"'
+    return "; write true or false" if kind == "bool_type" and isinstance(given, str) else ""
 
 
 def _without_none(annotation: Any) -> Any:

@@ -2,23 +2,48 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..data.readers import check_reader, reads_from_a_place
 from ..evaluation.imagenet_c import COMMON, EXTRA
+from ..records import SEEDS
 from ..segmentation.data import READERS as LABELLED
+from .yaml_text import free_value, number_of
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+def _rising(found: list[float]) -> list[float]:
+    if found[0] > found[1]:
+        raise ValueError(f"the smallest value must come first, got {found}. Swap the two.")
+    return found
+
+
+def _shares(found: list[float]) -> list[float]:
+    if found[1] > 1:
+        raise ValueError(f"shares of the area must be at most 1, got {found}. Give magnify for larger factors.")
+    return found
+
+
+Number = Annotated[float, BeforeValidator(number_of)]  # 1e-3 and 4/255 too, which YAML has as text
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Radius = Annotated[float, Field(gt=0, le=1)]
-Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Radius = Annotated[Number, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 
 
 class Model(BaseModel):
@@ -37,6 +62,28 @@ class Model(BaseModel):
     name: str = ""
     pretrained: bool = False
     checkpoint: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keywords(cls, content: Any) -> Any:
+        """Give keyword arguments the types that they have without a schema, and refuse rates that are no shares."""
+        if not isinstance(content, dict):
+            return content
+        found = {key: value if key in cls.model_fields else free_value(value, key) for key, value in content.items()}
+        for key, value in found.items():
+            if key.endswith("_rate") and isinstance(value, int | float) and not 0 <= value < 1:
+                raise ValueError(f"{key} must be at least 0 and below 1, got {value}. It is the share that is dropped.")
+        return found
+
+
+def _changes_of(label: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Keys of the section ``model``, checked as there."""
+    try:
+        return Model(**options).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, [label, *first["loc"]]))
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class Data(_Section):
@@ -74,14 +121,14 @@ class Data(_Section):
     validation_images: Annotated[int, Field(ge=0)] = 0
     train_images: Count | None = None
     test_images: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
     download: bool = False
     num_classes: Annotated[int, Field(ge=2)]
     input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
-    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    mean: Annotated[list[Number], Field(min_length=1)] | None = None
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
     broken_images: Literal["skip", "stop"] = "stop"
     workers: Annotated[int, Field(ge=0)] = 2
 
@@ -143,10 +190,10 @@ class Augmentation(_Section):
         repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
     """
 
-    scale: Range = [1.0, 1.0]
+    scale: Annotated[Range, AfterValidator(_shares)] = [1.0, 1.0]
     ratio: Range = [1.0, 1.0]
     crop_padding: Annotated[int, Field(ge=0)] = 0
-    degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    degrees: Annotated[Number, Field(ge=0, le=180)] = 0.0
     translate: Share = 0.0
     magnify: Range = [1.0, 1.0]
     hflip: Share = 0.0
@@ -212,8 +259,6 @@ class Segmentation(_Section):
     def _no_gaps(self) -> "Segmentation":
         if self.stride is not None and (self.window is None or self.stride > self.window):
             raise ValueError(f"stride is {self.stride}, but must not be above window, {self.window}: there would be gaps")
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale is {self.scale}, but the smallest factor comes first")
         return self
 
 
@@ -234,8 +279,8 @@ class Optimiser(_Section):
     lr: Positive
     weight_decay: NotNegative = 0.0
     momentum: Share = 0.9
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    betas: Annotated[list[Annotated[Number, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
     clip_grad: Positive | None = None
 
 
@@ -282,16 +327,16 @@ class Run(_Section):
         log_every: Updates between looks at the loss; each waits for the device.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count
     accumulate: Count = 1
     loss: Literal["ce", "bce"] = "ce"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     amp: Literal["bfloat16", "float16"] | None = None
     compile: bool = False
     channels_last: bool = False
     checkpoint_blocks: bool = False
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
     log_every: Count = 50
 
     @model_validator(mode="after")
@@ -353,9 +398,14 @@ class Comparison(_Section):
         tolerance: Points of the clean metric that a variant may lose: reports say whose one-sided 95 % bound is below that.
     """
 
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     tolerance: NotNegative = 1.0
+
+    @field_validator("variants")
+    @classmethod
+    def _keywords(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {label: _changes_of(label, options) for label, options in variants.items()}
 
     @field_validator("seeds")
     @classmethod

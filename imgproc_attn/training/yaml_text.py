@@ -1,0 +1,185 @@
+"""YAML as recipes hold it: the types of YAML 1.2, quotes mean text, and a bounded size.
+
+YAML 1.1, which PyYAML reads by default, takes ``010`` for 8, ``1:30`` for 90, ``no`` for false and ``1e-3`` for text.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 2**18  # of a file; the recipes of the package have less than 4 KiB
+MAX_NODES, MAX_DEPTH = 20_000, 40  # values and keys, with every alias expanded; levels of nesting
+
+_MERGE = "tag:yaml.org,2002:merge"
+_TYPES = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
+}
+_SCIENTIFIC = r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"
+_FRACTION = r"([-+]?[0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)"
+# what YAML 1.1 reads as a boolean, a number or a date, and YAML 1.2 as text
+_AMBIGUOUS = (
+    r"[yY]|[nN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])*(\.[0-9_]*)?|[-+]?0[box][0-9a-fA-F_]+"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"
+)
+
+
+class Unquoted(str):
+    """Text that stood without quotes, and may mean a number, a boolean or a date."""
+
+
+def number_of(value: Any) -> Any:
+    """``1e-3`` and ``4/255`` as numbers; anything else as it is."""
+    if isinstance(value, str) and re.fullmatch(_SCIENTIFIC, value):
+        return float(value)
+    if isinstance(value, str) and (fraction := re.fullmatch(_FRACTION, value)) and float(fraction[2]):
+        return float(fraction[1]) / float(fraction[2])
+    return value
+
+
+def free_value(value: Any, place: str) -> Any:
+    """A value whose type no schema knows, such as a keyword argument of a model: what looks like a number is one.
+
+    Args:
+        value: As `read_yaml` gives it.
+        place: Names it in errors.
+
+    Raises:
+        ValueError: Text without quotes that may mean a number, a boolean or a date.
+    """
+    if isinstance(value, dict):
+        return {key: free_value(part, f"{place}.{key}") for key, part in value.items()}
+    if isinstance(value, list):
+        return [free_value(part, place) for part in value]
+    if not isinstance(value, Unquoted):
+        return value
+    number = number_of(value)
+    if isinstance(number, Unquoted):
+        raise ValueError(
+            f"{place} must be clear, got {number} without quotes. Write true, false or a decimal number, or quote it."
+        )
+    return number
+
+
+class _Loader(yaml.SafeLoader):
+    """Types of YAML 1.2; keys are text, given once; no tags, and no text that cannot be written."""
+
+    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012 - as PyYAML declares it
+    _depth = _count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise _error(f"the tag {event.tag} has no place in a recipe; remove it", event)
+        if re.search("[\0\ud800-\udfff]", getattr(event, "value", "")):
+            raise _error(f"{event.value!r} holds a character that no file or name can have; remove it", event)
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._count > MAX_NODES:
+            raise _error(f"a recipe must hold at most {MAX_NODES} values, got more. Is it another file?", event)
+        if self._depth > MAX_DEPTH:
+            raise _error(f"values must be nested at most {MAX_DEPTH} deep, got more. Remove brackets or indentation", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        texts = [key.value for key in keys]
+        twice = next((text for text in texts if texts.count(text) > 1), None)
+        if twice is not None:
+            raise _error(f"{twice!r} is given twice; remove one", node)
+        for key in keys:
+            if key.tag != _MERGE:
+                key.tag = "tag:yaml.org,2002:str"  # a model may be called 1, or on
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all text that YAML 1.1 or `_Loader` would not read as text."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if "\x85" in text else None  # a line break, which PyYAML escapes in double quotes only
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+for _kind, _pattern in _TYPES.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+for _pattern in (_SCIENTIFIC, _FRACTION, _AMBIGUOUS):
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver("!unquoted", re.compile(f"(?:{_pattern})\\Z"), None)
+_Loader.add_constructor("!unquoted", lambda loader, node: Unquoted(node.value))
+for _add in (_Dumper.add_representer, _Dumper.add_multi_representer):
+    _add(str, _Dumper.represent_text)
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """What a text of YAML holds.
+
+    Args:
+        text: One document.
+        origin: Names it in errors.
+
+    Raises:
+        ValueError: It is no YAML, or too large once its aliases are expanded; the message says where.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{origin}: {_told(error)}") from None
+
+
+def read_yaml_file(path: Path) -> Any:
+    """What a file of YAML holds.
+
+    Raises:
+        ValueError: As `read_yaml`; or the file is too large, or not in UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: a recipe must have at most {MAX_BYTES // 1024} KiB, got more. Is it another file?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a YAML file: byte {error.start} is not UTF-8. Store it in UTF-8.") from None
+    return read_yaml(text, f"{path}: not a YAML file")
+
+
+def write_yaml(content: Any) -> str:
+    """Text from which `read_yaml` reads the same content."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Walk through everything that a document expands to, but no further than the limit."""
+    left: list[Any] = [node]
+    for _ in range(MAX_NODES):
+        if not left:
+            return
+        value = left.pop().value
+        if not isinstance(value, str):
+            left += [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    raise _error(f"aliases must expand to at most {MAX_NODES} values, got more. Write out what you mean", node)
+
+
+def _error(problem: str, place: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+
+def _told(error: Exception) -> str:
+    """One line: what is wrong, and where."""
+    mark = getattr(error, "problem_mark", None)
+    parts = [getattr(error, name, None) for name in ("context", "problem", "reason")]
+    problem = ", ".join(part for part in parts if part) or str(error)
+    return problem if mark is None else f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
