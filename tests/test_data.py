@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from crops import crops
 from PIL import Image
 from skimage import data as photographs
 
@@ -33,16 +34,6 @@ from imgproc_attn.training.schema import Augmentation
 CPU = torch.device("cpu")
 DIGITS = Preparation((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)
 COLOUR = Preparation((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
-
-
-def crops(count, size=24):
-    """Crops of scikit-image's astronaut, coffee and cat, by turns."""
-    sources = [photographs.astronaut(), photographs.coffee(), photographs.chelsea()]
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        picture = sources[i % 3]
-        y, x = rng.integers(0, picture.shape[0] - size), rng.integers(0, picture.shape[1] - size)
-        yield i % 3, Image.fromarray(picture[y : y + size, x : x + size])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
+from .fingerprint import Fingerprint, fingerprint
 from .images import IGNORED, Images, Unreadable, check_label, readable, some_of
 from .loaders import ALONE, Preparation, Prepares, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
@@ -8,6 +9,7 @@ __all__ = [
     "ALONE",
     "IGNORED",
     "Digits",
+    "Fingerprint",
     "Images",
     "PackedImages",
     "Preparation",
@@ -18,6 +20,7 @@ __all__ = [
     "check_label",
     "evaluation_loader",
     "find_root",
+    "fingerprint",
     "open_images",
     "readable",
     "some_of",

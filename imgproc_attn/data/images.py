@@ -1,8 +1,9 @@
 """A split as torch's data set: decoded, transformed, unreadable files named."""
 
+import operator
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .decoding import CANNOT_READ, to_8_bits
+
 IGNORED = -1  # label of an image that could not be read
-_CANNOT_READ = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 class Source(Protocol):
@@ -74,18 +76,25 @@ def readable(labels: torch.Tensor) -> torch.Tensor:
     return (labels.long() != IGNORED).view(len(labels), -1).any(dim=1)
 
 
-def check_label(label: int, num_classes: int, name: str = "") -> int:
-    """``label``, if there is such a class.
+def check_label(label: Any, num_classes: int, name: str = "") -> int:
+    """Return ``label`` as an int, if there is such a class.
 
     Raises:
         ValueError: There is none.
     """
-    if not 0 <= label < num_classes:
+    called = name or "(its name is not known)"
+    try:
+        number = operator.index(label)
+    except TypeError as error:
         raise ValueError(
-            f"Image {name or '(its name is not known)'} has label {label}, but with {num_classes} classes labels run from 0 to "
-            f"{num_classes - 1}."
+            f"Image {called} has the label {label!r}, but labels must be whole numbers from 0 to {num_classes - 1}. Of Hugging "
+            "Face data, name another column (data.label_column=NAME in a recipe, --label-column NAME in a command)."
+        ) from error
+    if not 0 <= number < num_classes:
+        raise ValueError(
+            f"Image {called} has label {number}, but with {num_classes} classes labels run from 0 to {num_classes - 1}."
         )
-    return label
+    return number
 
 
 class Images(Dataset):
@@ -139,34 +148,47 @@ class Images(Dataset):
             image, label = self._get((index + step) % len(self))
             if label != IGNORED:
                 return image, label
-        raise ValueError(f"None of the {len(self)} images can be read; see {self.unreadable.file}.")
+        raise ValueError(
+            f"None of the {len(self)} images can be read, {self._problem(index)} for one; see {self.unreadable.file}."
+        )
 
     def content(self, index: int) -> bytes:
-        """Label, size and pixels of a picture as it lies there, without the transform; no pixels if it cannot be read."""
+        """Label, size and pixels of an image as it is stored, without the transform; no pixels if it cannot be read."""
         try:
-            picture, label = self._open(self.indices[index])
-        except _CANNOT_READ:
+            image, label = self._open(self.indices[index])
+        except CANNOT_READ:
             return repr((IGNORED, None)).encode()
-        return repr((label, picture.size)).encode() + picture.tobytes()
+        label = check_label(label, self.num_classes, self.name(index))
+        return repr((label, image.size)).encode() + image.tobytes()
+
+    def entries(self) -> Iterator[tuple[Any, ...]]:
+        """Name, label and size of each image, without decoding it; the name alone if the reader knows no more."""
+        entry = getattr(self.reader, "entry", lambda index: (self.reader.filename(index),))
+        return map(entry, self.indices)
 
     def _get(self, index: int) -> tuple[Any, int]:
         try:
-            picture, label = self._open(self.indices[index])
-        except _CANNOT_READ as error:
+            image, label = self._open(self.indices[index])
+        except CANNOT_READ as error:
             if self.on_unreadable == "stop":
                 raise ValueError(
                     f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or have such images left out "
                     "(data.broken_images=skip in a recipe, --skip-broken in a command)."
                 ) from error
             self.unreadable.add(self.name(index), error)
-            picture, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED
+            image, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED
         else:
-            check_label(label, self.num_classes, self.name(index))
-        return (picture if self.transform is None else self.transform(picture)), label
+            label = check_label(label, self.num_classes, self.name(index))
+        return (image if self.transform is None else self.transform(image)), label
 
-    def _open(self, index: int) -> tuple[Image.Image, int]:
+    def _problem(self, index: int) -> str:
+        try:
+            self._open(self.indices[index])
+        except CANNOT_READ as error:
+            return f"{self.name(index)}: {error}"
+        return self.name(index)
+
+    def _open(self, index: int) -> tuple[Image.Image, Any]:
         source, label = self.reader[index]
-        if isinstance(source, Image.Image):
-            return source.convert(self._mode), int(label)
-        with source, Image.open(source) as picture:
-            return picture.convert(self._mode), int(label)  # decodes, so that what is broken shows here
+        with source, source if isinstance(source, Image.Image) else Image.open(source) as image:
+            return to_8_bits(image, self._mode or "RGB"), label  # decodes, so that a broken image shows here

@@ -3,16 +3,18 @@
 import io
 import os
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from torch.utils.data import IterableDataset
+
+from .folders import ClassFolders, ClassTar, natural_order, some_names
 
 READERS = ("folder", "npz", "digits")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm's
@@ -53,6 +55,11 @@ class Digits(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return f"digit-{self._ids[index]}"
+
+    def entry(self, index: int) -> tuple[str, int, int]:
+        """Name, label and a checksum of the pixels."""
+        i = self._ids[index]
+        return self._filename(index), int(self._labels[i]), zlib.crc32(self._pictures[i].tobytes())
 
 
 class PackedImages(Reader):
@@ -106,6 +113,11 @@ class PackedImages(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return f"{self._split}-{index}"
 
+    def entry(self, index: int) -> tuple[str, int, int]:
+        """Name, label and a checksum of the file."""
+        content = self._bytes[self._starts[index] : self._ends[index]].tobytes()
+        return self._filename(index), int(self._labels[index]), zlib.crc32(content)
+
 
 class TorchvisionImages(Reader):
     """A torchvision data set of ``(PIL image, label)``."""
@@ -113,10 +125,12 @@ class TorchvisionImages(Reader):
     def __init__(self, dataset: Any) -> None:
         super().__init__()
         self._dataset = dataset
+        if hasattr(dataset, "loader"):
+            dataset.loader = Image.open  # torchvision's own would convert 16 bits to white
         # ImageNet's class_to_idx has every synonym of a class
         self.class_to_idx = getattr(dataset, "wnid_to_idx", None) or getattr(dataset, "class_to_idx", None)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         return self._dataset[index]
 
     def __len__(self) -> int:
@@ -129,6 +143,16 @@ class TorchvisionImages(Reader):
         train = getattr(self._dataset, "train", None)
         part = "" if train is None else "-train" if train else "-test"  # both may be equally large
         return f"{type(self._dataset).__name__}{part}-{index}"
+
+    def entry(self, index: int) -> tuple[Any, ...]:
+        """Name, label and file size, or a checksum of pixels in memory, as far as the data set shows them."""
+        samples, pixels = (getattr(self._dataset, name, None) for name in ("samples", "data"))
+        if samples:
+            path, label = samples[index]
+            return os.path.relpath(path, self._dataset.root), label, os.stat(path).st_size
+        if pixels is None:
+            return (self._filename(index),)
+        return self._filename(index), int(self._dataset.targets[index]), zlib.crc32(np.asarray(pixels[index]).tobytes())
 
 
 def check_reader(name: str, beside: Iterable[str] = ()) -> None:
@@ -187,6 +211,8 @@ def open_images(
         return PackedImages(find_root(root), split)
     if name == "folder":
         return _open_folder(find_root(root), split)
+    if name in ("torch/folder", "torch/image_folder"):
+        return _open_folder(find_root(root), split, order=str)  # labels in torchvision's order: 1, 10, 2
     decoded: dict[str, Any] = {} if name.startswith("torch/") else {"input_img_mode": mode}
     try:
         dataset = create_dataset(
@@ -230,12 +256,14 @@ def find_root(root: str, to_be_made: bool = False) -> Path:
     )
 
 
-def _open_folder(root: Path, split: str) -> Reader:
-    """A folder a class, or a tar file of such, named as the split.
+def _open_folder(root: Path, split: str, order: Callable[[str], Any] = natural_order) -> Reader:
+    """A folder per class, or a tar archive of such, named as the split.
 
-    Beyond timm: a missing split is not replaced by ``root`` itself, and empty classes are not left out.
+    Unlike in timm, a missing split is not replaced by ``root`` itself.
     """
     folder = root
+    if not root.is_dir():
+        _check_archive(root)
     if split and not root.is_dir():
         raise ValueError(f"{root} is one file, and has no split {split!r}; give the folder it lies in, or an empty split.")
     if not split and root.is_dir():
@@ -256,27 +284,16 @@ def _open_folder(root: Path, split: str) -> Reader:
                 "give an empty split if the classes lie there."
             )
         folder = existing[0]
-    # worker processes that share an open tar file would read each other's images; its index would be a pickle
-    options: dict[str, Any] = {} if folder.is_dir() else {"cache_tarfiles": False, "cache_tarinfo": False}
-    try:
-        reader = create_dataset("", root=str(folder), search_split=False, **options).reader
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    if folder.is_dir():
-        _check_no_class_is_empty(folder, reader.class_to_idx)
-    else:
-        reader.class_to_idx = reader.class_name_to_idx
-    return reader
+    return (ClassFolders if folder.is_dir() else ClassTar)(folder, order)
 
 
-def _check_no_class_is_empty(folder: Path, classes: Iterable[str]) -> None:
-    known, extensions = set(classes), get_img_extensions(as_set=True)
-    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in known):
-        if not any(file.suffix.lower() in extensions for file in entry.rglob("*")):
-            raise ValueError(
-                f"The class folder {entry} holds no image, and would shift the labels of the classes after it; "
-                "fill it, or remove it here and in every other split."
-            )
+def _check_archive(file: Path) -> None:
+    """Refuse one file as the root that is no tar archive."""
+    if file.suffix.lower() != ".tar":
+        raise ValueError(
+            f"The root must be a folder of class folders, or an uncompressed .tar archive of such, got the file {file}. Unpack "
+            "an archive of another kind; of an image, give the folder that holds the class folders."
+        )
 
 
 def check_classes(classes: Any, num_classes: int, other: Any = None, names: tuple[str, str] = ("train", "test")) -> None:
@@ -291,7 +308,7 @@ def check_classes(classes: Any, num_classes: int, other: Any = None, names: tupl
     if classes and len(classes) != num_classes:
         raise ValueError(
             f"The {names[0]} split has {len(classes)} classes, but {num_classes} are expected (data.num_classes of a recipe, "
-            "num_classes of a model)."
+            f"num_classes of a model). Its classes are {some_names(list(classes))}."
         )
     if classes and other and classes != other:
         only = [sorted(set(a) - set(b)) for a, b in ((classes, other), (other, classes))]

@@ -102,6 +102,11 @@ class Relabelled(Reader):
     def __len__(self) -> int:
         return len(self._reader)
 
+    def entry(self, index: int) -> tuple[Any, ...]:
+        """The reader's own, with this label."""
+        name, label, *size = self._reader.entry(index)
+        return name, self._labels[label], *size
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return self._reader.filename(index, basename, absolute)
 
@@ -110,7 +115,7 @@ class SomeClasses(Reader):
     """The images of some class folders.
 
     Args:
-        reader: timm's, of class folders.
+        reader: Of class folders.
         classes: Names of folders.
     """
 
@@ -118,9 +123,7 @@ class SomeClasses(Reader):
         super().__init__()
         wanted = {reader.class_to_idx[name] for name in classes if name in reader.class_to_idx}
         self._reader = reader
-        # the labels of timm's reader of tar files lie apart from its samples
-        labels = reader.targets if hasattr(reader, "targets") else [label for _, label in reader.samples]
-        self._indices = [i for i, label in enumerate(labels) if label in wanted]
+        self._indices = [i for i, label in enumerate(reader.labels) if label in wanted]
         self.class_to_idx = {name: label for name, label in reader.class_to_idx.items() if label in wanted}
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
@@ -128,6 +131,10 @@ class SomeClasses(Reader):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def entry(self, index: int) -> tuple[Any, ...]:
+        """The reader's own."""
+        return self._reader.entry(self._indices[index])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return self._reader.filename(self._indices[index], basename, absolute)

@@ -1,5 +1,6 @@
 """Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..data import find_root
+from ..data.decoding import IMAGE_EXTENSIONS, check_bit_depth, to_8_bits
+from ..data.folders import list_images, report_left_out
 from .metrics import IGNORED
 from .palettes import CAMVID
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 NO_CLASS = 254  # in lookup tables: a value that no label has
 
 Pair = tuple[Path, Path]
@@ -72,6 +74,12 @@ class LabelledPictures(Dataset):
     def content(self, index: int) -> bytes:
         """Of picture and label map, as they lie there, and what values mean."""
         return b"".join(file.read_bytes() for file in self._files(index)) + self.lookup.tobytes()
+
+    def entries(self) -> Iterator[tuple[Any, ...]]:
+        """Names and sizes of each image and its label map, without decoding them."""
+        root = os.path.commonpath([file.parent for pair in self.pairs for file in pair])
+        for files in map(self._files, range(len(self))):
+            yield tuple((file.relative_to(root).as_posix(), file.stat().st_size) for file in files)
 
     def _files(self, index: int) -> Pair:
         return self.pairs[self.indices[index]]
@@ -167,13 +175,14 @@ def read_picture(file: Path, upright: bool = False) -> np.ndarray:
     """
     with _opened(file) as picture:
         _check_picture(file, picture)
-        return np.array((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
+        return np.array(to_8_bits(ImageOps.exif_transpose(picture) if upright else picture, "RGB"))
 
 
 def _check_picture(file: Path, picture: Any) -> None:
-    # colours of 16 bits have an 8-bit mode in Pillow, which cuts them; how they lie in the file shows
-    if picture.mode.startswith(("I", "F")) or ";16" in str(picture.tile):
-        raise ValueError(f"{file} has more than 8 bits a value (mode {picture.mode}); scale it to 0 to 255 and store 8 bits.")
+    try:
+        check_bit_depth(picture)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}.") from error
 
 
 def read_label(file: Path) -> np.ndarray:
@@ -214,13 +223,14 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
 
 def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
-    """Files of pictures in a folder, ``deep`` in those below it too.
+    """Files of pictures in a folder, ``deep`` in those below it too; what is left out is reported.
 
     Raises:
         ValueError: Two of one name but for its ending, which would share label maps.
     """
-    found = folder.rglob("*") if deep else folder.glob("*")
-    files = sorted(p for p in found if p.suffix.lower() in PICTURES and not p.is_dir())
+    listing = list_images(folder, deep)
+    report_left_out(folder, listing.left_out)
+    files = [folder / name for name in listing.files]
     twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
     if twice:
         raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
@@ -255,7 +265,7 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
     if not pairs and not deep and below:
         raise FileNotFoundError(f"{pictures} holds no pictures, but {', '.join(below[:8])}; name one of them as the split.")
     if not pairs:
-        raise FileNotFoundError(f"{pictures} holds no pictures ({', '.join(PICTURES)}).")
+        raise FileNotFoundError(f"{pictures} holds no pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
     return pairs
 
 

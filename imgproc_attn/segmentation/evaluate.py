@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.decoding import IMAGE_EXTENSIONS
 from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.subject import Subject
 from ..files import write_atomically, write_csv
 from ..progress import progress_bar
-from .data import PICTURES, find_pictures, read_picture
+from .data import find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
 from .model import Segmenter
 from .overlays import with_legend
@@ -81,7 +82,7 @@ def segment_pictures(
     own = output.resolve()
     files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.resolve().is_relative_to(own)]
     if not files:
-        raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(PICTURES)}).")
+        raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
     inner, preparation = subject.build()
     if not isinstance(inner, Segmenter):
         raise ValueError(f"{subject.model} is a {type(inner).__name__}, which gives no label a pixel; name a segmenter's run.")
