@@ -18,7 +18,7 @@ from .environment import environment, without_tf32
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
-from .files import slug, write_atomically, write_json, write_text
+from .files import check_output_folder, slug, write_atomically, write_json, write_text
 from .records import METRICS, strength_text
 from .training import Recipe, train
 from .training.building import check
@@ -126,6 +126,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     assert recipe.comparison is not None
     if world_info_from_env()[2] > 1:
         raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
+    check_output_folder(output)
     device = str(start_processes(device)[0])
     examination = examination_of(recipe, device)
     protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}

@@ -1,6 +1,7 @@
 """Writing files so that a crash leaves the old content or the new, never half of it."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -27,32 +28,93 @@ def remove_unfinished(folder: Path) -> None:
             left.unlink()
 
 
+def printable(text: str) -> str:
+    """``text`` with the bytes of file names that are not UTF-8 written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cannot_write(path: Path, error: Exception) -> OSError:
+    """Describe in one line why ``path`` cannot be written."""
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    remedy = "Check its folder and your permissions, or choose another output"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        remedy = f"{shutil.disk_usage(there).free / 2**20:.1f} MiB are free: make room or raise your quota, then try again"
+    return OSError(f"{path} cannot be written: {reason}. {remedy}.")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Try to write into ``folder``, which need not exist; nothing is left behind. Commands do so before they work.
+
+    Raises:
+        OSError: It is a file or below one, cannot be made, or cannot be written to.
+    """
+    path = Path(os.path.abspath(folder))
+    try:
+        there = next(parent for parent in (path, *path.parents) if _is_there(parent))
+        if not there.is_dir():
+            found = "a broken link" if there.is_symlink() else "a file"
+            raise NotADirectoryError(f"The output {folder} must be a folder, but {there} is {found}. Choose another output.")
+        with tempfile.TemporaryDirectory(dir=there, prefix=UNFINISHED) as trial:
+            place = Path(trial) / path.relative_to(there)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "trial").write_bytes(bytes(4096))
+    except OSError as error:
+        raise error if error.errno is None else cannot_write(folder, error) from None
+
+
+def check_output_file(file: Path) -> None:
+    """Try whether ``file`` can be written, as `check_output_folder`.
+
+    Raises:
+        OSError: It is a folder or a device, or its folder cannot be written to.
+    """
+    if os.path.exists(file) and not file.is_file():
+        raise OSError(f"The output {file} must be a file, but is a folder or a device. Choose another output.")
+    check_output_folder(file.parent)
+
+
+def _is_there(path: Path) -> bool:
+    """True also for a link to nothing."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a file beside ``path``, then move it there.
 
     Args:
         path: Where the file shall be; its folder is made if need be.
         write: Gets the path of an empty file with the same suffix and fills it.
+
+    Raises:
+        OSError: It cannot be written; what ``path`` held before is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """``text`` in UTF-8."""
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    """``text`` in UTF-8; what it cannot hold is written as by `printable`."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:

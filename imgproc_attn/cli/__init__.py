@@ -1,6 +1,7 @@
 """The console command ``imgproc-attn``."""
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extensions import import_extension
 from . import benchmark, evaluation, training
+from .errors import USER_ERRORS, one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; problems with what was asked for end in one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     top = parser()
     args, rest = top.parse_known_args(arguments)
     changes = next((getattr(args, name) for name in ("overrides", "options") if hasattr(args, name)), None)
@@ -54,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
-    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
-        sys.exit(_fail(error))
+    except USER_ERRORS as error:
+        print(f"imgproc-attn: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
     finally:
         _leave_processes(failed=True)
 
@@ -69,11 +75,3 @@ def _leave_processes(failed: bool = False) -> None:
 
     if dist.is_available() and dist.is_initialized() and not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
-
-
-def _fail(error: Exception) -> int:
-    message = str(error)
-    if "Original Traceback" in message:  # of a loader's process: its last line is the error
-        message = message.rstrip().splitlines()[-1].partition(": ")[2]
-    print(f"imgproc-attn: {message}", file=sys.stderr)
-    return 2

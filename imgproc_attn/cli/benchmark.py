@@ -33,8 +33,9 @@ def _benchmark(args: argparse.Namespace) -> None:
 
     from .. import benchmark as b
     from ..environment import environment
-    from ..files import write_json
+    from ..files import check_output_file, write_json
 
+    check_output_file(args.output)
     dtype = getattr(torch, args.dtype)
     result: dict = {"environment": environment(args.device), "dtype": args.dtype, "runs": args.runs}
     hardware = result["environment"]["hardware"]

@@ -85,7 +85,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from ..files import write_text
+    from ..files import check_output_file, write_text
     from ..training import find_recipe, list_recipes, load_recipe
 
     if args.copy is None:
@@ -98,6 +98,7 @@ def _recipes(args: argparse.Namespace) -> None:
     target = target / path.name if target.is_dir() else target
     if target.exists():
         raise FileExistsError(f"{target} exists; give another name with --to.")
+    check_output_file(target)
     write_text(target, path.read_text(encoding="utf-8"))
     command = "train" if load_recipe(path).comparison is None else "compare"
     print(f"Copied to {target}; run it with: imgproc-attn {command} {target}")

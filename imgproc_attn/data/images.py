@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..files import printable
 from .decoding import CANNOT_READ, to_8_bits
 
 IGNORED = -1  # label of an image that could not be read
@@ -60,8 +61,9 @@ class Unreadable:
         name = f"{self.split}/{name}" if self.split else name
         if name in self.names():
             return
+        line = printable(f"{name}\t{type(error).__name__}: {error}".replace("\n", " ").rstrip())
         with self.file.open("a", encoding="utf-8") as file:  # one short write: lines of several processes do not mix
-            file.write(f"{name}\t{type(error).__name__}: {error}\n".replace("\n", " ").rstrip() + "\n")
+            file.write(line + "\n")
 
     def names(self) -> list[str]:
         """Each once, in the order of their first mention."""
@@ -139,7 +141,7 @@ class Images(Dataset):
 
     def name(self, index: int) -> str:
         """What the image at ``index`` is called."""
-        return self.reader.filename(self.indices[index]) or f"image-{self.indices[index]}"
+        return printable(self.reader.filename(self.indices[index]) or f"image-{self.indices[index]}")
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if self.on_unreadable != "replace":

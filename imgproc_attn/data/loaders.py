@@ -4,7 +4,7 @@ timm's own ``create_loader`` takes no sampler. Here the order is a function of s
 processes, and evaluation covers each image once without padding: what exact resuming and exact counts need.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -164,9 +164,21 @@ def evaluation_loader(
     return _prefetch(loader, preparation, device)
 
 
+class _Batches(PrefetchLoader):
+    """Batches that own their memory.
+
+    What a worker sends lies in shared memory, with an open file for each tensor. On the CPU timm hands labels on as they came:
+    whoever keeps them would run out of files.
+    """
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in super().__iter__():
+            yield images, labels if labels.is_cuda else labels.clone()
+
+
 def _prefetch(loader: DataLoader, preparation: Prepares, device: torch.device, **erasing: Any) -> PrefetchLoader:
     channels = len(preparation.mean)
-    found = PrefetchLoader(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+    found = _Batches(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
     if device.type == "cuda":  # memory belongs to streams: what one loader leaves, the next could not use on its own
         found.stream = _stream(device)  # type: ignore[assignment]  # timm's to fill
     return found

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ALONE, IGNORED, Processes
+from ..files import printable
 from .classification import wilson_interval
 
 
@@ -103,7 +104,7 @@ def count_accuracy(predictions: Predictions, classes: Mapping[str, int] | None =
     if n == 0:
         raise ValueError("No image could be read; see the list of unreadable images.")
     right = {"top1": found[:, 0], "top5": found.any(dim=1)}
-    names = {label: name for name, label in (classes or {}).items()}
+    names = {label: printable(name) for name, label in (classes or {}).items()}
     table = []
     for label in labels.unique().tolist():
         of_class = labels == label

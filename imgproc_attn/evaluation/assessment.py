@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import ALONE, Preparation, Processes
 from ..environment import arithmetic, environment, sources_hash, versions
-from ..files import write_atomically, write_json
+from ..files import check_output_folder, printable, write_atomically, write_json
 from ..progress import progress_bar
 from ..records import describe
 from .conditions import Condition, SampleAttack
@@ -98,6 +98,7 @@ class Assessment:
         seed: Of all draws.
 
     Raises:
+        OSError: The output folder cannot be written to.
         ValueError: Model, weights or images are not there or do not fit each other.
     """
 
@@ -111,8 +112,9 @@ class Assessment:
         dtype: str = "float32",
         seed: int = 0,
     ) -> None:
+        check_output_folder(place.output)
         self.subject, self.source, self.place, self.seed = subject, source, place, seed
-        self.label, self.dtype = label or subject.label, dtype
+        self.label, self.dtype = printable(label or subject.label), dtype
         inner, preparation = subject.build()
         self.preparation = source.prepare(preparation)
         self.weights, self.architecture = weights_hash(inner), architecture_hash(inner)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import slug
+from ..files import cannot_write, slug
 from ..records import changes
 from .conditions import Verdict
 
@@ -156,11 +156,15 @@ class FlagFile:
         self._append(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = self._open()
-        self._writer.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._writer.flush()
-        os.fsync(self._writer.fileno())
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            if self._writer is None:
+                self._writer = self._open()
+            self._writer.write(content)
+            self._writer.flush()
+            os.fsync(self._writer.fileno())
+        except OSError as error:
+            raise cannot_write(self._file, error) from error
 
     def _open(self) -> BinaryIO:
         """This process's own file, without what a crash left of a last line."""

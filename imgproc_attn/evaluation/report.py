@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..diagnostics import draw_curves
-from ..files import write_text
+from ..files import check_output_file, write_text
 from ..records import METRICS, changes, flat
 from .classification import paired_interval
 from .conditions import CLEAN
@@ -359,6 +359,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         FileNotFoundError: A folder without results.
         ValueError: Damaged results.
     """
+    check_output_file(output)
     entries = find_entries(folders)
     models = group(entries)
     template = jinja2.Template(

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
 from ..environment import arithmetic, environment
-from ..files import write_csv, write_json, write_text
+from ..files import check_output_folder, write_csv, write_json, write_text
 from ..progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 from .evaluator import architecture_hash, weights_hash
@@ -47,6 +47,7 @@ def evaluate_classifier(
     Returns:
         What ``result.json`` holds.
     """
+    check_output_folder(output)
     model, preparation = subject.build()
     images = source.open(model, preparation.input_size[0])
     weights, architecture = weights_hash(model), architecture_hash(model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import Prepares, evaluation_loader
+from ..files import printable
 from .accuracy import names_hash
 
 LOOKED_AT = 8  # images whose content tells data sets of equal names apart
@@ -121,7 +122,7 @@ class Samples(Dataset):
     @property
     def class_names(self) -> dict[int, str]:
         """``{label: name}``, where names are known."""
-        return {label: name for name, label in (self.images.classes or {}).items()}
+        return {label: printable(name) for name, label in (self.images.classes or {}).items()}
 
     @property
     def transform(self) -> Callable[..., Any] | None:

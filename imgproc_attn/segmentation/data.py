@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from ..data import find_root
 from ..data.decoding import IMAGE_EXTENSIONS, check_bit_depth, to_8_bits
 from ..data.folders import list_images, report_left_out
+from ..files import printable
 from .metrics import IGNORED
 from .palettes import CAMVID
 
@@ -69,7 +70,7 @@ class LabelledPictures(Dataset):
 
     def name(self, index: int) -> str:
         """What the picture is called."""
-        return self._files(index)[0].name
+        return printable(self._files(index)[0].name)
 
     def content(self, index: int) -> bytes:
         """Of picture and label map, as they lie there, and what values mean."""

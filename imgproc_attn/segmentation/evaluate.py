@@ -14,7 +14,7 @@ from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.subject import Subject
-from ..files import write_atomically, write_csv
+from ..files import check_output_folder, write_atomically, write_csv
 from ..progress import progress_bar
 from .data import find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
@@ -79,6 +79,7 @@ def segment_pictures(
         ValueError: A model that does not segment, or two pictures of one name; or pictures that cannot be read, once all others
             are written.
     """
+    check_output_folder(output)
     own = output.resolve()
     files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.resolve().is_relative_to(own)]
     if not files:

@@ -1,5 +1,6 @@
 """What is kept of a run: its full state, to go on from, and weights that timm loads."""
 
+import errno
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import write_atomically, write_json
+from ..files import cannot_write, write_atomically, write_json
 from ..models.checkpoints import CONFIG, WEIGHTS, first_line
 
 STATE = "state.pt"
@@ -61,13 +62,11 @@ def save_weights(
 
 
 def _write(file: Path, write: Callable[[Path], Any]) -> None:
-    """As `write_atomically`; what torch and safetensors call a full disk becomes an error of the system."""
+    """As `write_atomically`; torch and safetensors have errors of their own for a full disk."""
     try:
         write_atomically(file, write)
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise OSError(
-            f"{file} cannot be written, is the disk full? ({first_line(error)}) The file before it is whole."
-        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise cannot_write(file, OSError(errno.ENOSPC, first_line(error))) from error
 
 
 def timm_config(model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None) -> dict[str, Any]:

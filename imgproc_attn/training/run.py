@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import Preparation, Processes, Unreadable
-from ..files import write_json
+from ..files import check_output_folder, write_json
 from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup
@@ -244,8 +244,9 @@ def train(
         raise ValueError("This recipe compares models: name one of its variants, or use `imgproc-attn compare`.")
     if resume and restart:
         raise ValueError("resume and restart must not both be set. Set restart to give up the run, resume to go on with it.")
-    check(recipe)
     output = Path(output)
+    check_output_folder(output)
+    check(recipe)
     place, processes = start_processes(device)
     first = processes.rank == 0
     folder = Folder(output, recipe, resume, restart)
