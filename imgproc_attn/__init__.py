@@ -1,17 +1,16 @@
-"""Vision transformers whose attention is an image filter. Importing this package registers its models with timm."""
+"""Vision transformers whose attention is an image filter. Importing this package registers its models with timm.
 
-from . import segmentation
-from .filtering import bilateral_filter, non_local_means
-from .models import FilterVisionTransformer, LayerSpec, from_timm
+Names are loaded on first use, from where the stub file beside this one says. So ``import imgproc_attn`` takes no time, and
+neither does the help of the console command.
+"""
+
+import lazy_loader
+
+from .registration import register_after_timm
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "FilterVisionTransformer",
-    "LayerSpec",
-    "__version__",
-    "bilateral_filter",
-    "from_timm",
-    "non_local_means",
-    "segmentation",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
+
+register_after_timm()

@@ -30,8 +30,9 @@ from .carried import Carried, hand_on
 from .data import ALONE, Images, Preparation
 from .evaluation import NormalizedModel
 from .evaluation.conditions import Condition
+from .evaluation.corruption_names import CORRUPTIONS
 from .evaluation.evaluator import Evaluator
-from .evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
+from .evaluation.imagenet_c import ImageNetC
 from .evaluation.samples import Samples
 from .evaluation.subject import ImageSource
 from .filtering import bilateral_filter, non_local_means
@@ -45,7 +46,6 @@ from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from .training import find_recipe, load_recipe
 from .training.run import Run
 
-GRIDS = {196: (14, 14), 784: (28, 28), 3136: (56, 56)}
 HEADS, HEAD_DIM = 6, 64
 MODELS = ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES))
 
@@ -146,7 +146,7 @@ def benchmark_operators(
     synchronize = synchronizer(device)
     with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="operators", dynamic_ncols=True) as bar:
         for n in tokens:
-            grid, batch = GRIDS[n], max(1, batch_tokens // n)
+            grid, batch = (math.isqrt(n), math.isqrt(n)), max(1, batch_tokens // n)
             qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=device, dtype=dtype)
             for train in (False, True):
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
@@ -157,7 +157,7 @@ def benchmark_operators(
 
 
 def _model_step(name: str, n: int, batch: int, train: bool, device: str, dtype: torch.dtype) -> Step:
-    size = (16 * GRIDS[n][0], 16 * GRIDS[n][1])
+    size = (16 * math.isqrt(n), 16 * math.isqrt(n))
     model = timm.create_model(name, img_size=size, device=device, dtype=dtype).train(train)
     images = torch.randn(batch, 3, *size, device=device, dtype=dtype)
     optimiser = torch.optim.AdamW(model.parameters())
@@ -329,9 +329,7 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
     picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
-    steps: dict[str, Step] = {
-        name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in (*COMMON, *EXTRA) if name != "frost"
-    }
+    steps: dict[str, Step] = {name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in CORRUPTIONS if name != "frost"}
     with tqdm(total=runs + 2, unit="round", desc="corruptions", dynamic_ncols=True) as bar:
         rows = summarise(measure(steps, runs, lambda: None, bar), "jpeg_compression")
     return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]

@@ -1,4 +1,8 @@
-"""The console command ``imgproc-attn``."""
+"""The console command ``imgproc-attn``.
+
+Help and usage errors come at once: the modules that build the parser import no torch. A command imports what it needs when it
+runs.
+"""
 
 import argparse
 import io
@@ -71,7 +75,6 @@ def _leave_processes(failed: bool = False) -> None:
 
     Not NCCL's after a failure: to leave it is to wait for processes that wait for this one, whose end torchrun waits for.
     """
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized() and not (failed and "nccl" in dist.get_backend()):
+    dist = sys.modules.get("torch.distributed")  # a command that has not imported it is in no group
+    if dist is not None and dist.is_available() and dist.is_initialized() and not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()

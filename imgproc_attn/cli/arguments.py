@@ -36,8 +36,8 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     if where:
         parser.add_argument(
             "--data",
-            help="folder, npz, digits, torch/…, wds/…, hfds/…, hfids/…, tfds/…; of segmenters ade20k, camvid, labelled "
-            "(default: a run's own, else folder)",
+            help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; of segmenters ade20k, camvid, "
+            "labelled (default: a run's own, else folder)",
         )
         parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
         parser.add_argument(

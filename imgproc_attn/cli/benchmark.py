@@ -6,11 +6,11 @@ from typing import Any
 
 from .arguments import HelpFormatter, at_least
 
+TOKENS = (196, 784, 3136)  # squares, as grids are
+
 
 def add_commands(commands: Any) -> None:
     """Add it to the subparsers ``commands``."""
-    from ..benchmark import GRIDS, MODELS
-
     p = commands.add_parser(
         "benchmark",
         help="speed and memory beside plain attention and timm's ViT",
@@ -18,8 +18,9 @@ def add_commands(commands: Any) -> None:
     )
     subjects = ["operators", "models", "memory", "filtering", "training", "evaluation", "corruptions"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
-    p.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), default=sorted(GRIDS))
-    p.add_argument("--models", nargs="+", default=list(MODELS), help="the first is what the others are compared with")
+    p.add_argument("--tokens", nargs="+", type=int, choices=TOKENS, default=TOKENS)
+    models = "the first is what the others are compared with (default: ViT-S of timm and of each family)"
+    p.add_argument("--models", nargs="+", help=models)
     p.add_argument("--runs", type=at_least(2), default=15, help="timed runs of each, interleaved; at least 2, for the spread")
     p.add_argument("--device", default="cpu")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -36,7 +37,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     from ..files import check_output_file, write_json
 
     check_output_file(args.output)
-    dtype = getattr(torch, args.dtype)
+    dtype, models = getattr(torch, args.dtype), args.models or b.MODELS
     result: dict = {"environment": environment(args.device), "dtype": args.dtype, "runs": args.runs}
     hardware = result["environment"]["hardware"]
     device = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
@@ -48,12 +49,12 @@ def _benchmark(args: argparse.Namespace) -> None:
             b.TIME_COLUMNS,
         ),
         "models": (
-            lambda: b.benchmark_models(args.models, args.tokens, args.runs, args.device, dtype),
+            lambda: b.benchmark_models(models, args.tokens, args.runs, args.device, dtype),
             "Whole models",
             b.TIME_COLUMNS,
         ),
         "memory": (
-            lambda: b.benchmark_memory(args.models, max(args.tokens), args.device, dtype),
+            lambda: b.benchmark_memory(models, max(args.tokens), args.device, dtype),
             "Peak memory of a training step, one image",
             b.MEMORY_COLUMNS,
         ),
@@ -77,6 +78,6 @@ def _benchmark(args: argparse.Namespace) -> None:
     for name in args.what:
         run, title, columns = sections[name]
         result[name] = run()
+        write_json(args.output, result)
         print(b.markdown(title, result[name], columns))
-    write_json(args.output, result)
     print(f"Written: {args.output}")

@@ -5,6 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.corruption_names import COMMON, EXTRA
+from ..evaluation.presets import ATTACKS, ENSEMBLE, NORMS, PRESETS, build_attacks
+from ..evaluation.shifts import SHIFTS
+from ..segmentation.presets import PIXEL_ATTACKS, PIXEL_PRESETS
 from .arguments import (
     HelpFormatter,
     add_device,
@@ -29,7 +33,7 @@ it.
 Images are attacked in [0, 1], with normalisation inside the model; eps is in the same units (4/255: four grey levels). Random
 draws belong to the sample, so batch size and number of processes change nothing. Killed at any moment, the same command goes
 on where it was.
-In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL …
+In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL ...
 
 presets:
 """
@@ -114,9 +118,6 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
 
 
 def _add_attack(commands: Any) -> None:
-    from ..evaluation.presets import ATTACKS, ENSEMBLE, NORMS, PRESETS
-    from ..segmentation.attacks import PIXEL_PRESETS
-
     presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
     presets += f"\nof segmenters, one:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
     a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
@@ -126,9 +127,9 @@ def _add_attack(commands: Any) -> None:
     a.add_argument(
         "--attacks",
         nargs="+",
-        choices=[*ATTACKS, ENSEMBLE, "segpgd", "maskedpgd"],
+        choices=dict.fromkeys([*ATTACKS, ENSEMBLE, *PIXEL_ATTACKS]),
         metavar="ATTACK",
-        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters fgsm, pgd, mifgsm, segpgd, maskedpgd",
+        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters {', '.join(PIXEL_ATTACKS)}",
     )
     a.add_argument("--eps", nargs="+", type=number, metavar="EPS", help="radii, e.g. 1/255 4/255")
     a.add_argument("--norm", choices=NORMS, default="Linf", help="of the ball")
@@ -153,8 +154,6 @@ def _add_attack(commands: Any) -> None:
 
 
 def _add_corrupt(commands: Any) -> None:
-    from ..evaluation.imagenet_c import COMMON, EXTRA
-
     names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}"
     c = _add_robustness(
         commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly"
@@ -168,7 +167,7 @@ def _add_corrupt(commands: Any) -> None:
         help="names, common (15), extra (4), all (default: common, or what files there are)",
     )
     c.add_argument(
-        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1…5", help="how strong"
+        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1-5", help="how strong"
     )
     c.add_argument("--frost-folder", type=Path, help="frost1.png to frost5.jpg of github.com/hendrycks/robustness")
     c.add_argument("--files", action="store_true", help="--root holds published files; all that are there, by default")
@@ -177,9 +176,7 @@ def _add_corrupt(commands: Any) -> None:
 
 def _add_shift(commands: Any) -> None:
     s = _add_robustness(commands, "shift", SHIFT_TEXT, "accuracy on naturally shifted ImageNet: A, R, Sketch, V2, O, ReaL")
-    from ..evaluation.shifts import shifts
-
-    for name, shift in shifts().items():
+    for name, shift in SHIFTS.items():
         s.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"{shift.title} ({shift.source})")
     s.add_argument("--imagenet-o", type=Path, metavar="FOLDER", help="ImageNet-O (arXiv 1907.07174); wants --imagenet-val too")
     s.add_argument("--real-labels", nargs="?", const="", metavar="FILE", help="count --imagenet-val by ReaL labels too")
@@ -278,7 +275,6 @@ def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
 
 
 def _attack(args: argparse.Namespace) -> None:
-    from ..evaluation.presets import NORMS, build_attacks
     from ..evaluation.robustness import attack_conditions, run_attacks
     from ..evaluation.threat import ThreatModel
 
@@ -299,7 +295,7 @@ def _attack(args: argparse.Namespace) -> None:
         attacks = _preset(measure, preset).build(measure.num_classes, args.seed)
     else:
         bounds = (0.0, 1.0) if args.space == "images" else None
-        threats = [ThreatModel(eps, NORMS[args.norm], args.targeted, bounds) for eps in args.eps]
+        threats = [ThreatModel(eps, NORMS[args.norm](), args.targeted, bounds) for eps in args.eps]
         attacks = build_attacks(args.attacks, threats, measure.num_classes, args.seed, measure.attacks, **own)
     if args.dry_run:
         conditions = attack_conditions(assessment.samples(), attacks, measure)
@@ -349,23 +345,22 @@ def _corrupt(args: argparse.Namespace) -> None:
 
 def _shift(args: argparse.Namespace) -> None:
     from ..data import find_root
-    from ..evaluation.classes import classes_of
+    from ..evaluation.classes import class_map, classes_of
     from ..evaluation.robustness import run_shift, run_unknown, shift_conditions, unknown_conditions
-    from ..evaluation.shifts import shifts
     from ..evaluation.subject import ImageSource
 
     def assess(name: str, folder: Path, classes: Any) -> Any:
         source = ImageSource("folder", str(folder), "", classes, args.limit, args.skip_broken)
         return _assess(args, source, name)
 
-    given = {name: getattr(args, name.replace("-", "_")) for name in shifts()}
+    given = {name: getattr(args, name.replace("-", "_")) for name in SHIFTS}
     asked = {name: folder for name, folder in given.items() if folder is not None}
     if not asked and args.imagenet_o is None:
         raise ValueError(f"No data set given; name the folder of one: --{', --'.join(given)}, --imagenet-o.")
     if (args.imagenet_o is not None or args.real_labels is not None) and VALIDATION not in asked:
         raise ValueError(f"--imagenet-o and --real-labels need ImageNet's validation images: give --{VALIDATION} FOLDER.")
     for name, folder in asked.items():
-        assessment, title = assess(name, folder, shifts()[name].classes), shifts()[name].title
+        assessment, title = assess(name, folder, class_map(SHIFTS[name].classes)), SHIFTS[name].title
         if args.dry_run:
             _plan(args, assessment, shift_conditions(assessment, title))
             continue

@@ -12,7 +12,7 @@ def add_commands(commands: Any) -> None:
     t = commands.add_parser(
         "train",
         help="train the model of a recipe; under torchrun in many processes",
-        description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE …",
+        description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE ...",
         formatter_class=HelpFormatter,
     )
     t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
@@ -86,7 +86,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _recipes(args: argparse.Namespace) -> None:
     from ..files import check_output_file, write_text
-    from ..training import find_recipe, list_recipes, load_recipe
+    from ..training import find_recipe, list_recipes
 
     if args.copy is None:
         for name, file in list_recipes().items():
@@ -99,6 +99,8 @@ def _recipes(args: argparse.Namespace) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists; give another name with --to.")
     check_output_file(target)
+    from ..training import load_recipe
+
     write_text(target, path.read_text(encoding="utf-8"))
     command = "train" if load_recipe(path).comparison is None else "compare"
     print(f"Copied to {target}; run it with: imgproc-attn {command} {target}")

@@ -1,48 +1,5 @@
 """Evaluation: attacks, corruptions, and the protocol that counts with them."""
 
-from .attacks import (
-    APGDCE,
-    APGDDLR,
-    FGSM,
-    MIFGSM,
-    PGD,
-    SPSA,
-    Attack,
-    AttackResult,
-    Square,
-    TargetedAPGD,
-    WorstOf,
-    strong_ensemble,
-)
-from .corruptions import GaussianBlur, GaussianNoise
-from .normalization import NormalizedModel
-from .protocol import Evaluation, evaluate
-from .sanity import sanity_checks
-from .statistics import PairedDifference, paired_difference
-from .threat import L2_NORM, LINF, ThreatModel
+import lazy_loader
 
-__all__ = [
-    "APGDCE",
-    "APGDDLR",
-    "FGSM",
-    "L2_NORM",
-    "LINF",
-    "MIFGSM",
-    "PGD",
-    "SPSA",
-    "Attack",
-    "AttackResult",
-    "Evaluation",
-    "GaussianBlur",
-    "GaussianNoise",
-    "NormalizedModel",
-    "PairedDifference",
-    "Square",
-    "TargetedAPGD",
-    "ThreatModel",
-    "WorstOf",
-    "evaluate",
-    "paired_difference",
-    "sanity_checks",
-    "strong_ensemble",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

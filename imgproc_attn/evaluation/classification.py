@@ -99,3 +99,16 @@ def evaluate_loader(
             output = model(images)
         evaluator.update(output, targets)
     return evaluator.compute(distributed)
+
+
+def area_under_precision_recall(known: Tensor, unknown: Tensor) -> float:
+    """AUPR in percent of telling images of unknown classes by low confidence (ImageNet-O, arXiv 1907.07174).
+
+    Args:
+        known: ``[n]`` largest probabilities for images of the model's classes.
+        unknown: ``[m]`` likewise for images of others, which are what is to be found.
+    """
+    from sklearn.metrics import average_precision_score  # a second to import
+
+    truth = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))])
+    return 100 * float(average_precision_score(truth.numpy(), -torch.cat([known, unknown]).numpy()))

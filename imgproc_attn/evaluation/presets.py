@@ -1,34 +1,42 @@
-"""Protocols by name: which attacks, under which threat models."""
+"""Protocols by name: which attacks, under which threat models.
+
+The console command lists these names in its help. So attacks and norms are loaded when they are built, and importing this
+module imports no torch.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .attacks import APGDCE, APGDDLR, FGSM, MIFGSM, PGD, SPSA, Square, TargetedAPGD, strong_ensemble
-from .conditions import SampleAttack
-from .threat import L2_NORM, LINF, Norm, ThreatModel
+from .. import evaluation
 
-Attacks = dict[str, SampleAttack]
+if TYPE_CHECKING:
+    from .conditions import SampleAttack
+    from .threat import Norm, ThreatModel
 
-# By the name of the command line: their name in tables.
-Catalogue = Mapping[str, tuple[str, type[Any]]]
+Attacks = dict[str, "SampleAttack"]
+
+# By name on the command line: the name in tables, and a function that loads the class.
+Catalogue = Mapping[str, tuple[str, Callable[[], type[Any]]]]
 ATTACKS: Catalogue = {
-    "fgsm": ("FGSM", FGSM),
-    "pgd": ("PGD", PGD),
-    "mifgsm": ("MI-FGSM", MIFGSM),
-    "apgd-ce": ("APGD-CE", APGDCE),
-    "apgd-dlr": ("APGD-DLR", APGDDLR),
-    "apgd-t": ("APGD-T", TargetedAPGD),
-    "square": ("Square", Square),
-    "spsa": ("SPSA", SPSA),
+    "fgsm": ("FGSM", lambda: evaluation.FGSM),
+    "pgd": ("PGD", lambda: evaluation.PGD),
+    "mifgsm": ("MI-FGSM", lambda: evaluation.MIFGSM),
+    "apgd-ce": ("APGD-CE", lambda: evaluation.APGDCE),
+    "apgd-dlr": ("APGD-DLR", lambda: evaluation.APGDDLR),
+    "apgd-t": ("APGD-T", lambda: evaluation.TargetedAPGD),
+    "square": ("Square", lambda: evaluation.Square),
+    "spsa": ("SPSA", lambda: evaluation.SPSA),
 }
 ENSEMBLE = "ensemble"
-NORMS: Mapping[str, Norm] = {"Linf": LINF, "L2": L2_NORM}
+NORMS: Mapping[str, Callable[[], Norm]] = {"Linf": lambda: evaluation.LINF, "L2": lambda: evaluation.L2_NORM}
 
 
 def radius_name(threat: ThreatModel) -> str:
     """``4/255`` for the L-infinity ball on images, ``L2 0.5``, ``normalized 1/255``, ``targeted 4/255``."""
-    text = f"{round(threat.eps * 255, 4):g}/255" if threat.norm == LINF else f"L2 {threat.eps:g}"
+    text = f"{round(threat.eps * 255, 4):g}/255" if threat.norm == evaluation.LINF else f"L2 {threat.eps:g}"
     return " ".join(["normalized"] * (threat.bounds is None) + ["targeted"] * threat.targeted + [text])
 
 
@@ -58,9 +66,9 @@ def build_attacks(
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(f"There is no attack {unknown[0]!r}; there are {', '.join(there)}.")
-    fields = {name: catalogue[name][1].__dataclass_fields__ for name in names if name in catalogue}
+    kinds = {name: catalogue[name][1]() for name in names if name in catalogue}
     for key in given:
-        if not any(key in has for has in fields.values()):
+        if not any(key in kind.__dataclass_fields__ for kind in kinds.values()):
             raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
     least = {"apgd-dlr": 3, "apgd-t": 4}
     for name in names:
@@ -75,10 +83,10 @@ def build_attacks(
     for name in names:
         for threat in threats:
             if name == ENSEMBLE:
-                attacks[f"ensemble {radius_name(threat)}"] = strong_ensemble(threat, num_classes, seed=seed)
+                attacks[f"ensemble {radius_name(threat)}"] = evaluation.strong_ensemble(threat, num_classes, seed=seed)
                 continue
-            own = {key: value for key, value in {**given, "seed": seed}.items() if key in fields[name]}
-            attacks[f"{catalogue[name][0]} {radius_name(threat)}"] = catalogue[name][1](threat, **own)
+            own = {key: value for key, value in {**given, "seed": seed}.items() if key in kinds[name].__dataclass_fields__}
+            attacks[f"{catalogue[name][0]} {radius_name(threat)}"] = kinds[name](threat, **own)
     return attacks
 
 
@@ -95,12 +103,15 @@ class Preset:
     build: Callable[[int, int], Attacks]
 
 
-def _ensemble(threat: ThreatModel) -> Callable[[int, int], Attacks]:
-    return lambda num_classes, seed: build_attacks([ENSEMBLE], [threat], num_classes, seed)
+def _ensemble(norm: str, eps: float) -> Callable[[int, int], Attacks]:
+    def build(num_classes: int, seed: int) -> Attacks:
+        return build_attacks([ENSEMBLE], [evaluation.ThreatModel(eps, NORMS[norm]())], num_classes, seed)
+
+    return build
 
 
 def _grid(num_classes: int, seed: int) -> Attacks:
-    threats = [ThreatModel(levels / 255) for levels in (0.5, 1, 2, 4)]
+    threats = [evaluation.ThreatModel(levels / 255) for levels in (0.5, 1, 2, 4)]
     return build_attacks(["fgsm", "pgd"], threats, num_classes, seed)
 
 
@@ -110,10 +121,10 @@ def _as_published(radii: Sequence[int]) -> Callable[[int, int], Attacks]:
     def build(num_classes: int, seed: int) -> Attacks:
         attacks: Attacks = {}
         for levels in radii:
-            threat = ThreatModel.normalized(levels / 255)
-            attacks[f"FGSM {radius_name(threat)}"] = FGSM(threat)
-            attacks[f"PGD {radius_name(threat)}"] = PGD(threat, 20, 0.15 * threat.eps, seed=seed)
-            attacks[f"SPSA {radius_name(threat)}"] = SPSA(threat, 40, 128, seed=seed)
+            threat = evaluation.ThreatModel.normalized(levels / 255)
+            attacks[f"FGSM {radius_name(threat)}"] = evaluation.FGSM(threat)
+            attacks[f"PGD {radius_name(threat)}"] = evaluation.PGD(threat, 20, 0.15 * threat.eps, seed=seed)
+            attacks[f"SPSA {radius_name(threat)}"] = evaluation.SPSA(threat, 40, 128, seed=seed)
         return attacks
 
     return build
@@ -123,10 +134,10 @@ _NOT_AUTOATTACK = "AutoAttack's protocol without {}: the ensemble here is not Au
 _LINF, _L2 = _NOT_AUTOATTACK.format("FAB"), _NOT_AUTOATTACK.format("FAB and Square")
 PRESETS: Mapping[str, Preset] = {
     "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 grey levels: a first look", _grid),
-    "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_LINF}", _ensemble(ThreatModel(4 / 255))),
-    "imagenet-l2": Preset(f"ImageNet, L2, 3.0, which RobustBench does not list. {_L2}", _ensemble(ThreatModel(3.0, L2_NORM))),
-    "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble(ThreatModel(8 / 255))),
-    "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble(ThreatModel(0.5, L2_NORM))),
+    "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_LINF}", _ensemble("Linf", 4 / 255)),
+    "imagenet-l2": Preset(f"ImageNet, L2, 3.0, which RobustBench does not list. {_L2}", _ensemble("L2", 3.0)),
+    "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble("Linf", 8 / 255)),
+    "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble("L2", 0.5)),
     "twicing-paper": Preset(
         "FGSM, PGD and SPSA with the settings of arXiv 2503.00687's and 2406.13770's code, at 1/255 and 4/255 of NORMALISED "
         "tensors, about 4.4 times weaker than grey levels; labels are the model's predictions; SPSA as in arXiv 1802.05666 "

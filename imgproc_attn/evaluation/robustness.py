@@ -15,14 +15,15 @@ from ..records import flat
 from .accuracy import count_real, load_real
 from .assessment import Assessment
 from .attacks.base import gradient_by
+from .classification import area_under_precision_recall
 from .conditions import CLEAN, Condition, SampleAttack
+from .corruption_names import COMMON, EXTRA
 from .evaluator import images_of
 from .flags import Flags
-from .imagenet_c import COMMON, EXTRA, ImageNetC
+from .imagenet_c import ImageNetC
 from .measures import Measure
 from .results import eps_unit
 from .samples import Samples
-from .shifts import area_under_precision_recall
 from .threat import LINF
 
 

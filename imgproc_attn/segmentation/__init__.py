@@ -1,23 +1,5 @@
 """Semantic segmentation: decoders, model, inference, metrics."""
 
-from .decoders import LinearDecoder, MaskDecoder, mask_decoder
-from .inference import Windowed, segment, sliding_strips
-from .metrics import Areas
-from .model import Segmenter, segmenter
-from .overlays import overlay, with_legend
-from .palettes import palette_of
+import lazy_loader
 
-__all__ = [
-    "Areas",
-    "LinearDecoder",
-    "MaskDecoder",
-    "Segmenter",
-    "Windowed",
-    "mask_decoder",
-    "overlay",
-    "palette_of",
-    "segment",
-    "segmenter",
-    "sliding_strips",
-    "with_legend",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

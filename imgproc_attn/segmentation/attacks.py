@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack, AttackResult, Passes
 from ..evaluation.attacks.base import Objective, check_input, finite_logits
-from ..evaluation.presets import Attacks, Catalogue, Preset, build_attacks
-from ..evaluation.threat import ThreatModel
 from .inference import classes_of
 from .metrics import IGNORED
 
@@ -144,20 +142,3 @@ class MaskedPGD(PixelPGD):
 
     def objective_at(self, step: int) -> Objective:
         return masked_cross_entropy
-
-
-PIXEL_ATTACKS: Catalogue = {
-    "fgsm": ("FGSM", PixelFGSM),
-    "pgd": ("PGD", PixelPGD),
-    "mifgsm": ("MI-FGSM", PixelMIFGSM),
-    "segpgd": ("SegPGD", SegPGD),
-    "maskedpgd": ("MaskedPGD", MaskedPGD),
-}
-
-
-def _grid(num_classes: int, seed: int) -> Attacks:
-    threats = [ThreatModel(levels / 255) for levels in (0.5, 1, 2, 4)]
-    return build_attacks(["fgsm", "pgd", "segpgd", "maskedpgd"], threats, num_classes, seed, PIXEL_ATTACKS)
-
-
-PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20, SegPGD-20 and MaskedPGD-20 on pixels at 0.5, 1, 2 and 4 grey levels", _grid)}

@@ -18,10 +18,11 @@ from ..evaluation.flags import Flags, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
 from ..evaluation.sanity import POINTS
 from ..evaluation.statistics import normal_interval
-from .attacks import PIXEL_ATTACKS, PIXEL_PRESETS, PixelAttack, pixel_logits
+from .attacks import PixelAttack, pixel_logits
 from .inference import Windowed, check_scales, classes_of, segment
 from .metrics import bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
+from .presets import PIXEL_ATTACKS, PIXEL_PRESETS
 from .sanity import pixel_checks
 
 FOUND = "; find out why before you believe either number"

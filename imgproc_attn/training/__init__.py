@@ -1,8 +1,5 @@
 """Training: recipes, the loop, and what a run keeps."""
 
-from .loop import Trainer
-from .recipe import find_recipe, list_recipes, load_recipe
-from .run import train
-from .schema import Recipe
+import lazy_loader
 
-__all__ = ["Recipe", "Trainer", "find_recipe", "list_recipes", "load_recipe", "train"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

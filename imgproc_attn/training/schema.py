@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from ..data.readers import check_reader, reads_from_a_place
-from ..evaluation.imagenet_c import COMMON, EXTRA
+from ..evaluation.corruption_names import COMMON, EXTRA
 from ..records import SEEDS
 from ..segmentation.data import READERS as LABELLED
 from .yaml_text import free_value, number_of

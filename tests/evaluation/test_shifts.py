@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.classes import class_map, classes_of
-from imgproc_attn.evaluation.shifts import area_under_precision_recall
+from imgproc_attn.evaluation.classification import area_under_precision_recall
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])

@@ -9,7 +9,6 @@ from torch import nn
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.presets import build_attacks
 from imgproc_attn.segmentation.attacks import (
-    PIXEL_ATTACKS,
     MaskedPGD,
     PixelFGSM,
     PixelPGD,
@@ -19,6 +18,7 @@ from imgproc_attn.segmentation.attacks import (
     wrong_pixels_weighted,
 )
 from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
+from imgproc_attn.segmentation.presets import PIXEL_ATTACKS
 
 
 def test_losses_are_of_labelled_pixels():
@@ -89,7 +89,7 @@ def test_attacks_refuse():
     for name, (_, kind) in PIXEL_ATTACKS.items():
         for threat in (ThreatModel(0.1, targeted=True), ThreatModel.normalized(0.1)):
             with pytest.raises(ValueError, match="are of classifiers"):
-                kind(threat)
+                kind()(threat)
         assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
     with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd, maskedpgd"):
         build_attacks(["square"], [ThreatModel(0.1)], 5, 0, PIXEL_ATTACKS)

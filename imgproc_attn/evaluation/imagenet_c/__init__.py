@@ -6,42 +6,17 @@ Lengths in pixels are those meant for 224 x 224, whatever the size.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
-from .noise import Generator, Picture, gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from .weather import brightness, check_frost, fog, frost, snow, spatter
-
-COMMON: Mapping[str, Callable[..., Picture]] = {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frost,
-    "fog": fog,
-    "brightness": brightness,
-    "contrast": contrast,
-    "elastic_transform": elastic_transform,
-    "pixelate": pixelate,
-    "jpeg_compression": jpeg_compression,
-}
-EXTRA: Mapping[str, Callable[..., Picture]] = {
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "spatter": spatter,
-    "saturate": saturate,
-}
+from ..corruption_names import COMMON, CORRUPTIONS, EXTRA
+from .noise import Generator, Picture
+from .weather import check_frost
 
 
 @dataclass(frozen=True)
@@ -66,9 +41,8 @@ class ImageNetC:
     frost: str = field(init=False, default="")  # hash of the photographs, which records and resumed evaluations know them by
 
     def __post_init__(self) -> None:
-        known = {**COMMON, **EXTRA}
-        if self.name not in known:
-            raise ValueError(f"There is no corruption {self.name!r}; there are {', '.join(known)}.")
+        if self.name not in CORRUPTIONS:
+            raise ValueError(f"There is no corruption {self.name!r}; there are {', '.join(CORRUPTIONS)}.")
         if self.severity not in range(1, 6):
             raise ValueError(f"{self.name}: severity is {self.severity}, but must be one of 1 to 5.")
         if self.name == "frost" and self.frost_folder is None:
@@ -97,9 +71,10 @@ class ImageNetC:
 
 def corrupt(name: str, x: Picture, severity: int, rng: Generator, frost_folder: Path | None = None) -> Picture:
     """A picture ``[H, W, 3]`` in [0, 1], corrupted, cut to [0, 1] and, as the authors' files, down to 8 bits."""
+    corruption = getattr(import_module(f".{CORRUPTIONS[name]}", __name__), name)
     options = {"folder": frost_folder} if name == "frost" else {}
     # the addition keeps what is a grey level already from falling to the one below by rounding
-    return np.floor(np.clip({**COMMON, **EXTRA}[name](x, severity, rng, **options), 0, 1) * 255 + 1e-6) / 255
+    return np.floor(np.clip(corruption(x, severity, rng, **options), 0, 1) * 255 + 1e-6) / 255
 
 
 __all__ = ["COMMON", "EXTRA", "ImageNetC", "corrupt"]

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from . import COMMON, EXTRA
+from ..corruption_names import COMMON, EXTRA
 
 # Errors of AlexNet on ImageNet-C (arXiv 1903.12261, the authors' table), the mean of the five severities.
 ALEXNET_ERRORS = {

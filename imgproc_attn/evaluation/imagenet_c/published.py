@@ -12,9 +12,9 @@ from torch import nn
 
 from ...data import Images, Preparation, check_classes, find_root, some_of
 from ..conditions import Condition
+from ..corruption_names import COMMON, EXTRA
 from ..samples import Samples
 from ..subject import ImageSource
-from . import COMMON, EXTRA
 from .errors import SEVERITIES
 
 LABELS = "labels.npy"

@@ -1,0 +1,29 @@
+"""Semantic segmentation: decoders, model, inference, metrics."""
+
+from .attacks import MaskedPGD, PixelFGSM, PixelMIFGSM, PixelPGD, SegPGD
+from .decoders import LinearDecoder, MaskDecoder, mask_decoder
+from .inference import Windowed, segment, sliding_strips
+from .metrics import Areas
+from .model import Segmenter, segmenter
+from .overlays import overlay, with_legend
+from .palettes import palette_of
+
+__all__ = [
+    "Areas",
+    "LinearDecoder",
+    "MaskDecoder",
+    "MaskedPGD",
+    "PixelFGSM",
+    "PixelMIFGSM",
+    "PixelPGD",
+    "SegPGD",
+    "Segmenter",
+    "Windowed",
+    "mask_decoder",
+    "overlay",
+    "palette_of",
+    "segment",
+    "segmenter",
+    "sliding_strips",
+    "with_legend",
+]
