@@ -5,7 +5,6 @@ runs.
 """
 
 import argparse
-import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extensions import import_extension
 from . import benchmark, evaluation, training
+from .console import console, reader_left
 from .errors import USER_ERRORS, one_line
 
 
@@ -37,9 +37,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; problems with what was asked for end in one line and exit status 2."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show ends nothing
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    with console():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     top = parser()
     args, rest = top.parse_known_args(arguments)
     changes = next((getattr(args, name) for name in ("overrides", "options") if hasattr(args, name)), None)
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(130)
     except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            raise
         print(f"imgproc-attn: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     finally:

@@ -1,7 +1,10 @@
 """Commands around training, and mistakes in them."""
 
+import io
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +133,25 @@ def test_splits_that_are_one_are_refused(tmp_path):
         quiet(small("data.test_split=train"), tmp_path / "run")
     with pytest.raises(ValueError, match="The splits train and test are the same images"):
         quiet(small("data.train_split=test", "data.train_images=200"), tmp_path / "run")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of Unix")
+def test_who_closes_the_pipe_loses_no_epoch(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+
+    class Watched(io.TextIOWrapper):
+        def write(self, text):
+            if "epoch 1/" in text:
+                os.close(reader)
+            return super().write(text)
+
+    words = ["train", "quickstart", *SMALL, "--variant", "plain", "--output", str(tmp_path / "run"), "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Watched(os.fdopen(writer, "wb")))
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+    assert end.value.code == 141
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    cli.main([*words, "--resume"])
+    quiet(small(label="plain"), tmp_path / "whole")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
