@@ -4,6 +4,7 @@ timm's own ``create_loader`` takes no sampler. Here the order is a function of s
 processes, and evaluation covers each image once without padding: what exact resuming and exact counts need.
 """
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +52,12 @@ class Preparation(NamedTuple):
         """From timm's data configuration, or a model's ``pretrained_cfg``."""
         size, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
         return cls(size, mean, std, config["interpolation"], config["crop_pct"], config.get("crop_mode", "center"))
+
+    @classmethod
+    def for_channels(cls, config: Mapping[str, Any], channels: int) -> dict[str, Any]:
+        """The configuration with statistics for that many channels: their average, as timm does it, if they are for others."""
+        known = {key: config[key] for key in ("mean", "std") if len(config[key]) != channels}
+        return {**config, **{key: (statistics.fmean(values),) * channels for key, values in known.items()}}
 
     def without_normalisation(self) -> "Preparation":
         """The same images, in [0, 1]."""

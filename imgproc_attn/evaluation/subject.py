@@ -1,6 +1,5 @@
 """What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
 
-import statistics
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,17 +66,21 @@ class Subject:
         if not pretrained and self.checkpoint is None:
             raise ValueError(f"{self.model} would be evaluated with random weights; give --checkpoint FILE, or --pretrained.")
         try:
-            model = timm.create_model(name, pretrained=pretrained, **self.options)
+            model: Any = timm.create_model(name, pretrained=pretrained, **self.options)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ValueError(f"{self.model}: {error}{extensions.hint(str(error))}") from error
+        known = model.pretrained_cfg.get("num_classes")
+        if pretrained and known is not None and known != model.num_classes:  # timm then leaves the classifier random
+            raise ValueError(
+                f"num_classes must be {known}, as the weights of {self.model} have it, got {model.num_classes}. Leave it out, "
+                "or train a new classifier from them (model.checkpoint of a recipe)."
+            )
         self._check_size(model)
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)
         config = resolve_model_data_config(model, use_test_size=True)
         config["input_size"] = self.input_size or _size_of(model, config["input_size"])
-        for key in ("mean", "std"):  # as timm does it: grey pictures for colour's statistics
-            if len(config[key]) != config["input_size"][0]:
-                config[key] = (statistics.fmean(config[key]),) * config["input_size"][0]
+        config = Preparation.for_channels(config, config["input_size"][0])
         if self.crop_pct is not None:
             config["crop_pct"] = self.crop_pct
         return model.eval(), Preparation.of(config)

@@ -6,14 +6,17 @@ import logging
 import math
 import pickle
 import re
+import types
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, to_2tuple
-from timm.models import VisionTransformer, clean_state_dict, load_state_dict_from_hf
+from timm.models import VisionTransformer, adapt_input_conv, clean_state_dict, load_state_dict_from_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a
 
 _logger = logging.getLogger(__name__)
 
+_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of their rows in a position table
 _BLOCK = re.compile(r"blocks\.\d+\.")
 # where the seams keep what a plain vision transformer does not have
 _SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|stream)\.")
@@ -46,32 +50,40 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     own = {prefix + name: value for name, value in model.state_dict().items()}
     if not any(".attn.qkv." in name for name in state_dict if name in own):
         return
-    held = set(map(_in_any_block, state_dict))
-    new = [prefix + name for name in seam_names(model) if _in_any_block(prefix + name) not in held]
+    new = _add_seams(state_dict, own, prefix)
     left_out = [
         name
         for name in list(state_dict)
         if name.startswith(tuple(prefix + n for n in ("cls_token", "dist_token", "head_dist.", "pos_embed")))
         and name not in own
     ]
-    moved = _move_norm(state_dict, own, prefix)
+    moved = _move_norm(state_dict, own, prefix, "norm", "fc_norm")
     rows = _drop_prefix_rows(state_dict, own, prefix, left_out)
     for name in left_out:
         del state_dict[name]
-    state_dict.update({name: own[name] for name in new})
     notes = (("new, at initial values", new), ("left out", left_out + rows), ("now behind the pooling", moved))
     text = "; ".join(f"{what}: {', '.join(dict.fromkeys(map(_in_any_block, names)))}" for what, names in notes if names)
     if text:
         _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
 
-def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> list[str]:
+def _add_seams(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> list[str]:
+    """Add the model's own values of the seams that the checkpoint holds in no block, and return their names."""
+    held = set(map(_in_any_block, state_dict))
+    seams = [name for name in own if _SEAMS.match(name.removeprefix(prefix))]
+    new = [name for name in seams if _in_any_block(name) not in held]
+    state_dict.update({name: own[name] for name in new})
+    return new
+
+
+def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str, here: str, there: str) -> list[str]:
+    """Rename a norm that the model has at another place, and return its names in the checkpoint."""
     moved = []
     for part in ("weight", "bias"):
-        here, there = f"{prefix}norm.{part}", f"{prefix}fc_norm.{part}"
-        if here in state_dict and here not in own and there in own and there not in state_dict:
-            state_dict[there] = state_dict.pop(here)
-            moved.append(here)
+        old, new = f"{prefix}{here}.{part}", f"{prefix}{there}.{part}"
+        if old in state_dict and old not in own and new in own and new not in state_dict:
+            state_dict[new] = state_dict.pop(old)
+            moved.append(old)
     return moved
 
 
@@ -97,7 +109,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a file, or in a folder as `save_weights` leaves it; nothing in it is executed.
 
     Safetensors, or what ``torch.save`` writes: weights alone, or a dictionary with them under ``state_dict_ema``,
-    ``state_dict`` or ``model``, as timm's, ours and DeiT's checkpoints have them.
+    ``state_dict`` or ``model`` (timm's, ours, DeiT's and MAE's), ``teacher`` (DINO's) or ``encoder`` (I-JEPA's).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -116,7 +128,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # zip and tensor readers each have their own
         raise ValueError(f"{file} is cut off or no checkpoint: {first_line(error)}") from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
@@ -152,53 +164,102 @@ def load_own_weights(model: nn.Module, own: dict[str, Any]) -> None:
         _load(model, clean_state_dict(load_state_dict_from_hf(own["hf_hub_id"])), own["hf_hub_id"], [])
 
 
-class Started(NamedTuple):
-    """What became of a checkpoint that training starts from.
+@dataclass
+class Started:
+    """How a checkpoint was fitted to the model that training starts from; as text, the notes for the user.
 
     Attributes:
-        left: Names that were not loaded.
-        resampled: Names of tables and embeddings that were made for other image or patch sizes.
+        num_classes: Of the model.
+        head: Names of the classifier or decoder that keep their initial values.
+        seams: Names of the seams that keep their initial values; see `seam_names`.
+        left_out: Names of the checkpoint that the model has no place for.
+        resampled: Names of tables and embeddings that were made for other image sizes or patches.
+        channels: Names of convolutions that were made for other input channels.
+        moved: Names of a norm that the model has on the other side of the pooling.
     """
 
-    left: list[str]
-    resampled: list[str]
+    num_classes: int
+    head: list[str] = field(default_factory=list)
+    seams: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = [f"{', '.join(self.head)} ({self.num_classes} classes)"] if self.head else []
+        notes = (
+            ("new", [*head, *_listed(self.seams)]),
+            ("left out", _listed(self.left_out)),
+            ("resampled", _listed(self.resampled)),
+            ("for other input channels", self.channels),
+            ("on the other side of the pooling", self.moved),
+        )
+        return "; ".join(f"{note}: {', '.join(names)}" for note, names in notes if names)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> list[str]:
+    """Names for a line of text: one per kind of block, and the first ``most`` only."""
+    kinds = list(dict.fromkeys(map(_in_any_block, names)))
+    return kinds[:most] + [f"… ({len(kinds)} in all)"] * (len(kinds) > most)
 
 
 def start_from(model: nn.Module, path: Path) -> Started:
-    """Load a checkpoint to train on from: as `load_weights`, but other classes, image sizes and patches are adapted.
+    """Load a checkpoint to train on from: all of the model's backbone must be in it, and the rest is adapted.
 
-    Position tables and patch embeddings of vision transformers are resampled by timm; a classifier of another number of
-    classes stays as it was initialised, and so does what a segmenter's decoder has of other classes. Into a segmenter, the
-    weights of a classifier go to its encoder. For which images the weights were made is told by the ``config.json`` beside
-    them; without one a position table is taken for that of a square grid.
+    A classifier, or a segmenter's decoder, keeps its initial values where the checkpoint has none, or one of other classes.
+    Position tables, patch embeddings and input channels are resampled by timm's functions. Layouts that timm converts to its
+    names of vision transformers (DINOv2, MAE, CLIP, DeiT-3) are converted, and a prefix of all names (``backbone.``) is taken
+    off. The weights of a classifier go to a segmenter's encoder, and the other way round. For which images the weights were
+    made is told by the ``config.json`` beside them; without one a position table is taken for that of a square grid.
 
     Raises:
-        ValueError: As `load_weights`; or a position table of an unknown grid that is not square.
+        ValueError: Weights of the backbone are missing, of another shape, or have no place in it; the message lists them. Or a
+            position table of an unknown grid that is not square. Or as `read_weights`.
         FileNotFoundError: There is no such file.
     """
-    weights, size = read_weights(path), _made_for(path)
+    read, notes = read_weights(path), Started(getattr(model, "num_classes", 0))
     encoder = getattr(model, "encoder", None)
+    segments = isinstance(encoder, nn.Module) and hasattr(model, "decoder")
+    backbone, at = (encoder, "encoder.") if isinstance(encoder, nn.Module) and segments else (model, "")
+    own, known = model.state_dict(), backbone.state_dict()
+    prefix = _common_prefix(read, known)
+    inner = {name.removeprefix(prefix): tensor for name, tensor in read.items() if name.startswith(prefix)}
+    inner = _for_backbone(inner, backbone, _made_for(path), notes)
+    outer = {name: tensor for name, tensor in read.items() if not name.startswith(prefix)}
+
+    heads = tuple(f"{name}." for name in _names_in_config(backbone, "classifier"))
+    parts = {name.partition(".")[0] for name in known} | dict(backbone.named_children()).keys()
+    unused = {n for n in inner if n not in known and (n.startswith(heads) or n.partition(".")[0] not in parts)}
+    notes.left_out += [*(prefix + name for name in inner if name in unused), *(name for name in outer if name not in own)]
+    weights = {name: tensor for name, tensor in outer.items() if name in own}
+    weights |= {at + name: tensor for name, tensor in inner.items() if name not in unused}
+    new = [n for n in own if n.startswith("decoder." if segments else heads)]
+    new = [n for n in new if n not in weights or weights[n].shape != own[n].shape]
+    _load(model, {name: tensor for name, tensor in weights.items() if name not in new}, path, new)
+    whole = segments and not any(name.startswith("decoder.") for name in own.keys() - new)
+    notes.head = ["decoder"] if whole else new
+    return notes
+
+
+def _common_prefix(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """The prefix under which most of a model's names are found; empty where two of them are equally good."""
+    found = Counter(name[: -len(end)] for name in weights for end in _ends_of(name) if end in own).most_common(2)
+    tie = len(found) == 2 and found[0][1] == found[1][1]
+    return "" if not found or tie else found[0][0]
+
+
+def _ends_of(name: str) -> list[str]:
+    """``a.b.c``, ``b.c``, ``c``."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
+def _names_in_config(model: nn.Module, key: str) -> list[str]:
+    """Names of the modules that timm's configuration has under ``key``: ``classifier`` or ``first_conv``."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    heads = cfg.get("classifier", ())
-    prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
-    own, found = model.state_dict(), weights
-    if not isinstance(encoder, nn.Module):
-        weights = _resampled(weights, model, size)
-    elif any(name.startswith("encoder.") for name in weights):
-        inner = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
-        inner = {f"encoder.{name}": t for name, t in _resampled(inner, encoder, size).items()}
-        weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")} | inner
-        prefixes = ("decoder.",)
-    else:
-        left = ["decoder", *_start_encoder(encoder, weights, path, size)]
-        return Started(left, _of_other_shapes(weights, encoder.state_dict()))
-    left = [n for n in _of_other_shapes(weights, own) if n.startswith(prefixes)]
-    _load(model, {name: tensor for name, tensor in weights.items() if name not in left}, path, left)
-    return Started(left, [n for n in _of_other_shapes(found, own) if n not in left])
-
-
-def _of_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    return [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
+    names = cfg.get(key) or ()
+    return [names] if isinstance(names, str) else list(names)
 
 
 def config_beside(path: Path) -> dict[str, Any]:
@@ -218,69 +279,114 @@ def _made_for(path: Path) -> tuple[int, int] | None:
     return to_2tuple(size) if size else None
 
 
-def _resampled(weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """Position tables and patch embedding for the model's image and patch size, if it is a vision transformer.
+def _for_backbone(
+    weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None, notes: Started
+) -> dict[str, Tensor]:
+    """Weights in the names, grid and channels of a model.
 
     Args:
         weights: Made for images of ``size``.
         model: Made for its own.
         size: (height, width), if known.
+        notes: What is done is added to them.
     """
-    if not isinstance(model, VisionTransformer):
-        return weights
-    weights = dict(weights)
+    own = model.state_dict()
+    weights = _for_vit(weights, model, size, notes) if isinstance(model, VisionTransformer) else dict(weights)
+    for here, there in (("norm", "fc_norm"), ("fc_norm", "norm"), ("head.norm", "norm_pre")):
+        notes.moved += _move_norm(weights, own, "", here, there)
+    for name in (f"{conv}.weight" for conv in _names_in_config(model, "first_conv")):
+        if name in weights and name in own and weights[name].dim() == 4 and 3 == weights[name].shape[1] != own[name].shape[1]:
+            weights[name] = adapt_input_conv(own[name].shape[1], weights[name])
+            notes.channels.append(name)
+    notes.seams += _add_seams(weights, own, "")
+    return weights
+
+
+class _OfTheSameGrid:
+    """A stand-in for the model, for which timm's filter finds no table to resample: `_fit_table` knows more of its grid."""
+
+    pretrained_model_args = types.MappingProxyType({"img_size": 1})  # too small for any grid
+
+    def __init__(self, model: VisionTransformer, weights: dict[str, Tensor]) -> None:
+        table = weights.get("pos_embed", weights.get("visual.positional_embedding"))
+        rows = 0 if table is None or table.dim() < 2 else table.shape[-2] - ("register_tokens" in weights)
+        self.pos_embed = torch.empty(1, rows, 0)
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _for_vit(
+    weights: dict[str, Tensor], model: VisionTransformer, size: tuple[int, int] | None, notes: Started
+) -> dict[str, Tensor]:
+    """As `_for_backbone`: timm's names, and the model's image and patch size."""
+    weights, embedding = dict(weights), "patch_embed.proj.weight"
     for name, module in model.named_modules():
         if isinstance(module, RelativeTable):
+            before = weights.get(f"{name}.table")
             stretch_loaded(module, weights, f"{name}.")
-    if "mask_token" in weights or model.pos_embed is None or "pos_embed" not in weights:  # timm knows DINOv2's own format
-        return checkpoint_filter_fn(weights, model)
-    tokens = [name for name in ("cls_token", "dist_token", "reg_token") if name in weights]
-    table = _table_for(model, weights.pop("pos_embed"), tokens, weights, size)
-    own = model.state_dict()
-    weights = {name: tensor for name, tensor in weights.items() if name in own or name not in tokens}
-    return {**checkpoint_filter_fn(weights, model), "pos_embed": table}
+            notes.resampled += [f"{name}.table"] * (weights.get(f"{name}.table") is not before)
+    patch = weights.get(embedding)
+    try:
+        stand_in: Any = _OfTheSameGrid(model, weights)
+        weights = checkpoint_filter_fn(weights, stand_in, adapt_layer_scale=True)
+    except RuntimeError:  # a patch embedding of another width, which `_load` refuses by its name
+        return weights
+    tokens = {name for name in _TOKENS if name in model.state_dict()}
+    if model.pos_embed is not None and weights.keys() >= {"pos_embed", *tokens} and weights["pos_embed"].dim() == 3:
+        _fit_table(weights, model, patch, size, notes)
+    notes.resampled += [embedding] * (patch is not None and weights[embedding].shape != patch.shape)
+    return weights
 
 
-def _table_for(
-    model: Any, table: Tensor, tokens: Sequence[str], weights: dict[str, Tensor], size: tuple[int, int] | None
-) -> Tensor:
-    """The position table without the rows of tokens that the model does not have, resampled to its grid."""
-    own = model.state_dict()
-    owners = [] if model.no_embed_class else [name for name in tokens for _ in range(weights[name].shape[1])]
+def _fit_table(
+    weights: dict[str, Tensor], model: VisionTransformer, patch: Tensor | None, size: tuple[int, int] | None, notes: Started
+) -> None:
+    """Give the position table the rows of the model's tokens, and the places of its grid.
+
+    Args:
+        weights: In timm's names; the table is replaced.
+        model: The model, which has a table.
+        patch: The checkpoint's own patch embedding, if known.
+        size: As in `_for_backbone`.
+        notes: As in `_for_backbone`.
+
+    Raises:
+        ValueError: Nothing says which grid the table was made for.
+    """
+    own, table = model.state_dict(), weights["pos_embed"]
+    tokens = [name for name in _TOKENS if name in weights and weights[name].dim() == 3]
+    owners = [name for name in tokens for _ in range(weights[name].shape[1])]
+    if _grid_of(table.shape[1] - len(owners), patch, size) is None and _grid_of(table.shape[1], patch, size) is not None:
+        owners = []  # the checkpoint's tokens have no rows, as in models with no_embed_class
+    rows, places = table[:, : len(owners)], table[:, len(owners) :]
     kept = [i for i, name in enumerate(owners) if name in own]
-    old, new = _grid_of(table.shape[1] - len(owners), weights, size), tuple(model.patch_embed.grid_size)
-    table = torch.cat([table[:, kept], table[:, len(owners) :]], dim=1)
-    if old is None and table.shape[1] - len(kept) != new[0] * new[1]:
+    notes.left_out += [f"pos_embed[{i}]" for i in range(len(owners)) if i not in kept]
+    if model.no_embed_class:  # the table has no rows for tokens: a token's position is part of it
+        for name in {owners[i] for i in kept}:
+            weights[name] = weights[name] + rows[:, [i for i in kept if owners[i] == name]]
+        kept = []
+    old, new = _grid_of(places.shape[1], patch, size), tuple(model.patch_embed.grid_size)
+    if old is None and places.shape[1] != new[0] * new[1]:
         raise ValueError(
-            f"pos_embed has {table.shape[1] - len(kept)} places, no square grid, and nothing says for which images it was "
+            f"pos_embed has {places.shape[1]} places, no square grid, and nothing says for which images it was "
             f"made; give a folder whose {CONFIG} does (with pretrained_cfg.input_size), as runs and timm leave them."
         )
-    if old is None or old == new:
-        return table
-    return resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=len(kept))
+    if old is not None and old != new:
+        places = resample_abs_pos_embed(places, list(new), list(old), num_prefix_tokens=0)
+        notes.resampled.append("pos_embed")
+    weights["pos_embed"] = torch.cat([rows[:, kept], places], dim=1)
 
 
-def _grid_of(count: int, weights: dict[str, Tensor], size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a grid of so many patches; a square one if ``size`` does not account for it, else None."""
-    patch = weights.get("patch_embed.proj.weight")
+def _grid_of(count: int, patch: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a grid of ``count`` patches; a square one if ``size`` does not account for it, else None."""
     if size is not None and patch is not None and patch.dim() == 4:
         height, width = (-(-side // length) for side, length in zip(size, patch.shape[-2:]))
         if height * width == count:
             return height, width
     side = math.isqrt(count)
     return (side, side) if side**2 == count else None
-
-
-def _start_encoder(encoder: nn.Module, weights: dict[str, Tensor], path: Path, size: tuple[int, int] | None) -> list[str]:
-    """Weights of a classifier in the same model without its head; the names that only the head has."""
-    weights, own = _resampled(weights, encoder, size), encoder.state_dict()
-    for part in ("weight", "bias"):  # the norm behind the pooling is the one before it, of all tokens
-        here, there = f"fc_norm.{part}", f"norm.{part}"
-        if here in weights and here not in own and there in own and there not in weights:
-            weights[there] = weights.pop(here)
-    head = [name for name in weights if name not in own and name.startswith(("head", "fc.", "classifier."))]
-    _load(encoder, {name: tensor for name, tensor in weights.items() if name not in head}, path, head)
-    return head
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -54,11 +54,12 @@ def create(recipe: Recipe, **kwargs: Any) -> Any:
     seed_everything(recipe.run.seed)
     model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
     data = recipe.data
-    given = {**_statistics_of(recipe), **data.model_dump(include=set(Preparation._fields), exclude_none=True)}
+    given = data.model_dump(include=set(Preparation._fields), exclude_none=True)
     for name in ("mean", "std"):
         if len(given.get(name, [0])) not in (1, data.input_size[0]):
             raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
-    config = resolve_data_config(given, model=model)
+    config = resolve_data_config({**_statistics_of(recipe), **given}, model=model)
+    config = Preparation.for_channels(config, data.input_size[0])
     model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
     name = recipe.model.name.partition(".")[0]  # timm's tags are of weights
     if timm.is_model(name):  # under which the weights are found again; one of one's own may build another one's
@@ -169,7 +170,9 @@ def _check_abilities(recipe: Recipe, model: Any) -> None:
 
 
 def _hint(message: str, recipe: Recipe) -> str:
-    """The nearest names, where a model or a keyword of it is not known."""
+    """The nearest names, where a model or a keyword of it is not known; or the size to build it for."""
+    if re.search(r"was built for|doesn't match model", message):  # ours, and that of timm's patch embeddings
+        return f" Set model.img_size=[{','.join(map(str, recipe.data.input_size[1:]))}]: positions are resampled to it."
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is not None:
         word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]

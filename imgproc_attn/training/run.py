@@ -73,9 +73,8 @@ class Run:
             raise ValueError(f"There are {few[0]} images to evaluate on for {self.processes.world} processes; train in fewer.")
         self.model = create(recipe)
         if recipe.model.checkpoint:
-            left, resampled = start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint)))
-            told = [f"but for {', '.join(left)}"] * bool(left) + [f"{', '.join(resampled)} resampled"] * bool(resampled)
-            self.say(", ".join([f"From {recipe.model.checkpoint}", *told]) + ".")
+            notes = str(start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint))))
+            self.say(f"From {recipe.model.checkpoint}{notes and '; '}{notes}.")
         self.preparation = Preparation.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.checkpoint_blocks:

@@ -14,6 +14,7 @@ from skimage import data as photographs
 from imgproc_attn import cli
 from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
 from imgproc_attn.evaluation.classification import TopAccuracy, wilson_interval
+from imgproc_attn.training.checkpoints import save_weights
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (874, 1000), (1, 1)])
@@ -137,6 +138,38 @@ def test_mistakes(arguments, message, capsys):
         evaluate(*arguments, "--root", "/")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["attack", "--attacks", "fgsm", "--eps", "1/255"],
+        ["corrupt", "--corruptions", "gaussian_noise", "--severities", "1"],
+    ],
+)
+def test_weights_that_do_not_cover_the_model_are_refused(command, tmp_path, capsys):
+    """What training starts from is not what can be evaluated: the classifier would be random."""
+    options = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2, "in_chans": 1}
+    headless = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    seven = timm.create_model("vit_tiny_patch16_224", num_classes=7, **options)
+    save_file(headless.state_dict(), tmp_path / "headless.safetensors")
+    save_file(seven.state_dict(), tmp_path / "seven.safetensors")
+    for name, model in (("headless", headless), ("seven", seven)):
+        save_weights(model.state_dict(), model, options, None, tmp_path / name)
+    words = [f"{key}={value}" for key, value in options.items()]
+    file = ["vit_tiny_patch16_224", "num_classes=10", *words, "--checkpoint"]
+    for model, message in (
+        ([*file, tmp_path / "headless.safetensors"], "2 missing: head.weight, head.bias"),
+        ([*file, tmp_path / "seven.safetensors"], "head.weight [7, 32], not [10, 32]"),
+        ([tmp_path / "headless", "num_classes=10"], "num_classes must be 0"),
+        ([tmp_path / "seven", "num_classes=10"], "num_classes must be 7"),
+    ):
+        data = ["--data", "digits", "--split", "test", "--limit", 20, "--device", "cpu", "--output", tmp_path / "out"]
+        with pytest.raises(SystemExit) as end:
+            cli.main(list(map(str, [command[0], *model, *command[1:], *data])))
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):

@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from segmented import CLASSIFIER, command
 from shapes import shapes_folder
 
@@ -146,6 +147,18 @@ def test_commands_refuse(run, words, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(*(names.get(word, word) for word in words), "--device", "cpu", "--output", tmp_path / "out")
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_weights_without_the_decoder_are_refused(run, tmp_path, capsys):
+    """What a segmenter starts training from is not what can segment."""
+    folder = shutil.copytree(run / "last", tmp_path / "encoder")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: t for name, t in weights.items() if name.startswith("encoder.")}, folder / "model.safetensors")
+    pictures = run.parent / "data" / "images" / "val"
+    for words in (["segment", pictures, "--checkpoint", folder], ["evaluate", folder]):
+        with pytest.raises(SystemExit):
+            command(*words, "--device", "cpu", "--output", tmp_path / "out")
+        assert re.search(r"is of another model than Segmenter as built here: \d+ missing: decoder", capsys.readouterr().err)
 
 
 def test_results_are_not_segmented_again(run, tmp_path, monkeypatch):

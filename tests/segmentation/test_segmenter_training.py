@@ -89,7 +89,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     norm = "norm.weight" if pooling == "token" else "fc_norm.weight"
     assert torch.equal(encoder.norm.weight, trained[norm])
     assert encoder.pos_embed.shape[1] == 6 * 8
-    assert re.search("but for decoder.*, pos_embed resampled", said[0])
+    assert re.search(r"new: decoder \(6 classes\).*; left out: .*head\.bias, head\.weight; resampled: pos_embed", said[0])
     # and it sees pictures as the classifier did, unless the recipe has its own way
     assert (run.preparation.mean, run.preparation.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     own = recipe_of(tmp_path / "data", f"model.checkpoint={tmp_path / 'classifier'}", "data.mean=[0.5, 0.5, 0.5]")

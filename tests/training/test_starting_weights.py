@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import timm
 import torch
 from runs import CPU, same, small, weights
+from safetensors.torch import save_file
 from torch import nn
 
 from imgproc_attn.data import ALONE, Processes
 from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.training import train
 from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state
 from imgproc_attn.training.run import Run
@@ -73,11 +76,36 @@ def test_a_new_classifier_and_another_image_size(tmp_path):
     lines = []
     recipe = small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.patch_size=4", label="twicing")
     run = Run(recipe, tmp_path / "run", CPU, ALONE, lines.append)
-    assert "but for head.weight, head.bias" in lines[0]
+    assert lines[0] == f"From {tmp_path / 'w.pt'}; new: head.weight, head.bias (10 classes)."
     assert torch.equal(run.model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
     finer = Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, ALONE, lines.append)
     assert finer.model.pos_embed.shape[1] == 16
-    assert "but for head.weight, head.bias, pos_embed, patch_embed.proj.weight resampled" in lines[-1]
+    assert "new: head.weight, head.bias (10 classes)" in lines[-1]
+    assert "resampled: pos_embed, patch_embed.proj.weight" in lines[-1]
     assert not torch.equal(finer.model.pos_embed, create(small(label="twicing")).pos_embed)
     with pytest.raises(ValueError, match=r"missing: blocks.1"):
         Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, ALONE)
+
+
+def test_a_headless_backbone_in_a_recipe(tmp_path):
+    """A new user's way: colour weights of a larger size for grey digits; the images' size is what the model is built for."""
+    options = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    words = ["model.source=vit_tiny_patch16_224", "model.patch_size=4", f"model.checkpoint={tmp_path / 'w.safetensors'}"]
+    words += ["comparison.variants={own: {name: converted_vit, residual: twicing}}", "schedule.epochs=1", "data.mean=null"]
+    words += ["schedule.warmup_epochs=0", "data.std=null", "model.class_token=true", "model.global_pool=token"]
+    lines = []
+    result = train(small(*words, label="own"), tmp_path / "run", "cpu", say=lines.append)
+    assert lines[0] == (
+        f"From {tmp_path / 'w.safetensors'}; new: head.weight, head.bias (10 classes), blocks.*.attn.residual.gate.strength; "
+        "resampled: pos_embed; for other input channels: patch_embed.proj.weight."
+    )
+    assert result["test"]["n"] == 100
+    again = timm.create_model(f"local-dir:{tmp_path / 'run' / 'best'}", pretrained=True)
+    assert again.pretrained_cfg["mean"] == pytest.approx((0.5,))
+    with pytest.raises(ValueError, match=r"built for 32 x 32; .*Set model\.img_size=\[8,8\]: positions are resampled to it"):
+        train(small(*words, "model.img_size=32", label="own"), tmp_path / "other", "cpu")
+    plain = ["comparison.variants={own: {name: vit_tiny_patch16_224}}", "model.patch_size=4", "model.img_size=32"]
+    with pytest.raises(ValueError, match=r"\(32\)\. Set model\.img_size=\[8,8\]"):
+        train(small(*plain, label="own"), tmp_path / "other", "cpu")
