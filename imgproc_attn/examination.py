@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,13 +19,15 @@ from .environment import arithmetic, sources_hash, versions
 from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
 from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, architecture_hash, weights_hash
+from .evaluation.flags import remove_flags
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.results import row
 from .evaluation.robustness import attack_conditions, corrupted_condition
 from .evaluation.samples import Samples
 from .evaluation.sanity import check_rows, sanity_checks
-from .files import slug, write_json
+from .files import dump_json, read_json, slug
 from .layers import FilterAttention
+from .manifest import Manifest
 from .models import FilterVisionTransformer
 from .records import strength_text
 from .segmentation.attacks import MaskedPGD, PixelFGSM, PixelPGD, SegPGD
@@ -100,8 +101,8 @@ def _key(protocol: Any) -> str:
 
 def forget(folder: Path) -> None:
     """Remove what was found of the model in ``folder``."""
-    (folder / EVALUATION).unlink(missing_ok=True)
-    shutil.rmtree(folder / FLAGS, ignore_errors=True)
+    Manifest(folder).remove([EVALUATION])
+    remove_flags(folder / FLAGS)
 
 
 def _some(count: int, wanted: int) -> Tensor:
@@ -111,11 +112,12 @@ def _some(count: int, wanted: int) -> Tensor:
 
 def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
     """What the folder holds under that key, else what ``examine`` finds."""
-    file = folder / EVALUATION
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    file, manifest = folder / EVALUATION, Manifest(folder)
+    manifest.refuse_foreign([EVALUATION])
+    known = read_json(file, remedy="Remove it, and the model is examined again.") if file.is_file() else {}
     if known.get("key") != key:
         known = {"key": key, **examine()._asdict()}
-        write_json(file, known)
+        manifest.write({EVALUATION: partial(dump_json, known)})
     return Examined(*(known[name] for name in Examined._fields))
 
 

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +85,35 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it there.
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system within name ``path``, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise error if error.errno is None else cannot_write(path, error) from error
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` to be filled, which takes its place at the end, unless there is an error.
 
     Args:
         path: Where the file shall be; its folder is made if need be.
-        write: Gets the path of an empty file with the same suffix and fills it.
+
+    Yields:
+        The path of the empty file, with the same suffix.
 
     Raises:
         OSError: It cannot be written; what ``path`` held before is whole.
     """
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:
-            write(temporary)
+            yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             mask = os.umask(0)
@@ -108,8 +122,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill the file that `unfinished` gives."""
+    with unfinished(path) as temporary:
+        write(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,9 +142,14 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def dump_json(content: Any, path: Path) -> None:
+    """Strict, indented JSON (a NaN is an error, not a token other programs choke on), into a file that need not stay whole."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
-    """``content`` as strict, indented JSON (a NaN is an error, not a token other programs choke on)."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """``content`` as `dump_json` writes it, atomically."""
+    write_atomically(path, partial(dump_json, content))
 
 
 def read_json(
@@ -146,7 +169,9 @@ def read_json(
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(form).validate_python(json.loads(path.read_bytes()), strict=True)
+        content = json.loads(path.read_bytes())
+        TypeAdapter(form).validate_python(content, strict=True)
+        return content  # with what the form does not know
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"

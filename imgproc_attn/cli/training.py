@@ -66,9 +66,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _output(recipe: Path) -> Path:
     """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
+    from ..manifest import MANIFEST
     from ..training import list_recipes
 
-    if recipe.name == "recipe.yaml" and (recipe.parent / "metrics.jsonl").exists():
+    if recipe.name == "recipe.yaml" and (recipe.parent / MANIFEST).exists():
         return recipe.parent
     names = {file: name for name, file in list_recipes().items()}
     return Path("runs") / names.get(recipe, recipe.stem)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data import ALONE, Processes, readable
+from ..locks import locked
 from .conditions import Condition, Verdict
 from .flags import FlagFile, Flags
 from .samples import Prepared, Samples
@@ -71,11 +73,16 @@ class Evaluator:
         """The flags of every condition, by name; in all processes.
 
         Raises:
-            ValueError: Two conditions of one name; flags of another protocol; images or settings that do not fit the model.
+            ValueError: Two conditions of one name; flags of another protocol; images or settings that do not fit the model;
+                another process that writes to the folder.
         """
         names = [condition.name for condition in conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"Conditions need names of their own, but these are {', '.join(names)}.")
+        with locked(self.folder) if self.processes.rank == 0 else nullcontext():
+            return self._ask(conditions)
+
+    def _ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
         self._wait()  # nobody reads what another one is about to remove
         files = {condition.name: self._file(condition) for condition in conditions}
         done = {name: file.done for name, file in files.items()}

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,6 +16,7 @@ from ..files import cannot_write, slug
 from ..records import changes
 from .conditions import Verdict
 
+FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 
 
@@ -85,7 +87,7 @@ class FlagFile:
     """
 
     def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any], rank: int = 0) -> None:
-        self._pattern = f"{slug(name)}.process-*.jsonl"
+        self._pattern = FILES.replace("*", slug(name), 1)
         self._folder, self.protocol = folder, json.loads(json.dumps(protocol))
         self._file = folder / self._pattern.replace("*", str(rank))
         self._lines: dict[Path, list[dict[str, Any]]] = {}
@@ -169,12 +171,6 @@ class FlagFile:
     def _open(self) -> BinaryIO:
         """This process's own file, without what a crash left of a last line."""
         writer = self._file.open("ab")
-        if not _locked(writer):
-            writer.close()
-            raise ValueError(
-                f"Another process writes to {self._file}: the same evaluation is running. Wait for it, or end it (of torchrun, "
-                "its workers too)."
-            )
         content = self._file.read_bytes()
         writer.truncate(content.rfind(b"\n") + 1)
         if b"\n" not in content:
@@ -188,14 +184,18 @@ class FlagFile:
             self._writer = None
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Keep a file to this process for as long as it is open; false if another has it. Where files cannot be locked, true."""
-    try:
-        import fcntl  # not on Windows
+def remove_flags(folder: Path) -> None:
+    """Remove the flags in ``folder`` and below, and folders that are empty then; nothing else."""
+    ours = [file for file in folder.rglob(FILES) if file.is_file() and _is_ours(file)]
+    for file in ours:
+        file.unlink()
+    for place in sorted({folder, *(file.parent for file in ours)}, reverse=True):
+        with suppress(OSError):  # it is not empty
+            place.rmdir()
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass
-    return True
+
+def _is_ours(file: Path) -> bool:
+    """Whether it begins as a `FlagFile` does; one that a kill left without a whole line is empty."""
+    with file.open("rb") as lines:
+        first = lines.readline()
+    return not first or first.startswith(b'{"protocol": ')

@@ -11,32 +11,53 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import cannot_write, write_atomically, write_json
+from ..files import dump_json, write_atomically
 from ..models.checkpoints import CONFIG, WEIGHTS, first_line
 
 STATE = "state.pt"
 
+Files = dict[str, Callable[[Path], Any]]  # what fills each, by name
 
-def save_state(state: Mapping[str, Any], folder: Path) -> None:
-    """Write ``state`` to ``folder/state.pt``: the old file or the new, whole, whatever happens."""
-    _write(folder / STATE, partial(torch.save, dict(state)))
+
+def state_file(state: Mapping[str, Any]) -> Files:
+    """What writes the full state of a run, for `Manifest.write`."""
+    return {STATE: _reported(partial(torch.save, dict(state)))}
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU; nothing in it is executed.
+    """What `state_file` wrote, on the CPU; nothing in it is executed.
 
     Raises:
         ValueError: The file is cut off, or none of ours.
     """
     file = folder / STATE
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state["records"], state["best"]
     except FileNotFoundError:
         raise
     except Exception as error:  # zip, pickle and tensor readers each have their own
         raise ValueError(
             f"{file} is cut off or no state of a run: {first_line(error)}. Start anew in another folder."
         ) from error
+    return state
+
+
+def weight_files(
+    weights: Mapping[str, Tensor], model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None
+) -> Files:
+    """What writes weights, and the model's configuration beside them, so that ``timm.create_model("local-dir:…")`` loads both.
+
+    Args:
+        weights: State of ``model``'s form.
+        model: Gives name, classes and ``pretrained_cfg``.
+        arguments: Keyword arguments that made it.
+        classes: ``{name: label}``, where names are known.
+    """
+    # safetensors wants each tensor to own its memory
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    config = timm_config(model, arguments, classes)
+    return {CONFIG: partial(dump_json, config), WEIGHTS: _reported(partial(save_file, own))}
 
 
 def save_weights(
@@ -46,27 +67,21 @@ def save_weights(
     classes: Mapping[str, int] | None,
     folder: Path,
 ) -> None:
-    """Write weights, and the model's configuration beside them, so that ``timm.create_model("local-dir:…")`` loads both.
-
-    Args:
-        weights: State of ``model``'s form.
-        model: Gives name, classes and ``pretrained_cfg``.
-        arguments: Keyword arguments that made it.
-        classes: ``{name: label}``, where names are known.
-        folder: Made if need be.
-    """
-    # safetensors wants each tensor to own its memory
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    write_json(folder / CONFIG, timm_config(model, arguments, classes))
-    _write(folder / WEIGHTS, partial(save_file, own))
+    """Write the files of `weight_files` to a folder, which is made if need be."""
+    for name, write in weight_files(weights, model, arguments, classes).items():
+        write_atomically(folder / name, write)
 
 
-def _write(file: Path, write: Callable[[Path], Any]) -> None:
-    """As `write_atomically`; torch and safetensors have errors of their own for a full disk."""
-    try:
-        write_atomically(file, write)
-    except (RuntimeError, SafetensorError) as error:
-        raise cannot_write(file, OSError(errno.ENOSPC, first_line(error))) from error
+def _reported(write: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Torch and safetensors have errors of their own for a full disk: they become the system's."""
+
+    def reported(file: Path) -> None:
+        try:
+            write(file)
+        except (RuntimeError, SafetensorError) as error:
+            raise OSError(errno.ENOSPC, first_line(error)) from error
+
+    return reported
 
 
 def timm_config(model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None) -> dict[str, Any]:

@@ -1,27 +1,37 @@
 """The folder of a run: whose it is, and whether there is room in it."""
 
-import json
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import TypedDict
 
+from ..data import Fingerprint, Unreadable, fingerprint
 from ..environment import arithmetic, environment
-from ..files import remove_unfinished, slug, write_json, write_text
+from ..files import dump_json, read_json, remove_unfinished, slug, write_json
+from ..manifest import Manifest
 from ..models.checkpoints import CONFIG, WEIGHTS
 from ..records import changes
-from .checkpoints import STATE
-from .journal import CURVES, METRICS, PICTURE
+from .checkpoints import STATE, Files, load_state
+from .journal import METRICS, PICTURE, Journal
+from .problems import problem_of
 from .recipe import load_recipe
 from .schema import Recipe
+from .splits import Splits
 from .yaml_text import write_yaml
 
-RECIPE, ENVIRONMENT, FINAL, UNREADABLE = "recipe.yaml", "environment.json", "final.json", "unreadable.txt"
+RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json", "final.json"
+UNREADABLE = "unreadable.txt"
 BEST, LAST = "best", "last"
+# what a run writes, beside TensorBoard's curves; without the first ones it cannot go on
+FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
+FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
 # no weight depends on these
 CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and what one finds there
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
@@ -32,9 +42,52 @@ def run_folder(label: str, seed: int) -> Path:
     return Path("runs", f"{slug(label)}-seed{seed}")
 
 
-def write_recipe(recipe: Recipe, folder: Path) -> None:
-    """Into a run's folder, and into those of its weights: they know their data and windows wherever they are copied."""
-    write_text(folder / RECIPE, write_yaml(recipe.model_dump()))
+def not_finite(rank: int) -> str:
+    """The file in which a process names the images of a batch whose loss was not finite."""
+    return f"not-finite-{rank}.json"
+
+
+def recipe_file(recipe: Recipe) -> Files:
+    """What writes it, into a run's folder and into those of its weights: they know their data and windows wherever they are."""
+    return {RECIPE: partial(Path.write_text, data=write_yaml(recipe.model_dump()), encoding="utf-8")}
+
+
+def below(part: str, files: Files) -> Files:
+    """The same files in the folder ``part``."""
+    return {f"{part}/{name}" if part else name: write for name, write in files.items()}
+
+
+def _trained_on(splits: Splits) -> dict[str, Fingerprint | None]:
+    """The images that weights depend on, by those they are trained on and those they are chosen on."""
+    images = {"training": splits.train, "validation": splits.validation}
+    return {name: None if split is None else fingerprint(split) for name, split in images.items()}
+
+
+def _difference(before: Fingerprint | None, now: Fingerprint | None) -> str:
+    """What the user will recognise first."""
+    before, now = before or _NO_IMAGES, now or _NO_IMAGES
+    if before["images"] != now["images"]:
+        return f"{before['images']} images -> {now['images']}"
+    old, new = before["classes"] or [], now["classes"] or []
+    gone, come = ([name for name in a if name not in b] for a, b in ((old, new), (new, old)))
+    if gone or come:
+        return f"classes {_few(gone)} -> {_few(come)}"
+    return "the order of the classes" if old != new else "names, labels or sizes of some of its images"
+
+
+_NO_IMAGES = Fingerprint(images=0, classes=None, sha256="")
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(names[:5]) + ", …" * (len(names) > 5)) or "none"
+
+
+class _Session(TypedDict):
+    versions: dict[str, str]
+
+
+class _Sessions(TypedDict):
+    sessions: list[_Session]
 
 
 class Folder:
@@ -50,31 +103,44 @@ class Folder:
         begun: Whether it holds a whole epoch.
 
     Raises:
-        FileExistsError: It holds a whole epoch or more, and ``resume`` was not asked for.
-        ValueError: It holds such of another recipe; the message says what changed.
+        FileExistsError: It holds a whole epoch or more, and ``resume`` was not asked for; or files that a run would overwrite
+            and that no run wrote.
+        ValueError: It holds a run of another recipe, and the message says what changed; or a damaged one.
     """
 
     def __init__(self, path: Path, recipe: Recipe, resume: bool, restart: bool = False) -> None:
-        self.path, self.recipe = path, recipe
-        known, metrics = path / RECIPE, path / METRICS
-        self.begun = not restart and known.exists() and metrics.exists() and metrics.stat().st_size > 0
+        self.path, self.recipe, self.manifest = path, recipe, Manifest(path)
+        self.manifest.refuse_foreign(FILES)
+        self.begun = not restart and self._holds_an_epoch()
         if self.begun and not resume:
             raise FileExistsError(
                 f"{path} holds a run already: go on with --resume, begin anew with --restart, or give another --output."
             )
         if self.begun:
-            self._refuse_changes(load_recipe(known))
+            self.manifest.check(RECIPE, f"Undo that ({LAST}/ has a copy), begin anew with --restart, or give another --output.")
+            self._refuse_changes(load_recipe(path / RECIPE))
+
+    def _holds_an_epoch(self) -> bool:
+        """Any file that is written after an epoch shows that there is one, whatever else is missing."""
+        later = (self.path / name for name in (METRICS, FINAL, *(f"{part}/{WEIGHTS}" for part in (BEST, LAST))))
+        if any(file.is_file() and file.stat().st_size > 0 for file in later):
+            return True
+        return (self.path / STATE).is_file() and len(load_state(self.path)["records"]) > 0
+
+    def claim(self, processes: int = 1) -> None:
+        """List the files that a run writes as its own, before it writes any.
+
+        Raises:
+            FileExistsError: Some of them are there, and are somebody else's.
+        """
+        self.manifest.claim([*FILES, *map(not_finite, range(processes))])
 
     @staticmethod
     def clear(path: Path) -> None:
-        """Remove the run in ``path``, and nothing else."""
-        for name in (FINAL, METRICS, RECIPE, ENVIRONMENT, STATE, PICTURE, UNREADABLE):  # what says that there is one goes first
-            (path / name).unlink(missing_ok=True)
-        for part in (BEST, LAST):
-            for name in (WEIGHTS, CONFIG, RECIPE):
-                (path / part / name).unlink(missing_ok=True)
-        for events in (path / CURVES).glob("events.out.tfevents.*"):
-            events.unlink()
+        """Remove the run in ``path``, and nothing else. What it cannot go on without goes first."""
+        manifest = Manifest(path)
+        Journal.clear(path)
+        manifest.remove([*FILES, *(name for name in manifest.files if name.startswith("not-finite-"))])
 
     def _refuse_changes(self, before: Recipe) -> None:
         found = changes(before.model_dump(), self.recipe.model_dump())
@@ -103,18 +169,57 @@ class Folder:
                 "folder, on storage that the machines share; give such a one as --output."
             )
 
-    @property
-    def tested_on(self) -> dict[str, Any]:
+    def tested_on(self, splits: Splits) -> dict[str, Any]:
         """What may change and yet changes the test."""
-        return self.recipe.data.model_dump(include={"root", "test_split", "test_images"})
+        told = self.recipe.data.model_dump(include={"test_split", "test_images"})
+        return {**told, "images": None if splits.test is None else fingerprint(splits.test)}
 
     def finished(self) -> dict[str, Any] | None:
-        """What the run ended with, if it did, tested on what the recipe says now."""
-        file = self.path / FINAL
-        result = json.loads(file.read_text(encoding="utf-8")) if self.begun and file.exists() else {}
-        return result if result.pop("tested_on", None) == self.tested_on else None
+        """What the run ended with, if it did, tested on what the recipe says now.
 
-    def prepare(self, model: nn.Module, device: str, processes: int) -> None:
+        Raises:
+            ValueError: Data that it was trained on, its result or its weights have changed.
+        """
+        if not self.begun or not (self.path / FINAL).exists():
+            return None
+        self.manifest.check(FINAL, "Remove it, and --resume tests the weights again.")
+        result = read_json(self.path / FINAL)
+        splits = problem_of(self.recipe).open(Unreadable(), 1)
+        self.check_data(splits)
+        if result.pop("tested_on") != self.tested_on(splits):
+            return None
+        self.check_weights(result["checkpoint"])
+        return result
+
+    def check_data(self, splits: Splits) -> None:
+        """Make sure that the run was trained on these images, wherever they lie now.
+
+        Raises:
+            ValueError: Other names, labels or sizes than it began with.
+        """
+        self.manifest.check(DATA, "Restore it, begin anew with --restart, or give another --output.")
+        before, now = read_json(self.path / DATA), _trained_on(splits)
+        changed = [f"{split}: {_difference(before[split], now[split])}" for split in now if before[split] != now[split]]
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run on other data, and cannot go on with these. Changed: {'; '.join(changed)}. "
+                "Put the data back, begin anew with --restart, or give another --output."
+            )
+
+    def check_weights(self, part: str) -> None:
+        """Make sure that ``best`` or ``last`` holds what the run wrote.
+
+        Raises:
+            ValueError: Weights or configuration are missing, or have changed.
+        """
+        for name in (WEIGHTS, CONFIG):
+            self.manifest.check(f"{part}/{name}", "Restore it, begin anew with --restart, or give another --output.")
+
+    def finish(self, result: Mapping[str, Any], splits: Splits) -> None:
+        """Keep what the run ends with."""
+        self.manifest.write({FINAL: partial(dump_json, {**result, "tested_on": self.tested_on(splits)})})
+
+    def prepare(self, model: nn.Module, splits: Splits, device: str, processes: int) -> None:
         """Write what the run is, and make sure that there is room for its checkpoints.
 
         Raises:
@@ -133,15 +238,19 @@ class Folder:
                 f"{self.path}: {free / 2**20:.0f} MiB are free, but the checkpoints of this run need up to "
                 f"{needed / 2**20:.0f} MiB; make room, or give another --output."
             )
-        for folder in (self.path, self.path / BEST, self.path / LAST):
-            if folder.is_dir():
-                write_recipe(self.recipe, folder)
+        self.claim(processes)
+        for part in ("", BEST, LAST):
+            if (self.path / part).is_dir():
+                self.manifest.write(below(part, recipe_file(self.recipe)))
+        if not self.begun:
+            self.manifest.write({DATA: partial(dump_json, _trained_on(splits))})
         now = {**environment(device), "arithmetic": arithmetic(device), "processes": processes}
         self._write_environment({**now, "command": sys.argv, "started": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _write_environment(self, now: dict[str, Any]) -> None:
         file = self.path / ENVIRONMENT
-        before = json.loads(file.read_text(encoding="utf-8"))["sessions"] if file.exists() else []
+        lost = "Remove it: with it, no more is lost than what it tells of earlier sessions."
+        before = read_json(file, _Sessions, lost)["sessions"] if file.exists() else []
         if before:
             last = before[-1]
             changed = [k for k in now["versions"] if last["versions"].get(k) != now["versions"][k]]

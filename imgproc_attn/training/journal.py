@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..diagnostics import draw_run
 from ..files import write_atomically, write_text
 
 METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
+OWN = ".imgproc-attn"  # what the names of our files of curves end with
 DRAW_EVERY = 60  # seconds
 
 
@@ -31,7 +33,7 @@ class Journal:
         self._folder, self.records = folder, list(records)
         self._write()
         self._drawn = time.monotonic()
-        self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records))
+        self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records), filename_suffix=OWN)
 
     def add(self, record: dict[str, Any], examples: Figure | None = None) -> None:
         """Keep an epoch's record; and in TensorBoard what the model makes of some examples."""
@@ -52,6 +54,14 @@ class Journal:
         self._board.close()
         if self.records:
             self._draw()
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove the curves of the run in ``folder``; their files have names of their own."""
+        for events in (folder / CURVES).glob(f"events.out.tfevents.*{OWN}"):
+            events.unlink()
+        with suppress(OSError):  # there is none, or it holds other things
+            (folder / CURVES).rmdir()
 
     def _draw(self) -> None:
         write_atomically(self._folder / PICTURE, partial(draw_run(self.records).savefig, dpi=120))

@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from ..data import Preparation, Processes, Unreadable
 from ..files import check_output_folder, write_json
+from ..locks import locked
+from ..manifest import Manifest
 from ..models.checkpoints import WEIGHTS, start_from
 from ..records import METRICS
 from .augmentation import mixup
 from .building import arguments, check, check_return, checkpoint_of, create
-from .checkpoints import STATE, load_state, save_state, save_weights
-from .folder import BEST, FINAL, LAST, UNREADABLE, Folder, write_recipe
+from .checkpoints import STATE, Files, load_state, state_file, weight_files
+from .folder import BEST, LAST, UNREADABLE, Folder, below, not_finite, recipe_file
 from .journal import Journal
 from .loop import NotFinite, Trainer
 from .problems import Loading, problem_of
@@ -57,7 +59,7 @@ class Run:
     trainer: Trainer = field(init=False)
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
+        recipe, self.manifest = self.recipe, Manifest(self.folder)
         self.unreadable = Unreadable(self.folder / UNREADABLE)
         self.problem = problem_of(recipe)
         with first_alone(self.processes) if recipe.data.download else nullcontext():
@@ -117,6 +119,11 @@ class Run:
         return f"validation_{self.trainer.task.create_evaluator().default_metric}"
 
     @property
+    def chosen(self) -> str:
+        """Which checkpoint the run ends with, the same in every process."""
+        return LAST if self.splits.validation is None else BEST
+
+    @property
     def evaluated(self) -> nn.Module:
         """What is evaluated and kept: the model, or the moving average of its weights."""
         task = self.trainer.task
@@ -160,28 +167,29 @@ class Run:
         better = metric is not None and (self.best is None or metric > self.best)
         self.best = metric if better else self.best
         classes = getattr(self.splits.train, "classes", None)
-        kept = (self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
-        for folder in [self.folder / BEST] * better + [self.folder / LAST]:
-            save_weights(*kept, folder)
-            write_recipe(self.recipe, folder)
-        self.save_state([*journal.records, record])
+        kept = weight_files(self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
+        files: Files = {}
+        for part in [BEST] * better + [LAST]:
+            files |= below(part, kept | recipe_file(self.recipe))
+        self.manifest.write(files | self.state([*journal.records, record]))
         journal.add(record, self.problem.examples(self.evaluated.eval(), self.seen, self._loading))
 
-    def save_state(self, records: list[dict[str, Any]]) -> None:
-        """Write all it takes to go on after the epochs of ``records``."""
-        save_state({**self.trainer.state_dict(), "best": self.best, "records": records}, self.folder)
+    def state(self, records: list[dict[str, Any]]) -> Files:
+        """What writes all it takes to go on after the epochs of ``records``."""
+        return state_file({**self.trainer.state_dict(), "best": self.best, "records": records})
 
     def restore(self) -> list[dict[str, Any]]:
         """Go on from the folder's state; returns the records of the epochs behind it.
 
         Raises:
-            ValueError: There is none, though there was.
+            ValueError: There is none, though there was; or it has changed since it was written.
         """
         if not (self.folder / STATE).is_file():
             raise ValueError(
                 f"{self.folder} holds a run, but not its {STATE}, without which it cannot go on: begin anew with --restart, or "
-                "give another --output. What weights it holds, `imgproc-attn evaluate` takes."
+                "give another --output. You can still evaluate the saved weights with `imgproc-attn evaluate`."
             )
+        self.manifest.check(STATE, "Restore it, begin anew with --restart, or give another --output.")
         state = load_state(self.folder)
         self.trainer.load_state_dict(state)
         self.best = state["best"]
@@ -189,8 +197,7 @@ class Run:
 
     def conclude(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Test what the run ends with, the best checkpoint or the last."""
-        chosen = LAST if self.splits.validation is None else BEST  # the same in every process
-        self.evaluated.load_state_dict(load_file(self.folder / chosen / WEIGHTS))
+        self.evaluated.load_state_dict(load_file(self.folder / self.chosen / WEIGHTS))
         best = [r.get(self.metric, 0.0) for r in records]
         return {
             "title": self.recipe.title,
@@ -200,7 +207,7 @@ class Run:
             "epochs": len(records),
             "seconds": sum(r["seconds"] for r in records),
             "losses": [r["train_loss"] for r in records],
-            "checkpoint": chosen,
+            "checkpoint": self.chosen,
             "best_epoch": None if self.best is None else 1 + best.index(max(best)),
             "validation": self.best,
             "test": None if self.splits.test is None else self.evaluate(self.splits.test),
@@ -234,9 +241,11 @@ def train(
 
     Raises:
         FileNotFoundError: Data that is not there.
-        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``restart`` was asked for.
+        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``restart`` was asked for; or files that the run
+            would overwrite, and that no run wrote.
         FloatingPointError: The loss is not finite.
-        ValueError: Whatever is wrong with recipe, data or checkpoint, before anything is trained.
+        ValueError: Whatever is wrong with recipe, data or checkpoint, or with files of the run, before anything is trained; or
+            another process writes to ``output``.
         OSError: ``output`` cannot be written to, or the disk is full; the last checkpoint stays whole.
     """
     if not recipe.model.name or recipe.comparison is not None:
@@ -247,34 +256,63 @@ def train(
     check_output_folder(output)
     check(recipe)
     place, processes = start_processes(device)
-    first = processes.rank == 0
-    folder = Folder(output, recipe, resume, restart)
+    with locked(output) if processes.rank == 0 else nullcontext():
+        return _train_in(Folder(output, recipe, resume, restart), place, processes, resume, restart, say)
+
+
+def _train_in(
+    folder: Folder,
+    device: torch.device,
+    processes: Processes,
+    resume: bool,
+    restart: bool,
+    say: Callable[[str], Any],
+) -> dict[str, Any]:
+    """`train` in a folder that is free for it."""
+    output, recipe, first = folder.path, folder.recipe, processes.rank == 0
     finished = folder.finished()
     wait(processes)  # all have looked before one writes
     if finished is not None:
         if first:
             say(f"{output} is finished. {_summary(finished, output)}")
         return finished
-    run = Run(recipe, output, place, processes, say if first else lambda line: None)
+    run = _build(folder, device, processes, say)
     if first and not folder.begun:
         check_return(recipe, run.model, output)
     if restart and first:  # data and model are there: what was is given up for something
         Folder.clear(output)
     if first:
-        folder.prepare(run.model, str(place), processes.world)
+        if folder.begun:
+            folder.check_data(run.splits)
+        folder.prepare(run.model, run.splits, str(device), processes.world)
     wait(processes)
     folder.check_shared(processes.rank)
     records = run.restore() if folder.begun else []
+    if records:
+        folder.check_weights(run.chosen)
     if first and not folder.begun:
-        run.save_state([])
+        run.manifest.write(run.state([]))
     run.introduce(records, resume)
     _train(run, records)
     wait(processes)  # the chosen weights are written
     result = run.conclude(records)
     if first:
-        write_json(output / FINAL, {**result, "tested_on": folder.tested_on})
+        folder.finish(result, run.splits)
     run.say(_summary(result, output))
     return result
+
+
+def _build(folder: Folder, device: torch.device, processes: Processes, say: Callable[[str], Any]) -> Run:
+    """The run, in a folder that lists what it may write already: the first images that it reads may be unreadable."""
+    first = processes.rank == 0
+    if first:
+        folder.claim()
+    try:
+        return Run(folder.recipe, folder.path, device, processes, say if first else lambda line: None)
+    except BaseException:
+        if first:
+            folder.manifest.settle()
+        raise
 
 
 def _train(run: Run, records: list[dict[str, Any]]) -> None:
@@ -296,7 +334,7 @@ def _train(run: Run, records: list[dict[str, Any]]) -> None:
                 good = f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was whole."
                 message = f"{error} {good}"
                 if error.images:
-                    file = run.folder / f"not-finite-{run.processes.rank}.json"
+                    file = run.folder / not_finite(run.processes.rank)
                     write_json(file, {"message": message, "images": error.images})
                     message = f"{message} All of its images: {file}."
                 raise FloatingPointError(message) from error

@@ -23,7 +23,7 @@ from imgproc_attn.data import Digits, Images, Processes
 from imgproc_attn.evaluation import FGSM, PGD
 from imgproc_attn.evaluation.conditions import Condition, UnderAttack
 from imgproc_attn.evaluation.evaluator import Evaluator, architecture_hash
-from imgproc_attn.evaluation.flags import FlagFile
+from imgproc_attn.evaluation.flags import remove_flags
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.robustness import attack_conditions
@@ -87,16 +87,28 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
 
 def test_two_evaluations_do_not_write_to_one_file(model, samples, tmp_path):
     pytest.importorskip("fcntl")
-    protocol = {"weights": "these"}
-    first, second = (FlagFile(tmp_path, "clean", protocol) for _ in range(2))
-    nothing = torch.zeros(0, dtype=torch.int64)
-    first.add(nothing, None, torch.tensor([0]))
-    with pytest.raises(ValueError, match="Another process writes to .*clean.process-0.jsonl"):
-        second.add(nothing, None, torch.tensor([0]))
-    first.close()
-    second.add(nothing, None, torch.tensor([1]))
-    second.close()
-    assert FlagFile(tmp_path, "clean", protocol).unreadable.tolist() == [0, 1]
+    conditions = attack_conditions(samples, {}, LABELS)
+    ask = evaluator(model, tmp_path, progress=lambda *_: evaluator(model, tmp_path)(conditions))  # while the first is under way
+    with pytest.raises(ValueError, match=r"must be free, but it is in use by process \d+ on .*Wait"):
+        ask(conditions)
+    assert len(evaluator(model, tmp_path)(conditions)["clean"].ids) == len(samples)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_flags_alone_are_removed(model, samples, tmp_path):
+    evaluator(model, tmp_path / "flags" / "key")(attack_conditions(samples, {}, LABELS))
+    theirs = ["germany.png", "key/clean.process-9.jsonl", "else/mine.process-0.jsonl", "clean.jsonl"]
+    for name in theirs:
+        (tmp_path / "flags" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "flags" / name).write_text('{"mine": 1}\n')
+    (tmp_path / "flags" / "key" / "cut.process-0.jsonl").touch()  # as a kill before its first line leaves it
+    remove_flags(tmp_path / "flags")
+    assert {p.relative_to(tmp_path / "flags").as_posix() for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
+    for name in theirs:
+        (tmp_path / "flags" / name).unlink()
+    remove_flags(tmp_path / "flags")
+    assert not (tmp_path / "flags").exists()
+    remove_flags(tmp_path / "flags")
 
 
 def test_what_became_unreadable_counts_where_it_was_read(model, samples, tmp_path):

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from runs import quiet, run_of, same, small, stop_after, weights
 
+from imgproc_attn.manifest import Manifest
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.building import create
-from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.checkpoints import load_state, state_file
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
     stop_after(recipe, tmp_path, 1)
     state = load_state(tmp_path)
     state["state_dict"]["head.weight"].fill_(float("nan"))
-    torch.save(state, tmp_path / "state.pt")
+    Manifest(tmp_path).write(state_file(state))
     with pytest.raises(FloatingPointError, match=r"epoch 2, update 1/4; .*last good checkpoint: .*last, of epoch 1"):
         quiet(recipe, tmp_path, resume=True)
     assert all(t.isfinite().all() for t in weights(tmp_path).values())

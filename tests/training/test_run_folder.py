@@ -106,10 +106,13 @@ def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
 
 
 def test_a_result_without_a_run_is_none(finished, tmp_path):
-    """As a kill while ``--restart`` removes a run may leave it."""
+    """It was not written by a run in this folder, and is neither believed nor overwritten."""
     shutil.copy(finished[0] / "final.json", tmp_path)
     assert Folder(finished[0], small(), True).finished() == finished[1]
-    assert Folder(tmp_path, small(), True).finished() is None
+    for how in ({"resume": True}, {"restart": True}, {}):
+        with pytest.raises(FileExistsError, match=r"must not hold final.json, which would be overwritten.*Move"):
+            quiet(small(), tmp_path, **how)
+    assert [file.name for file in tmp_path.iterdir()] == ["final.json"]
 
 
 def test_all_processes_must_see_the_folder(finished, tmp_path):
@@ -122,8 +125,8 @@ def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
     """What broke off before its first epoch blocks nothing; what is resumed and is not there is said."""
     recipe = small("schedule.epochs=2", "data.seed=3")
     run = Run(recipe, tmp_path, CPU, ALONE)
-    Folder(tmp_path, recipe, False).prepare(run.model, "cpu", 1)
-    run.save_state([])
+    Folder(tmp_path, recipe, False).prepare(run.model, run.splits, "cpu", 1)
+    run.manifest.write(run.state([]))
     lines = []
     train(small("schedule.epochs=2"), str(tmp_path), resume=True, say=lines.append)
     assert f"Nothing to resume in {tmp_path}: starting anew." in lines
