@@ -203,13 +203,13 @@ def write_report(
     pictures = {**_pictures(recipe, results), **examination.pictures(models)}
     for name, figure in pictures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
-    seeds, metrics = sorted({r.seed for r in results}), list(results[0].metrics)
+    seeds, metrics, e = sorted({r.seed for r in results}), list(results[0].metrics), recipe.evaluation
     tables = [f"In {METRICS[metric]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric) for metric in metrics]
     parts = [
         f"# {recipe.title}",
         f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "
-        f"Attacks and corruptions in units of images in [0, 1]; PGD with {recipe.evaluation.pgd_steps} steps and "
-        f"{recipe.evaluation.pgd_restarts} random start(s).",
+        f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
+        "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
         *tables,
         f"Clean {METRICS[metrics[0]]} against the baseline:\n\n" + sanity(recipe, results)
         if len(_variants(recipe)) > 1
@@ -236,8 +236,9 @@ def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
     runs = {label: [r for r in results if r.label == label] for label in labels}
     pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
     curves, units = {}, {}
-    for key, (name, unit) in DISTURBANCES.items():
+    for key, (family, unit) in DISTURBANCES.items():
         strengths = getattr(recipe.evaluation, key)
+        name = f"{family}-{recipe.evaluation.pgd_steps}" if key.endswith("pgd") else family
         if strengths:
             units[name] = unit
             curves[name] = {

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .data import Images, Preparation, Unreadable, evaluation_loader, some_of
 from .diagnostics import draw_adversarial, draw_kernel_rows
 from .environment import arithmetic, sources_hash, versions
-from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, evaluate
+from .evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, WorstOf, evaluate
+from .evaluation.attacks import apgd_attacks
 from .evaluation.conditions import Condition
 from .evaluation.evaluator import Evaluator, architecture_hash, weights_hash
 from .evaluation.flags import remove_flags
@@ -138,6 +139,7 @@ class LabelExamination:
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n]``.
         disturbed: Numbers of those that are attacked and corrupted; None for all.
+        strongly_attacked: ``[m]`` indices of the images that the worst case is measured on.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
@@ -151,16 +153,25 @@ class LabelExamination:
         self.images: Tensor = images[labels >= 0].clamp(0, 1)
         self.labels: Tensor = labels[labels >= 0]
         self.disturbed = some_of(len(self.labels), recipe.evaluation.disturbed_images, recipe.data.seed)
+        among = torch.arange(len(self.labels)) if self.disturbed is None else torch.tensor(self.disturbed)
+        few = some_of(len(among), recipe.evaluation.worst_case_images, recipe.data.seed)
+        self.strongly_attacked = among if few is None else among[few]
         self._digest = hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
 
     @property
     def samples(self) -> str:
         n = len(self.labels)
-        told = f"{n} held-out images; sampling error of one accuracy: up to {50 / n**0.5:.1f} points"
-        if self.disturbed is None:
-            return told
-        few = len(self.disturbed)
-        return f"{told}. {few} of them, by chance, are attacked and corrupted (up to {50 / few**0.5:.1f} points)"
+        parts = [f"{n} held-out images; sampling error of one accuracy: up to {50 / n**0.5:.1f} points"]
+        if self.disturbed is not None:
+            few = len(self.disturbed)
+            parts.append(f"{few} of them, by chance, are attacked and corrupted (up to {50 / few**0.5:.1f} points)")
+        if self.recipe.evaluation.worst_case:
+            few = len(self.strongly_attacked)
+            parts.append(
+                "The worst case of FGSM, PGD, APGD-CE and targeted APGD, image by image, is measured on "
+                f"{few} random ones of these (up to {50 / few**0.5:.1f} points)"
+            )
+        return ". ".join(parts)
 
     @property
     def checked(self) -> str:
@@ -183,21 +194,41 @@ class LabelExamination:
         if self.disturbed is not None:
             everything = evaluate(model, self.images, self.labels).accuracies
             accuracies = {**everything, CLEAN_OF_DISTURBED: accuracies.pop("clean"), **accuracies}
+        perturbed = dict(found.largest_perturbation)
+        if e.worst_case:
+            chosen = self.strongly_attacked
+            worst = evaluate(model, self.images[chosen], self.labels[chosen], self.worst_cases(), progress=say)
+            accuracies = accuracies | {name: worst.accuracies[name] for name in worst.largest_perturbation}
+            perturbed |= worst.largest_perturbation
         least = min([*e.pgd, *e.fgsm], default=None)
         few = _some(len(self.labels), CHECKED)
         doubts = sanity_checks(model, self.images[few], self.labels[few], least).findings
         rows = [{"name": name, "family": name.partition(" ")[0], **a.threat.record} for name, a in attacks.items()]
         doubts += check_rows(rows, found.correct)
-        return Examined({"accuracy": accuracies}, found.largest_perturbation, [str(doubt) for doubt in doubts])
+        return Examined({"accuracy": accuracies}, perturbed, [str(doubt) for doubt in doubts])
 
     def disturbances(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Attacks and corruptions of the recipe by name, ``"PGD 0.05"``."""
+        """Attacks and corruptions of the recipe by name, ``"PGD-20 0.05"``."""
         e = self.recipe.evaluation
         attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": FGSM(eps) for eps in e.fgsm}
-        attacks |= {f"PGD {strength_text(eps)}": PGD(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in e.pgd}
+        attacks |= {f"PGD-{e.pgd_steps} {strength_text(eps)}": self._pgd(eps) for eps in e.pgd}
         corruptions: dict[str, Any] = {f"noise {strength_text(std)}": GaussianNoise(std) for std in e.gaussian_noise}
         corruptions |= {f"blur {strength_text(sigma)}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
         return attacks, corruptions | _corruptions(e)
+
+    def _pgd(self, eps: float) -> PGD:
+        e = self.recipe.evaluation
+        return PGD(eps, e.pgd_steps, restarts=e.pgd_restarts)
+
+    def worst_cases(self) -> dict[str, WorstOf]:
+        """Return the ensembles of the recipe by name, ``"worst case 0.1"``; the cheap attacks come first."""
+        e, classes = self.recipe.evaluation, self.recipe.data.num_classes
+        return {
+            f"worst case {strength_text(eps)}": WorstOf(
+                {"FGSM": FGSM(eps), "PGD": self._pgd(eps), **apgd_attacks(eps, classes, e.apgd_steps)}
+            )
+            for eps in e.worst_case
+        }
 
     def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
         found = {"adversarial": self._adversarial(models)} if self.recipe.evaluation.pgd else {}
@@ -216,7 +247,7 @@ class LabelExamination:
         eps = radii[len(radii) // 2]
         chosen = torch.stack([(self.labels == c).nonzero()[0, 0] for c in self.labels.unique()[:8]])
         images, labels = self.images[chosen], self.labels[chosen]
-        attack = PGD(eps, self.recipe.evaluation.pgd_steps)
+        attack = self._pgd(eps)
         found = {label: attack(model, images, labels, chosen.cpu()).adversarial for label, model in models.items()}
         with torch.no_grad():
             predictions = {label: models[label](adversarial).argmax(1).tolist() for label, adversarial in found.items()}
@@ -259,6 +290,7 @@ class PixelExamination:
         stepwise = {"PGD": (PixelPGD, e.pgd), "SegPGD": (SegPGD, e.segpgd), "MaskedPGD": (MaskedPGD, e.maskedpgd)}
         attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": PixelFGSM(eps) for eps in e.fgsm}
         for name, (kind, radii) in stepwise.items():
+            name = f"{name}-{e.pgd_steps}"
             attacks |= {f"{name} {strength_text(eps)}": kind(eps, e.pgd_steps, restarts=e.pgd_restarts) for eps in radii}
         clean, *attacked = attack_conditions(self._disturbed, attacks, self.measure)
         corrupted = [corrupted_condition(self._disturbed, c, self.measure) for c in _corruptions(e).values()]

@@ -9,7 +9,7 @@ import torch
 
 from imgproc_attn import cli
 from imgproc_attn.comparison import Result, compare, sanity
-from imgproc_attn.evaluation import FGSM
+from imgproc_attn.evaluation import APGDCE, FGSM, PGD, TargetedAPGD
 from imgproc_attn.examination import LabelExamination
 from imgproc_attn.records import strength_text
 from imgproc_attn.training import find_recipe, load_recipe
@@ -25,6 +25,8 @@ SMALL = [
     "evaluation.fgsm=[0.05]",
     "evaluation.pgd=[0.02,0.05]",
     "evaluation.pgd_steps=2",
+    "evaluation.worst_case_images=40",
+    "evaluation.apgd_steps=3",
 ]
 
 
@@ -55,8 +57,8 @@ def test_report(output):
     assert len(results["results"]) == 8
     assert {"torch", "timm", "imgproc-attn"} <= set(results["versions"])
     for result in results["results"]:
-        assert result["metrics"]["accuracy"]["PGD 0.05"] <= result["metrics"]["accuracy"]["clean"]
-        assert result["largest_perturbation"]["PGD 0.05"] <= 0.05 + 1e-6
+        assert result["metrics"]["accuracy"]["PGD-2 0.05"] <= result["metrics"]["accuracy"]["clean"]
+        assert result["largest_perturbation"]["PGD-2 0.05"] <= 0.05 + 1e-6
         final = json.loads(
             (output / "runs" / f"{result['label'].replace(' + ', '---')}-seed{result['seed']}" / "final.json").read_text()
         )
@@ -123,6 +125,28 @@ def test_clean_accuracy_is_of_all_images_whatever_is_disturbed(output, tmp_path)
     assert found["FGSM 0.05"] == pytest.approx(100 - 100 * attacked.success.double().mean().item())
     assert "360 held-out images" in test.samples
     assert "90 of them, by chance, are attacked" in test.samples
+
+
+def test_worst_case_is_of_all_attacks_together(output, tmp_path):
+    recipe = load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.disturbed_images=90", "evaluation.worst_case=[0.05]"])
+    test = LabelExamination(recipe, "cpu")
+    model = test.wrap(timm.create_model(f"local-dir:{output}/runs/plain-seed0/last", pretrained=True)).eval()
+    found = test(model, tmp_path, lambda text: None)
+    chosen = test.strongly_attacked
+    assert len(set(chosen.tolist())) == 40
+    assert set(chosen.tolist()) <= set(test.disturbed)
+    images, labels = test.images[chosen], test.labels[chosen]
+    attacks = [FGSM(0.05), PGD(0.05, 2), APGDCE(0.05, 3), TargetedAPGD(0.05, 3)]
+    # the ids of the samples, which random starts depend on, are their places among those attacked
+    robust = torch.stack([~attack(model, images, labels).success for attack in attacks]).all(0)
+    assert found.metrics["accuracy"]["worst case 0.05"] == pytest.approx(100 * robust.double().mean().item())
+    assert 0 < found.largest_perturbation["worst case 0.05"] <= 0.05 + 1e-6
+    assert "on 40 random ones of these" in test.samples
+
+
+def test_segmentation_has_no_worst_case():
+    with pytest.raises(ValueError, match="segmentation has no worst_case"):
+        load_recipe(find_recipe("camvid/comparison_half"), ["data.root=.", "evaluation.worst_case=[0.1]"])
 
 
 def test_command_line(capsys, tmp_path):

@@ -34,6 +34,11 @@ ENSEMBLE = "ensemble"
 NORMS: Mapping[str, Callable[[], Norm]] = {"Linf": lambda: evaluation.LINF, "L2": lambda: evaluation.L2_NORM}
 
 
+def attack_name(name: str, attack: Any) -> str:
+    """``name`` as tables show it: with the number of steps of attacks that have one, ``PGD-20``."""
+    return f"{name}-{attack.steps}" if hasattr(attack, "steps") else name
+
+
 def radius_name(threat: ThreatModel) -> str:
     """``4/255`` for the L-infinity ball on images, ``L2 0.5``, ``normalized 1/255``, ``targeted 4/255``."""
     text = f"{round(threat.eps * 255, 4):g}/255" if threat.norm == evaluation.LINF else f"L2 {threat.eps:g}"
@@ -48,7 +53,7 @@ def build_attacks(
     catalogue: Catalogue = ATTACKS,
     **settings: Any,
 ) -> Attacks:
-    """Every attack of ``names`` under every threat model, named as in ``PGD 4/255``.
+    """Every attack of ``names`` under every threat model, named as in ``PGD-20 4/255``.
 
     Args:
         names: Of the catalogue, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
@@ -86,7 +91,8 @@ def build_attacks(
                 attacks[f"ensemble {radius_name(threat)}"] = evaluation.strong_ensemble(threat, num_classes, seed=seed)
                 continue
             own = {key: value for key, value in {**given, "seed": seed}.items() if key in kinds[name].__dataclass_fields__}
-            attacks[f"{catalogue[name][0]} {radius_name(threat)}"] = kinds[name](threat, **own)
+            attack = kinds[name](threat, **own)
+            attacks[f"{attack_name(catalogue[name][0], attack)} {radius_name(threat)}"] = attack
     return attacks
 
 
@@ -122,9 +128,12 @@ def _as_published(radii: Sequence[int]) -> Callable[[int, int], Attacks]:
         attacks: Attacks = {}
         for levels in radii:
             threat = evaluation.ThreatModel.normalized(levels / 255)
-            attacks[f"FGSM {radius_name(threat)}"] = evaluation.FGSM(threat)
-            attacks[f"PGD {radius_name(threat)}"] = evaluation.PGD(threat, 20, 0.15 * threat.eps, seed=seed)
-            attacks[f"SPSA {radius_name(threat)}"] = evaluation.SPSA(threat, 40, 128, seed=seed)
+            found = {
+                "FGSM": evaluation.FGSM(threat),
+                "PGD": evaluation.PGD(threat, 20, 0.15 * threat.eps, seed=seed),
+                "SPSA": evaluation.SPSA(threat, 40, 128, seed=seed),
+            }
+            attacks |= {f"{attack_name(name, attack)} {radius_name(threat)}": attack for name, attack in found.items()}
         return attacks
 
     return build

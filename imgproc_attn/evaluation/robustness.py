@@ -28,7 +28,7 @@ from .threat import LINF
 
 
 def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack], measure: Measure) -> list[Condition]:
-    """Clean, then every attack, on the same samples; names as in ``PGD 4/255``."""
+    """Clean, then every attack, on the same samples; names as in ``PGD-20 4/255``."""
 
     def condition(name: str, attack: SampleAttack) -> Condition:
         grey = attack.threat.eps * (255 if attack.threat.norm == LINF else 1)
@@ -230,7 +230,7 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
 
 
 def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
-    """Strengths of one attack or corruption together, at equal cost, as ``PGD 1/255 4/255``."""
+    """Strengths of one attack or corruption together, at equal cost, as ``PGD-20 1/255 4/255``."""
     found = {}
     for (family, *_), group in groupby(conditions, lambda c: (c.family or c.name, len(c.samples), c.judge.passes)):
         alike = list(group)

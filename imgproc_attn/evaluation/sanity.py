@@ -6,6 +6,7 @@ saturated filters, which pass no gradient to queries and keys.
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], correct: Mapping[str, Tensor])
     at_one_radius: dict[str, dict[str, Tensor]] = {}
     for row in rows:
         attack, _, ball = row["name"].partition(" ")
-        at_one_radius.setdefault(ball, {})[attack] = correct[row["name"]]
+        at_one_radius.setdefault(ball, {})[re.sub(r"-\d+$", "", attack)] = correct[row["name"]]  # PGD-20 is PGD
         found += _check_ensemble(row)
     for ball, robust in at_one_radius.items():
         kinds = [[name for name in names if name in robust] for names in (STEPWISE, BLACK_BOX)]

@@ -356,6 +356,11 @@ class EvaluationSection(_Section):
         pgd_restarts: Restarts of PGD.
         gaussian_noise: Standard deviations.
         gaussian_blur: Standard deviations in pixels.
+        worst_case: Radii eps at which FGSM, PGD, APGD-CE and targeted APGD attack together: a sample counts as robust if none
+            fools it. Of classification alone; for segmentation read the lowest of PGD, SegPGD and MaskedPGD.
+        worst_case_images: Number of random images of the disturbed ones that the worst case is measured on. Default: all of
+            them.
+        apgd_steps: Gradient steps per restart of the two APGD attacks.
         segpgd: Radii eps of SegPGD, of segmentation alone.
         maskedpgd: Radii eps of PGD on the pixels that are still right, likewise.
         corruptions: Of ImageNet-C, ``fog 3``: name and severity.
@@ -366,6 +371,9 @@ class EvaluationSection(_Section):
     pgd: list[Radius] = []
     pgd_steps: Count = 20
     pgd_restarts: Count = 1
+    worst_case: list[Radius] = []
+    worst_case_images: Count | None = None
+    apgd_steps: Count = 100
     gaussian_noise: list[Positive] = []
     gaussian_blur: list[Positive] = []
     segpgd: list[Radius] = []
@@ -484,7 +492,7 @@ class Recipe(_Section):
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
-        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur"}, exclude_defaults=True)
+        changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur", "worst_case"}, exclude_defaults=True)
         given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:

@@ -27,7 +27,13 @@ def test_attack_command(folder, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     found = result(out)
-    assert [row["name"] for row in found["conditions"]] == ["clean", "FGSM 10/255", "FGSM 20/255", "PGD 10/255", "PGD 20/255"]
+    assert [row["name"] for row in found["conditions"]] == [
+        "clean",
+        "FGSM 10/255",
+        "FGSM 20/255",
+        "PGD-5 10/255",
+        "PGD-5 20/255",
+    ]
     assert found["conditions"][1]["images"]["n"] == 100
     assert len(found["conditions"][1]["images"]["names_sha256"]) == 64
     assert "| clean | " in printed
@@ -132,7 +138,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     rest = "--attacks pgd --eps 0.5 --norm L2 --steps 7 --restarts 3 --seed 4 --dry-run"
     run("attack", *arguments(folder), rest, "--output", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert re.search(r"PGD L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
+    assert re.search(r"PGD-7 L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
     assert re.search(r"images: n=360; .*names_sha256=\w{64}", printed)
     assert "preparation: " in printed
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")

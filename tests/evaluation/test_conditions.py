@@ -69,8 +69,8 @@ def test_targets_are_other_classes_and_belong_to_the_sample(model, samples):
 def test_attacks_by_name():
     threats = [ThreatModel(1 / 255), ThreatModel(4 / 255)]
     attacks = build_attacks(["fgsm", "pgd", "square"], threats, 10, seed=7, steps=13, queries=50)
-    assert list(attacks) == ["FGSM 1/255", "FGSM 4/255", "PGD 1/255", "PGD 4/255", "Square 1/255", "Square 4/255"]
-    assert (attacks["PGD 4/255"].steps, attacks["PGD 4/255"].seed, attacks["Square 1/255"].queries) == (13, 7, 50)
+    assert list(attacks) == ["FGSM 1/255", "FGSM 4/255", "PGD-13 1/255", "PGD-13 4/255", "Square 1/255", "Square 4/255"]
+    assert (attacks["PGD-13 4/255"].steps, attacks["PGD-13 4/255"].seed, attacks["Square 1/255"].queries) == (13, 7, 50)
     for names, classes, options, message in [
         (["pdg"], 10, {}, "no attack 'pdg'; there are fgsm"),
         (["fgsm"], 10, {"steps": 3}, "None of fgsm has a setting steps"),

@@ -81,14 +81,14 @@ def test_seeds_of_one_label_are_one_model(folder, tmp_path):
 
 def test_what_differs_stands_apart(folder, tmp_path):
     """One name, two protocols: two rows, that say in what they differ."""
-    for steps in (1, 5):
+    for restarts in (1, 2):
         run(
             "attack",
             *arguments(folder),
-            "--attacks pgd --eps 20/255 --steps",
-            steps,
+            "--attacks pgd --eps 20/255 --steps 2 --restarts",
+            restarts,
             "--limit 60 --checks 4 --label m --output",
-            tmp_path / str(steps),
+            tmp_path / str(restarts),
         )
     run(
         "attack",
@@ -98,10 +98,10 @@ def test_what_differs_stands_apart(folder, tmp_path):
     )
     models = group(find_entries([tmp_path]))
     rows = [row["name"] for row in tables(models)["attack"]]
-    assert rows == ["clean", "PGD 20/255 (steps=1)", "PGD 20/255 (steps=5)", "PGD targeted 20/255"]
+    assert rows == ["clean", "PGD-2 20/255 (restarts=1)", "PGD-2 20/255 (restarts=2)", "PGD-20 targeted 20/255"]
     (figure,) = draw_report_curves(models)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["PGD, protocol 1", "PGD, protocol 2", "PGD targeted"], "in a panel, all is of one protocol"
+    assert titles == ["PGD-2, protocol 1", "PGD-2, protocol 2", "PGD-20 targeted"], "in a panel, all is of one protocol"
 
 
 def test_radii_of_normalised_tensors_are_not_the_same_for_all_models(folder, tmp_path):

@@ -138,7 +138,7 @@ def test_clean_numbers_are_of_all_pictures_whatever_is_disturbed(run, model, tmp
     examination = PixelExamination(recipe, "cpu")
     assert "2 held-out pictures; 1 of them, by chance" in examination.samples
     found = examination(model, tmp_path, lambda text: None).metrics["miou"]
-    assert list(found)[:3] == ["clean", "clean, disturbed images", "PGD 1/255"]
+    assert list(found)[:3] == ["clean", "clean, disturbed images", "PGD-2 1/255"]
     sizes = {condition.name: len(condition.samples) for condition in examination.conditions}
     assert sizes.pop("clean") == 2
     assert set(sizes.values()) == {1}

@@ -46,7 +46,7 @@ def test_commands(run, tmp_path, capsys):
     command(*attack, "--output", tmp_path / "attack")
     attacked = {row["name"]: row for row in json.loads((tmp_path / "attack" / "result.json").read_text())["conditions"]}
     assert attacked["clean"]["miou"] == clean["miou"]
-    assert attacked["SegPGD 4/255"]["pixel_accuracy"] < attacked["SegPGD 1/255"]["pixel_accuracy"] < clean["pixel_accuracy"]
+    assert attacked["SegPGD-2 4/255"]["pixel_accuracy"] < attacked["SegPGD-2 1/255"]["pixel_accuracy"] < clean["pixel_accuracy"]
     assert attacked["FGSM 4/255"]["largest_perturbation"] == pytest.approx(4 / 255, abs=1e-6)
     corrupt = ["corrupt", run, *common[:-2], "--corruptions", "gaussian_noise", "--severities", "1", "5"]
     command(*corrupt, "--output", tmp_path / "corrupt")
@@ -59,7 +59,7 @@ def test_commands(run, tmp_path, capsys):
     command("report", tmp_path, "--output", tmp_path / "report.html")
     assert "mIoU" in (tmp_path / "report.html").read_text()
     command(*attack, "--window", 48, "--stride", 32, "--dry-run", "--output", tmp_path / "plan")
-    assert "SegPGD 4/255" in capsys.readouterr().out
+    assert "SegPGD-2 4/255" in capsys.readouterr().out
 
 
 def test_windows_are_part_of_the_protocol(run, tmp_path, capsys):

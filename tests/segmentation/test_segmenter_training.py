@@ -112,7 +112,7 @@ def test_a_comparison_of_segmenters(tmp_path):
     assert "In pixel accuracy:" in text
     assert "on 2 held-out pictures" in text
     results = json.loads((report.parent / "results.json").read_text())["results"]
-    conditions = ["clean", "PGD 2/255", "SegPGD 1/255", "MaskedPGD 2/255", "fog 3"]
+    conditions = ["clean", "PGD-2 2/255", "SegPGD-2 1/255", "MaskedPGD-2 2/255", "fog 3"]
     assert all(list(r["metrics"][metric]) == conditions for r in results for metric in ("miou", "pixel_accuracy"))
     final = json.loads((report.parent / "runs" / "plain-seed0" / "final.json").read_text())["test"]
     assert results[0]["metrics"]["miou"]["clean"] == pytest.approx(final["miou"], abs=1e-2)

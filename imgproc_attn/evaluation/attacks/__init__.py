@@ -8,7 +8,7 @@ fools the model. The model takes images in [0, 1] (see `imgproc_attn.evaluation.
 from .apgd import APGDCE, APGDDLR, TargetedAPGD
 from .base import Attack, AttackResult, Passes, check_images, is_correct
 from .black_box import SPSA, Square
-from .ensemble import WorstOf, strong_ensemble
+from .ensemble import WorstOf, apgd_attacks, strong_ensemble
 from .gradient import FGSM, MIFGSM, PGD
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Square",
     "TargetedAPGD",
     "WorstOf",
+    "apgd_attacks",
     "check_images",
     "is_correct",
     "strong_ensemble",

@@ -64,6 +64,25 @@ class WorstOf:
         return AttackResult(adversarial, success, by)
 
 
+def apgd_attacks(threat: ThreatModel | float, num_classes: int, steps: int = 100, seed: int = 0) -> dict[str, Attack]:
+    """Return the Auto-PGD attacks that a number of classes allows (arXiv 2003.01690).
+
+    APGD-CE always; targeted APGD from 4 classes on, APGD-DLR for 3.
+
+    Args:
+        threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
+        num_classes: Number of classes of the model.
+        steps: Gradient steps per restart of each attack.
+        seed: Seed of all draws.
+    """
+    attacks: dict[str, Attack] = {"APGD-CE": APGDCE(threat, steps, seed=seed)}
+    if num_classes >= 4:
+        attacks["APGD-T"] = TargetedAPGD(threat, steps, seed=seed)
+    elif num_classes == 3:
+        attacks["APGD-DLR"] = APGDDLR(threat, steps, seed=seed)
+    return attacks
+
+
 def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int = 5000, seed: int = 0) -> WorstOf:
     """APGD-CE, targeted APGD (APGD-DLR for 3 classes, neither for 2), and Square under L-infinity.
 
@@ -75,11 +94,7 @@ def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int 
         queries: Of Square.
         seed: Of all draws.
     """
-    attacks: dict[str, Attack] = {"APGD-CE": APGDCE(threat, seed=seed)}
-    if num_classes >= 4:
-        attacks["APGD-T"] = TargetedAPGD(threat, seed=seed)
-    elif num_classes == 3:
-        attacks["APGD-DLR"] = APGDDLR(threat, seed=seed)
+    attacks = apgd_attacks(threat, num_classes, seed=seed)
     if ThreatModel.of(threat).norm == LINF:
         attacks["Square"] = Square(threat, queries, seed=seed)
     return WorstOf(attacks)
