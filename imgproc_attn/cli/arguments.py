@@ -48,6 +48,11 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             metavar="MAP",
             help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
+        own = "(default: a run's own, else image or the only one)", "(default: a run's own, else label or the only one)"
+        parser.add_argument("--image-column", metavar="NAME", help=f"column of images, of hfds/… and hfids/… {own[0]}")
+        parser.add_argument(
+            "--label-column", metavar="NAME", help=f"column of labels; of wds/… the field of .json members {own[1]}"
+        )
     parser.add_argument("--limit", type=at_least(1), help="only so many, drawn at random (default: all, or a run's own)")
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
 
@@ -147,7 +152,7 @@ def source_of(args: argparse.Namespace) -> Any:
     Raises:
         ValueError: Options that do not go together.
     """
-    from ..data.readers import check_reader, reads_from_a_place
+    from ..data.readers import check_columns, check_reader, reads_from_a_place
     from ..evaluation.classes import class_map
     from ..evaluation.subject import ImageSource
     from ..segmentation.data import READERS
@@ -164,6 +169,11 @@ def source_of(args: argparse.Namespace) -> Any:
     _refuse_views(args, name)
     options: dict[str, Any] = {"limit": args.limit}
     options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
+    columns = {
+        key: getattr(args, key, None) or (run.data.columns[key] if own else None) for key in ("image_column", "label_column")
+    }
+    check_columns(name, **columns)
+    options |= columns
     if own and (args.root is None or name != "folder"):  # the very images that the run held out, wherever they lie now
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         return ImageSource(name, args.root or run.data.root, _split(args, run), **options)
@@ -173,6 +183,7 @@ def source_of(args: argparse.Namespace) -> Any:
 def _pictures_of(args: argparse.Namespace, run: Any, name: str) -> dict[str, Any]:
     """Which pictures with label maps: those that the run held out, wherever they lie now; or as given."""
     unused = {"--classes": args.classes, "--skip-broken": args.skip_broken or None, "--input-size": args.input_size}
+    unused |= {"--image-column": args.image_column, "--label-column": args.label_column}
     unused |= {"--crop-pct": args.crop_pct, "--real-labels": getattr(args, "real_labels", None)}
     given = [option for option, value in unused.items() if value is not None]
     if given:

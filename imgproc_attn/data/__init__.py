@@ -4,6 +4,7 @@ from .fingerprint import Fingerprint, fingerprint
 from .images import IGNORED, Images, Unreadable, check_label, readable, some_of
 from .loaders import ALONE, Preparation, Prepares, Processes, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
+from .streams import StreamedImages
 
 __all__ = [
     "ALONE",
@@ -15,6 +16,7 @@ __all__ = [
     "Preparation",
     "Prepares",
     "Processes",
+    "StreamedImages",
     "Unreadable",
     "check_classes",
     "check_label",

@@ -16,6 +16,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .images import Images
+from .streams import StreamedImages
 
 
 class Processes(NamedTuple):
@@ -56,7 +57,7 @@ class Preparation(NamedTuple):
     @classmethod
     def for_channels(cls, config: Mapping[str, Any], channels: int) -> dict[str, Any]:
         """The configuration with statistics for that many channels: their average, as timm does it, if they are for others."""
-        known = {key: config[key] for key in ("mean", "std") if len(config[key]) != channels}
+        known = {key: config[key] for key in ("mean", "std") if key in config and len(config[key]) != channels}
         return {**config, **{key: (statistics.fmean(values),) * channels for key, values in known.items()}}
 
     def without_normalisation(self) -> "Preparation":
@@ -168,7 +169,7 @@ def evaluation_loader(
             "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without torchrun."
         )
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=False)
-    return _prefetch(loader, preparation, device)
+    return _prefetch(loader, preparation, device, _CountedBatches if isinstance(images, StreamedImages) else _Batches)
 
 
 class _Batches(PrefetchLoader):
@@ -183,9 +184,26 @@ class _Batches(PrefetchLoader):
             yield images, labels if labels.is_cuda else labels.clone()
 
 
-def _prefetch(loader: DataLoader, preparation: Prepares, device: torch.device, **erasing: Any) -> PrefetchLoader:
+class _CountedBatches(_Batches):
+    """Batches of a stream, which are counted when it ends."""
+
+    def __iter__(self) -> Iterator[Any]:
+        found = 0
+        for batch in super().__iter__():
+            found += len(batch[0])
+            yield batch
+        self.loader.dataset.check_count(found)  # type: ignore[attr-defined]  # a StreamedImages
+
+
+def _prefetch(
+    loader: DataLoader,
+    preparation: Prepares,
+    device: torch.device,
+    kind: type[_Batches] = _Batches,
+    **erasing: Any,
+) -> PrefetchLoader:
     channels = len(preparation.mean)
-    found = _Batches(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+    found = kind(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
     if device.type == "cuda":  # memory belongs to streams: what one loader leaves, the next could not use on its own
         found.stream = _stream(device)  # type: ignore[assignment]  # timm's to fill
     return found

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers.reader import Reader
-from torch.utils.data import IterableDataset
 
 from .folders import ClassFolders, ClassTar, natural_order, some_names
+from .hugging_face import HuggingFaceImages, stream_columns
+from .streams import MEMBER_EXTENSIONS, StreamedImages, check_shards
 
 READERS = ("folder", "npz", "digits")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm's
@@ -187,8 +188,10 @@ def open_images(
     batch_size: int = 1,
     mode: str = "RGB",
     download: bool = False,
-) -> Reader | IterableDataset:
-    """The reader of one split; a timm dataset for what can only be iterated over (WebDataset and its like).
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Reader | StreamedImages:
+    """The reader of one split; a stream for what can only be iterated over (WebDataset and its like).
 
     Args:
         name: As in `imgproc_attn.training.schema.Data`.
@@ -199,12 +202,16 @@ def open_images(
         batch_size: A hint for it.
         download: Fetch what is not there, for torchvision's sets and what can only be iterated over.
         mode: Of the pictures of what can only be iterated over: ``L`` or ``RGB``.
+        image_column: Of Hugging Face data. Default: see `imgproc_attn.data.hugging_face.choose_columns`.
+        label_column: Likewise; of WebDataset the field of ``.json`` members that holds labels.
 
     Raises:
         FileNotFoundError: The data is not there.
         ValueError: It is there, and not as it should be.
     """
     check_reader(name)
+    check_columns(name, image_column, label_column)
+    kind, _, which = name.partition("/")
     if name == "digits":
         return Digits(split, seed)
     if name == "npz":
@@ -213,24 +220,60 @@ def open_images(
         return _open_folder(find_root(root), split)
     if name in ("torch/folder", "torch/image_folder"):
         return _open_folder(find_root(root), split, order=str)  # labels in torchvision's order: 1, 10, 2
-    decoded: dict[str, Any] = {} if name.startswith("torch/") else {"input_img_mode": mode}
+    place = str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None
+    if kind == "hfds":
+        return HuggingFaceImages(which, place, split, image_column, label_column)
+    options: dict[str, Any] = {}
+    classes = None
+    if kind == "hfids":
+        columns, classes = stream_columns(which, place, split, image_column, label_column)
+        options = {"input_key": columns.image, "target_key": columns.label}
+    elif kind == "wds":
+        options = {"input_key": ";".join(MEMBER_EXTENSIONS)}
+    if kind != "torch":  # timm would convert 16 bits to white; TensorFlow decodes by itself
+        options["input_img_mode"] = mode if kind == "tfds" else ""
     try:
         dataset = create_dataset(
             name,
-            root=str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None,
+            root=place,
             split=split,
             is_training=training,
             batch_size=batch_size,
             seed=seed,
             download=download,
-            **decoded,
+            **options,
         )
-    except (AssertionError, ImportError, RuntimeError) as error:
-        hint = " (here: data.download=true)" if "download=True" in str(error) else ""
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
+        remedies = {
+            "download=True": " (here: data.download=true)",
+            "length is unknown": " Say data.download=true, or read hfds/.",
+        }
+        hint = next((remedy for sign, remedy in remedies.items() if sign in str(error)), "")
         raise ValueError(f"data.name={name!r}, root {Path(root).absolute()}, split {split!r}: {error}{hint}") from error
-    if isinstance(dataset, IterableDataset):
-        return dataset
-    return dataset.reader if isinstance(getattr(dataset, "reader", None), Reader) else TorchvisionImages(dataset)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{place}/_info.json must describe the split {split!r}, but lacks or spoils a part: {error}."
+        ) from error
+    if kind == "torch":
+        return TorchvisionImages(dataset)
+    if kind == "wds":
+        check_shards(dataset.reader, label_column)
+    return StreamedImages(dataset.reader, mode, classes)
+
+
+def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:
+    """Refuse names of columns for readers that have none.
+
+    Raises:
+        ValueError: The reader has no such columns.
+    """
+    kind = name.partition("/")[0]
+    for key, value, kinds in (
+        ("image_column", image_column, ("hfds", "hfids")),
+        ("label_column", label_column, ("hfds", "hfids", "wds")),
+    ):
+        if value is not None and kind not in kinds:
+            raise ValueError(f"{key} must be left out for {name!r}, got {value!r}; only {', '.join(kinds)} have columns.")
 
 
 def find_root(root: str, to_be_made: bool = False) -> Path:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ..data import ALONE, IGNORED, Processes
 from ..files import printable
+from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
+
+_REAL = "Use real.json of ReaL (arXiv 2006.07159), or leave the file out for timm's copy of it."
 
 
 @dataclass
@@ -133,6 +136,7 @@ def load_real(names: Sequence[str], file: Path | None = None) -> list[list[int]]
         real = json.loads(known.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{known} is no file of ReaL labels: {error}") from error
+    _check_real(real, known)
     labels = []
     for name in names:
         number = re.search(r"(\d{8})\.\w+$", name)
@@ -140,6 +144,18 @@ def load_real(names: Sequence[str], file: Path | None = None) -> list[list[int]]
             raise ValueError(f"{name}: not the name of an ImageNet validation image that {known} knows (…_val_00000001.JPEG).")
         labels.append(real[int(number.group(1)) - 1])
     return labels
+
+
+def _check_real(real: Any, file: Any) -> None:
+    """Refuse labels that no prediction could equal."""
+    if not isinstance(real, list) or not real:
+        raise ValueError(f"{file} must hold a list of labels per image, [[65], [970, 795], …], got {str(real)[:40]}. {_REAL}")
+    for number, labels in enumerate(real, 1):
+        if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < IMAGENET_CLASSES for label in labels):
+            raise ValueError(
+                f"{file} must hold a list of whole numbers from 0 to {IMAGENET_CLASSES - 1} per image, got {str(labels)[:40]} "
+                f"for image {number}. {_REAL}"
+            )
 
 
 def count_real(predicted: Tensor, labels: Tensor, real: Sequence[Sequence[int]]) -> dict[str, Any]:

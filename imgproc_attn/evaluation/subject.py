@@ -8,10 +8,9 @@ from typing import Any
 import timm
 from timm.data import resolve_model_data_config
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from .. import extensions
-from ..data import Images, Preparation, check_classes, open_images, some_of
+from ..data import Images, Preparation, StreamedImages, check_classes, open_images, some_of
 from ..models.checkpoints import load_weights
 from .classes import IMAGENET_CLASSES, ClassMap
 from .measures import LabelMeasure
@@ -116,6 +115,8 @@ class ImageSource:
         limit: Only so many images, drawn at random from ``seed``.
         skip_broken: Leave out unreadable images, and name them; else they stop the evaluation.
         seed: Of that draw, and of the split of ``digits``.
+        image_column: Of Hugging Face data, as in a recipe's section ``data``.
+        label_column: Likewise.
     """
 
     data: str
@@ -125,15 +126,18 @@ class ImageSource:
     limit: int | None = None
     skip_broken: bool = False
     seed: int = 0
+    image_column: str | None = None
+    label_column: str | None = None
 
-    def open(self, model: nn.Module, channels: int) -> Images | IterableDataset:
+    def open(self, model: nn.Module, channels: int) -> Images | StreamedImages:
         """The images, with as many classes as the model has, or the class map.
 
         Raises:
             FileNotFoundError: There are none.
             ValueError: Their classes are not the model's.
         """
-        reader: Any = open_images(self.data, self.root, self.split, self.seed, mode="L" if channels == 1 else "RGB")
+        mode, columns = "L" if channels == 1 else "RGB", self._columns
+        reader: Any = open_images(self.data, self.root, self.split, self.seed, mode=mode, **columns)
         if self.classes is not None:
             reader, num_classes = self.classes.relabel(reader), self.classes.num_classes
         else:
@@ -141,7 +145,8 @@ class ImageSource:
             known = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
             trained = {name: label for label, name in enumerate(known)} if known else None
             check_classes(getattr(reader, "class_to_idx", None), num_classes, trained, (self.split or self.data, "trained on"))
-        if isinstance(reader, IterableDataset):
+        if isinstance(reader, StreamedImages):
+            reader.num_classes = num_classes
             return reader
         chosen = some_of(len(reader), self.limit, self.seed)
         return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")
@@ -168,4 +173,10 @@ class ImageSource:
     def record(self) -> dict[str, Any]:
         """For reports."""
         drawn = {"limit": self.limit, "seed": self.seed}
-        return {"name": self.data, "root": self.root, "split": self.split, **drawn, **self.protocol}
+        return {"name": self.data, "root": self.root, "split": self.split, **self._columns, **drawn, **self.protocol}
+
+    @property
+    def _columns(self) -> dict[str, Any]:
+        """Those that are named."""
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return {key: column for key, column in columns.items() if column is not None}

@@ -81,7 +81,8 @@ def segment_pictures(
     """
     check_output_folder(output)
     own = output.resolve()
-    files = [source] if source.is_file() else [f for f in find_pictures(source) if not f.resolve().is_relative_to(own)]
+    pictures = find_pictures(source) if source.is_dir() else [source] * source.is_file()
+    files = [f for f in pictures if f == source or not f.resolve().is_relative_to(own)]
     if not files:
         raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
     inner, preparation = subject.build()

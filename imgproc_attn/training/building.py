@@ -115,7 +115,7 @@ def _statistics_of(recipe: Recipe) -> dict[str, Any]:
     if not recipe.model.checkpoint:
         return {}
     known = config_beside(checkpoint_of(Path(recipe.model.checkpoint))).get("pretrained_cfg", {})
-    return {key: known[key] for key in ("mean", "std") if key in known}
+    return Preparation.for_channels({key: known[key] for key in ("mean", "std") if key in known}, recipe.data.input_size[0])
 
 
 def check(recipe: Recipe) -> None:

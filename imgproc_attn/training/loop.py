@@ -140,15 +140,17 @@ class Trainer:
 
         Raises:
             NotFinite: A loss that is not finite, the message names the update and its images; or weights after the last one.
+            ValueError: The loader gave fewer batches than it announces.
         """
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.processes.rank)
         set_epoch(self.loader, mix(run.seed, epoch) % 2**31)
         getattr(self.task, "start_epoch", lambda epoch: None)(epoch)
         self.task.train()
-        total, recent = 0.0, []
+        total, recent, seen = 0.0, [], 0
         batches = itertools.islice(self.loader, self.updates * run.accumulate)
         for i, (images, targets) in enumerate(batches):
+            seen += 1
             last = (i + 1) % run.accumulate == 0
             if last:
                 self._scheduler.step_update(epoch * self.updates + i // run.accumulate)
@@ -162,6 +164,11 @@ class Trainer:
                     self._report(epoch, i // run.accumulate, found / len(recent), time.perf_counter() - start)
                 recent = []
             self.progress(len(images) * self.processes.world)
+        if seen < self.updates * run.accumulate:
+            raise ValueError(
+                f"Epoch {epoch + 1} must have {self.updates * run.accumulate} batches, as the training split announces, got "
+                f"{seen}. Look for images that are missing or were skipped, or correct the number of images announced."
+            )
         self._check_weights(epoch)
         seconds = time.perf_counter() - start
         count = self.updates * run.accumulate

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.readers import check_reader, reads_from_a_place
+from ..data.readers import check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
 from ..records import SEEDS
 from ..segmentation.data import READERS as LABELLED
@@ -104,6 +104,9 @@ class Data(_Section):
         seed: Of these random choices, equal for all models and training seeds; for ``digits`` of the split too.
         download: Fetch what is not there; for ``torch/…``, ``hfids/…`` and ``tfds/…``.
         num_classes: Labels run from 0 to ``num_classes - 1``.
+        image_column: Column of images of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
+        label_column: Column of labels. Default: ``label``, or the only column of class labels. For ``wds/…`` the field of the
+            ``.json`` members that holds labels, in place of ``.cls`` members.
         input_size: ``[channels, height, width]`` of what the model gets.
         mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
         std: What they are divided by. Default: of the model's ``pretrained_cfg``.
@@ -124,6 +127,8 @@ class Data(_Section):
     seed: Seed = 0
     download: bool = False
     num_classes: Annotated[int, Field(ge=2)]
+    image_column: str | None = None
+    label_column: str | None = None
     input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
     mean: Annotated[list[Number], Field(min_length=1)] | None = None
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
@@ -151,6 +156,7 @@ class Data(_Section):
             raise ValueError("validation_images and validation_split exclude each other: hold images out, or name a split")
         if reads_from_a_place(self.name) and not self.root:
             raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
+        check_columns(self.name, self.image_column, self.label_column)
         return self
 
     @model_validator(mode="after")
@@ -161,6 +167,11 @@ class Data(_Section):
         if self.iterates and self.broken_images == "stop":
             raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say broken_images: skip")
         return self
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Keyword arguments of `open_images`."""
+        return {"image_column": self.image_column, "label_column": self.label_column}
 
     @property
     def iterates(self) -> bool:

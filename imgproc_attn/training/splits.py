@@ -1,16 +1,14 @@
 """The images of a recipe: what it trains, chooses and tests on."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
 
-from ..data import Images, Unreadable, check_classes, check_label, open_images, some_of
+from ..data import Images, StreamedImages, Unreadable, check_classes, open_images, some_of
 from .schema import Data, Recipe
 
-ImageSet = Images | IterableDataset
+ImageSet = Images | StreamedImages
 
 
 @dataclass
@@ -41,14 +39,14 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
         return (
             None
             if split is None
-            else open_images(data.name, data.root, split, data.seed, training, batch_size, mode, data.download)
+            else open_images(data.name, data.root, split, data.seed, training, batch_size, mode, data.download, **data.columns)
         )
 
     def images(reader: Any, split: str | None, indices: Any, broken: Any = "ignore") -> ImageSet | None:
         if reader is None:
             return None
-        if isinstance(reader, IterableDataset):
-            reader.target_transform = partial(check_label, num_classes=data.num_classes)  # type: ignore[attr-defined]
+        if isinstance(reader, StreamedImages):
+            reader.num_classes = data.num_classes
             return reader
         policy: Any = "stop" if data.broken_images == "stop" else broken
         return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable.of(split or ""))
@@ -71,7 +69,7 @@ def _refuse_overlap(readers: dict[str, Any]) -> None:
     """Synonyms may name one split twice; what is trained or chosen on would then be the test."""
     seen: dict[Any, str] = {}
     for name, reader in readers.items():
-        if reader is None or isinstance(reader, IterableDataset):
+        if reader is None or isinstance(reader, StreamedImages):
             continue
         kind, last = type(reader), len(reader) - 1
         mark = (kind, last, reader.filename(0, absolute=True), reader.filename(last, absolute=True))

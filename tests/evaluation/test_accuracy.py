@@ -52,6 +52,30 @@ def test_real_labels(tmp_path):
         load_real(["x.JPEG"], tmp_path / "real.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([["3"], ["4"]], r"got \['3'\] for image 1"),
+        ([[3], ["4"]], r"got \['4'\] for image 2"),
+        ([[3], 4], "got 4 for image 2"),
+        ([[3], None], "got None for image 2"),
+        ([[3], [True]], r"got \[True\] for image 2"),
+        ([[3], [1000]], r"whole numbers from 0 to 999 per image, got \[1000\]"),
+        ([[3], [-1]], r"got \[-1\] for image 2"),
+        ([[3.0]], r"got \[3.0\] for image 1"),
+        ({"0": [3]}, "must hold a list of labels per image.* got {'0'"),
+        ([], r"must hold a list of labels per image.* got \[\]"),
+        ("[[3]]", r"must hold a list of labels per image"),
+    ],
+)
+def test_real_labels_that_no_prediction_could_equal_are_refused(content, told, tmp_path):
+    (tmp_path / "real.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"real.json {'' if told.startswith('must') else 'must hold .*'}{told}.* Use real.json of"
+    ):
+        load_real(["ILSVRC2012_val_00000001.JPEG"], tmp_path / "real.json")
+
+
 def test_evaluator_ignores_what_could_not_be_read():
     evaluator = TopAccuracy()
     logits = torch.eye(6)[[0, 1, 2, 3]]

@@ -36,6 +36,23 @@ def test_the_test_split_does_not_touch_training(finished, tmp_path):
     assert without["validation"] == result["validation"]
 
 
+@pytest.mark.parametrize(("kept", "accumulate"), [(0, 1), (3, 1), (3, 2), (1, 4)])
+def test_an_epoch_of_too_few_batches_is_an_error(tmp_path, kept, accumulate):
+    """A reader that loses images must not end in a loss of 0, or of a part of the data."""
+    trainer = run_of(tmp_path, "data.workers=0", f"run.accumulate={accumulate}").trainer
+    batches = list(trainer.loader)
+
+    class Short:
+        dataset, sampler = None, None
+
+        def __iter__(self):
+            return iter(batches[:kept])
+
+    trainer.loader = Short()
+    with pytest.raises(ValueError, match=rf"Epoch 2 must have {4 * accumulate} batches.* got {kept}\."):
+        trainer.train_epoch(1)
+
+
 def test_schedule_warms_up_and_decays(tmp_path):
     for name, floor in (("cosine", 0.0), ("poly", 1e-5)):
         trainer = run_of(tmp_path, f"schedule.name={name}", "schedule.epochs=12", f"schedule.min_lr={floor}").trainer

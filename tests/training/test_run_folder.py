@@ -10,10 +10,11 @@ import yaml
 from runs import CPU, quiet, same, small, stop_after, weights
 
 import imgproc_attn
-from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.data import ALONE, Preparation, Processes
 from imgproc_attn.evaluation.subject import Subject
 from imgproc_attn.files import UNFINISHED
 from imgproc_attn.training import train
+from imgproc_attn.training.building import create
 from imgproc_attn.training.folder import Folder
 from imgproc_attn.training.run import Run
 
@@ -55,6 +56,24 @@ def test_timm_loads_what_a_run_leaves(finished):
     run = Run(small(), folder, CPU, Processes(0, 1))
     run.model.load_state_dict(model.state_dict())
     assert run.evaluate(run.splits.test) == result["test"]
+
+
+def test_gray_images_get_the_mean_of_a_color_models_statistics(finished, tmp_path):
+    """In training and in evaluation alike, and where a run starts from another run's weights."""
+    folder, _, _ = finished
+    none = ["data.mean=null", "data.std=null"]
+    colors = timm.get_pretrained_cfg("bilateral_vit_tiny").mean
+    assert create(small(*none)).pretrained_cfg["mean"] == pytest.approx((sum(colors) / 3,))
+    shutil.copytree(folder / "best", tmp_path / "color")
+    config = json.loads((folder / "best" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.2, 0.3]}
+    (tmp_path / "color" / "config.json").write_text(json.dumps(config))
+    model = create(small(*none, f"model.checkpoint={tmp_path / 'color'}"))
+    prepared = Preparation.of(model.pretrained_cfg)
+    assert (prepared.mean, prepared.std) == (pytest.approx((0.3,)), pytest.approx((0.2,)))
+    assert Subject(str(tmp_path / "color")).build()[1].mean == pytest.approx(prepared.mean)
+    with pytest.raises(ValueError, match=r"data.mean has 3 values for 1 channels"):
+        create(small("data.mean=[0.5,0.5,0.5]"))
 
 
 def test_a_finished_run_is_not_repeated(finished):

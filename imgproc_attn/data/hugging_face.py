@@ -1,0 +1,178 @@
+"""Hugging Face data sets: which columns hold images and labels, and the reader of those that give images by number."""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from timm.data.readers.reader import Reader
+
+from .folders import natural_order, some_names
+
+IMAGE, LABEL = "image", "label"  # the usual names
+
+
+class Columns(NamedTuple):
+    """Names of two columns.
+
+    Attributes:
+        image: Column of images.
+        label: Column of labels.
+    """
+
+    image: str
+    label: str
+
+
+def choose_columns(name: str, features: Mapping[str, Any], image: str | None, label: str | None) -> Columns:
+    """Find the columns of images and labels.
+
+    A name that is not given is the usual one, ``image`` or ``label``, or the only column of images or of class labels.
+
+    Args:
+        name: Of the data set, for messages.
+        features: Type of each column.
+        image: Column of images, if given.
+        label: Column of labels, if given.
+
+    Raises:
+        ValueError: No such column, or none that is the only one of its kind.
+    """
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    columns = ", ".join(f"{c} ({feature.dtype if kinds[c] == 'Value' else kinds[c]})" for c, feature in features.items())
+
+    def chosen(what: str, given: str | None, usual: str, kind: str) -> str:
+        fitting = [column for column, found in kinds.items() if found == kind]
+        candidates = [given] if given else [usual] if usual in kinds else fitting
+        if len(candidates) == 1 and candidates[0] in kinds:
+            return candidates[0]
+        problem = f"it has no column {given!r}" if given else f"{len(fitting)} of its columns are {kind}"
+        raise ValueError(
+            f"{name}: the column of {what}s is not known, {problem}. Its columns are {columns}. Name one: "
+            f"data.{what}_column=NAME in a recipe, --{what}-column NAME in a command."
+        )
+
+    return Columns(chosen("image", image, IMAGE, "Image"), chosen("label", label, LABEL, "ClassLabel"))
+
+
+def number_classes(name: str, column: str, feature: Any, values: Sequence[Any] | None = None) -> dict[str, int] | None:
+    """Number the classes of a column of labels: ``{name: label}``, or None for a column of numbers.
+
+    Args:
+        name: Of the data set, for messages.
+        column: Name of the column.
+        feature: Its type.
+        values: What it holds, for text labels. These are numbered in natural order.
+
+    Raises:
+        ValueError: Labels of another type, or missing ones.
+    """
+    dtype = str(getattr(feature, "dtype", type(feature).__name__))
+    if "string" in dtype and values is not None:
+        missing = [str(i) for i, value in enumerate(values) if value is None]
+        if missing:
+            raise ValueError(
+                f"{name}: {len(missing)} images have no label, numbers {some_names(missing)}; label or remove them."
+            )
+        return {text: number for number, text in enumerate(sorted(set(values), key=natural_order))}
+    if hasattr(feature, "names"):
+        return {text: number for number, text in enumerate(feature.names)}
+    if not dtype.startswith(("int", "uint")):
+        raise ValueError(
+            f"{name}: the labels must be class labels or whole numbers, got the column {column!r} of {dtype}. Name another "
+            "one: data.label_column=NAME in a recipe, --label-column NAME in a command; text labels are read by hfds/ alone."
+        )
+    return None
+
+
+def import_datasets() -> Any:
+    """Import Hugging Face's ``datasets``, which must not run code that a data set brings along.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"hfds/ and hfids/ need Hugging Face's datasets ({error}): pip install datasets.") from error
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+    return datasets
+
+
+def stream_columns(
+    name: str, root: str | None, split: str, image: str | None, label: str | None
+) -> tuple[Columns, dict[str, int] | None]:
+    """Columns and classes of a data set that is streamed.
+
+    Raises:
+        ValueError: As `choose_columns` and `number_classes`.
+    """
+    datasets = import_datasets()
+    builder = datasets.load_dataset_builder(name, cache_dir=root)
+    features = builder.info.features
+    if features is None:
+        stream = builder.as_streaming_dataset(split=split)
+        features = stream.features or stream._resolve_features().features
+    columns = choose_columns(name, features, image, label)
+    return columns, number_classes(name, columns.label, features[columns.label])
+
+
+class HuggingFaceImages(Reader):
+    """A data set of Hugging Face that gives images by number.
+
+    Text labels are numbered in natural order of their values.
+
+    Args:
+        name: As ``datasets.load_dataset`` takes it: a name on the Hub, or a folder.
+        root: Folder of the cache. Default: Hugging Face's.
+        split: Of the data set.
+        image: Column of images. Default: see `choose_columns`.
+        label: Column of labels. Default: see `choose_columns`.
+
+    Raises:
+        ValueError: The data set cannot be made, has no such split or columns, or labels of another type.
+    """
+
+    def __init__(self, name: str, root: str | None, split: str, image: str | None = None, label: str | None = None) -> None:
+        super().__init__()
+        datasets = import_datasets()
+        try:
+            dataset = datasets.load_dataset(name, split=split, cache_dir=root)
+        except datasets.exceptions.DatasetsError as error:
+            raise ValueError(f"{name}: {error}") from error
+        self.columns = columns = choose_columns(name, dataset.features, image, label)
+        try:
+            dataset = dataset.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{name}: the column {columns.image!r} holds no images: {error}") from error
+        self._dataset = dataset
+        values = dataset[columns.label][:]
+        self.class_to_idx = number_classes(name, columns.label, dataset.features[columns.label], values)
+        is_text = any(isinstance(value, str) for value in values[:1])
+        self.labels = [self.class_to_idx[value] for value in values] if is_text and self.class_to_idx else values
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, Any]:
+        image = self._dataset[index][self.columns.image]
+        if image is None or not (image["bytes"] or image["path"]):
+            raise ValueError("it is empty")
+        return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb"), self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @cached_property
+    def _stored(self) -> tuple[list[str | None], np.ndarray]:
+        """Path and number of bytes of each image, without reading it."""
+        import pyarrow.compute as pc
+
+        images = self._dataset.with_format("arrow")[:].column(self.columns.image)
+        sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0)
+        return pc.struct_field(images, "path").to_pylist(), sizes.to_numpy()
+
+    def entry(self, index: int) -> tuple[str, Any, int]:
+        """Name, label and number of bytes."""
+        return self._filename(index), self.labels[index], int(self._stored[1][index])
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return self._stored[0][index] or f"image-{index}"
