@@ -18,7 +18,7 @@ from .environment import environment, without_tf32
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
-from .files import check_output_folder, slug, write_atomically, write_json, write_text
+from .files import check_output_folder, markdown_text, slug, write_atomically, write_json, write_text
 from .records import METRICS, strength_text
 from .training import Recipe, train
 from .training.building import check
@@ -156,7 +156,7 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
     lines = ["| model | " + " | ".join(conditions) + " |", "|---" * (len(conditions) + 1) + "|"]
     for label, runs in by_label.items():
         cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs])) for c in conditions]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(label)} | " + " | ".join(cells) + " |")
     baseline = next(iter(by_label))
     for label, runs in by_label.items():
         if label == baseline:
@@ -165,7 +165,7 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
         for c in conditions:
             d = paired_difference([r.metrics[metric][c] for r in runs], [r.metrics[metric][c] for r in by_label[baseline]])
             cells.append(_plus_minus(d.mean, d.std, "+"))
-        lines.append(f"| {label} − {baseline} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(f'{label} − {baseline}')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -181,7 +181,9 @@ def sanity(recipe: Recipe, results: list[Result]) -> str:
             d = paired_difference(values, by_label[baseline])
             bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
             verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= least else "NO"
-            lines.append(f"| {label} − {baseline} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |")
+            lines.append(
+                f"| {markdown_text(f'{label} − {baseline}')} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |"
+            )
     return "\n".join(lines)
 
 
@@ -206,7 +208,7 @@ def write_report(
     seeds, metrics, e = sorted({r.seed for r in results}), list(results[0].metrics), recipe.evaluation
     tables = [f"In {METRICS[metric]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric) for metric in metrics]
     parts = [
-        f"# {recipe.title}",
+        f"# {markdown_text(recipe.title)}",
         f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "
         f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
         "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
@@ -215,10 +217,10 @@ def write_report(
         if len(_variants(recipe)) > 1
         else "",
         f"Sanity checks on {examination.checked} a model (`imgproc_attn.evaluation.sanity`): "
-        + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {d}" for d in doubts)),
+        + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {markdown_text(d)}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
         "Training time, mean: "
-        + ", ".join(f"{label} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))
+        + ", ".join(f"{markdown_text(label)} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))
         + f". Versions: {', '.join(f'{k} {v}' for k, v in protocol['versions'].items())}; {protocol['device']}.",
     ]
     report = output / "report.md"

@@ -24,7 +24,7 @@ def import_extension(name: str) -> ModuleType:
         raise FileNotFoundError(f"--import {name}: there is no such file.")
     place = str(file.parent if is_file else Path.cwd())
     if place not in sys.path:
-        sys.path.insert(0, place)
+        sys.path.append(place)  # behind installed packages: its other files must not take their place
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -34,10 +34,17 @@ def import_extension(name: str) -> ModuleType:
     if found.__file__ is None:
         raise ValueError(f"--import {name}: this is no Python source; of a folder, give one with an __init__.py.")
     source = Path(found.__file__).resolve()
-    if is_file and source != file:
-        raise ValueError(f"--import {name}: {module!r} is imported already, from {source}; give the file another name.")
+    meant = [file] if is_file else [path.resolve() for path in _sources(Path(place, *module.split("."))) if path.is_file()]
+    if meant and source not in meant:
+        raise ValueError(
+            f"--import {name}: {module!r} must not be the name of another module, got that of {source}. Rename it."
+        )
     imported[module] = source
     return found
+
+
+def _sources(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}.py"), path / "__init__.py"]
 
 
 def hint(error: str) -> str:

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ UNFINISHED = ".imgproc-attn-unfinished-"
 
 def slug(name: str) -> str:
     """``name`` as a part of file names: letters, digits, dots, and ``-`` for the rest."""
-    return "".join(c if c.isalnum() or c == "." else "-" for c in name).strip("-")
+    return "".join(c if c.isalnum() or c == "." else "-" for c in name).strip("-") if name.strip(".") else "-"
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -33,6 +34,12 @@ def remove_unfinished(folder: Path) -> None:
 def printable(text: str) -> str:
     """``text`` with the bytes of file names that are not UTF-8 written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def markdown_text(text: str) -> str:
+    """``text`` as Markdown shows it, on one line: names of files, classes and models may hold anything."""
+    line = "".join(c if c.isprintable() else " " for c in printable(text))
+    return re.sub(r"[\\`*|<]|\](?=[(\[:])", r"\\\g<0>", line)
 
 
 def cannot_write(path: Path, error: Exception) -> OSError:

@@ -133,7 +133,7 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch):
         ("gone.py", FileNotFoundError, "--import gone.py: there is no such file"),
         ("no_such_module", ValueError, "no such module, in .* or installed"),
         ("json.no_such_part", ValueError, "no such module"),
-        ("json.py", ValueError, "'json' is imported already, from .*; give the file another name"),
+        ("json.py", ValueError, "'json' must not be the name of another module, got that of .*json/__init__.py. Rename it"),
         ("folder", ValueError, "no Python source; of a folder, give one with an __init__.py"),
         ("broken", ModuleNotFoundError, "there_is_no_such_thing"),
     ):

@@ -1,6 +1,7 @@
 """Commands that evaluate: evaluate, attack, corrupt, shift, report."""
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def _add_attack(commands: Any) -> None:
     a.add_argument(
         "--checks", type=at_least(1), metavar="N", help="images that the sanity checks look at (default: 64; 8 of segmenters)"
     )
+    a._negative_number_matcher = re.compile(r"-[\d.]+(/[\d.]+)?$")  # -1/255 is a wrong number, not an unknown option
     a.set_defaults(function=_attack)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ALONE, IGNORED, Processes
-from ..files import printable
+from ..files import markdown_text, printable
 from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
 
@@ -194,5 +194,5 @@ def accuracy_table(result: Mapping[str, Any], worst: int = 5) -> str:
     if "real" in result:
         lines.append(cells("ReaL top-1", result["real"], "top1"))
     ranked = sorted(result["per_class"], key=lambda row: (row["top1"], row["label"]))[:worst]
-    rows = ", ".join(f"{row['name']} {row['top1']:.0f} % of {row['n']}" for row in ranked)
+    rows = ", ".join(f"{markdown_text(row['name'])} {row['top1']:.0f} % of {row['n']}" for row in ranked)
     return "\n".join(lines) + f"\n\nWorst classes, top-1: {rows}."

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from ..data import ALONE, Preparation, Processes
 from ..environment import arithmetic, environment, sources_hash, versions
-from ..files import check_output_folder, printable, write_atomically, write_json
+from ..files import check_output_folder, printable, read_json, write_atomically, write_json
 from ..progress import progress_bar
 from ..records import describe
 from .conditions import Condition, SampleAttack
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
 from .findings import Checks, Finding
 from .flags import Flags
+from .forms import Kept
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
 from .results import DRAWS, FLAGS, RESULT, row, write_result
@@ -247,6 +248,6 @@ class Assessment:
 def _read(file: Path) -> dict[str, Any]:
     """What was kept of checks; nothing of a damaged file, for they are soon done again."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, Kept)
     except (OSError, ValueError):
         return {}

@@ -101,7 +101,9 @@ class Evaluator:
             "preparation": self._preparation(condition)._asdict(),
             "condition": {"name": condition.name, **condition.settings},
         }
-        return FlagFile(self.folder, condition.name, protocol, self.processes.rank)
+        file = FlagFile(self.folder, condition.name, protocol, self.processes.rank)
+        file.check_ids(condition.samples.ids)
+        return file
 
     def _preparation(self, condition: Condition) -> Prepared:
         return condition.preparation or self.preparation

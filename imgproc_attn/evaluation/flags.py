@@ -10,11 +10,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ..files import cannot_write, slug
 from ..records import changes
 from .conditions import Verdict
+from .forms import Line
 
 FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
@@ -43,25 +45,36 @@ class Flags(NamedTuple):
         columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
         return self._replace(ids=self.ids[kept], columns=columns)
 
+    def column(self, name: str) -> list[Any]:
+        """A value a sample.
+
+        Raises:
+            ValueError: Judges keep no such column, or it was lost.
+        """
+        if name not in self.columns:
+            known = ", ".join(self.columns)
+            raise ValueError(f"Flags must have {name!r}, got {known}. They are damaged: compute them anew with --restart.")
+        return self.columns[name]
+
     @property
     def labels(self) -> Tensor:
         """``[n]``, of images with a label each."""
-        return torch.tensor(self.columns["labels"])
+        return torch.tensor(self.column("labels"))
 
     @property
     def correct(self) -> Tensor:
         """``[n]`` bool, of images with a label each."""
-        return torch.tensor(self.columns["correct"]).bool()
+        return torch.tensor(self.column("correct")).bool()
 
     @property
     def predictions(self) -> Tensor:
         """``[n]`` classes, where judges keep them."""
-        return torch.tensor(self.columns["predictions"])
+        return torch.tensor(self.column("predictions"))
 
     @property
     def scores(self) -> Tensor:
         """``[n]``, of the judge."""
-        return torch.tensor(self.columns["scores"])
+        return torch.tensor(self.column("scores"))
 
 
 def of_common_samples(flags: Mapping[str, Flags]) -> dict[str, Flags]:
@@ -103,10 +116,14 @@ class FlagFile:
         whole = file.read_bytes().rpartition(b"\n")[0].splitlines()
         try:
             lines = [json.loads(line) for line in whole]
-            found = changes(lines[0]["protocol"], self.protocol) if lines else {}
-            [line["ids"] + line["unreadable"] for line in lines[1:]]
+            found = changes(dict(lines[0]["protocol"]), self.protocol) if lines else {}
+            checked = [Line.model_validate(line) for line in lines[1:]]
+            columns = {frozenset(line.model_extra or ()) for line in checked if line.ids}
+            if len(columns) > 1:
+                raise ValueError("lines have different columns")
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no file of flags, or damaged: {error!r}. Remove it to compute them anew.") from error
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
+            raise ValueError(f"{file} is no file of flags, or damaged: {problem}. Remove it to compute them anew.") from error
         if found:
             raise ValueError(
                 f"{file} holds flags of another protocol, which cannot be mixed with these: "
@@ -114,6 +131,15 @@ class FlagFile:
                 + ". Give another --output, or begin anew with --restart."
             )
         return lines[1:]
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise where there are flags of other samples than these."""
+        strange = self.done[~torch.isin(self.done, ids)].tolist()
+        if strange:
+            raise ValueError(
+                f"{self._folder / self._pattern} has flags of samples that are not there, {strange[:5]}. Remove it to compute "
+                "them anew."
+            )
 
     @property
     def done(self) -> Tensor:

@@ -37,6 +37,8 @@ from .results import (
 )
 from .statistics import mean_and_std, normal_interval, paired_difference
 
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every file of that type
+
 
 class Column(NamedTuple):
     """What numbers must share to stand side by side.
@@ -345,7 +347,24 @@ def _embedded(picture: Path | Figure) -> str:
         data = content.getvalue()
     else:
         data = picture.read_bytes()
+        if not data.startswith(PNG):
+            raise ValueError(f"{picture} must be a PNG image. Run the evaluation again, which uses what is done.")
     return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """A picture that the evaluation wrote into its folder.
+
+    Raises:
+        ValueError: ``result.json``, which may be somebody else's, names another file of this machine.
+    """
+    file = (folder / name).resolve()
+    if file.parent != folder.resolve() or file.suffix != ".png" or not file.is_file():
+        raise ValueError(
+            f"{folder / RESULT}: pictures must be PNG files in its own folder, got {name!r}. Run the evaluation again, which "
+            "uses what is done."
+        )
+    return file
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -380,7 +399,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
                 "folder": entry.folder.name,
                 "result": entry.result,
                 "means": [*means(entry.result.get("summary", {})), *cautions(entry.result)],
-                "pictures": {name: _embedded(entry.folder / name) for name in entry.result["pictures"]},
+                "pictures": {name: _embedded(_picture(entry.folder, name)) for name in entry.result["pictures"]},
             }
             for entry in entries
         ],

@@ -1,15 +1,15 @@
 """What an evaluation leaves: every number counted from flags, in files that others can read."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_csv, write_json, write_text
+from ..files import markdown_text, read_json, write_csv, write_json, write_text
 from ..records import METRICS
 from .conditions import Condition
 from .flags import Flags
+from .forms import Result
 from .measures import Measure
 
 RESULT, FLAGS, DRAWS = "result.json", "flags.csv", "bootstrap.csv"
@@ -89,13 +89,16 @@ def read_flags(folder: Path) -> dict[str, dict[str, float]]:
         ValueError: The file is cut off, or none of ours.
     """
     file = folder / FLAGS
-    with file.open(newline="", encoding="utf-8") as text:
-        header, *rows = list(csv.reader(text)) or [[]]
-    if header[:2] != ["image", "label"] or any(len(row) != len(header) for row in rows):
+    try:
+        with file.open(newline="", encoding="utf-8") as text:
+            header, *rows = list(csv.reader(text)) or [[]]
+        if header[:2] != ["image", "label"] or any(len(row) != len(header) for row in rows):
+            raise ValueError("not a row per image, or not a column per condition")
+        return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
+    except (ValueError, csv.Error) as error:
         raise ValueError(
-            f"{file} is cut off, or no table of flags; run the evaluation again, which takes what is done already."
-        )
-    return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
+            f"{file} is cut off, or no table of flags: {error}. Run the evaluation again, which uses what is done."
+        ) from error
 
 
 def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -110,7 +113,7 @@ def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
     try:
         with file.open(newline="", encoding="utf-8") as text:
             return {(name, metric): [float(v) for v in values] for name, metric, *values in csv.reader(text)}
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{file} is cut off, or no bootstrap: {error}. Run the evaluation again, which uses what is done."
         ) from error
@@ -122,15 +125,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is cut off, or none of ours.
     """
-    file = folder / RESULT
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        result["conditions"], result["label"], result["metrics"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is cut off, or no result of attack, corrupt, shift or a segmenter's evaluate: {error!r}. Run that again."
-        ) from error
-    return result
+    remedy = "Run attack, corrupt, shift or a segmenter's evaluate again, which uses what is done."
+    return read_json(folder / RESULT, Result, remedy)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -145,10 +141,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     for r in result["conditions"]:
         low, high = interval(r, first)
         cells = [f"{r[first]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric]:.2f}" for metric in others)]
-        lines.append(f"| {r['name']} | {' | '.join(cells)} | {r['n']} |" + (f" {perturbation(r)} |" if attacked else ""))
-    parts = ["\n".join(lines), *means(result.get("summary", {})), *cautions(result)]
+        lines.append(
+            f"| {markdown_text(r['name'])} | {' | '.join(cells)} | {r['n']} |" + (f" {perturbation(r)} |" if attacked else "")
+        )
+    parts = ["\n".join(lines), *means(result.get("summary", {})), *map(markdown_text, cautions(result))]
     if result["findings"]:
-        found = [f"- {f['check']}: {f['message']}" for f in result["findings"]]
+        found = [f"- {f['check']}: {markdown_text(f['message'])}" for f in result["findings"]]
         parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(found))
     else:
         parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")

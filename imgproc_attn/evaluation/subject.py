@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -11,7 +12,8 @@ from torch import nn
 
 from .. import extensions
 from ..data import Images, Preparation, StreamedImages, check_classes, open_images, some_of
-from ..models.checkpoints import load_weights
+from ..files import printable
+from ..models.checkpoints import check_folder, load_weights
 from .classes import IMAGENET_CLASSES, ClassMap
 from .measures import LabelMeasure
 
@@ -46,7 +48,7 @@ class Subject:
         name = (
             "/".join(path.resolve().parts[-2:] if path.name in ("", "..") else path.parts[-2:]) if path.is_dir() else self.model
         )
-        return name if self.checkpoint is None else f"{name} {self.checkpoint.stem}"
+        return printable(name if self.checkpoint is None else f"{name} {self.checkpoint.stem}")
 
     def build(self) -> tuple[nn.Module, Preparation]:
         """The model in evaluation mode, and how it wants its images.
@@ -60,13 +62,15 @@ class Subject:
         name = next((f"{name}/{part}" for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), name)
         if (Path(name) / "config.json").is_file():
             name = f"local-dir:{name}"
+        if name.startswith("local-dir:"):
+            check_folder(Path(name.removeprefix("local-dir:")))
         if name.startswith(("local-dir:", "hf-hub:")):
             pretrained = self.checkpoint is None
         if not pretrained and self.checkpoint is None:
             raise ValueError(f"{self.model} would be evaluated with random weights; give --checkpoint FILE, or --pretrained.")
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, **self.options)
-        except (RuntimeError, TypeError, AssertionError) as error:
+        except (RuntimeError, TypeError, AssertionError, UnpicklingError, EOFError) as error:
             raise ValueError(f"{self.model}: {error}{extensions.hint(str(error))}") from error
         known = model.pretrained_cfg.get("num_classes")
         if pretrained and known is not None and known != model.num_classes:  # timm then leaves the classifier random

@@ -11,15 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import VisionTransformer, adapt_input_conv, clean_state_dict, load_state_dict_from_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from ..files import read_json
 from ..positions import RelativeTable, stretch_loaded
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a folder
@@ -260,6 +263,34 @@ def _names_in_config(model: nn.Module, key: str) -> list[str]:
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get(key) or ()
     return [names] if isinstance(names, str) else list(names)
+
+
+class Config(TypedDict):
+    """What a folder's ``config.json`` must hold, for timm and for us."""
+
+    architecture: str
+    model_args: NotRequired[dict[str, Any] | None]
+    pretrained_cfg: NotRequired[dict[str, Any]]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose configuration or weights are damaged, before timm meets them.
+
+    Raises:
+        FileNotFoundError: There is no ``config.json``.
+        ValueError: It is damaged, or the weights are cut off; the message names the file.
+    """
+    read_json(folder / CONFIG, Config, "Copy the folder again, or evaluate another checkpoint.")
+    file = folder / WEIGHTS
+    if not file.is_file():  # timm knows other names
+        return
+    try:
+        with safe_open(file, "pt"):  # compares the length of the file with its header
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is cut off or no checkpoint: {first_line(error)}. Copy it again, or evaluate another checkpoint."
+        ) from error
 
 
 def config_beside(path: Path) -> dict[str, Any]:

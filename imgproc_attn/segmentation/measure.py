@@ -189,7 +189,7 @@ class PixelMeasure:
     def _areas(self, flags: Flags) -> Tensor:
         """``[n, 3, classes]``."""
         areas = torch.zeros(len(flags.ids), 3, self.num_classes, dtype=torch.int64)
-        for i, picture in enumerate(flags.columns["areas"]):
+        for i, picture in enumerate(flags.column("areas")):
             rows = torch.tensor(picture, dtype=torch.int64).view(-1, 4)
             areas[i][:, rows[:, 0]] = rows[:, 1:].T
         return areas

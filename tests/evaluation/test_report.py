@@ -170,7 +170,7 @@ def test_interrupted_results_are_named(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
     flags, whole = tmp_path / "flags.csv", (tmp_path / "flags.csv").read_text()
     flags.write_text(whole[: len(whole) // 2 + 3])
-    for file, message in ((flags, "flags.csv is cut off"), (tmp_path / "result.json", "result.json is cut off")):
+    for file, message in ((flags, "flags.csv is cut off"), (tmp_path / "result.json", "result.json must be a JSON file")):
         content = file.read_text()
         file.write_text(content[: len(content) // 2 + 3])
         capsys.readouterr()

@@ -1,0 +1,153 @@
+"""The form of the files that an evaluation reads back: whatever else they hold is refused with the file's name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ..records import METRICS
+
+_Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+def _known(metric: str) -> str:
+    if metric not in METRICS:
+        raise ValueError(f"a metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    return metric
+
+
+class _Form(BaseModel):
+    """Checked and thrown away: readers keep the dictionary."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Line(_Form):
+    """A line of a file of flags; every further key is a column with a value per id."""
+
+    __pydantic_extra__: dict[str, list[float] | list[list[list[int]]]]
+
+    ids: list[int]
+    unreadable: list[int]
+    range: _Interval | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Line":
+        columns = self.__pydantic_extra__
+        short = [name for name, values in columns.items() if len(values) != len(self.ids)]
+        if short:
+            raise ValueError(f"{short[0]} has {len(columns[short[0]])} values for {len(self.ids)} ids")
+        if self.ids and (self.range is None or not columns):
+            raise ValueError(f"{'columns are' if self.range else 'range is'} missing")
+        return self
+
+
+class Finding(_Form):
+    """As `imgproc_attn.evaluation.findings.Finding`."""
+
+    check: str
+    message: str
+
+
+class Kept(_Form):
+    """What ``checks.json`` keeps of sanity checks."""
+
+    key: dict[str, Any]
+    done: list[str]
+    images: int
+    findings: list[Finding]
+
+
+class _Images(_Form):
+    n: int
+    names_sha256: str
+
+
+class _Row(_Form):
+    """The numbers of a condition."""
+
+    name: str
+    n: int
+    family: str | None
+    strength: float | None
+    images: _Images
+    judge: Any
+    corruption: Any
+    unreadable: list[str]
+    intervals: dict[str, _Interval]
+
+
+class _AttackedRow(_Row):
+    """The numbers under an attack."""
+
+    eps: Annotated[float, Field(gt=0)]
+    norm: Literal["Linf", "L2"]
+    space: Literal["images", "normalized"]
+    pixel_eps: list[float]
+    largest_perturbation: float
+
+
+class _Checked(_Form):
+    what: str
+    images: int
+
+
+class _Data(_Form):
+    name: str
+
+
+class _Environment(_Form):
+    device: str
+    processes: int
+
+
+class _Preparation(_Form):
+    input_size: Annotated[list[int], Field(min_length=3, max_length=3)] = [3, 224, 224]
+
+
+class _Real(_Form):
+    n: int
+    top1: float
+
+
+class _Summary(_Form):
+    """Means over conditions."""
+
+    real: _Real | None = None
+    unknown: _Images | None = None
+    aupr: float | None = None
+
+
+class Result(_Form):
+    """What ``result.json`` holds of attack, corrupt, shift, and evaluate of segmenters."""
+
+    kind: Literal["evaluate", "attack", "corrupt", "shift"]
+    label: str
+    training_seed: int | None
+    parameters: int
+    weights_sha256: str
+    architecture_sha256: str
+    options: dict[str, Any]
+    dtype: str
+    data: _Data
+    seed: int
+    preparation: _Preparation
+    metrics: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
+    conditions: Annotated[list[_AttackedRow | _Row], Field(min_length=1)]
+    checked: _Checked
+    findings: list[Finding]
+    pictures: list[str]
+    environment: _Environment
+    summary: _Summary = _Summary()
+
+    @model_validator(mode="after")
+    def _counted(self) -> "Result":
+        for row in self.conditions:
+            if not isinstance(row, _AttackedRow) and "eps" in (row.model_extra or {}):
+                raise ValueError(f"{row.name}: the settings of the attack are missing or of another type")
+            for metric in self.metrics:
+                if not isinstance((row.model_extra or {}).get(metric), int | float) or metric not in row.intervals:
+                    raise ValueError(f"{row.name}: {metric} or its interval is missing")
+        values = [value for key, value in (self.summary.model_extra or {}).items() if key.startswith("m")]
+        if not all(isinstance(value, int | float) for value in values):
+            raise ValueError("summary: a mean is no number")
+        return self
