@@ -9,6 +9,7 @@ import numpy as np
 from timm.data.readers.reader import Reader
 
 from .folders import natural_order, some_names
+from .streams import StreamedImages
 
 IMAGE, LABEL = "image", "label"  # the usual names
 
@@ -100,22 +101,35 @@ def import_datasets() -> Any:
     return datasets
 
 
-def stream_columns(
-    name: str, root: str | None, split: str, image: str | None, label: str | None
-) -> tuple[Columns, dict[str, int] | None]:
-    """Columns and classes of a data set that is streamed.
+def stream_images(name: str, mode: str, image: str | None, label: str | None, **options: Any) -> StreamedImages:
+    """Open a data set of Hugging Face that gives images one after the other.
+
+    Args:
+        name: As ``datasets.load_dataset_builder`` takes it: a name on the Hub, or a folder.
+        mode: ``L`` for gray, ``RGB`` for color.
+        image: Column of images. Default: see `choose_columns`.
+        label: Column of labels. Default: see `choose_columns`.
+        options: Of timm's reader.
 
     Raises:
-        ValueError: As `choose_columns` and `number_classes`.
+        ValueError: As `choose_columns` and `number_classes`; or a length that is not known.
     """
     datasets = import_datasets()
-    builder = datasets.load_dataset_builder(name, cache_dir=root)
+    from timm.data.readers.reader_hfids import ReaderHfids  # a second to import, where it is installed
+
+    builder = datasets.load_dataset_builder(name, cache_dir=options["root"])
     features = builder.info.features
     if features is None:
-        stream = builder.as_streaming_dataset(split=split)
+        stream = builder.as_streaming_dataset(split=options["split"])
         features = stream.features or stream._resolve_features().features
     columns = choose_columns(name, features, image, label)
-    return columns, number_classes(name, columns.label, features[columns.label])
+    classes = number_classes(name, columns.label, features[columns.label])
+    try:  # no conversion by timm, which would turn 16 bits into white
+        reader = ReaderHfids(name, input_key=columns.image, target_key=columns.label, input_img_mode="", **options)
+    except ValueError as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"{name}: {problem} Say data.download=true, or read hfds/.") from error
+    return StreamedImages(reader, mode, classes)
 
 
 class HuggingFaceImages(Reader):

@@ -150,8 +150,17 @@ class Images(Dataset):
             image, label = self._get((index + step) % len(self))
             if label != IGNORED:
                 return image, label
-        raise ValueError(
-            f"None of the {len(self)} images can be read, {self._problem(index)} for one; see {self.unreadable.file}."
+        raise self.none_readable()
+
+    def none_readable(self) -> ValueError:
+        """The error of a split of which no image can be read, with the reason of the first."""
+        problem = ""
+        try:
+            self._open(self.indices[0])
+        except CANNOT_READ as error:
+            problem = f": {error}"
+        return ValueError(
+            f"None of the {len(self)} images can be read, {self.name(0)}{problem} for one; see {self.unreadable.file}."
         )
 
     def content(self, index: int) -> bytes:
@@ -182,13 +191,6 @@ class Images(Dataset):
         else:
             label = check_label(label, self.num_classes, self.name(index))
         return (image if self.transform is None else self.transform(image)), label
-
-    def _problem(self, index: int) -> str:
-        try:
-            self._open(self.indices[index])
-        except CANNOT_READ as error:
-            return f"{self.name(index)}: {error}"
-        return self.name(index)
 
     def _open(self, index: int) -> tuple[Image.Image, Any]:
         source, label = self.reader[index]

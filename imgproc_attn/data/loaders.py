@@ -180,8 +180,11 @@ class _Batches(PrefetchLoader):
     """
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for images, labels in super().__iter__():
-            yield images, labels if labels.is_cuda else labels.clone()
+        try:
+            for images, labels in super().__iter__():
+                yield images, labels if labels.is_cuda else labels.clone()
+        except UnboundLocalError:  # timm before 1.0.31 ends so without any batch
+            return
 
 
 class _CountedBatches(_Batches):

@@ -14,8 +14,8 @@ from timm.data import create_dataset
 from timm.data.readers.reader import Reader
 
 from .folders import ClassFolders, ClassTar, natural_order, some_names
-from .hugging_face import HuggingFaceImages, stream_columns
-from .streams import MEMBER_EXTENSIONS, StreamedImages, check_shards
+from .hugging_face import HuggingFaceImages, stream_images
+from .streams import StreamedImages, stream_shards
 
 READERS = ("folder", "npz", "digits")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm's
@@ -223,42 +223,19 @@ def open_images(
     place = str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None
     if kind == "hfds":
         return HuggingFaceImages(which, place, split, image_column, label_column)
-    options: dict[str, Any] = {}
-    classes = None
-    if kind == "hfids":
-        columns, classes = stream_columns(which, place, split, image_column, label_column)
-        options = {"input_key": columns.image, "target_key": columns.label}
-    elif kind == "wds":
-        options = {"input_key": ";".join(MEMBER_EXTENSIONS)}
-    if kind != "torch":  # timm would convert 16 bits to white; TensorFlow decodes by itself
-        options["input_img_mode"] = mode if kind == "tfds" else ""
+    options: dict[str, Any] = {"root": place, "split": split, "is_training": training, "batch_size": batch_size}
+    options |= {"seed": seed, "download": download}
     try:
-        dataset = create_dataset(
-            name,
-            root=place,
-            split=split,
-            is_training=training,
-            batch_size=batch_size,
-            seed=seed,
-            download=download,
-            **options,
-        )
-    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
-        remedies = {
-            "download=True": " (here: data.download=true)",
-            "length is unknown": " Say data.download=true, or read hfds/.",
-        }
-        hint = next((remedy for sign, remedy in remedies.items() if sign in str(error)), "")
+        if kind == "torch":
+            return TorchvisionImages(create_dataset(name, **options))
+        if kind == "hfids":
+            return stream_images(which, mode, image_column, label_column, **options)
+        if kind == "wds":
+            return stream_shards(mode, label_column, **options)
+        return StreamedImages(create_dataset(name, input_img_mode=mode, **options).reader, mode)
+    except (AssertionError, ImportError, RuntimeError) as error:
+        hint = " (here: data.download=true)" if "download=True" in str(error) else ""
         raise ValueError(f"data.name={name!r}, root {Path(root).absolute()}, split {split!r}: {error}{hint}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{place}/_info.json must describe the split {split!r}, but lacks or spoils a part: {error}."
-        ) from error
-    if kind == "torch":
-        return TorchvisionImages(dataset)
-    if kind == "wds":
-        check_shards(dataset.reader, label_column)
-    return StreamedImages(dataset.reader, mode, classes)
 
 
 def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:

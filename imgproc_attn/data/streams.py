@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
 from .decoding import IMAGE_EXTENSIONS, to_8_bits
@@ -90,6 +91,31 @@ class StreamedImages(IterableDataset):
 
 def _shards(reader: Any) -> list[Path]:
     return [Path(reader.root, name) for name in getattr(getattr(reader, "split_info", None), "filenames", ())]
+
+
+def stream_shards(mode: str, label_field: str | None, root: str, split: str, **options: Any) -> StreamedImages:
+    """Open a WebDataset: ``_info.json`` and the shards that it names.
+
+    Args:
+        mode: ``L`` for gray, ``RGB`` for color.
+        label_field: Field of the ``.json`` members that holds labels; None for ``.cls`` members.
+        root: Folder of the shards.
+        split: In ``_info.json``; or names of shards, ``x-{000..011}.tar|12000`` with the number of images.
+        options: Of timm's reader.
+
+    Raises:
+        FileNotFoundError: As `check_shards`.
+        ValueError: As `check_shards`, or an ``_info.json`` that describes no such split.
+    """
+    # no conversion by timm, which would turn 16 bits into white
+    options |= {"input_key": ";".join(MEMBER_EXTENSIONS), "input_img_mode": ""}
+    try:
+        reader = create_dataset("wds/", root=root, split=split, **options).reader
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{root}/_info.json must describe the split {split!r}, got {problem}. Write it anew.") from error
+    check_shards(reader, label_field)
+    return StreamedImages(reader, mode)
 
 
 def check_shards(reader: Any, label_field: str | None) -> None:

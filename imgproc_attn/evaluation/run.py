@@ -63,6 +63,8 @@ def evaluate_classifier(
     loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
     with progress_bar(len(names) or None, processes.rank == 0) as bar:
         predictions = predict(model, loader, autocast, processes, bar.update)
+    if isinstance(images, Images) and (predictions.labels == IGNORED).all():
+        raise images.none_readable()
     names = names or [str(i) for i in range(len(predictions.labels))]
     result: dict[str, Any] = {
         "model": subject.model,

@@ -143,6 +143,36 @@ def test_command(shots, capsys, tmp_path):
     assert result["top1"] == pytest.approx(100 * right / 5)
     assert len((out / "predictions.csv").read_text().splitlines()) == 6
     assert len((out / "per_class.csv").read_text().splitlines()) == 3
+    for file in (shots / "photographs").rglob("*.jpg"):
+        Image.fromarray(np.zeros((8, 8), np.uint16)).save(file, "PNG")
+    with pytest.raises(SystemExit):
+        evaluate(*common, "--skip-broken", "--workers", 0)
+    assert "None of the 6 images can be read, cat/0.jpg: it has more than 8 bits" in capsys.readouterr().err
+
+
+def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
+    """CIFAR-100 has two columns of class labels."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    labels = datasets.ClassLabel(names=["cat", "rocket"])
+    pictures = [Image.fromarray(picture) for picture in (photographs.chelsea(), photographs.rocket())]
+    table = {"img": pictures, "fine_label": [0, 1], "coarse_label": [1, 1]}
+    features = datasets.Features({"img": datasets.Image(), "fine_label": labels, "coarse_label": labels})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    torch.save(timm.create_model("test_nlm_vit", num_classes=2).state_dict(), tmp_path / "w.pt")
+    model = ("test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.pt", "--workers", 0, "--output", tmp_path / "out")
+    data = ("--data", f"hfds/{tmp_path / 'set'}", "--root", tmp_path, "--split", "train")
+    with pytest.raises(SystemExit):
+        evaluate(*model, *data)
+    assert "fine_label (ClassLabel), coarse_label (ClassLabel). Name one: " in capsys.readouterr().err
+    for column, count in (("fine_label", 2), ("coarse_label", 1)):
+        evaluate(*model, *data, "--label-column", column)
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert len(result["per_class"]) == count
+        assert result["data"]["label_column"] == column
+    with pytest.raises(SystemExit):
+        evaluate(*model, "--data", "npz", "--root", tmp_path, "--image-column", "img")
+    assert "image_column must be left out for 'npz'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
