@@ -43,3 +43,12 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("IMGPROC_ATTN_DATA does not name a folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def vit_weights() -> Path:
+    """The trained weights of IMGPROC_ATTN_VIT_WEIGHTS, of timm's vit_small_patch14_dinov2; the test is skipped without it."""
+    file = os.environ.get("IMGPROC_ATTN_VIT_WEIGHTS")
+    if not file:
+        pytest.skip("IMGPROC_ATTN_VIT_WEIGHTS does not name weights of vit_small_patch14_dinov2")
+    return Path(file)

@@ -1,11 +1,14 @@
 """From trained timm models: with gates at zero the source's numbers, for every kind of source and every option."""
 
+import copy
 import logging
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from skimage import data
 from timm.models import save_for_hf
 from torch import nn
 
@@ -104,6 +107,67 @@ def test_is_the_source_with_gates_at_zero(kind, option):
             (model.forward_features(x), filtered.forward_features(x)),
         ):
             assert (result - expected).abs().max() <= bound * expected.abs().max()
+
+
+def photographs(size):
+    """Four of scikit-image's, as ImageNet's models take them: ``[4, 3, size, size]`` in float64."""
+    transform = timm.data.create_transform((3, size, size), crop_pct=1.0)
+    pictures = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
+    return torch.stack([transform(Image.fromarray(picture)) for picture in pictures]).double()
+
+
+def references(model, x):
+    """Images, and the model's features in float64 and in float32."""
+    with torch.no_grad():
+        return x, copy.deepcopy(model).double().forward_features(x), model.forward_features(x.float())
+
+
+def assert_equal_up_to_rounding(converted, x, exact, plain):
+    """Float64: to 1e-10. Float32: as near to float64 as the source itself, and no single feature is far off."""
+    largest, rounding = exact.abs().max(), (plain - exact).square().mean().sqrt()
+    error = converted.forward_features(x.float()) - exact
+    assert error.square().mean().sqrt() <= 2 * rounding
+    assert error.abs().max() <= 1e-4 * largest
+    assert (converted.double().forward_features(x) - exact).abs().max() <= 1e-10 * largest
+
+
+@pytest.fixture(scope="module")
+def in_common():
+    """A model whose keys have much in common, as those of trained models do: logits of hundreds, nearly equal in a row."""
+    model = source("DINOv2", torch.float32)
+    with torch.no_grad():
+        for block in model.blocks:
+            width = block.attn.qkv.in_features
+            block.attn.qkv.weight[: 2 * width].mul_(0.4)
+            block.attn.qkv.bias[:width].normal_(std=2)
+            block.attn.qkv.bias[width : 2 * width].normal_(std=60)
+    return model, references(model, photographs(56))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_is_the_source_where_keys_have_much_in_common(option, fused, in_common):
+    model, expected = in_common
+    assert largest_logit(model, expected[0].float()) > 250
+    assert_equal_up_to_rounding(imgproc_attn.from_timm(model, fused_attn=fused, **option), *expected)
+
+
+@pytest.fixture(scope="module")
+def trained_source(vit_weights):
+    overlay = {"file": str(vit_weights)}
+    model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, pretrained_cfg_overlay=overlay, img_size=224).eval()
+    return model, references(model, photographs(224))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+@torch.no_grad()
+def test_is_the_trained_source_on_photographs(option, trained_source):
+    """DINOv2's ViT-S/14; its own logits reach hundreds."""
+    model, expected = trained_source
+    assert largest_logit(model, expected[0].float()) > 100
+    assert_equal_up_to_rounding(imgproc_attn.from_timm(model, **option), *expected)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
