@@ -12,6 +12,7 @@ elif not any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
+import seeding
 import torch
 
 # Marks of timm's own tests, which the contract tier imports.
@@ -20,7 +21,27 @@ TIMM_MARKS = (
 )
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("imgproc_attn", "arithmetic and random numbers")
+    group.addoption("--seed", type=int, default=0, help="seed of random inputs and of models that tests train (default: 0)")
+    group.addoption("--without-onednn", action="store_true", help="compute without oneDNN, in the process of the test")
+
+
+def pytest_report_header(config):
+    """What the rounding of a result depends on, and what else may differ between two sessions."""
+    threads = os.environ.get("OMP_NUM_THREADS") or ("1" if config.getoption("numprocesses") else torch.get_num_threads())
+    set_by = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "PYTHONHASHSEED", "LC_ALL")
+    return [
+        f"torch {torch.__version__}: {torch.backends.cpu.get_cpu_capability()}, threads per process: {threads}, "
+        f"oneDNN: {'off' if config.getoption('without_onednn') else 'on'}, seed: {seeding.number}",
+        "environment: " + (", ".join(f"{name}={os.environ[name]}" for name in set_by if name in os.environ) or "as it is"),
+    ]
+
+
 def pytest_configure(config):
+    seeding.number = config.getoption("seed")
+    if config.getoption("without_onednn"):
+        torch.backends.mkldnn.set_flags(_enabled=False)
     for mark in TIMM_MARKS:
         config.addinivalue_line("markers", f"{mark}: a mark of timm's tests")
 
@@ -33,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seed():
-    torch.manual_seed(0)
+    seeding.seed()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import seeding
 import timm
 import torch
 from PIL import Image
@@ -106,7 +107,7 @@ def evaluate(*arguments):
 
 
 def test_command(shots, capsys, tmp_path):
-    torch.manual_seed(1)
+    seeding.seed(1)
     model = timm.create_model("test_nlm_vit", num_classes=2)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     out = tmp_path / "out"

@@ -4,6 +4,7 @@ import copy
 import logging
 
 import pytest
+import seeding
 import timm
 import torch
 from PIL import Image
@@ -55,7 +56,7 @@ OPTIONS = {
 def source(kind, dtype=torch.float64):
     """A model of that kind whose attention logits exceed 10."""
     name, kwargs = SOURCES[kind]
-    torch.manual_seed(0)
+    seeding.seed()
     size = {"img_size": 56} if "patch14" in name else {"img_size": 64}
     model = timm.create_model(name, num_classes=10, depth=3, **size, **kwargs).eval()
     for block in model.blocks:
@@ -296,7 +297,7 @@ def test_another_scale_is_refused():
 
 
 def checkpoint(tmp_path, name, **kwargs):
-    torch.manual_seed(1)
+    seeding.seed(1)
     model = timm.create_model(name, **kwargs).eval()
     path = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), path)
@@ -436,9 +437,9 @@ def test_by_name(tmp_path):
         "embed_dim": 32,
         "depth": 2,
     }
-    torch.manual_seed(0)
+    seeding.seed()
     model = timm.create_model("converted_vit", source="vit_tiny_patch16_224", num_heads=2, **options).eval()
-    torch.manual_seed(0)
+    seeding.seed()
     source = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=64, embed_dim=32, depth=2, num_heads=2).eval()
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(x), source(x))  # every gate is closed

@@ -1,6 +1,7 @@
 """A trained small segmenter."""
 
 import pytest
+import seeding
 import timm
 import torch
 from shapes import recipe_of, shapes_folder
@@ -19,7 +20,7 @@ def picture():
 def run(tmp_path_factory):
     """A run: two photographs, their grey levels for classes, and a small filter segmenter trained on them."""
     place = tmp_path_factory.mktemp("run")
-    recipe = recipe_of(shapes_folder(place / "data"), "optimiser.lr=3e-3").variant("bilateral + twicing", 0)
+    recipe = recipe_of(shapes_folder(place / "data"), "optimiser.lr=3e-3").variant("bilateral + twicing", seeding.number)
     train(recipe, place / "run", "cpu", say=lambda line: None)
     return place / "run"
 

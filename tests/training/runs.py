@@ -1,6 +1,7 @@
 """Small runs of the quickstart's recipe, whole and cut short."""
 
 import pytest
+import seeding
 import torch
 
 from imgproc_attn.data import Processes
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def small(*overrides, label="bilateral + twicing", seed=0):
-    return load_recipe(find_recipe("quickstart"), [*SMALL, *overrides]).variant(label, seed)
+    return load_recipe(find_recipe("quickstart"), [*SMALL, *overrides]).variant(label, seeding.number + seed)
 
 
 def quiet(recipe, folder, **kwargs):

@@ -1,6 +1,7 @@
 """Adversarial training stays in its ball, and makes robust."""
 
 import pytest
+import seeding
 import torch
 from runs import CPU, quiet, run_of, small
 
@@ -43,7 +44,7 @@ def test_adversarial_training_makes_robust(tmp_path):
         "adversarial.warmup_epochs=15",
     ]  # at once, it learns nothing for long
     for name, extra in (("clean", []), ("adversarial", attack)):
-        recipe = load_recipe("quickstart", ["schedule.epochs=45", "optimiser.lr=2e-3", *extra]).variant("plain", 0)
+        recipe = load_recipe("quickstart", ["schedule.epochs=45", "optimiser.lr=2e-3", *extra]).variant("plain", seeding.number)
         quiet(recipe, tmp_path / name)
         run = Run(recipe, tmp_path / name, CPU, Processes(0, 1))
         load_weights(run.model, tmp_path / name / "last")

@@ -5,6 +5,7 @@ import shutil
 import warnings
 
 import pytest
+import seeding
 import timm
 import yaml
 from runs import CPU, quiet, same, small, stop_after, weights
@@ -21,7 +22,7 @@ from imgproc_attn.training.run import Run
 
 def test_what_a_run_leaves(finished):
     folder, result, lines = finished
-    assert yaml.safe_load((folder / "recipe.yaml").read_text())["run"]["seed"] == 0
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["run"]["seed"] == seeding.number
     (environment,) = json.loads((folder / "environment.json").read_text())["sessions"]
     assert environment["processes"] == 1
     assert {"torch", "timm", "imgproc-attn"} <= set(environment["versions"])
