@@ -20,14 +20,16 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer, from_timm
 from .adaptive import widened, with_wider_gradients
 from .attacks import FGSM, PGD, Attack, Square, is_correct
+from .classification import paired_interval, wilson_interval
 from .derivatives import check_gradients
 from .findings import Checks, Finding
 from .normalization import NormalizedModel
 from .threat import LINF, ThreatModel
 
-POINTS = 0.5  # of accuracy, by which a weaker attack may beat a stronger one
-MORE_POINTS = 2.0  # of accuracy, which five times the steps, or another form of the gradient, may still win
-BY_CHANCE = 2  # images that a random search may find before a single run of PGD does
+# Points of accuracy, of all images there may be. The few that are checked must show more, beyond what chance does to so few.
+POINTS = 0.5  # by which a weaker attack may beat a stronger one
+MORE_POINTS = 2.0  # which five times the steps, or another form of the gradient, may still win
+BY_CHANCE = 2  # images that a random search may find before PGD does
 STEPWISE = ("PGD", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T")  # white-box attacks that no black box should beat
 BLACK_BOX = ("Square", "SPSA")
 WIDER = (2, 4, 8)  # times, in the backward pass of the adaptive attack
@@ -70,6 +72,11 @@ class Trial:
         return PGD(self.threat, 20, seed=self.seed)
 
     @cached_property
+    def withstand_long_pgd(self) -> Tensor:
+        """``[B]`` bool, after PGD of 100 steps from each of two starts."""
+        return self.robust(PGD(self.threat, 100, restarts=2, seed=self.seed))
+
+    @cached_property
     def filters(self) -> FilterVisionTransformer | None:
         """The filter backbone in the model, or a copy of timm's vision transformer as one, whose rows can be looked at."""
         for module in self.model.modules():
@@ -84,8 +91,14 @@ class Trial:
 
 
 def _differ(more: Tensor, less: Tensor, points: float) -> bool:
-    """Whether flags differ by more than that, and by more than the one image that may be chance."""
-    return _percent(more) - _percent(less) > points and int(more.sum() - less.sum()) > 1
+    """Whether the share of ``more`` is larger by that, in all of the 95 % interval of the paired difference."""
+    pairs = ((more, less), (more, ~less), (~more, less), (~more, ~less))
+    return paired_interval(*(int((a & b).sum()) for a, b in pairs))[0] > points
+
+
+def _exceeds(count: int, n: int, percent: float) -> bool:
+    """Whether a share is larger than that, in all of its 95 % interval, and more than chance finds."""
+    return count > BY_CHANCE and wilson_interval(count, n)[0] > percent
 
 
 def _percent(flags: Tensor) -> float:
@@ -137,7 +150,7 @@ def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_bo
     if white_box and black_box:
         missed = torch.stack([robust[name] for name in white_box]).all(0)
         missed &= ~torch.stack([robust[name] for name in black_box]).all(0)
-        if _percent(missed) > POINTS and missed.sum() > BY_CHANCE:
+        if _exceeds(int(missed.sum()), len(missed), POINTS):
             found.append(
                 Finding(
                     "black box beats white box",
@@ -180,7 +193,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], correct: Mapping[str, Tensor])
 
 def _check_ensemble(row: Mapping[str, Any]) -> list[Finding]:
     """Whether what sees no gradient still found many after all that do."""
-    last = {name: count for name, count in row.get("fooled_by", {}).items() if name in BLACK_BOX and count > BY_CHANCE}
+    last = {name: count for name, count in row.get("fooled_by", {}).items() if name in BLACK_BOX}
     return [
         Finding(
             "black box beats white box",
@@ -188,14 +201,14 @@ def _check_ensemble(row: Mapping[str, Any]) -> list[Finding]:
             "adaptively.",
         )
         for name, count in last.items()
-        if 100 * count / row["n"] > POINTS
+        if _exceeds(count, row["n"], POINTS)
     ]
 
 
 def check_strength(trial: Trial) -> list[Finding]:
     """Whether PGD has converged, whether it wins in the end, and whether the scale of the logits holds it back."""
     found, threat = [], trial.threat
-    few, many = trial.withstand_pgd, trial.robust(PGD(threat, 100, restarts=2, seed=trial.seed))
+    few, many = trial.withstand_pgd, trial.withstand_long_pgd
     if _differ(few, many, MORE_POINTS):
         found.append(
             Finding(
@@ -221,13 +234,13 @@ def check_strength(trial: Trial) -> list[Finding]:
 
 
 def _check_large_radii(trial: Trial) -> list[Finding]:
-    """In the L-infinity ball, whatever the threat's norm; one image may stay by chance."""
+    """In the L-infinity ball, whatever the threat's norm."""
     own = trial.threat.norm == LINF
     radii = [radius for radius in (0.25, 0.5) if not own or radius > trial.threat.eps] or [1.0]
     grown = [trial.robust(PGD(radius, 40, seed=trial.seed)) for radius in radii]
     least = max(POINTS, 50 / trial.model(trial.images[:1]).shape[1])  # half of what guessing gets right
     falls = not any(_differ(b, a, POINTS) for a, b in itertools.pairwise([trial.withstand_pgd, *grown] if own else grown))
-    if falls and (_percent(grown[-1]) <= least or grown[-1].sum() <= 1):
+    if falls and not _exceeds(int(grown[-1].sum()), len(grown[-1]), least):
         return []
     shares = ", ".join(f"{_percent(flags):.1f} %" for flags in grown)
     return [
@@ -309,6 +322,7 @@ def sanity_checks(
         return Checks(["outputs"], len(images), [*found, Finding("nothing to check", message)])
     trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
     robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
+    robust["PGD of 100 steps"] = trial.withstand_long_pgd
     if trial.threat.norm == LINF:
         robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
     few = list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))
@@ -318,7 +332,7 @@ def sanity_checks(
         [
             *found,
             *check_gradients(model, few),
-            *check_flags(robust, ["FGSM", "PGD"], black_box),
+            *check_flags(robust, ["FGSM", "PGD", "PGD of 100 steps"], black_box),
             *check_strength(trial),
             *check_saturation(trial),
         ],
