@@ -1,5 +1,6 @@
 """What a recipe says: a typed schema that refuses what it does not know, before anything is built."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -217,6 +218,16 @@ class Augmentation(_Section):
     mix_switch: Share = 0.5
     interpolation: Literal["bicubic", "bilinear", "nearest", "random"] | None = None
     repeats: Count = 1
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _with_numbers(cls, policy: str | None) -> str | None:
+        """Refuse parts of a policy that timm would leave out without a word."""
+        name, *parts = (policy or "").split("-")
+        without = [part for part in parts if not re.search(r"\d", part) and not (name == "rand" and part.startswith("t"))]
+        if name in ("rand", "augmix") and without:
+            raise ValueError(f"each part must have a number, got {without[0]!r} in {policy!r}. Write it as in rand-m9-mstd0.5.")
+        return policy
 
     @model_validator(mode="after")
     def _one_crop(self) -> "Augmentation":

@@ -82,6 +82,9 @@ def test_unquoted_text_is_text_where_the_schema_wants_text(text, tmp_path):
         ("augmentation.ratio=[4/3,3/4]", "augmentation.ratio: the smallest value must come first"),
         ("augmentation.scale=[2.0,3.0]", "augmentation.scale: shares of the area must be at most 1"),
         ("augmentation.mixup=a lot", "augmentation.mixup: .*valid number.*'a lot'"),
+        ("augmentation.auto_augment=rand-mfoo", "auto_augment: each part must have a number, got 'mfoo'"),
+        ("augmentation.auto_augment=augmix-m3-wide", "auto_augment: each part must have a number, got 'wide'"),
+        ("augmentation.auto_augment=rand-m9-", "auto_augment: each part must have a number, got ''"),
         ("run.seed=18446744073709551616", "run.seed: .*less than 4294967296"),
         ("comparison.seeds=[-1]", "comparison.seeds.0: .*greater than or equal to 0"),
         ('title="a\\0b"', "holds a character that no file or name can have"),
@@ -95,6 +98,13 @@ def test_what_may_mean_something_else_is_refused_in_one_line(override, message):
         load_recipe("quickstart", [override])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 6000
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-mstd0.5-inc1", "rand-m9-tweights", "augmix-m5-w4-d2", "original", "v0-mstd0.5", "3a"]
+)
+def test_policies_of_timm(policy):
+    assert load_recipe("quickstart", [f"augmentation.auto_augment={policy}"]).augmentation.auto_augment == policy
 
 
 def test_numbers_without_a_schema():
