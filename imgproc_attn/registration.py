@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -29,7 +28,7 @@ def _register() -> None:
         import_module(name)
 
 
-class _AfterImports(MetaPathFinder):
+class _AfterImports:
     """Watches imports of timm and of this package; registers the models at the end of the first one that has loaded timm.
 
     Modules of this package import timm themselves. While one of them is half imported, those that register models cannot be

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from ..data import Fingerprint, Unreadable, fingerprint
 from ..environment import arithmetic, environment
-from ..files import dump_json, read_json, remove_unfinished, slug, write_json
+from ..files import dump_json, printable, read_json, remove_unfinished, slug, write_json
 from ..manifest import Manifest
 from ..models.checkpoints import CONFIG, WEIGHTS
 from ..records import changes
@@ -35,6 +35,19 @@ FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG
 # no weight depends on these
 CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and what one finds there
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
+
+
+def check_name(folder: Path) -> None:
+    """Check that the name of a run's folder is one that TensorBoard and safetensors can open.
+
+    Raises:
+        ValueError: It has bytes that are no UTF-8, or letters that the locale lacks.
+    """
+    if printable(str(folder)) != str(folder):
+        raise ValueError(
+            f"The name of the output must be valid UTF-8, got {printable(str(folder))}. Choose another name, or a locale that "
+            "has its letters, as with LC_ALL=C.UTF-8."
+        )
 
 
 def run_folder(label: str, seed: int) -> Path:

@@ -23,7 +23,7 @@ from ..records import METRICS
 from .augmentation import mixup
 from .building import arguments, check, check_return, checkpoint_of, create
 from .checkpoints import STATE, Files, load_state, state_file, weight_files
-from .folder import BEST, LAST, UNREADABLE, Folder, below, not_finite, recipe_file
+from .folder import BEST, LAST, UNREADABLE, Folder, below, check_name, not_finite, recipe_file
 from .journal import Journal
 from .loop import NotFinite, Trainer
 from .problems import Loading, problem_of
@@ -253,6 +253,7 @@ def train(
     if resume and restart:
         raise ValueError("resume and restart must not both be set. Set restart to give up the run, resume to go on with it.")
     output = Path(output)
+    check_name(output)
     check_output_folder(output)
     check(recipe)
     place, processes = start_processes(device)

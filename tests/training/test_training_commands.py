@@ -155,3 +155,14 @@ def test_who_closes_the_pipe_loses_no_epoch(tmp_path, monkeypatch):
     cli.main([*words, "--resume"])
     quiet(small(label="plain"), tmp_path / "whole")
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_weights_cannot_be_written_to_are_refused(tmp_path, capsys):
+    output = tmp_path / os.fsdecode(b"run\xff")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "quickstart", *SMALL, "--variant", "plain", "--output", str(output)])
+    assert end.value.code == 2
+    assert r"must be valid UTF-8, got" in (error := capsys.readouterr().err)
+    assert r"run\udcff. Choose another name" in error
+    assert not output.exists()
