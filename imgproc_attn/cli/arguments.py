@@ -49,9 +49,9 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
         own = "(default: a run's own, else image or the only one)", "(default: a run's own, else label or the only one)"
-        parser.add_argument("--image-column", metavar="NAME", help=f"column of images, of hfds/… and hfids/… {own[0]}")
+        parser.add_argument("--image-column", metavar="NAME", help=f"column of images, of hfds/... and hfids/... {own[0]}")
         parser.add_argument(
-            "--label-column", metavar="NAME", help=f"column of labels; of wds/… the field of .json members {own[1]}"
+            "--label-column", metavar="NAME", help=f"column of labels; of wds/... the field of .json members {own[1]}"
         )
     parser.add_argument("--limit", type=at_least(1), help="only so many, drawn at random (default: all, or a run's own)")
     parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
