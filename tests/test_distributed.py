@@ -28,6 +28,8 @@ PLAIN = [  # what draws random numbers in each process is off
     "model.depth=2",
     "run.accumulate=2",
     "run.ema_decay=0.8",
+    "optimiser.name=sgd",
+    "optimiser.lr=0.05",
 ]
 STOP = """
 import sys
@@ -54,7 +56,7 @@ def launch(processes, *arguments, script=None):
     program = ["-m", "imgproc_attn"] if script is None else [str(script)]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *program, *arguments], capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run([*start, *program, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -73,15 +75,24 @@ def runs(tmp_path_factory):
     return folders
 
 
+def rounding(updates):
+    """Relative: float32's in each update, which momentum of 0.9 carries on ten times, and in the loss itself.
+
+    SGD does not enlarge it. Adam would: of a gradient that is nothing but rounding it makes a whole step.
+    """
+    return (updates + 1) * 10 * 2**-23
+
+
 def test_the_same_batch_gives_the_same_loss_curve(runs):
     one, two = map(records, runs)
     assert len(one) == len(two) == 4
-    for a, b in zip(one, two):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-4)
-        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-3)
+    for epoch, (a, b) in enumerate(zip(one, two), start=1):
+        updates = epoch * (999 // 128)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=rounding(updates))
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=rounding(updates))
         assert a["validation_n"] == b["validation_n"] == 101
         assert a["lr"] == b["lr"]
-    assert one[0]["train_loss"] == pytest.approx(two[0]["train_loss"], rel=1e-5)
+    assert one[-1]["train_loss"] < one[0]["train_loss"]
     a, b = (load_file(folder / "last" / "model.safetensors") for folder in runs)
     assert a.keys() == b.keys(), "no wrapper's names are saved"
 
@@ -157,14 +168,14 @@ def test_segmentation_in_two_processes(tmp_path):
     changes += ["data.input_size=[3,48,72]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
     changes += ["segmentation.photometric=false", "model.decoder=linear", "model.drop_path_rate=0", "schedule.epochs=3"]
     changes += ["model.img_size=[48,72]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
-    changes += ["run.amp=null"]
+    changes += ["run.amp=null", "optimiser.name=sgd", "optimiser.lr=0.05"]
     runs = []
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
         launch(processes, "train", "camvid/comparison_half", *changes, "--variant", "plain", "--output", str(run))
         runs.append(run)
     one, two = (json.loads((run / "final.json").read_text()) for run in runs)
-    assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)  # means over the labelled pixels of all processes
+    assert one["losses"] == pytest.approx(two["losses"], rel=rounding(3))  # means over the labelled pixels of all processes
     assert one["test"]["pixels"] == two["test"]["pixels"]
     assert one["test"]["miou"] == pytest.approx(two["test"]["miou"], abs=1)
     for processes in (1, 2):

@@ -1,10 +1,12 @@
 """Every registered family as ONNX and as an exported program, on photographs."""
 
+import copy
 import logging
 import warnings
 
 import onnxruntime
 import pytest
+import seeding
 import skimage.data
 import timm
 import torch
@@ -16,6 +18,14 @@ import imgproc_attn
 from imgproc_attn.models import FAMILIES
 
 
+@torch.no_grad()
+def assert_as_exact(result, model, x):
+    """At most ten times as far from the model in float64 as the model is: both round, each in an order of its own."""
+    exact = copy.deepcopy(model).double()(x.double())
+    own = (model(x) - exact).abs().max()
+    assert (result - exact).abs().max() <= 10 * own
+
+
 def photographs(model):
     """An astronaut and a cat, as the model's own configuration prepares them."""
     transform = create_transform(**resolve_model_data_config(model))
@@ -25,12 +35,10 @@ def photographs(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_and_exported_program(family, tmp_path):
-    torch.manual_seed(0)
+    seeding.seed()
     model = sharpened(timm.create_model(f"test_{family}"))
     x = photographs(model)
     assert max(w.amax() for w in model.attention_weights(x).values()) > 0.5
-    with torch.no_grad():
-        expected = model(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -38,10 +46,10 @@ def test_onnx_and_exported_program(family, tmp_path):
         file = str(tmp_path / "model.onnx")
         torch.onnx.export(program, dynamo=True, verbose=False).save(file)
         logging.disable(logging.NOTSET)
-    torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
+    assert_as_exact(program.module()(x), model, x)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-4)
+    assert_as_exact(torch.from_numpy(result), model, x)
 
 
 def test_a_converted_model_exports_too():
@@ -51,16 +59,15 @@ def test_a_converted_model_exports_too():
     x = torch.randn(2, 3, *model.patch_embed.img_size)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     y = torch.randn(5, 3, *model.patch_embed.img_size)
-    torch.testing.assert_close(program.module()(y), model(y), rtol=1e-4, atol=1e-5)
+    assert_as_exact(program.module()(y), model, y)
 
 
 @pytest.mark.parametrize("family", ["bilateral_vit", "neutreno_vit"])  # timm's contract has the others
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")  # torch would have everybody leave
 def test_torchscript(family, tmp_path):
-    torch.manual_seed(0)
+    seeding.seed()
     model = sharpened(timm.create_model(f"test_{family}"))
     x, file = photographs(model), str(tmp_path / "model.pt")
     torch.jit.script(model).save(file)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.jit.load(file)(x), model(x), rtol=1e-4, atol=1e-5)
+    assert_as_exact(torch.jit.trace(model, x)(x), model, x)
+    assert_as_exact(torch.jit.load(file)(x), model, x)

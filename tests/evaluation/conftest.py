@@ -1,10 +1,10 @@
 """Models that the evaluations are asked about, and images."""
 
 import pytest
+import seeding
 import timm
-import torch
 from digits import SMALL, trained
-from evaluated import save
+from evaluated import InDouble, save
 from safetensors.torch import save_file
 
 import imgproc_attn  # noqa: F401 - registers the models
@@ -17,10 +17,10 @@ from imgproc_attn.evaluation.samples import Samples
 def folder(tmp_path_factory):
     """Weights of a small filter model trained on digits, as the commands take them."""
     place = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
+    seeding.seed()
     model = trained(NormalizedModel(timm.create_model("nlm_vit_tiny", **SMALL), [0.5], [0.5])).model
     save_file(model.state_dict(), place / "weights.safetensors")
-    torch.manual_seed(1)
+    seeding.seed(1)
     other = trained(NormalizedModel(timm.create_model("plain_vit_tiny", **SMALL), [0.5], [0.5])).model
     save_file(other.state_dict(), place / "plain.safetensors")
     return place
@@ -30,6 +30,11 @@ def folder(tmp_path_factory):
 def model(folder):
     model = timm.create_model("nlm_vit_tiny", **SMALL, checkpoint_path=str(folder / "weights.safetensors"))
     return NormalizedModel(model, [0.5], [0.5]).eval()
+
+
+@pytest.fixture(scope="session")
+def exact_model(model):
+    return InDouble(model)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What tests of the evaluations share: the evaluator and the commands on small models, class folders of real pictures."""
 
+import copy
 import json
 
 import numpy as np
+import seeding
 import timm
 import torch
 from digits import SMALL
@@ -47,6 +49,18 @@ def arguments(folder, name="nlm_vit_tiny", weights="weights"):
     ]
 
 
+class InDouble(torch.nn.Module):
+    """The model in float64, whose rounding turns no answer: the order of sums differs by batch and by processor."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = copy.deepcopy(model).double()
+        self.eval()
+
+    def forward(self, images):
+        return self.model(images.double())
+
+
 def run(command, *rest):
     """The command; what begins with dashes may hold several words."""
     cli.main([command, *(word for part in map(str, rest) for word in (part.split() if part.startswith("--") else [part]))])
@@ -57,25 +71,25 @@ def result(folder):
 
 
 def save(folder, name, **options):
-    torch.manual_seed(2)
+    seeding.seed(2)
     file = folder / f"{name}.safetensors"
     save_file(timm.create_model(name, **options).state_dict(), file)
     return file
 
 
-def crops(count, size=64):
-    """Different squares of scikit-image's photographs."""
+def crops(count, size=64, first=0):
+    """Different squares of scikit-image's photographs; others from another ``first``."""
     pictures = [photographs.astronaut(), photographs.chelsea(), photographs.coffee(), photographs.rocket()]
     found = []
-    for i in range(count):
+    for i in range(first, first + count):
         picture = pictures[i % 4]
         y, x = (37 * i) % (picture.shape[0] - size), (53 * i) % (picture.shape[1] - size)
         found.append(picture[y : y + size, x : x + size])
     return found
 
 
-def class_folders(root, names, per_class=1, size=64):
-    for i, picture in enumerate(crops(len(names) * per_class, size)):
+def class_folders(root, names, per_class=1, size=64, first=0):
+    for i, picture in enumerate(crops(len(names) * per_class, size, first)):
         place = root / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(place / f"ILSVRC2012_val_{i + 1:08d}.png")

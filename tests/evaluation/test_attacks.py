@@ -4,9 +4,10 @@ import itertools
 import math
 
 import pytest
+import seeding
 import torch
 from digits import convolutions, tensors, trained
-from test_evaluation import Linear, photograph
+from test_evaluation import Linear, linear_problem, photograph
 from torch import nn
 
 from imgproc_attn.evaluation import (
@@ -46,20 +47,19 @@ def by_name(table):
 
 @pytest.fixture
 def linear():
-    images = photograph() * 0.5 + 0.25  # far from the border for the eps used
-    w = torch.randn(3, 32, 32)
-    scores = (images * w).flatten(1).sum(1)
-    model = Linear(w, -scores.median().item()).eval()
-    return model, images, model(images).argmax(1), (scores + model.b).abs(), w
+    return linear_problem()
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """A small convolutional network trained on scikit-learn's digits, and its test images."""
-    torch.manual_seed(0)
-    model, (test, answers) = trained(convolutions()), tensors("test")
-    assert (model(test).argmax(1) == answers).double().mean() > 0.95
-    return model, test, answers
+    """A small convolutional network trained on scikit-learn's digits, and its test images.
+
+    In float64: the order of sums, which differs by batch and processor, decides nothing there.
+    """
+    seeding.seed()
+    model, (test, answers) = trained(convolutions()).double(), tensors("test")
+    assert (model(test.double()).argmax(1) == answers).double().mean() > 0.95
+    return model, test.double(), answers
 
 
 def robust(attack, digits, count=120):
@@ -109,7 +109,7 @@ def test_search_never_finds_what_is_not_there(linear, attack):
     eps = least.median().item()
     result = attack(eps)(model, images, labels)
     assert bool((result.success <= (least < eps * 1.001)).all())
-    assert result.success.any()
+    assert attack(0.25)(model, images, labels).success.any(), "in a ball many times as large as need be, chance finds some"
 
 
 @by_name(LINF_ATTACKS)
@@ -153,7 +153,7 @@ def test_flags_do_not_depend_on_batching(attack, digits):
     attacks = {"a": attack(0.08)}
     whole = evaluate(model, images[:100], labels[:100], attacks, batch_size=100)
     parts = evaluate(model, images[:100], labels[:100], attacks, batch_size=7)
-    assert (whole.correct["a"] != parts.correct["a"]).sum() <= 0  # 0.1 % of 100
+    assert torch.equal(whole.correct["a"], parts.correct["a"])
 
 
 @by_name({**LINF_ATTACKS, "SPSA": lambda threat: SPSA(threat, 30, 32, lr=0.05)})
@@ -262,14 +262,14 @@ def test_who_is_fooled_is_left_alone(digits):
 
 
 def test_ensemble_is_the_worst_case(digits):
-    model, images, labels = digits
+    model, images, labels = digits[0], digits[1][:80], digits[2][:80].clone()
+    labels[0] = (model(images[:1]).argmax() + 1) % 10  # one at least is wrong without an attack
     parts = {"FGSM": FGSM(0.08), "PGD": PGD(0.08, 5), "Square": Square(0.08, 50)}
-    together = WorstOf(parts)(model, images[:80], labels[:80])
-    alone = [attack(model, images[:80], labels[:80]).success for attack in parts.values()]
+    together = WorstOf(parts)(model, images, labels)
+    alone = [attack(model, images, labels).success for attack in parts.values()]
     assert torch.equal(together.success, torch.stack(alone).any(0))
     first = torch.stack(alone).int().argmax(0)  # in their order, who has been fooled is left alone
-    wrong = model(images[:80]).argmax(1) != labels[:80]
-    assert wrong.any()
+    wrong = model(images).argmax(1) != labels
     assert torch.equal(together.by, torch.where(together.success & ~wrong, first, -1)), "who was wrong was fooled by none"
     with pytest.raises(ValueError, match="different threat models"):
         WorstOf({"a": FGSM(0.1), "b": FGSM(0.2)})

@@ -5,6 +5,7 @@ import sys
 import weakref
 
 import pytest
+import seeding
 import timm
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,11 @@ def test_a_window_of_the_whole_image_is_whole_image_inference(picture):
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 64), (64, 40), (96, 17), (150, 50), (33, 1)])
 def test_windows_are_averaged(picture, window, stride):
-    model = Pointwise()
-    total, times = torch.zeros(5, 150, 201), torch.zeros(150, 201)
-    for top in window_starts(150, window, stride):
-        for left in window_starts(201, window, stride):
+    picture = picture[:, :50, :60] if stride == 1 else picture  # hundreds of windows are enough
+    model, (height, width) = Pointwise(), picture.shape[1:]
+    total, times = torch.zeros(5, height, width), torch.zeros(height, width)
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
             where = (slice(None), slice(top, top + window), slice(left, left + window))
             with torch.no_grad():
                 total[where] += model(picture[where][None])[0]
@@ -51,7 +53,7 @@ def test_windows_refuse_gaps():
 @pytest.mark.parametrize(("window", "stride"), [(None, None), (64, 48)])
 def test_scales_and_mirror_images(picture, window, stride, size):
     """As the mean of all probabilities, held at once; bands of views come in different heights."""
-    torch.manual_seed(0)
+    seeding.seed()
     model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1))
     total = torch.zeros(4, *size)
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_waiting_views_hold_no_logits(shape):
 @pytest.mark.parametrize(("window", "stride"), [(16, 16), (13, 7), (64, 64)])
 def test_classes_are_those_of_interpolation(size, window, stride):
     """Strip by strip as of the whole."""
-    torch.manual_seed(0)
+    seeding.seed()
     logits = torch.randn(2, 6, 41, 50)
     large = F.interpolate(logits, size=size, mode="bilinear")
     first, second = large.topk(2, dim=1).values.unbind(1)
@@ -122,7 +124,7 @@ def test_classes_are_those_of_interpolation(size, window, stride):
 
 
 def test_gradients_pass_windows():
-    torch.manual_seed(0)
+    seeding.seed()
     model, image = nn.Conv2d(3, 4, 3, padding=1), torch.rand(1, 3, 20, 17, requires_grad=True)
     weights = torch.rand(1, 4, 20, 17)
     (found,) = torch.autograd.grad((Windowed(model, 8, 5)(image) * weights).sum(), image)
@@ -156,7 +158,7 @@ def test_logits_must_be_finite():
 
 def test_wide_images_are_those_turned():
     """Strips run across the shorter side; what each window sees is upright."""
-    torch.manual_seed(0)
+    seeding.seed()
     model, image = Pointwise(), torch.rand(3, 40, 90)
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2:]))

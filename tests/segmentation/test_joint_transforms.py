@@ -4,6 +4,7 @@ import colorsys
 
 import numpy as np
 import pytest
+import seeding
 import skimage
 import torch
 from PIL import Image
@@ -71,9 +72,10 @@ def test_crops_show_several_classes():
     mask[:, 300:] = 1
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     crop = CropOfSeveral((100, 100))
-    shares = [crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
+    # the middle half is met by chance in 17 % of the crops, and in 84 % of ten tries: 6 standard deviations above twice as many
+    shares = [crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(120)]
     anything = v2.RandomCrop((100, 100))
-    plain = [anything(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(40)]
+    plain = [anything(tv_tensors.Image(image), tv_tensors.Mask(mask))[1].double().mean().item() for _ in range(120)]
     assert sum(0.25 <= share <= 0.75 for share in shares) > 2 * sum(0.25 <= share <= 0.75 for share in plain)
     small = tv_tensors.Image(image[:, :50, :50]), tv_tensors.Mask(mask[:50, :50])
     assert crop(*small)[0].shape == (3, 50, 50)
@@ -87,9 +89,9 @@ def test_crops_show_several_classes():
 def test_colours_change_the_picture_alone(tmp_path):
     pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
     image, mask = pictures[0]
-    torch.manual_seed(0)
+    seeding.seed()
     plain = joint_transform((300, 451), 300, (1.0, 1.0), 0.0, photometric=False)(image, mask)
-    torch.manual_seed(0)
+    seeding.seed()
     coloured = [joint_transform((300, 451), 300, (1.0, 1.0), 0.0)(image, mask) for _ in range(4)]
     assert all(torch.equal(plain[1], found[1]) for found in coloured)
     assert any(not torch.equal(plain[0], found[0]) for found in coloured)
@@ -110,10 +112,11 @@ def test_colours_are_mmsegmentations():
     assert (found == 100).double().mean().item() == pytest.approx(0.25, abs=0.05)  # neither brightness nor contrast
     assert found.min() < 50
     assert 160 < found.max() <= 1.5 * 132
+    # tolerances are five standard deviations of so many draws
     red = tv_tensors.Image(torch.tensor([200, 60, 60], dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
-    angles = torch.tensor([colorsys.rgb_to_hsv(*(colours(red, None)[0][:, 0, 0] / 255).tolist())[0] for _ in range(800)])
+    angles = torch.tensor([colorsys.rgb_to_hsv(*(colours(red, None)[0][:, 0, 0] / 255).tolist())[0] for _ in range(3200)])
     angles = ((angles + 0.5) % 1 - 0.5) * 360
-    assert (angles == 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert (angles == 0).double().mean().item() == pytest.approx(0.5, abs=0.045)
     turned = angles[angles != 0]  # uniformly in 36 degrees to either side; 8 bits and clipping blur the ends
     assert turned.quantile(0.25).item() == pytest.approx(-18, abs=5)
     assert turned.quantile(0.75).item() == pytest.approx(18, abs=5)

@@ -63,14 +63,18 @@ def test_schedule_warms_up_and_decays(tmp_path):
         assert floor <= rates[-1] < 0.1 * 6e-3
 
 
+# Rounding in a gradient stays as small in what SGD makes of it. Adam makes a whole step of a gradient that is nothing else.
+SGD = ["optimiser.name=sgd", "optimiser.lr=0.05"]
+
+
 def test_accumulated_batches_are_one_batch(tmp_path):
-    """Without clipping per batch, two halves accumulated are the whole."""
-    off = ["augmentation.degrees=0", "augmentation.translate=0", "augmentation.magnify=[1,1]"]
+    """Without clipping per batch, two halves accumulated are the whole: four updates, each rounded, carried on by momentum."""
+    off = ["augmentation.degrees=0", "augmentation.translate=0", "augmentation.magnify=[1,1]", *SGD]
     runs = [run_of(tmp_path, *off, f"run.accumulate={k}") for k in (1, 2)]
     records = [run.trainer.train_epoch(0) for run in runs]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-5)
     for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +113,13 @@ def test_compiled_model(tmp_path, monkeypatch):
     """Traced by dynamo, run without inductor: what is kept and how it is optimised is that of the bare model."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
     monkeypatch.setattr(Classification, "compile", partialmethod(Classification.compile, backend="eager"))
-    recipe = small("run.compile=true", "run.ema_decay=0.9", "optimiser.layer_decay=0.7", "data.train_images=256")
-    quiet(recipe, tmp_path / "compiled")
-    quiet(small("run.ema_decay=0.9", "optimiser.layer_decay=0.7", "data.train_images=256"), tmp_path / "plain")
+    common = ["run.ema_decay=0.9", "optimiser.layer_decay=0.7", "data.train_images=256", *SGD]
+    quiet(small("run.compile=true", *common), tmp_path / "compiled")
+    quiet(small(*common), tmp_path / "plain")
     compiled, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
     assert compiled.keys() == plain.keys()
     for name in plain:
-        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-5, atol=1e-6)
 
 
 def test_optimiser_settings_do_not_depend_on_the_wrapping():
