@@ -239,12 +239,10 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
 
 
 def test_options_are_read_as_recipes_are():
-    from imgproc_attn.training.recipe import value_of
+    from imgproc_attn.cli.arguments import _option
 
-    assert value_of("{name: gaussian_range, range_bandwidth: 1e1}", "kernel=…") == {
-        "name": "gaussian_range",
-        "range_bandwidth": 10,
-    }
+    kernel = {"name": "gaussian_range", "range_bandwidth": 10}
+    assert _option("kernel={name: gaussian_range, range_bandwidth: 1e1}") == ("kernel", kernel)
 
 
 def test_classes_must_be_the_models(shots, capsys, tmp_path):
