@@ -14,10 +14,20 @@ TEXT = "96.1 ± 0.3 % … 模型 \udcff"  # the last one is a byte of a file nam
 POSIX = pytest.mark.skipif(os.name != "posix", reason="pipes of Unix")
 
 
-def command(*words, **environment):
-    """Start the command; its output goes into pipes."""
-    arguments = [sys.executable, "-m", "imgproc_attn", *words]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
+def command(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
+    """Run the command; returns its status, output and errors."""
+    arguments, variables = [sys.executable, "-m", "imgproc_attn", *words], {**os.environ, **environment}
+    done = subprocess.run(arguments, stdout=stdout, stderr=stderr, env=variables, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def unread():
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
 
 
 def stream(encoding, errors="strict"):
@@ -67,9 +77,8 @@ def test_outputs_that_are_none_or_replaced(monkeypatch):
 )
 def test_commands_end_well_in_other_encodings(environment):
     for words, status in ((["recipes"], 0), (["attack", "--help"], 0), (["recipes", "--copy", "…"], 2)):
-        with command(*words, **environment) as process:
-            _, errors = process.communicate()
-        assert process.returncode == status, errors
+        found, _, errors = command(*words, **environment)
+        assert found == status, errors
         assert b"Traceback" not in errors
 
 
@@ -80,32 +89,26 @@ def test_commands_end_well_in_other_encodings(environment):
     [(["recipes"], {141}), (["attack", "--help"], {0, 141}), (["--version"], {0, 141})],  # argparse may ignore the closed pipe
     ids=str,
 )
-def test_a_closed_pipe_ends_quietly(words, statuses, unbuffered):
-    with command(*words, PYTHONUNBUFFERED=unbuffered) as process:
-        process.stdout.close()
-        errors = process.stderr.read()
+def test_a_closed_pipe_ends_quietly(words, statuses, unbuffered, unread):
+    status, _, errors = command(*words, stdout=unread, PYTHONUNBUFFERED=unbuffered)
     assert errors == b""
-    assert process.returncode in statuses
+    assert status in statuses
 
 
 @POSIX
-def test_closed_pipes_for_errors_end_quietly():
-    with command("recipes", "--copy", "no-such-recipe") as process:
-        process.stderr.close()
-        output = process.stdout.read()
-    assert (process.returncode, output) == (141, b"")
+def test_closed_pipes_for_errors_end_quietly(unread):
+    status, output, _ = command("recipes", "--copy", "no-such-recipe", stderr=unread)
+    assert (status, output) == (141, b"")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
 def test_a_full_disk_is_told_in_a_line():
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "imgproc_attn", "recipes"], stdout=full, stderr=subprocess.PIPE, check=False
-        )
-    assert done.returncode == 2
-    assert done.stderr.startswith(b"imgproc-attn: ")
-    assert b"No space left on device" in done.stderr
-    assert b"Traceback" not in done.stderr
+        status, _, errors = command("recipes", stdout=full)
+    assert status == 2
+    assert errors.startswith(b"imgproc-attn: ")
+    assert b"No space left on device" in errors
+    assert b"Traceback" not in errors
 
 
 @POSIX
