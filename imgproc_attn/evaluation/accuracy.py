@@ -19,6 +19,7 @@ from ..data import ALONE, IGNORED, Processes
 from ..files import markdown_text, printable
 from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
+from .contract import check_classes_of_labels, check_logits
 
 _REAL = "Use real.json of ReaL (arXiv 2006.07159), or leave the file out for timm's copy of it."
 
@@ -52,21 +53,19 @@ def predict(
 
     Raises:
         FloatingPointError: Logits that are not finite, whose order means nothing.
-        ValueError: Labels beyond the model's classes.
+        TypeError: As `check_logits`.
+        ValueError: As `check_logits`, or labels beyond the model's classes.
     """
     parts, start = [], time.perf_counter()
     for images, labels in loader:
         with autocast():
-            logits = model(images)
+            logits = check_logits(model(images), images)
         logits = logits.float()
         if not logits.isfinite().all():
             raise FloatingPointError(
                 "The model gives logits that are not finite; it is broken, or overflows in this precision."
             )
-        if logits.ndim != 2:
-            raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} images, not a label an image.")
-        if labels.max() >= logits.shape[1]:
-            raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
+        check_classes_of_labels(labels, logits)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         parts.append((logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu(), labels.cpu(), losses.cpu()))
         progress(len(images) * processes.world)

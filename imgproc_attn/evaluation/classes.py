@@ -10,6 +10,8 @@ from timm.data import ImageNetInfo
 from timm.data.readers.reader import Reader
 from torch import Tensor, nn
 
+from .contract import check_logits
+
 IMAGENET_CLASSES = 1000
 
 
@@ -148,6 +150,8 @@ class RestrictedModel(nn.Module):
         indices: Of the logits that are kept.
     """
 
+    indices: Tensor
+
     def __init__(self, model: nn.Module, indices: Iterable[int]) -> None:
         super().__init__()
         self.model = model
@@ -155,7 +159,7 @@ class RestrictedModel(nn.Module):
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)[:, self.indices]
+        return check_logits(self.model(images), images)[:, self.indices]
 
 
 def _indices_of_timm(file: str) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..records import describe
-from .attacks import Attack, AttackResult, Passes, check_images
+from .attacks import Attack, AttackResult, Passes
 from .attacks.base import checked_logits, predict
+from .contract import check_batch
 from .draws import mix
 from .normalization import NormalizedModel
 from .samples import Prepared, Samples
@@ -103,7 +104,7 @@ class AsGiven:
         return Passes(1, 0)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
-        check_images(model, images, labels)
+        images = check_batch(model, images, labels)
         logits = checked_logits(model, images, labels)
         predictions = logits.argmax(dim=1)
         return Judged(labels, predictions == labels, images, predictions, logits.softmax(dim=1).amax(dim=1))
@@ -129,11 +130,11 @@ class UnderAttack:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
         wanted, correct = labels, torch.ones_like(labels, dtype=torch.bool)
         if self.attack.threat.targeted:
-            check_images(model, images, labels)
-            logits = model(images)
+            images = check_batch(model, images, labels)
+            logits = checked_logits(model, images, labels)
             wanted, correct = targets_of(labels, ids, logits.shape[1]), logits.argmax(dim=1) == labels
         adversarial, success, by = self.attack(model, images, wanted, ids)
-        distances = self.attack.threat.norm.size(adversarial - images)
+        distances = self.attack.threat.distance(adversarial, images)
         return Judged(labels, correct & ~success, adversarial, None, distances, by)
 
 
@@ -164,12 +165,12 @@ class AsPublished:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
         if not isinstance(model, NormalizedModel):
             raise ValueError("An attack on normalised tensors needs a NormalizedModel, which says how they are normalised.")
-        check_images(model, images, labels)
+        images = check_batch(model, images, labels)
         inner, normalized = model.model, model.normalize(images)
         own = predict(inner, normalized, labels)
         adversarial = self.attack.perturb(inner, normalized, own, ids.cpu())
         predictions = predict(inner, adversarial, labels)
-        distances = self.attack.threat.norm.size(adversarial - normalized)
+        distances = self.attack.threat.distance(adversarial, normalized)
         return Judged(labels, predictions == labels, adversarial, predictions, distances)
 
 

@@ -7,6 +7,8 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from ..checks import check_number, check_whole
+from .contract import check_images
 from .draws import draw
 
 
@@ -23,10 +25,12 @@ class GaussianNoise:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.std) or self.std < 0:
+        check_whole("GaussianNoise: seed", self.seed)
+        if not math.isfinite(check_number("GaussianNoise: std", self.std)) or self.std < 0:
             raise ValueError(f"GaussianNoise: std is {self.std}, but must be finite and not negative.")
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        images = check_images(images)
         noise = draw(images, sample_ids, (self.seed,), lambda shape, g: torch.randn(shape, generator=g))
         return (images + self.std * noise).clamp(0, 1)
 
@@ -42,10 +46,11 @@ class GaussianBlur:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.sigma) or self.sigma <= 0:
+        if not math.isfinite(check_number("GaussianBlur: sigma", self.sigma)) or self.sigma <= 0:
             raise ValueError(f"GaussianBlur: sigma is {self.sigma}, but must be positive and finite.")
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        images = check_images(images)
         # a mirror is no wider than the picture
         radius = min(math.ceil(4 * self.sigma), min(images.shape[-2:]) - 1)
         size = 2 * radius + 1

@@ -1,4 +1,4 @@
-"""Normalisation and precision inside the model, so that attacks and corruptions see images in [0, 1] and nothing else."""
+"""Normalization and precision inside the model, so that attacks and corruptions see images in [0, 1] and nothing else."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,29 +6,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_statistics
+
+Statistics = Sequence[float] | Tensor  # one value per channel; arrays too
+
 
 class NormalizedModel(nn.Module):
-    """A model that takes images in [0, 1] and normalises them itself.
+    """A model that takes images in [0, 1] and normalizes them itself.
+
+    The values of images are not looked at here, in each forward pass: attacks and evaluations look at them once per batch.
 
     Args:
-        model: Any timm model, or any module that takes normalised images.
-        mean: One value a channel. Default: of the model's ``pretrained_cfg``.
-        std: One value a channel. Default: of the model's ``pretrained_cfg``.
+        model: Any timm model, or any module that takes normalized images.
+        mean: One value per channel, in units of images in [0, 1]. Default: of the model's ``pretrained_cfg``.
+        std: One value per channel, likewise. Default: of the model's ``pretrained_cfg``.
 
     Raises:
-        ValueError: No values are given and the model has none, or ``std`` is not positive.
+        ValueError: The model normalizes already; no values are given and it has none; statistics in grey levels, or not
+            as many as channels; or ``std`` is not positive.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(self, model: nn.Module, mean: Statistics | None = None, std: Statistics | None = None) -> None:
         super().__init__()
+        if isinstance(model, nn.Module) and any(isinstance(module, NormalizedModel) for module in model.modules()):
+            raise ValueError(
+                "NormalizedModel: the model must take normalized images, got one that normalizes them itself. Give the model "
+                "inside, or use this one as it is."
+            )
         cfg = getattr(model, "pretrained_cfg", None) or {}
-        mean, std = mean or cfg.get("mean"), std or cfg.get("std")
-        if mean is None or std is None:
+        given = [cfg.get(key) if values is None else values for key, values in (("mean", mean), ("std", std))]
+        if given[0] is None or given[1] is None:
             raise ValueError("NormalizedModel: the model has no pretrained_cfg with mean and std; give mean= and std=.")
-        if min(std) <= 0:
+        mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in given)
+        for name, values in (("mean", mean), ("std", std)):
+            check_statistics(f"NormalizedModel: {name} is ", values)
+        if min(std, default=1.0) <= 0:
             raise ValueError(f"NormalizedModel: std is {tuple(std)}, but every value must be positive.")
         channels = getattr(model, "in_chans", len(mean))
         if len(mean) != channels or len(std) != channels:
@@ -46,11 +61,31 @@ class NormalizedModel(nn.Module):
         return {f"model.{name}" for name in inner()}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What the inner model gets for images in [0, 1]."""
+        """What the inner model gets for images ``[B, C, H, W]`` in [0, 1].
+
+        Raises:
+            ValueError: Images that are not floating point, or of other channels.
+        """
+        _check_type(images, len(self.mean))
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(self.normalize(images))
+
+
+def _check_type(images: Tensor, channels: int) -> None:
+    if not images.is_floating_point():
+        raise ValueError(
+            f"NormalizedModel: images must be floating point in [0, 1], got {images.dtype}. Divide 8-bit images by 255."
+        )
+    if images.ndim < 3 or channels not in (1, images.shape[-3]):
+        raise ValueError(
+            f"NormalizedModel: images must be [batch, {channels}, height, width], got {list(images.shape)}. Give as many "
+            "channels as mean and std have values."
+        )
+
+
+torch.fx.wrap("_check_type")
 
 
 class InPrecision(nn.Module):
@@ -69,4 +104,5 @@ class InPrecision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self.autocast():
             logits = self.model(images)
-        return logits.to(images.dtype)
+        floats = isinstance(logits, Tensor) and logits.is_floating_point()
+        return logits.to(images.dtype) if floats else logits  # who asked for logits refuses the rest

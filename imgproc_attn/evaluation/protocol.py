@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .attacks import check_images, is_correct
+from ..checks import check_whole
+from .attacks import is_correct
 from .conditions import SampleAttack, judge_of
+from .contract import check_batch, check_corrupted
+from .threat import ThreatModel
 
 Corruption = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,15 +55,20 @@ def evaluate(
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n]``.
         attacks: By name; by their threat models on images, with targets, or as the papers have it (`judge_of`).
-        corruptions: By name.
+        corruptions: By name: functions of images and their numbers ``[B]``, which return one image in [0, 1] for each.
         batch_size: Images at a time. No number depends on it, up to rounding.
         progress: Called with the name of each condition when it is done.
 
     Raises:
-        ValueError: As `check_images`; no images, for which no accuracy exists; or two conditions of one name.
+        TypeError: Attacks or corruptions that are none, or what `check_batch` and `check_logits` refuse so.
+        ValueError: As `check_batch` and `check_logits`; no images, for which no accuracy exists; two conditions of one name; or
+            a corruption that leaves [0, 1], the number or the size of the images.
         FloatingPointError: Logits or gradients that are not finite.
     """
-    check_images(model, images, labels)
+    images = check_batch(model, images, labels)
+    if check_whole("evaluate: batch_size", batch_size) < 1:
+        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}. Give the number of images at a time.")
+    _check_kinds(attacks or {}, corruptions or {})
     if len(images) == 0:
         raise ValueError("evaluate: 0 images given; an accuracy needs at least one.")
     names = ["clean", *(attacks or {}), *(corruptions or {})]
@@ -82,8 +90,23 @@ def evaluate(
         result.largest_perturbation[name] = largest
         done(name)
     for name, corruption in (corruptions or {}).items():
-        result.correct[name] = torch.cat(
-            [is_correct(model, corruption(images[part], part), labels[part]) for part in ids]
-        ).cpu()
+        flags = []
+        for part in ids:
+            found = check_corrupted(name, corruption(images[part], part), images[part])
+            flags.append(is_correct(model, found, labels[part]).cpu())
+        result.correct[name] = torch.cat(flags)
         done(name)
     return result
+
+
+def _check_kinds(attacks: Mapping[str, SampleAttack], corruptions: Mapping[str, Corruption]) -> None:
+    """Refuse what is no attack, or no corruption, or not in a mapping."""
+    for what, given in (("attacks", attacks), ("corruptions", corruptions)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"evaluate: {what} must be a mapping of names to {what}, got {given!r}. Give {{'name': ...}}.")
+    for name, attack in attacks.items():
+        if not isinstance(getattr(attack, "threat", None), ThreatModel):
+            raise TypeError(f"evaluate: {name!r} must be an attack, got {attack!r}. Give corruptions as corruptions={{...}}.")
+    for name, corruption in corruptions.items():
+        if not callable(corruption) or hasattr(corruption, "threat"):
+            raise TypeError(f"evaluate: {name!r} must be a corruption, got {corruption!r}. Give attacks as attacks={{...}}.")

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..data import Prepares, evaluation_loader
 from ..files import printable
 from .accuracy import names_hash
+from .contract import check_pixels
 
 LOOKED_AT = 8  # images whose content tells data sets of equal names apart
 
@@ -139,7 +140,10 @@ class Samples(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         pixels, label = self.images[self._positions[index]]
         pixels = np.asarray(pixels)
-        return (pixels if self.corruption is None else self.corruption.corrupt(pixels, int(self.ids[index]))), label
+        if self.corruption is None:
+            return pixels, label
+        found = self.corruption.corrupt(pixels, int(self.ids[index]))
+        return check_pixels(getattr(self.corruption, "name", type(self.corruption).__name__), found, pixels), label
 
     def batches(
         self, preparation: Prepared, batch_size: int, workers: int, device: torch.device

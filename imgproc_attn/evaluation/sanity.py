@@ -21,6 +21,7 @@ from ..models import FilterVisionTransformer, from_timm
 from .adaptive import widened, with_wider_gradients
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .classification import paired_interval, wilson_interval
+from .contract import check_batch, check_logits
 from .derivatives import check_gradients
 from .findings import Checks, Finding
 from .normalization import NormalizedModel
@@ -106,9 +107,9 @@ def _percent(flags: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_outputs(model: nn.Module, images: Tensor) -> list[Finding]:
-    """Random outputs; probabilities in the place of logits."""
-    first, second = model(images), model(images)
+def check_outputs(model: nn.Module, images: Tensor, axes: int = 2) -> list[Finding]:
+    """Random outputs; probabilities in the place of logits, of as many ``axes`` as `check_logits` says."""
+    first, second = (check_logits(model(images), images, axes) for _ in range(2))
     found = []
     if (first - second).abs().max() > 1e-4 * first.abs().max():
         found.append(
@@ -313,6 +314,7 @@ def sanity_checks(
         seed: Of all draws.
         batch_size: Images at a time.
     """
+    images = check_batch(model, images, labels)
     found = check_outputs(model, images[:batch_size])
     if threat is None:
         return Checks(["outputs"], len(images), found)

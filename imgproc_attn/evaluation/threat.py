@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bandwidths import at_least_float32
+from ..checks import check_flag, check_number
+
 
 class Norm(ABC):
     """A norm on images ``[B, C, H, W]``, and the geometry of its balls."""
@@ -26,6 +29,10 @@ class Norm(ABC):
     @abstractmethod
     def project(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
         """The nearest points of the balls around ``images``."""
+
+    @abstractmethod
+    def rounded(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        """Points of the balls around half-precision ``images``, in their type, and exactly in the balls."""
 
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -47,6 +54,13 @@ class Linf(Norm):
 
     def project(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
         return points.clamp(images - eps, images + eps)
+
+    def rounded(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        nearest, exact = points.to(images.dtype), images.double()
+        inside = torch.where((nearest.double() - exact).abs() > eps, _one_step_towards(images, nearest), nearest)
+        return torch.where(
+            (inside.double() - exact).abs() > eps, images, inside
+        )  # beside values next to 0, whose steps are tiny
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -75,6 +89,21 @@ class L2(Norm):
             points = images + (points - images) * shrink[:, None, None, None]
         return points
 
+    def rounded(self, points: Tensor, images: Tensor, eps: float) -> Tensor:
+        def shrunk(share: Tensor) -> Tensor:
+            return (images + share[:, None, None, None] * (points - images)).to(images.dtype)
+
+        def inside(share: Tensor) -> Tensor:
+            return self.size(shrunk(share).double() - images.double()) <= eps
+
+        whole = torch.ones_like(points[:, 0, 0, 0])
+        low, high = torch.where(inside(whole), whole, 0.0), whole
+        for _ in range(HALVINGS):  # rounding to the nearest, the size grows with the share
+            middle = (low + high) / 2
+            fits = inside(middle)
+            low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+        return shrunk(low)
+
     def steepest(self, gradient: Tensor) -> Tensor:
         # divided by the largest first: the squares of small gradients vanish in float32
         scaled = gradient / gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
@@ -87,8 +116,19 @@ class L2(Norm):
 
 
 ROUNDING = 5e-7  # of a length in float32, relative
+HALVINGS = 8  # of the interval in which the largest share of a change is looked for that stays in the ball when rounded
 
 LINF, L2_NORM = Linf(), L2()
+
+
+def _one_step_towards(images: Tensor, values: Tensor) -> Tensor:
+    """The neighbours of ``values`` that are nearer to ``images``, in a type of 16 bits.
+
+    The bits of a floating-point number, read as a whole number, count its magnitude. (`torch.nextafter` does not know half
+    precision on every device.)
+    """
+    step = (images.float() - values.float()).sign() * values.float().sign()
+    return (values.view(torch.int16) + step.to(torch.int16)).view(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -102,8 +142,8 @@ class ThreatModel:
         bounds: Range every value must keep; None for no range.
 
     Raises:
-        TypeError: A norm that is none.
-        ValueError: A radius that is not positive and finite.
+        TypeError: A norm that is none, a radius that is not one number, or targets that are not a flag.
+        ValueError: A radius that is not positive and finite, or a range that is none.
     """
 
     eps: float
@@ -114,8 +154,12 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if not isinstance(self.norm, Norm):
             raise TypeError(f"norm is {self.norm!r}, but must be LINF or L2_NORM of imgproc_attn.evaluation.")
+        check_number("eps", self.eps)
+        check_flag("targeted", self.targeted)
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps}, but must be positive and finite; at 0 accuracy is clean accuracy.")
+        if self.bounds is not None and not -math.inf < self.bounds[0] < self.bounds[1] < math.inf:
+            raise ValueError(f"bounds must be a range (low, high), got {self.bounds}. Give (0.0, 1.0), or None for no range.")
         if self.bounds is not None and self.norm == LINF and self.eps > self.bounds[1] - self.bounds[0]:
             low, high = self.bounds
             raise ValueError(f"eps is {self.eps}, but images range from {low:g} to {high:g}; 8 grey levels are eps=8/255.")
@@ -145,9 +189,21 @@ class ThreatModel:
         return [self.eps * s for s in std] if self.bounds is None else [self.eps for _ in std]
 
     def project(self, points: Tensor, images: Tensor) -> Tensor:
-        """Into the ball around ``images``, and into the range."""
-        points = self.norm.project(points, images, self.eps)
+        """Into the ball around ``images``, and into the range; in float32 at least, whatever the type of the images."""
+        points = self.norm.project(at_least_float32(points), at_least_float32(images), self.eps)
         return points if self.bounds is None else points.clamp(*self.bounds)
+
+    def rounded(self, points: Tensor, images: Tensor) -> Tensor:
+        """What a model gets of projected ``points``: in the type of ``images``, and still in the ball.
+
+        A type of 16 bits has few values in a small ball: for bright pixels in bfloat16, one on each side at 1/255. For a
+        stronger attack give images in float32 to a model that computes in half precision inside.
+        """
+        return points if points.dtype == images.dtype else self.norm.rounded(points, images, self.eps)
+
+    def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """``[B]``, how far adversarial images lie from theirs."""
+        return self.norm.size(at_least_float32(adversarial) - at_least_float32(images))
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The direction of norm 1 along which an objective of that gradient rises fastest."""

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack, AttackResult, Passes
-from ..evaluation.attacks.base import Objective, check_input, finite_logits
+from ..evaluation.attacks.base import Objective
+from ..evaluation.contract import check_batch, finite_logits
 from .inference import classes_of
-from .metrics import IGNORED
+from .metrics import IGNORED, check_classes
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,10 +65,11 @@ class PixelAttack(Attack):
         Returns:
             The pictures, and of each whether it has fewer right pixels than before.
         """
-        check_input(model, images, self.threat.bounds)
+        images = check_batch(model, images, bounds=self.threat.bounds)
+        before = right_pixels(model, images, labels)
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
         found = self.worst(model, images, labels, ids)
-        return AttackResult(found, right_pixels(model, found, labels) < right_pixels(model, images, labels))
+        return AttackResult(found, right_pixels(model, found, labels) < before)
 
     def worst(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """Of several restarts what the one finds that leaves the fewest right pixels, picture by picture."""
@@ -101,18 +103,22 @@ def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """``[B]`` numbers of labelled pixels that have the label predicted.
 
     Raises:
-        ValueError: A model that gives no logits a pixel.
+        TypeError: As `check_logits`.
+        ValueError: As `check_logits`, or labels that are not one map of classes, or ignored, per image.
         FloatingPointError: Logits that are not finite.
     """
-    return (classes_of(pixel_logits(model, images), (labels.shape[-2], labels.shape[-1])) == labels).flatten(1).sum(1)
+    logits = finite_logits(model, images, 4)
+    _check_maps(labels, logits)
+    return (classes_of(logits, (labels.shape[-2], labels.shape[-1])) == labels).flatten(1).sum(1)
 
 
-def pixel_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """``[B, classes, h, w]``. As `right_pixels` otherwise."""
-    logits = finite_logits(model, images)
-    if logits.ndim != 4:
-        raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} pictures, not a label a pixel.")
-    return logits
+def _check_maps(labels: Tensor, logits: Tensor) -> None:
+    if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():
+        raise ValueError(
+            f"Label maps must be whole numbers [{len(logits)}, height, width], got {labels.dtype} of shape "
+            f"{list(labels.shape)}. Give one map per image."
+        )
+    check_classes("Labels", labels[labels != IGNORED], logits.shape[1])
 
 
 class PixelFGSM(PixelAttack, FGSM):

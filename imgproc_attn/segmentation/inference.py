@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_flag, check_number, check_whole
+from ..evaluation.contract import check_evaluation_mode, check_logits
+
 Segments = Callable[[Tensor], Tensor]  # images [B, C, H, W] to logits [B, classes, H, W]
 
 ROWS = 64  # that are divided, interpolated or compared at a time
@@ -19,13 +22,30 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     """Where windows begin along a side: every ``stride``, the last flush with the end; one window if it covers the side.
 
     Raises:
-        ValueError: A stride that is not positive, or that leaves gaps.
+        ValueError: As `check_windows`.
     """
-    if not 0 < stride <= window:
-        raise ValueError(f"stride is {stride}, but must be from 1 to the window, {window}: larger ones leave gaps.")
+    check_windows(window, stride)
     if size <= window:
         return [0]
     return [*range(0, size - window, stride), size - window]
+
+
+def check_windows(window: int | None, stride: int | None) -> None:
+    """Refuse windows that cover no image.
+
+    Raises:
+        TypeError: A side or stride that is no whole number.
+        ValueError: A side that is not positive; a stride that is not, that leaves gaps, or that has no windows.
+    """
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None:
+            check_whole(f"The {name}", value)
+    if window is not None and window < 1:
+        raise ValueError(f"The window must be at least 1, got {window}. Give its side in pixels, or None for whole images.")
+    if stride is not None and window is None:
+        raise ValueError(f"The stride is {stride}, but there are no windows; give the window too.")
+    if stride is not None and window is not None and not 0 < stride <= window:
+        raise ValueError(f"The stride is {stride}, but must be from 1 to the window, {window}: others leave gaps.")
 
 
 def sliding_strips(
@@ -70,7 +90,8 @@ def _strips(
     bands: deque[Band] = deque()  # of the rows that are not done; each is let go when it is
     for top, after in zip(tops, [*tops[1:], height]):
         for part in (lefts[i : i + batch_size] for i in range(0, len(lefts), batch_size)):
-            found = model(torch.stack([image[:, top : top + window, left : left + window] for left in part]))
+            seen = torch.stack([image[:, top : top + window, left : left + window] for left in part])
+            found = _logits(model, seen)
             found = found if found.dtype == torch.float64 else found.float()  # halves would not add up, and tie
             _check_finite(found)
             if len(tops) == len(lefts) == 1:
@@ -81,7 +102,7 @@ def _strips(
                 bands.append(Band(first, found.new_zeros(found.shape[1], few, width), found.new_zeros(few, width)))
             end = top + rows
             _add_windows(bands, found, top, part)
-            del found
+            del seen, found
         while bands and bands[0].first < after:
             first, total, times = bands.popleft()
             few = min(len(times), after - first)
@@ -124,10 +145,31 @@ def check_scales(scales: Sequence[float]) -> None:
     """Refuse what is no factor of a size.
 
     Raises:
+        TypeError: They are no sequence of numbers.
         ValueError: None, or some that are not positive and finite.
     """
+    if not isinstance(scales, Sequence):
+        raise TypeError(f"The scales must be a sequence of numbers, got {scales!r}. Give (1.0,) for one.")
+    for scale in scales:
+        check_number("A scale", scale)
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ValueError(f"The scales are {tuple(scales)}, but must be positive, finite factors of the size, one at least.")
+
+
+def _logits(model: Segments, images: Tensor) -> Tensor:
+    """``[B, classes, H, W]`` of images of that size.
+
+    Raises:
+        TypeError: As `check_logits`.
+        ValueError: As `check_logits`, or logits of another size.
+    """
+    logits = check_logits(model(images), images, 4)
+    if logits.shape[-2:] != images.shape[-2:]:
+        raise ValueError(
+            f"The model must return logits of the images' {images.shape[-2]} x {images.shape[-1]} pixels, got "
+            f"{logits.shape[-2]} x {logits.shape[-1]}. Enlarge them in the model, with F.interpolate(logits, size=...)."
+        )
+    return logits
 
 
 def _check_finite(logits: Tensor) -> None:
@@ -146,6 +188,7 @@ class Windowed(nn.Module):
 
     def __init__(self, model: nn.Module, window: int | None = None, stride: int | None = None) -> None:
         super().__init__()
+        check_windows(window, stride)
         self.model, self.window, self.stride = model, window, stride
         self.training = model.training
 
@@ -185,10 +228,23 @@ def segment(
         flip: Mirror images too.
 
     Raises:
-        ValueError: No scales, or some that are not positive; or as `sliding_strips`.
+        TypeError: A setting of another type; or as `check_logits`.
+        ValueError: A model in training mode; an image that is not floating point ``[C, H, W]``; windows, scales or a size that
+            are not positive; or as `check_logits`.
         FloatingPointError: Logits that are not finite.
     """
+    check_evaluation_mode(model)
     check_scales(scales)
+    check_windows(window, stride)
+    check_flag("flip", flip)
+    for side in (batch_size, *(size or ())):
+        if check_whole("batch_size, and each side of size,", side) < 1:
+            raise ValueError(f"batch_size, and each side of size, must be at least 1, got {side}.")
+    if not image.is_floating_point() or image.ndim != 3 or not image.numel():
+        raise ValueError(
+            f"The image must be floating point [channels, height, width], got {image.dtype} of shape {list(image.shape)}. "
+            "Give one image, normalized as the model expects."
+        )
     size = size or (image.shape[-2], image.shape[-1])
     turned = window is not None and image.shape[-1] > image.shape[-2]
     if turned:
@@ -202,12 +258,12 @@ def segment(
 
 def _turned(model: Segments, images: Tensor) -> Tensor:
     """Logits of images whose rows are columns."""
-    return model(images.mT).mT
+    return _logits(model, images.mT).mT
 
 
 def _mirrored(model: Segments, axis: int, images: Tensor) -> Tensor:
     """Logits of mirror images, mirrored back."""
-    return model(images.flip(axis)).flip(axis)
+    return _logits(model, images.flip(axis)).flip(axis)
 
 
 def _view(

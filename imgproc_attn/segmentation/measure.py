@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..evaluation.attacks import Passes
-from ..evaluation.attacks.base import check_input
 from ..evaluation.conditions import Condition, Judge, SampleAttack
+from ..evaluation.contract import check_batch, finite_logits
 from ..evaluation.evaluator import Batch
 from ..evaluation.findings import Checks, Finding
 from ..evaluation.flags import Flags, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
 from ..evaluation.sanity import POINTS
 from ..evaluation.statistics import normal_interval
-from .attacks import PixelAttack, pixel_logits
-from .inference import Windowed, check_scales, classes_of, segment
+from .attacks import PixelAttack
+from .inference import Windowed, check_scales, check_windows, classes_of, segment
 from .metrics import bootstrap, count_areas, metrics_of
 from .overlays import draw_segmented
 from .presets import PIXEL_ATTACKS, PIXEL_PRESETS
@@ -70,12 +70,7 @@ class Windows:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stride is not None and self.window is None:
-            raise ValueError(f"The stride is {self.stride}, but there are no windows; give the window too.")
-        if self.stride is not None and self.window is not None and not 0 < self.stride <= self.window:
-            raise ValueError(
-                f"The stride is {self.stride}, but must be from 1 to the window, {self.window}: others leave gaps."
-            )
+        check_windows(self.window, self.stride)
         object.__setattr__(self, "stride", self.stride or self.window)
 
     def over(self, model: nn.Module) -> nn.Module:
@@ -116,7 +111,7 @@ class PixelsAsGiven:
         return segment(model, image, window, stride, size=size, scales=self.scales, flip=self.flip)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
-        check_input(model, images)
+        images = check_batch(model, images)
         predicted = torch.stack([self.classes(model, image, (labels.shape[-2], labels.shape[-1])) for image in images])
         return _judged(predicted, self.num_classes, images, labels, torch.zeros(len(images)))
 
@@ -140,11 +135,11 @@ class PixelsUnderAttack:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> PixelsJudged:
         asked = self.windows.over(model)
-        check_input(model, images, self.attack.threat.bounds)
+        images = check_batch(model, images, bounds=self.attack.threat.bounds)
         found = self.attack.worst(asked, images, labels, ids.cpu())
-        logits = pixel_logits(asked, found)
+        logits = finite_logits(asked, found, 4)
         predicted = classes_of(logits, (labels.shape[-2], labels.shape[-1]))
-        return _judged(predicted, logits.shape[1], found, labels, self.attack.threat.norm.size(found - images))
+        return _judged(predicted, logits.shape[1], found, labels, self.attack.threat.distance(found, images))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,19 @@ IGNORED = 255  # label of pixels that count nowhere
 DRAWS = 1000  # of a bootstrap
 
 
+def check_classes(what: str, values: Tensor, num_classes: int) -> None:
+    """Refuse ``values`` that are no classes.
+
+    Raises:
+        ValueError: They are not all from 0 to ``num_classes - 1``.
+    """
+    if len(values) and not 0 <= values.min() <= values.max() < num_classes:
+        raise ValueError(
+            f"{what} range from {values.min()} to {values.max()}, but with {num_classes} classes they run from 0 "
+            f"to {num_classes - 1}; labels of {IGNORED} are ignored."
+        )
+
+
 @torch.no_grad()
 def count_areas(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """``[3, classes]``: pixels of each class that are right, that are predicted, that are labelled; ignored ones count nowhere.
@@ -27,12 +40,8 @@ def count_areas(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
         raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(label.shape)} differ in shape.")
     kept = label != IGNORED
     label, predicted = label[kept].long(), predicted[kept].long()
-    for what, values in (("Labels", label), ("Predictions", predicted)):
-        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
-            raise ValueError(
-                f"{what} range from {values.min()} to {values.max()}, but with {num_classes} classes they run from 0 "
-                f"to {num_classes - 1}; labels of {IGNORED} are ignored."
-            )
+    check_classes("Labels", label, num_classes)
+    check_classes("Predictions", predicted, num_classes)
     return torch.stack(
         [torch.bincount(values, minlength=num_classes) for values in (label[label == predicted], predicted, label)]
     )

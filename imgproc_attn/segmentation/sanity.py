@@ -33,7 +33,7 @@ def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAt
     if not kept:
         nothing = Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")
         return Checks([], 0, [nothing])
-    done, found = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images)]
+    done, found = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images, 4)]
     if attacks:
         done += ["gradients"]
         found += check_gradients(model, kept, _summed_cross_entropy)

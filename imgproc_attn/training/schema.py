@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..checks import check_statistics
 from ..data.readers import check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
 from ..records import SEEDS
@@ -138,12 +139,11 @@ class Data(_Section):
     broken_images: Literal["skip", "stop"] = "stop"
     workers: Annotated[int, Field(ge=0)] = 2
 
-    @field_validator("mean")
+    @field_validator("mean", "std")
     @classmethod
-    def _of_images_in_0_to_1(cls, mean: list[float] | None) -> list[float] | None:
-        if mean is not None and not all(0 <= value <= 1 for value in mean):
-            raise ValueError(f"{mean}, but images are in [0, 1]: divide mean and std in grey levels by 255.")
-        return mean
+    def _of_images_in_0_to_1(cls, values: list[float] | None) -> list[float] | None:
+        check_statistics("", values or [])
+        return values
 
     @field_validator("name")
     @classmethod

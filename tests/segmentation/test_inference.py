@@ -54,7 +54,7 @@ def test_windows_refuse_gaps():
 def test_scales_and_mirror_images(picture, window, stride, size):
     """As the mean of all probabilities, held at once; bands of views come in different heights."""
     seeding.seed()
-    model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1)).eval()
     total = torch.zeros(4, *size)
     with torch.no_grad():
         for scale in (0.75, 1.0, 1.5):
@@ -118,7 +118,7 @@ def test_classes_are_those_of_interpolation(size, window, stride):
     first, second = large.topk(2, dim=1).values.unbind(1)
     sure = first - second > 1e-5
     assert (classes_of(logits, size) == large.argmax(1))[sure].all()
-    found = segment(nn.Identity(), logits[0], window, stride, size=size)
+    found = segment(nn.Identity().eval(), logits[0], window, stride, size=size)
     assert (found == large[0].argmax(0))[sure[0]].all()
     assert found.shape == size
 
@@ -153,13 +153,13 @@ def test_logits_must_be_finite():
         lambda m: Windowed(m, 4)(image),
     ):
         with pytest.raises(FloatingPointError, match="not finite"):
-            look(Broken(3, 2, 1))
+            look(Broken(3, 2, 1).eval())
 
 
 def test_wide_images_are_those_turned():
     """Strips run across the shorter side; what each window sees is upright."""
     seeding.seed()
-    model, image = Pointwise(), torch.rand(3, 40, 90)
+    model, image = Pointwise().eval(), torch.rand(3, 40, 90)
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2:]))
     found = segment(model, image, 32, 20)
@@ -167,3 +167,38 @@ def test_wide_images_are_those_turned():
     assert torch.equal(found, Windowed(model, 32, 20)(image[None])[0].argmax(0))
     assert segment(model, image, 32, 20, size=(80, 180), scales=(1.0, 1.5)).shape == (80, 180)
     assert seen[-1] == (32, 32)
+
+
+REFUSED = {
+    "training mode": (lambda m, x: segment(m.train(), x), "training mode"),
+    "a part in training mode": (lambda m, x: segment(nn.Sequential(m, nn.Dropout().train()), x), "training mode"),
+    "no window": (lambda m, x: segment(m, x, window=0), "The window must be at least 1, got 0"),
+    "a negative window": (lambda m, x: Windowed(m, -8), "The window must be at least 1, got -8"),
+    "half a window": (lambda m, x: segment(m, x, window=8.5), "The window must be a whole number, got 8.5"),
+    "no stride": (lambda m, x: segment(m, x, 16, 0), "The stride is 0, but must be from 1 to the window, 16"),
+    "a negative stride": (lambda m, x: Windowed(m, 16, -1), "The stride is -1, but must be from 1"),
+    "gaps": (lambda m, x: segment(m, x, 16, 17), "The stride is 17, but must be from 1 to the window, 16"),
+    "a stride alone": (lambda m, x: segment(m, x, stride=8), "The stride is 8, but there are no windows"),
+    "no scales": (lambda m, x: segment(m, x, scales=()), "must be positive, finite factors"),
+    "a scale of 0": (lambda m, x: segment(m, x, scales=(1.0, 0)), "must be positive, finite factors"),
+    "one scale": (lambda m, x: segment(m, x, scales=1.0), "The scales must be a sequence of numbers, got 1.0"),
+    "a text": (lambda m, x: segment(m, x, scales="12"), "A scale must be one number, got '1'"),
+    "a flip in words": (lambda m, x: segment(m, x, flip="no"), "flip must be True or False, got 'no'"),
+    "no batch": (lambda m, x: segment(m, x, batch_size=0), "must be at least 1, got 0"),
+    "no size": (lambda m, x: segment(m, x, size=(0, 8)), "must be at least 1, got 0"),
+    "a batch": (lambda m, x: segment(m, x[None]), r"floating point \[channels, height, width\], got .* \[1, 3, 24, 40\]"),
+    "8 bits": (lambda m, x: segment(m, x.byte()), "got torch.uint8"),
+    "small logits": (lambda m, x: segment(lambda y: m(y)[..., ::4, ::4], x), "images' 24 x 40 pixels, got 6 x 10"),
+    "small logits of windows": (lambda m, x: segment(lambda y: m(y)[..., 1:], x, 16), "16 x 16 pixels, got 16 x 15"),
+    "a dictionary": (lambda m, x: segment(lambda y: {"out": m(y)}, x), r"got a dict with 'out'.*model\(x\)\['out'\]"),
+    "a tuple of turned windows": (lambda m, x: segment(lambda y: (m(y),), x, 16), r"got a tuple of 1.*model\(x\)\[0\]"),
+    "a tuple of mirror images": (lambda m, x: segment(lambda y: (m(y),), x, flip=True), "got a tuple of 1"),
+    "labels": (lambda m, x: segment(lambda y: m(y).argmax(1), x), "not a label a pixel"),
+    "one row for two windows": (lambda m, x: segment(lambda y: m(y)[:1], x, 16), "one row of logits per image, got 1 for 2"),
+}
+
+
+@pytest.mark.parametrize(("look", "message"), REFUSED.values(), ids=REFUSED)
+def test_refuses(look, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        look(Pointwise().eval(), torch.rand(3, 24, 40))

@@ -116,3 +116,18 @@ def _right_of(model, images, labels):
     with torch.no_grad():
         logits = F.interpolate(model(images), size=labels.shape[-2:], mode="bilinear")
     return int((logits.argmax(1) == labels)[labels != 255].sum())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 9, 8), r"Label maps must be whole numbers \[2, height, width\], got torch.float32"),
+        (torch.zeros(1, 9, 8).long(), r"\[2, height, width\], got torch.int64 of shape \[1, 9, 8\]"),
+        (torch.zeros(2).long(), "Label maps must be"),
+        (torch.full((2, 9, 8), 2), "Labels range from 2 to 2, but with 2 classes they run from 0 to 1"),
+        (torch.full((2, 9, 8), -1), "Labels range from -1 to -1"),
+    ],
+)
+def test_label_maps_are_looked_at_before_the_attack(pointwise, labels, message):
+    with pytest.raises(ValueError, match=message):
+        PixelPGD(0.01, 2)(pointwise, torch.rand(2, 3, 9, 8), labels)

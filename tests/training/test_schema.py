@@ -33,6 +33,8 @@ BAD = [
     (lambda c: c["model"].update(pretrained=1), "model.pretrained: .*boolean"),
     (lambda c: c["optimiser"].update(betas=[0.9, 1.0]), "optimiser.betas.1: .*less than 1"),
     (lambda c: c["data"].update(mean=[125.0]), r"data.mean: \[125.0\], but images are in \[0, 1\]: divide mean and std"),
+    (lambda c: c["data"].update(std=[58.4]), r"data.std: \[58.4\], but images are in \[0, 1\]: divide mean and std"),
+    (lambda c: c["data"].update(mean=[0.5], std=[1.5]), r"data.std: \[1.5\], but images are in \[0, 1\]"),
     (lambda c: c["data"].update(input_size=[8, 8]), "data.input_size: .*at least 3"),
     (lambda c: c["run"].update(accumulate=3), "batch_size is 128, but must be a multiple of accumulate, 3"),
     (lambda c: c["augmentation"].update(crop_padding=2, scale=[0.5, 1.0]), "only one of the two may crop"),

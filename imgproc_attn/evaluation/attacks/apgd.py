@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ...bandwidths import at_least_float32
 from ..objectives import (
     cross_entropy,
     difference_of_logits_ratio,
@@ -49,8 +50,8 @@ class _Climb:
     @classmethod
     def begin(cls, images: Tensor, labels: Tensor, aims: Tensor, start: Tensor, length: float) -> "_Climb":
         """At its start, of which nothing is known yet."""
-        lengths = torch.full_like(images[:, 0, 0, 0], length)
-        unknown, none = torch.full_like(lengths, -torch.inf), torch.zeros_like(images)
+        lengths = torch.full_like(start[:, 0, 0, 0], length)
+        unknown, none = torch.full_like(lengths, -torch.inf), torch.zeros_like(start)
         points = (start, start, start, none, none)
         return cls(images, labels, aims, *points, lengths, lengths, unknown, unknown, unknown, torch.zeros_like(lengths))
 
@@ -137,7 +138,8 @@ class _APGD(Attack):
         for step in range(self.steps + 1):
             if step > 0:
                 climb.move(threat, self.momentum if step > 1 else 1.0)
-            value, gradient, logits = gradient_of(partial(self.objective, climb.aims), model, climb.here, climb.labels)
+            seen = threat.rounded(climb.here, climb.images)
+            value, gradient, logits = gradient_of(partial(self.objective, climb.aims), model, seen, climb.labels)
             newly = threat.succeeded(logits.argmax(1), climb.labels)
             found[left[newly]], fooled[left[newly]] = climb.here[newly], True
             climb.arrive(value, gradient)
@@ -150,7 +152,7 @@ class _APGD(Attack):
                     break
         never = ~fooled[left]
         found[left[never]] = climb.best[never]
-        return found
+        return threat.rounded(found, images)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class TargetedAPGD(_APGD):
 
     def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
         with torch.no_grad():
-            logits = model(images)
+            logits = at_least_float32(model(images))
         likeliest = others(logits, labels).argsort(dim=1, descending=True)
         return likeliest[:, min(restart, logits.shape[1] - 2)]
 

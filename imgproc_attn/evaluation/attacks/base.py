@@ -1,6 +1,5 @@
 """What all attacks share: what they refuse, whom they leave alone, what they return."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...bandwidths import at_least_float32
+from ...checks import check_whole
+from ..contract import check_batch, check_classes_of_labels, finite_logits
 from ..draws import draw
 from ..threat import ThreatModel
 
@@ -37,77 +39,16 @@ class Passes(NamedTuple):
     backward: int
 
 
-def check_images(model: nn.Module, images: Tensor, labels: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
-    """Refuse what would make a robustness number wrong.
-
-    Raises:
-        ValueError: As `check_input`, or labels that are not one class index each.
-    """
-    check_input(model, images, bounds)
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices, int64.")
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"A label is {labels.min()}, but classes count from 0; leave out images without a label.")
-
-
-def check_input(model: nn.Module, images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
-    """What `check_images` asks of model and images.
-
-    Raises:
-        ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images that are no finite floats in
-            ``bounds``.
-    """
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
-        which = f"{training!r} of the model" if training else "The model"
-        raise ValueError(f"{which} is in training mode, where dropout and its like feign robustness; call model.eval().")
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "Attacks need gradients, which torch.inference_mode() rules out; call them outside it (no_grad is fine)."
-        )
-    if not images.is_floating_point() or images.ndim != 4:
-        raise ValueError(
-            f"Images are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]."
-        )
-    if not len(images):
-        return
-    low, high = torch.stack(images.aminmax()).tolist()  # one pass; NaN is least and largest
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("Images hold values that are not finite.")
-    if bounds is not None and not (bounds[0] <= low and high <= bounds[1]):
-        raise ValueError(
-            f"Images range from {low:.4g} to {high:.4g}, but must lie in [{bounds[0]:g}, {bounds[1]:g}]; leave normalisation "
-            "to NormalizedModel."
-        )
-
-
-@torch.no_grad()
-def finite_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits of any shape.
-
-    Raises:
-        FloatingPointError: Some are not finite, whose argmax would count as a prediction.
-    """
-    logits = model(images)
-    if not logits.isfinite().all():
-        raise FloatingPointError(
-            f"{(~logits.isfinite()).sum()} of {logits.numel()} logits are not finite; the model is broken."
-        )
-    return logits
-
-
 def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``[B, classes]`` logits.
+    """``[B, classes]`` logits, in float32 at least.
 
     Raises:
+        TypeError: As `finite_logits`.
         FloatingPointError: As `finite_logits`.
-        ValueError: Logits of another shape, or labels that the model has no logit for.
+        ValueError: As `finite_logits`, or labels that the model has no logit for.
     """
     logits = finite_logits(model, images)
-    if logits.ndim != 2:
-        raise ValueError(f"The model gives {list(logits.shape)} for {len(images)} images, not a label an image.")
-    if len(labels) and labels.max() >= logits.shape[1]:
-        raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
+    check_classes_of_labels(labels, logits)
     return logits
 
 
@@ -124,14 +65,16 @@ def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def gradient_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values ``[B]`` of an objective, its gradient by the images, and the logits; whatever surrounds the call.
 
+    All are in float32 at least, also of a model in half precision.
+
     Raises:
         FloatingPointError: A gradient that is not finite, whose sign is 0: attacks would stand still.
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
-        logits = model(images)
+        logits = at_least_float32(model(images))
         values = objective(logits, labels)
-        gradient = gradient_by(images, values.sum())
+        gradient = at_least_float32(gradient_by(images, values.sum()))
     if not gradient.isfinite().all():
         count = int((~gradient.isfinite().flatten(1).all(1)).sum())
         raise FloatingPointError(
@@ -163,13 +106,14 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "threat", ThreatModel.of(self.threat))
-        except ValueError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
         self._check()
 
     def _check(self) -> None:
         """Refuse settings that make no sense."""
         check_at_least(self, restarts=1)
+        check_whole(f"{type(self).__name__}: seed", getattr(self, "seed", 0))
 
     @property
     def eps(self) -> float:
@@ -181,16 +125,18 @@ class Attack(ABC):
 
         Args:
             model: Maps images to logits, in evaluation mode.
-            images: ``[B, C, H, W]``, in the threat model's range.
+            images: ``[B, C, H, W]``, in the threat model's range. What is found is in the ball in the type of the images, also
+                in half precision (see `ThreatModel.rounded`).
             labels: ``[B]``.
             sample_ids: ``[B]`` numbers of the images in their data set, which random draws depend on; default 0 to B - 1.
 
         Raises:
-            ValueError: As `check_images`, or settings that do not fit the model.
+            TypeError: Images, labels or what the model returns are no tensors.
+            ValueError: As `check_batch`, or settings that do not fit the model.
             FloatingPointError: Logits or gradients that are not finite.
         """
         threat = self.threat
-        check_images(model, images, labels, threat.bounds)
+        images = check_batch(model, images, labels, threat.bounds)
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
         adversarial = images.clone()
         success = threat.succeeded(predict(model, images, labels), labels)
@@ -223,9 +169,9 @@ class Attack(ABC):
         return Passes(1 + self.restarts * (forward + 1), self.restarts * backward)
 
     def random_start(self, images: Tensor, ids: Tensor, key: tuple[int, ...]) -> Tensor:
-        """Points of the balls, by sample and ``key``."""
+        """Points of the balls, by sample and ``key``; in float32 at least."""
         threat = self.threat
-        inside = draw(images, ids, key, lambda shape, g: threat.norm.random(shape, g))
+        inside = draw(at_least_float32(images), ids, key, lambda shape, g: threat.norm.random(shape, g))
         return threat.project(images + threat.eps * inside, images)
 
 
@@ -233,8 +179,10 @@ def check_at_least(attack: object, **least: int) -> None:
     """Refuse counts below their least.
 
     Raises:
-        ValueError: The first of them.
+        TypeError: One is no whole number.
+        ValueError: The first that is too small.
     """
     for name, limit in least.items():
+        check_whole(f"{type(attack).__name__}: {name}", getattr(attack, name))
         if getattr(attack, name) < limit:
             raise ValueError(f"{type(attack).__name__}: {name} is {getattr(attack, name)}, but must be at least {limit}.")

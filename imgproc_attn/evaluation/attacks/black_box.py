@@ -1,6 +1,7 @@
 """Attacks that see logits alone: Square and SPSA. What they break and gradients do not is a sign of masked gradients."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...bandwidths import at_least_float32
+from ...checks import check_number
 from ..draws import draw, mix
 from ..objectives import margin, targeted_margin
 from ..threat import LINF
 from .base import Attack, Objective, Passes, check_at_least
+
+Logits = Callable[[Tensor], Tensor]
 
 PAIRS_DRAWN = 8  # at a time: what draws depend on, whatever the batch
 
@@ -52,29 +57,33 @@ class Square(Attack):
         super()._check()
         check_at_least(self, queries=1)
         _linf_alone(self)
-        if not 0 < self.share <= 1:
+        if not 0 < check_number("Square: share", self.share) <= 1:
             raise ValueError(f"Square: share is {self.share}, but must lie in (0, 1].")
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
-        eps, objective = self.eps, _margin(self)
+        eps, base = self.eps, at_least_float32(images)
+
+        def value_of(points: Tensor, rows: Tensor) -> Tensor:
+            seen = self.threat.rounded(points, images[rows])
+            return _margin(self)(at_least_float32(model(seen)), labels[rows])
 
         def stripes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
             signs = torch.randint(2, (shape[0], 1, shape[2]), generator=generator) * 2.0 - 1
             return signs.expand(shape)
 
-        best = self.threat.project(images + eps * draw(images, ids, (self.seed, restart, 0), stripes), images)
-        value = objective(model(best), labels)
+        best = self.threat.project(base + eps * draw(base, ids, (self.seed, restart, 0), stripes), base)
+        value = value_of(best, torch.arange(len(images), device=images.device))
         for query in range(1, self.queries):
             left = (value <= 0).nonzero()[:, 0]  # positive: fooled
             if len(left) == 0:
                 break
             seeds = [mix(self.seed, restart, query, i) for i in ids[left.cpu()].tolist()]
-            tried = self._with_squares(best[left], images, left, query, seeds)
-            found = objective(model(tried), labels[left])
+            tried = self._with_squares(best[left], base, left, query, seeds)
+            found = value_of(tried, left)
             better = found > value[left]
             best[left[better]], value[left[better]] = tried[better], found[better]
-        return best
+        return self.threat.rounded(best, images)
 
     def _with_squares(self, points: Tensor, images: Tensor, left: Tensor, query: int, seeds: list[int]) -> Tensor:
         """``points`` with a square each, at a corner of the ball around an image of ``left``; at once, for the sake of GPUs."""
@@ -132,21 +141,26 @@ class SPSA(Attack):
         super()._check()
         check_at_least(self, steps=1, samples=1, batch=1)
         for name in ("delta", "lr"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            value = check_number(f"SPSA: {name}", getattr(self, name))
+            if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"SPSA: {name} is {getattr(self, name)}, but must be positive and finite.")
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
         adversarial = self.random_start(images, ids, (self.seed, restart, 0))
-        mean, square = torch.zeros_like(images), torch.zeros_like(images)
+        mean, square = torch.zeros_like(adversarial), torch.zeros_like(adversarial)
+
+        def logits_of(points: Tensor) -> Tensor:
+            return at_least_float32(model(points.to(images.dtype)))
+
         for step in range(1, self.steps + 1):
-            gradient = self._estimate(model, adversarial, labels, ids, restart, step)
+            gradient = self._estimate(logits_of, adversarial, labels, ids, restart, step)
             mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
             rise = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
             adversarial = self.threat.project(adversarial + self.lr * rise, images)
-        return adversarial
+        return self.threat.rounded(adversarial, images)
 
-    def _estimate(self, model: nn.Module, points: Tensor, labels: Tensor, ids: Tensor, restart: int, step: int) -> Tensor:
+    def _estimate(self, model: Logits, points: Tensor, labels: Tensor, ids: Tensor, restart: int, step: int) -> Tensor:
         """Of the margin's gradient."""
         total = torch.zeros_like(points)
         for first in range(0, self.samples, PAIRS_DRAWN):
@@ -157,7 +171,7 @@ class SPSA(Attack):
                 total[part] += self._slopes(model, points[part], labels[part], directions)
         return total / self.samples
 
-    def _slopes(self, model: nn.Module, points: Tensor, labels: Tensor, directions: Tensor) -> Tensor:
+    def _slopes(self, model: Logits, points: Tensor, labels: Tensor, directions: Tensor) -> Tensor:
         """The sum over ``directions`` ``[B, count, C, H, W]`` of each times the margin's slope along it."""
         count = directions.shape[1]
         spread = points[:, None] + self.delta * torch.stack([directions, -directions])  # [2, B, count, C, H, W]

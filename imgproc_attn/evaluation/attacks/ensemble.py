@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..contract import check_batch
 from ..threat import LINF, ThreatModel
 from .apgd import APGDCE, APGDDLR, TargetedAPGD
 from .base import Attack, AttackResult, Passes
@@ -26,6 +27,10 @@ class WorstOf:
     attacks: Mapping[str, Attack]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attacks, Mapping) or any(not hasattr(attack, "threat") for attack in self.attacks.values()):
+            raise TypeError(
+                f"WorstOf: attacks must be a mapping of names to attacks, got {self.attacks!r}. Give {{'PGD': PGD(eps)}}."
+            )
         if not self.attacks:
             raise ValueError("WorstOf: no attacks given; an ensemble needs one at least.")
         threats = {attack.threat for attack in self.attacks.values()}
@@ -50,6 +55,7 @@ class WorstOf:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
         """As `Attack`."""
+        images = check_batch(model, images, labels, self.threat.bounds)
         ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
         adversarial, success = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
         by = torch.full((len(images),), -1, device=images.device)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...bandwidths import at_least_float32
+from ...checks import check_flag, check_number
 from ..objectives import cross_entropy, targeted_cross_entropy
 from .base import Attack, Objective, Passes, check_at_least, gradient_of
 
@@ -32,7 +34,8 @@ class FGSM(_FollowsGradient):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
         gradient = gradient_of(self.objective_at(0), model, images, labels)[1]
-        return self.threat.project(images + self.eps * self.threat.steepest(gradient), images)
+        found = self.threat.project(images + self.eps * self.threat.steepest(gradient), images)
+        return self.threat.rounded(found, images)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class _Stepwise(_FollowsGradient):
     def _check(self) -> None:
         super()._check()
         check_at_least(self, steps=1)
+        check_flag(f"{type(self).__name__}: start_at_random", self.start_at_random)
+        if self.step_size is not None:
+            check_number(f"{type(self).__name__}: step_size", self.step_size)
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"{type(self).__name__}: step_size is {self.step_size}, but must be positive and finite; or None.")
         if self.restarts > 1 and not self.start_at_random:
@@ -61,7 +67,10 @@ class _Stepwise(_FollowsGradient):
             )
 
     def _start(self, images: Tensor, ids: Tensor, restart: int) -> Tensor:
-        return self.random_start(images, ids, (self.seed, restart)) if self.start_at_random else images.clone()
+        """Where a restart begins, in float32 at least: steps that a type of 16 bits would lose add up."""
+        if self.start_at_random:
+            return self.random_start(images, ids, (self.seed, restart))
+        return at_least_float32(images).clone()
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class PGD(_Stepwise):
         """What all steps lead to from given points of the balls."""
         for step in range(self.steps):
             start, _ = self._step(step, model, start, images, labels)
-        return start
+        return self.threat.rounded(start, images)
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int) -> Tensor:
         adversarial, left = self._start(images, ids, restart), torch.arange(len(images), device=images.device)
@@ -98,12 +107,13 @@ class PGD(_Stepwise):
             adversarial[left] = moved[stays]
             if len(left) == 0:
                 break
-        return adversarial
+        return self.threat.rounded(adversarial, images)
 
     def _step(self, step: int, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The next points, and the logits of these."""
         length = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        _, gradient, logits = gradient_of(self.objective_at(step), model, points, labels)
+        seen = self.threat.rounded(points, images)
+        _, gradient, logits = gradient_of(self.objective_at(step), model, seen, labels)
         return self.threat.project(points + length * self.threat.steepest(gradient), images), logits
 
 
@@ -125,13 +135,19 @@ class MIFGSM(_Stepwise):
     start_at_random: bool = False
     decay: float = 1.0
 
+    def _check(self) -> None:
+        super()._check()
+        if not math.isfinite(check_number("MIFGSM: decay", self.decay)):
+            raise ValueError(f"MIFGSM: decay is {self.decay}, but must be finite; 1.0 is the published one.")
+
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
         adversarial = self._start(images, ids, restart)
         length = self.eps / self.steps if self.step_size is None else self.step_size
-        average = torch.zeros_like(images)
+        average = torch.zeros_like(adversarial)
         for step in range(self.steps):
-            gradient = gradient_of(self.objective_at(step), model, adversarial, labels)[1]
+            seen = self.threat.rounded(adversarial, images)
+            gradient = gradient_of(self.objective_at(step), model, seen, labels)[1]
             scale = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             average = self.decay * average + gradient / scale[:, None, None, None]
             adversarial = self.threat.project(adversarial + length * self.threat.steepest(average), images)
-        return adversarial
+        return self.threat.rounded(adversarial, images)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checks import check_whole
+from ..contract import check_images
 from ..corruption_names import COMMON, CORRUPTIONS, EXTRA
 from .noise import Generator, Picture
 from .weather import check_frost
@@ -43,7 +45,8 @@ class ImageNetC:
     def __post_init__(self) -> None:
         if self.name not in CORRUPTIONS:
             raise ValueError(f"There is no corruption {self.name!r}; there are {', '.join(CORRUPTIONS)}.")
-        if self.severity not in range(1, 6):
+        check_whole(f"{self.name}: seed", self.seed)
+        if check_whole(f"{self.name}: severity", self.severity) not in range(1, 6):
             raise ValueError(f"{self.name}: severity is {self.severity}, but must be one of 1 to 5.")
         if self.name == "frost" and self.frost_folder is None:
             raise ValueError(
@@ -54,14 +57,29 @@ class ImageNetC:
             object.__setattr__(self, "frost", check_frost(self.frost_folder))
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits."""
+        """``images`` ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels, corrupted; read and given back in 8 bits.
+
+        Raises:
+            TypeError: As `check_images`.
+            ValueError: As `check_images`, or another number of channels.
+        """
+        images = check_images(images)
         ids = range(len(images)) if sample_ids is None else sample_ids.tolist()
         pixels = images.detach().cpu().double().mul(255).round().to(torch.uint8).numpy()
         corrupted = [torch.from_numpy(self.corrupt(image, int(i))) for image, i in zip(pixels, ids)]
         return torch.stack(corrupted).to(images) / 255 if corrupted else images.clone()
 
     def corrupt(self, pixels: np.ndarray, sample_id: int) -> np.ndarray:
-        """One image ``[C, H, W]`` in 8 bits, corrupted: what `__call__` does, for the processes that read images."""
+        """One image ``[C, H, W]`` in 8 bits, corrupted: what `__call__` does, for the processes that read images.
+
+        Raises:
+            ValueError: Not 8 bits, or not 1 or 3 channels.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+            raise ValueError(
+                f"{self.name}: pixels must be uint8 [channels, height, width] of 1 or 3 channels, got {pixels.dtype} of shape "
+                f"{list(pixels.shape)}. Corrupt other channels by a function of your own."
+            )
         rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.severity, sample_id])
         picture = np.broadcast_to(pixels.transpose(1, 2, 0) / 255, (*pixels.shape[1:], 3)).copy()
         found = corrupt(self.name, picture, self.severity, rng, self.frost_folder)
