@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bandwidths import at_least_float32
+from .checks import check_number
 from .filters import SoftmaxFilter, WindowedFilter, log_weights
 from .geometry import grid_geometry
 from .kernels import GaussianRange
@@ -54,23 +55,23 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     Raises:
         TypeError: ``image`` is not floating point: what a bandwidth means would hang on a hidden rescaling. Divide by 255.
             Or a bandwidth is no number.
-        ValueError: NaN or infinity in the image, a bandwidth that is not positive and finite, or a window that is even or
-            reaches beyond the image from its far side: more than ``2 max(H, W) - 1``.
+        ValueError: NaN or infinity in the image, a bandwidth that is not positive and finite or vanishes beside the values, or
+            a window that is even or reaches beyond the image from its far side: more than ``2 max(H, W) - 1``.
     """
-    batch = at_least_float32(_check_image(image))
-    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)
+    batch, unit, largest = _in_unit(at_least_float32(_check_image(image)))
+    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype, largest)
     _check_bandwidth("spatial_bandwidth", spatial_bandwidth, batch.dtype)
-    kernel = _range_kernel(batch, range_bandwidth)
+    kernel = _range_kernel(batch, range_bandwidth / unit)
     if window_size is None:
         space = _space(batch, spatial_bandwidth, (batch.shape[2], batch.shape[3]))
-        return _like(image, _filter_whole(batch, batch, kernel, space))
+        return _like(image, unit, _filter_whole(batch, batch, kernel, space))
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
     geometry = grid_geometry(window_size, window_size, 0, batch)
     place, centre = space(geometry, batch), window_size**2 // 2
     row = log_weights(place._replace(q=[q[:, :, centre : centre + 1] for q in place.q]))
     window = (row - row.amax()).reshape(1, window_size, window_size)
-    return _like(image, _filter_windows(batch, 1, kernel, window))
+    return _like(image, unit, _filter_windows(batch, 1, kernel, window))
 
 
 def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, window_size: int | None = None) -> Tensor:
@@ -93,15 +94,15 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
         TypeError: ``image`` is not floating point.
         ValueError: As `bilateral_filter`, and for a patch that is even or more than ``2 min(H, W) - 1``.
     """
-    batch = at_least_float32(_check_image(image))
-    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype)
+    batch, unit, largest = _in_unit(at_least_float32(_check_image(image)))
+    _check_bandwidth("range_bandwidth", range_bandwidth, batch.dtype, largest)
     _check_window("patch_size", patch_size, batch)
-    kernel = _range_kernel(batch, range_bandwidth)
+    kernel = _range_kernel(batch, range_bandwidth / unit)
     if window_size is None:
-        return _like(image, _filter_whole(_unfold(_pad(batch, patch_size), patch_size), batch, kernel, None))
+        return _like(image, unit, _filter_whole(_unfold(_pad(batch, patch_size), patch_size), batch, kernel, None))
     _check_window("window_size", window_size, batch)
     window = batch.new_zeros(1, window_size, window_size)
-    return _like(image, _filter_windows(batch, patch_size, kernel, window))
+    return _like(image, unit, _filter_windows(batch, patch_size, kernel, window))
 
 
 @_no_autocast
@@ -183,8 +184,23 @@ def _unfold(padded: Tensor, patch_size: int) -> Tensor:
     return F.unfold(padded, patch_size).unflatten(2, size)
 
 
-def _like(image: Tensor, result: Tensor) -> Tensor:
-    """A filtered batch in the shape and type of the picture given."""
+def _in_unit(batch: Tensor) -> tuple[Tensor, float, float]:
+    """Pictures divided by a unit, the unit, and the largest size of a value; the unit is 1 unless squares would overflow.
+
+    The filters depend on ratios of values and bandwidth alone, and a power of two divides without rounding.
+    """
+    largest = batch.detach().abs().max().item() if batch.numel() else 0.0
+    if largest <= torch.finfo(batch.dtype).max ** 0.25:
+        return batch, 1.0, largest
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # values are below 2 in it
+    return batch / unit, unit, largest
+
+
+def _like(image: Tensor, unit: float, result: Tensor) -> Tensor:
+    """A filtered batch in the unit, shape and type of the picture given."""
+    if unit != 1.0:
+        below = 2 - torch.finfo(result.dtype).eps  # a mean that is rounded up must not leave the type
+        result = result.clamp(-below, below) * unit
     return result.reshape(image.shape).to(image.dtype)
 
 
@@ -208,12 +224,15 @@ def _check_image(image: Tensor) -> Tensor:
     return image.reshape(-1, *image.shape[-3:])
 
 
-def _check_bandwidth(name: str, value: float, dtype: torch.dtype) -> None:
+def _check_bandwidth(name: str, value: float, dtype: torch.dtype, largest: float = 1.0) -> None:
     if isinstance(value, Tensor):
         raise TypeError(f"{name} is {value!r}, but must be a number; filters on pictures have no learned bandwidths.")
-    smallest = 1e6 * torch.finfo(dtype).max ** -0.5  # its inverse square, times squares of coordinates, must be finite
+    check_number(name, value)
+    # its inverse square, times squares of coordinates or values, must be finite
+    smallest = 1e6 * torch.finfo(dtype).max ** -0.5 * max(1.0, largest)
     if not (math.isfinite(value) and value >= smallest):
-        raise ValueError(f"{name} is {value}, but must be positive and finite, at least {smallest:.1g} in {dtype}.")
+        beside = f" for values up to {largest:.3g}" if largest > 1 else ""
+        raise ValueError(f"{name} is {value}, but must be positive and finite, at least {smallest:.1g} in {dtype}{beside}.")
 
 
 def _check_window(name: str, size: int, batch: Tensor) -> None:

@@ -364,3 +364,44 @@ def test_memory_is_bounded():
     )
     added = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(added.stdout) * 1024 < 0.5e9
+
+
+LARGE = [(torch.float32, 1e10), (torch.float32, 1e20), (torch.float32, 3.4e38), (torch.bfloat16, 1e20), (torch.bfloat16, 3e38)]
+FILTERS = {
+    "bilateral, window": lambda x, h: bilateral_filter(x, h, 2.0, 5),
+    "bilateral, whole": lambda x, h: bilateral_filter(x, h, 2.0),
+    "non-local means, window": lambda x, h: non_local_means(x, 3 * h, 3, 5),
+    "non-local means, whole": lambda x, h: non_local_means(x, 3 * h, 3),
+}
+
+
+@pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize(("dtype", "largest"), [*LARGE, (torch.float16, 65504.0), (torch.float64, 1e300)])
+def test_large_values_do_not_overflow(filter, dtype, largest):
+    """The filters depend on ratios alone: as of the same picture in [0, 1], in float64."""
+    picture = torch.tensor(skimage.data.astronaut()[100:112, 200:214] / 255).permute(2, 0, 1)
+    image = (picture / picture.max() * largest).to(dtype)
+    found = filter(image, 0.3 * largest).double() / largest
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    atol = max(torch.finfo(dtype).eps, 100 * torch.finfo(computed_in).eps)
+    torch.testing.assert_close(found, filter(image.double() / largest, 0.3), rtol=0, atol=atol)
+    flat = torch.full_like(image, torch.finfo(dtype).max)
+    assert filter(flat, 0.3 * torch.finfo(dtype).max).isfinite().all()
+
+
+@pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS)
+def test_gradients_of_large_values(filter):
+    image = torch.rand(1, 8, 8, dtype=torch.float64)
+    gradients = []
+    for scale in (1.0, 1e100):
+        points = (image * scale).requires_grad_()
+        gradients += torch.autograd.grad(filter(points, 0.3 * scale).square().sum() / scale, points)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS)
+def test_bandwidths_that_vanish_beside_the_values_are_refused(filter):
+    """Their log-weights would overflow."""
+    for largest, h in ((4e9, 6e-14), (1e20, 1e-3)):
+        with pytest.raises(ValueError, match="range_bandwidth is .* at least .* in torch.float32 for values up to"):
+            filter(torch.full((1, 8, 8), largest), h)
