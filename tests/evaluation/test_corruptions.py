@@ -15,6 +15,7 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.classes import class_map
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
 from imgproc_attn.evaluation.imagenet_c.errors import ALEXNET_ERRORS, corruption_summary
+from imgproc_attn.evaluation.imagenet_c.published import CorruptedArrays
 from imgproc_attn.evaluation.results import cautions
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.evaluation.subject import ImageSource
@@ -114,6 +115,50 @@ def test_published_cifar_10_c(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("corrupt", *common, "--root", tmp_path, "--files", "--output", tmp_path / "out2")
     assert "missing or cut off" in capsys.readouterr().err
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Writes pictures, told apart by their grey level, and labels, as CIFAR-10-C has them."""
+
+    def write(pictures, labels):
+        np.save(tmp_path / "fog.npy", np.broadcast_to(pictures[:, None, None, None], (len(pictures), 4, 4, 3)).astype(np.uint8))
+        np.save(tmp_path / "labels.npy", labels)
+        return tmp_path / "fog.npy"
+
+    return write
+
+
+def read(reader):
+    return [(int(np.asarray(picture).max()), label) for picture, label in (reader[i] for i in range(len(reader)))]
+
+
+@pytest.mark.parametrize("count", [10, 12, 25])
+def test_arrays_of_one_severity_are_not_cut_in_five(arrays, count):
+    labels = np.random.default_rng(0).permutation(np.arange(count) % 3)
+    file = arrays(np.arange(count), labels)
+    for severity in (1, 3, 5):
+        assert read(CorruptedArrays(file, severity, [severity])) == list(enumerate(labels.tolist()))
+    with pytest.raises(ValueError, match=rf"one severity \({count} pictures, {count} labels\).* 1, 2, 3, 4, 5 are asked for"):
+        CorruptedArrays(file, 1)
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_arrays_of_five_severities(arrays, repeats):
+    """With labels once, or again for each severity."""
+    labels = np.array([2, 0, 1, 1])
+    file = arrays(np.arange(20), np.tile(labels, repeats))
+    for severity in range(1, 6):
+        found = read(CorruptedArrays(file, severity))
+        assert found == [(4 * (severity - 1) + i, label) for i, label in enumerate(labels.tolist())]
+
+
+@pytest.mark.parametrize("counts", [(20, 3), (20, 21), (21, 5), (7, 1), (10, 50)])
+def test_arrays_that_do_not_agree_are_refused_with_both_lengths(arrays, counts):
+    pictures, labels = counts
+    file = arrays(np.arange(pictures), np.zeros(labels, dtype=int))
+    with pytest.raises(ValueError, match=rf"holds {pictures} pictures for {labels} labels; expected are five severities"):
+        CorruptedArrays(file, 1, [1])
 
 
 def test_generated_corruptions_have_no_published_mce():

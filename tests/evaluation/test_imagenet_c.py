@@ -251,3 +251,12 @@ def test_constants_are_those_that_were_compared_with_the_authors(name, picture, 
         found = corrupted(name, picture, severity, ice)
         assert 255 * found.mean() == pytest.approx(mean, abs=0.3)
         assert error(found, picture) == pytest.approx(distance, abs=0.3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 9), (1, 16)])
+@pytest.mark.parametrize("severity", [1, 5])
+def test_pixelate_leaves_a_pixel_of_small_pictures(size, severity):
+    pixels = np.arange(size[0] * size[1], dtype=np.uint8).reshape(1, *size)
+    found = ImageNetC("pixelate", severity).corrupt(pixels, 0)
+    assert found.shape == pixels.shape
+    assert pixels.min() <= found.min() <= found.max() <= pixels.max()

@@ -35,7 +35,7 @@ def jpeg_compression(x: Picture, severity: int, rng: Generator) -> Picture:
 def pixelate(x: Picture, severity: int, rng: Generator) -> Picture:
     """Reduced and enlarged, each pixel a box."""
     share, (height, width) = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1], x.shape[:2]
-    small = _picture(x).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+    small = _picture(x).resize((max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX), dtype=np.float64) / 255
 
 

@@ -24,33 +24,43 @@ class CorruptedArrays(Reader):
     """One severity of a corruption of CIFAR-10-C or CIFAR-100-C.
 
     Args:
-        file: ``CORRUPTION.npy``: ``[5 n, 32, 32, 3]`` in 8 bits, severity after severity; ``labels.npy`` lies beside it.
+        file: ``CORRUPTION.npy``: ``[5 n, 32, 32, 3]`` in 8 bits, severity after severity; ``labels.npy`` lies beside it, of n
+            labels or of these five times. Or, of one severity alone, ``[n, 32, 32, 3]`` and n labels.
         severity: 1 to 5.
+        asked: All severities that are asked for: of a file of one severity it is for the user to say which that is.
 
     Raises:
-        ValueError: The files are cut off, or do not agree.
+        ValueError: The files are cut off, or do not agree; several severities are asked of a file of one.
     """
 
-    def __init__(self, file: Path, severity: int) -> None:
+    def __init__(self, file: Path, severity: int, asked: Sequence[int] = SEVERITIES) -> None:
         super().__init__()
         try:
             pictures = np.load(file, mmap_mode="r", allow_pickle=False)
             labels = np.load(file.parent / LABELS, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{file}, or {LABELS} beside it, is missing or cut off: {error}") from error
-        n = len(pictures) // len(SEVERITIES)
-        fits = (
-            pictures.ndim == 4
-            and pictures.shape[3] == 3
-            and pictures.dtype == np.uint8
-            and n * len(SEVERITIES) == len(pictures)
-        )
-        if not fits or len(labels) not in (n, len(pictures)):
+        if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or not len(pictures) or labels.ndim != 1:
             raise ValueError(
-                f"{file} holds {pictures.dtype} of shape {pictures.shape} for {len(labels)} labels; expected are five "
-                "severities of pictures [n, height, width, 3] in 8 bits."
+                f"{file} holds {pictures.dtype} of shape {pictures.shape} for labels of shape {labels.shape}; expected are "
+                "five severities of pictures [n, height, width, 3] in 8 bits, and one label per picture."
             )
-        self._pictures, self._labels = pictures[n * (severity - 1) : n * severity], labels[:n].astype(int)
+        first = _first_of_five(labels, len(pictures))
+        if first is not None:
+            n = len(first)
+            self._pictures, self._labels = pictures[n * (severity - 1) : n * severity], first.astype(int)
+        elif len(labels) != len(pictures):
+            raise ValueError(
+                f"{file} holds {len(pictures)} pictures for {len(labels)} labels; expected are five severities of pictures in "
+                "turn for n labels, or one severity with as many labels as pictures."
+            )
+        elif len(asked) > 1:
+            raise ValueError(
+                f"{file} holds one severity ({len(pictures)} pictures, {len(labels)} labels), but severities "
+                f"{', '.join(map(str, asked))} are asked for. Say which it is, as --severities 3."
+            )
+        else:
+            self._pictures, self._labels = pictures, labels.astype(int)
         self.class_to_idx = None
         self.labels = sorted(set(self._labels.tolist()))
 
@@ -62,6 +72,17 @@ class CorruptedArrays(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return f"test-{index}"
+
+
+def _first_of_five(labels: np.ndarray, count: int) -> np.ndarray | None:
+    """The labels of one severity, where ``count`` pictures are five severities of them; else None.
+
+    As many labels as pictures are those of five severities if they repeat.
+    """
+    n, rest = divmod(count, len(SEVERITIES))
+    if rest or (len(labels) == count and not (labels.reshape(len(SEVERITIES), n) == labels[:n]).all()):
+        return None
+    return labels[:n] if len(labels) in (n, count) else None
 
 
 def published_conditions(
@@ -95,7 +116,7 @@ def published_conditions(
     return [
         Condition(
             f"{name} {severity} (file)",
-            Samples(_open(source, found[name], severity, model, preparation)),
+            Samples(_open(source, found[name], severity, severities, model, preparation)),
             preparation=prepared,
             family=name,
             strength=severity,
@@ -114,12 +135,12 @@ def _find(root: Path) -> Mapping[str, Path]:
     return {name: paths[0] for name, paths in there.items() if paths}
 
 
-def _open(source: ImageSource, path: Path, severity: int, model: Any, preparation: Preparation) -> Images:
+def _open(source: ImageSource, path: Path, severity: int, asked: Sequence[int], model: Any, preparation: Preparation) -> Images:
     channels = preparation.input_size[0]
     if path.is_dir():
         images = replace(source, data="folder", root=str(path), split=str(severity)).open(model, channels)
         assert isinstance(images, Images)
         return images
-    reader = CorruptedArrays(path, severity)
+    reader = CorruptedArrays(path, severity, asked)
     check_classes({str(label): label for label in reader.labels}, model.num_classes, names=(path.name, ""))
     return Images(reader, model.num_classes, some_of(len(reader), source.limit, source.seed), channels)
