@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .checks import check_flag, check_number
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32 if it is in half precision, else unchanged."""
@@ -30,6 +32,7 @@ class Bandwidth(nn.Module):
         name: What messages call it.
 
     Raises:
+        TypeError: ``initial`` or ``floor`` is no number, or ``learned`` no bool.
         ValueError: ``initial`` or ``floor`` is not positive and finite, ``initial`` does not lie above ``floor``, or the
             count of values is not ``num_heads``.
     """
@@ -45,9 +48,13 @@ class Bandwidth(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        check_flag(f"{name}: learned", learned)
+        check_number(f"{name}: floor", floor)
         if isinstance(initial, Tensor):
             initial = initial.tolist()
-        values = [float(h) for h in initial] if isinstance(initial, Sequence) else [float(initial)] * num_heads
+        if not isinstance(initial, Sequence) or isinstance(initial, str):
+            initial = [initial] * num_heads
+        values = [check_number(name, h) for h in initial]
         if len(values) != num_heads:
             raise ValueError(f"{name}: {len(values)} values given for {num_heads} heads; give one number or {num_heads}.")
         if not (math.isfinite(floor) and floor > 0):

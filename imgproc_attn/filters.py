@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bandwidths import at_least_float32
+from .checks import check_flag
 from .lifting import lift, zero_columns
 from .terms import Distance, Terms
 
@@ -49,7 +50,7 @@ class SoftmaxFilter(nn.Module):
 
     def __init__(self, fused: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused = check_flag("fused", fused)
         self.attn_drop = nn.Dropout(dropout)
 
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Operator:

@@ -6,6 +6,8 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor, nn
 
+from .checks import check_flag
+
 
 class Gate(nn.Module):
     """Strength g of an addition, fixed for all heads or learned, one a head: ``x -> g x``.
@@ -17,6 +19,7 @@ class Gate(nn.Module):
         name: What messages call it.
 
     Raises:
+        TypeError: ``learned`` is no bool.
         ValueError: ``initial`` is not a finite number.
     """
 
@@ -24,7 +27,8 @@ class Gate(nn.Module):
         self, num_heads: int, initial: float = 1.0, learned: bool = False, name: str = "gate", device=None, dtype=None
     ) -> None:
         super().__init__()
-        if not isinstance(initial, SupportsFloat) or not math.isfinite(initial):
+        check_flag(f"{name}: learned", learned)
+        if isinstance(initial, bool) or not isinstance(initial, SupportsFloat) or not math.isfinite(initial):
             raise ValueError(
                 f"{name}: gate is {initial}, but must be a finite number; 1 is the published strength, 0 the plain filter."
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .bandwidths import Bandwidth, at_least_float32
 from .carried import Carried
+from .checks import check_flag
 from .terms import Distance, Terms
 
 
@@ -89,8 +90,8 @@ class Elliptical(nn.Module):
     def __init__(self, head_dim: int, mean_scale: bool = False, detach: bool = False) -> None:
         super().__init__()
         self.scale = head_dim**-0.5
-        self.mean_scale = mean_scale
-        self.detach = detach
+        self.mean_scale = check_flag("elliptical: mean_scale", mean_scale)
+        self.detach = check_flag("elliptical: detach", detach)
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool, v: Tensor, carried: Carried | None) -> Terms:
         """Terms of queries, keys and values ``[B, H, N, d]``.

@@ -17,6 +17,7 @@ from timm.layers import apply_rot_embed_cat, build_rotary_pos_embed, build_sinco
 from torch import Tensor, nn
 
 from .bandwidths import Bandwidth, at_least_float32
+from .checks import check_flag
 from .gates import Gate
 from .geometry import Geometry
 from .lifting import split_scale
@@ -67,6 +68,7 @@ class SpatialGaussian(nn.Module):
         if initial is None:
             initial = log_spaced(1.5, max(2.0 * max(grid_size), 1.5), num_heads)
         self.floor = floor
+        check_flag("spatial_gaussian: per_axis", per_axis)
         names = ["spatial_bandwidth_y", "spatial_bandwidth_x"] if per_axis else ["spatial_bandwidth"]
         self.spatial_bandwidths = nn.ModuleDict(
             {name: Bandwidth(initial, num_heads, floor, learned, name, **dd) for name in names}
@@ -309,7 +311,8 @@ class Rotary(nn.Module):
 
 
 def _check_temperature(name: str, temperature: float) -> float:
-    if not isinstance(temperature, SupportsFloat) or not (math.isfinite(temperature) and temperature > 0):
+    number = isinstance(temperature, SupportsFloat) and not isinstance(temperature, bool)
+    if not number or not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{name}: the temperature is {temperature!r}, but must be a positive, finite number, as 100 or 10000.")
     return float(temperature)
 

@@ -19,6 +19,7 @@ from typing import ClassVar, Final
 from torch import Tensor, nn
 
 from .carried import Carried
+from .checks import check_number
 from .gates import Gate
 
 
@@ -98,7 +99,7 @@ class Iterated(Boosting):
     def __init__(
         self, num_heads: int, steps: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None
     ) -> None:
-        if not isinstance(steps, int) or steps < 1:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             name = type(self).__name__.lower()
             raise ValueError(f"{name}: steps is {steps}, but must be a whole number, at least 1; for none use 'plain'.")
         super().__init__(num_heads, steps, gate, learned, device, dtype)
@@ -182,11 +183,11 @@ class SOS(Iterated):
         dtype=None,
     ) -> None:
         super().__init__(num_heads, steps, gate, learned, device, dtype)
-        if not math.isfinite(rho):
+        if not math.isfinite(check_number("sos: rho", rho)):
             raise ValueError(f"sos: rho is {rho}, but must be finite; 1 adds the whole estimate.")
         limit = 2 / max(1.0, 1 + 2 * rho)
         tau = min(1.0, 0.9 * limit) if tau is None else tau
-        if not 0 < tau < 2:
+        if not 0 < check_number("sos: tau", tau) < 2:
             raise ValueError(f"sos: tau is {tau}, but must lie in (0, 2): outside even constants diverge; leave it out.")
         if rho <= -0.5 or tau >= limit:
             warnings.warn(
@@ -264,7 +265,7 @@ class PID(Boosting):
     ) -> None:
         super().__init__(num_heads, 0, gate, learned, device, dtype)
         for name, gain in (("proportional", proportional), ("integral", integral), ("derivative", derivative)):
-            if not math.isfinite(gain):
+            if not math.isfinite(check_number(f"pid: {name}", gain)):
                 raise ValueError(f"pid: {name} is {gain}, but must be finite; 0 leaves it out.")
         self.proportional = float(proportional)
         self.integral = float(integral)

@@ -125,6 +125,8 @@ class Images(Dataset):
     ) -> None:
         self.reader, self.num_classes, self.transform = reader, num_classes, transform
         self.indices = range(len(reader)) if indices is None else indices
+        if on_unreadable not in ("stop", "replace", "ignore"):
+            raise ValueError(f"on_unreadable must be 'stop', 'replace' or 'ignore', got {on_unreadable!r}.")
         self.on_unreadable = on_unreadable
         self.unreadable = unreadable or Unreadable()
         self._mode = {1: "L", 3: "RGB"}.get(channels)

@@ -11,6 +11,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from .. import extensions
+from ..checks import check_flag, check_whole
 from ..data import Images, Preparation, StreamedImages, check_classes, open_images, some_of
 from ..files import printable
 from ..models.checkpoints import check_folder, load_weights
@@ -40,6 +41,9 @@ class Subject:
     input_size: tuple[int, int, int] | None = None
     crop_pct: float | None = None
     training_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("pretrained", self.pretrained)
 
     @property
     def label(self) -> str:
@@ -132,6 +136,11 @@ class ImageSource:
     seed: int = 0
     image_column: str | None = None
     label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("skip_broken", self.skip_broken)
+        if self.limit is not None and check_whole("limit", self.limit) < 1:
+            raise ValueError(f"limit must be at least 1, got {self.limit}. Leave it out for all images.")
 
     def open(self, model: nn.Module, channels: int) -> Images | StreamedImages:
         """The images, with as many classes as the model has, or the class map.

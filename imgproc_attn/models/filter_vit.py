@@ -1,8 +1,9 @@
 """The vision transformer whose attention is a filter: timm's, with the seams of this library open by keyword."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..carried import Carried
+from ..checks import check_flag, check_number, check_whole
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layers import FilterAttention, FilterBlock
@@ -42,8 +44,9 @@ class FilterVisionTransformer(VisionTransformer):
     A seam is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.seams`).
 
     Raises:
-        ValueError: Unknown names or options, members that exclude each other, or an argument the seams decide.
-        TypeError: A seam, or its layers, of a type that is none of these.
+        ValueError: Unknown names or options, members that exclude each other, an argument the seams decide, or a rate that is
+            not in [0, 1).
+        TypeError: A seam, or its layers, of a type that is none of these; or an argument of timm's of another type.
     """
 
     carry_positions: bool
@@ -66,6 +69,7 @@ class FilterVisionTransformer(VisionTransformer):
         for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
             if name in kwargs:
                 raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
+        _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
         seams = Seams.resolve(kernel, positions, residual, stream, depth)
         where = seams.positions
         block_fn = partial(
@@ -325,6 +329,7 @@ def build_block(
 
 def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> "FilterVisionTransformer":
     """What the registered names call: timm's builder with this model class."""
+    check_flag("pretrained", pretrained)
     out_indices = kwargs.pop("out_indices", 3)
     model: Any = build_model_with_cfg(
         FilterVisionTransformer,
@@ -336,6 +341,30 @@ def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         **kwargs,
     )
     return model  # or timm's feature wrapper around it, for features_only=True
+
+
+@cache
+def _types_of_arguments() -> dict[str, Any]:
+    """What timm says its arguments are."""
+    return get_type_hints(VisionTransformer.__init__)
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse values of timm's arguments that it would take for others: texts for flags, rates out of range."""
+    types = _types_of_arguments()
+    for name, value in arguments.items():
+        kind = types.get(name)
+        if kind is bool or (kind == bool | None and value is not None):
+            check_flag(name, value)
+        elif kind is int:
+            least = 0 if name in ("num_classes", "reg_tokens") else 1
+            if check_whole(name, value) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        elif name.endswith("_rate"):
+            if not 0 <= check_number(name, value) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}. Give a probability; 0 switches it off.")
+        elif (kind is float or (kind == float | None and value is not None)) and not math.isfinite(check_number(name, value)):
+            raise ValueError(f"{name} must be finite, got {value}.")
 
 
 def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:

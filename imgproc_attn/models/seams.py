@@ -142,6 +142,10 @@ def resolve(
     if layers is None and name not in FROM_THE_SECOND_LAYER:
         return lambda layer: _build(factory, layer, options)
     chosen = frozenset(range(1, depth)) if layers is None else layer_indices(seam, layers, depth)
+    if not chosen and layers is not None:
+        raise ValueError(
+            f"{seam}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, {seam} for none."
+        )
     if name in FROM_THE_SECOND_LAYER and 0 in chosen:
         raise ValueError(f"{seam}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on.")
     return lambda layer: _build(factory, layer, options) if layer.depth in chosen else default(layer)
@@ -170,7 +174,7 @@ def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int
     """Block indices, negative ones counted from the end."""
     chosen = set()
     for index in [layers] if isinstance(layers, int | str) else layers:
-        if not isinstance(index, int):
+        if not isinstance(index, int) or isinstance(index, bool):
             raise TypeError(
                 f"{seam}: layers has {index!r}, but takes whole numbers, 0 to {depth - 1}, or negative from the end."
             )

@@ -9,6 +9,7 @@ from timm.layers import trunc_normal_, use_fused_attn
 from torch import Tensor, nn
 
 from ..carried import Carried
+from ..checks import check_number, check_whole
 from ..geometry import grid_geometry
 from ..layers import FilterBlock
 from ..models.filter_vit import build_block
@@ -124,6 +125,10 @@ def mask_decoder(
             f"decoder: the mask decoder normalises logits over the classes of a pixel, but there are {num_classes}: of one "
             "nothing is left, of two hardly more than a sign, whose gradient vanishes. Use decoder='linear'."
         )
+    if check_whole("decoder: depth", depth) < 1:
+        raise ValueError(f"decoder: depth must be at least 1, got {depth}. Use decoder='linear' for none.")
+    if not 0 <= check_number("decoder: drop_path", drop_path) < 1:
+        raise ValueError(f"decoder: drop_path must lie in [0, 1), got {drop_path}. 0 switches it off.")
     width = width or in_channels
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..bandwidths import at_least_float32
+from ..checks import check_flag, check_whole
 from ..models.checkpoints import load_own_weights, own_config
 from .decoders import LinearDecoder, mask_decoder
 
@@ -204,7 +205,8 @@ def segmenter(
     Raises:
         ValueError: An unknown decoder or option, or no classes.
     """
-    if num_classes is not None and num_classes < 1:
+    check_flag("pretrained", pretrained)
+    if num_classes is not None and check_whole("num_classes", num_classes) < 1:
         raise ValueError(f"num_classes is {num_classes}, but a segmenter has at least 1; features come from its `encoder`.")
     own = own_config(pretrained_cfg, kwargs)
     num_classes = num_classes or (own["num_classes"] if own else 150)
