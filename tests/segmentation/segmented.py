@@ -29,8 +29,9 @@ CLASSIFIER = {"num_classes": 6, "depth": 1, "embed_dim": 32, "num_heads": 2, "im
 
 
 def assessment(run, output, **options):
+    """A run's model and its data; ``output`` may be None where nothing is written."""
     source = PictureSource("labelled", str(run.parent / "data"), "val", short_side=64, **options)
-    return Assessment(Subject(str(run)), source, Place(output, CPU, batch_size=1, workers=0))
+    return Assessment(Subject(str(run)), source, Place(output or run.parent / "evaluated", CPU, batch_size=1, workers=0))
 
 
 def command(*words):
