@@ -184,15 +184,26 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from imgproc_attn import cli
+import matplotlib.backends.backend_agg
 import imgproc_attn.evaluation.robustness, imgproc_attn.evaluation.presets, imgproc_attn.training.run
+from imgproc_attn.data import Digits
+Digits("test")  # what is imported before the fork takes no time of the child's
 for line in sys.stdin:
-    kill_after, words = json.loads(line)
+    kill_after, kill_at_write, words = json.loads(line)
     child = os.fork()
     if child == 0:
         sys.stdout = open(os.devnull, "w")
         sys.stderr = open(os.devnull, "w")
         if kill_after:
             signal.setitimer(signal.ITIMER_PROF, kill_after)  # SIGPROF, which ends a process as abruptly as SIGKILL
+        writes, fsync = 0, os.fsync
+        def kill_in_write(descriptor):
+            global writes
+            writes += 1
+            if writes == kill_at_write:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(descriptor)
+        os.fsync = kill_in_write
         cli.main(words)
         os._exit(0)
     _, status, usage = os.wait4(child, 0)
@@ -202,31 +213,33 @@ for line in sys.stdin:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
-    """A moment of its own processor time, which does not depend on what else the machine does."""
+    """By turns in a write, and at a moment of its own processor time, which does not depend on what else the machine does."""
     job = ["attack", *arguments(folder), "--attacks", "fgsm", "pgd", "--eps", "20/255", "--steps", "5", "--limit", "128"]
     job += ["--checks", "4", "--batch-size", "16"]
     rng = random.Random(0)
     with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
 
-        def attempt(output, kill_after=0.0):
+        def attempt(output, kill_after=0.0, kill_at_write=0):
             """Its status, and seconds of the processor."""
-            print(json.dumps([kill_after, [*job, "--output", str(output)]]), file=server.stdin, flush=True)
+            print(json.dumps([kill_after, kill_at_write, [*job, "--output", str(output)]]), file=server.stdin, flush=True)
             return json.loads(server.stdout.readline())
 
         status, length = attempt(tmp_path / "whole")
         assert status == 0
-        killed = [tmp_path / "killed-0"]
-        kills = 0
+        killed, kills, progress = [tmp_path / "killed-0"], 0, set()
         while kills < 12:
-            status, _ = attempt(killed[-1], rng.uniform(0.05, 0.5) * length)
-            assert status in (0, signal.SIGPROF)
+            when = {"kill_after": rng.uniform(0.05, 0.3) * length} if kills % 2 else {"kill_at_write": rng.randint(1, 6)}
+            status, _ = attempt(killed[-1], **when)
+            assert status in (0, signal.SIGKILL, signal.SIGPROF)
             if status:
                 kills += 1
+                progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "flags").glob("*")))
             else:  # it was done before: the next attempts begin anew, and sooner
                 killed.append(tmp_path / f"killed-{len(killed)}")
                 length *= 0.8
         assert attempt(killed[-1])[0] == 0
         server.stdin.close()
+    assert len(progress) > 2, "kills have met the work"
     for folder in killed:
         assert (tmp_path / "whole" / "flags.csv").read_bytes() == (folder / "flags.csv").read_bytes()
         assert result(tmp_path / "whole")["conditions"] == result(folder)["conditions"]

@@ -25,7 +25,11 @@ torch.set_num_threads(1)
 from pathlib import Path
 import imgproc_attn.files as files
 from imgproc_attn.training import find_recipe, load_recipe, train
-from imgproc_attn.training import run, journal  # imported before the fork
+from imgproc_attn.data import Digits
+from imgproc_attn.training import run, journal
+import matplotlib.backends.backend_agg, torch.utils.tensorboard
+
+Digits("train")  # what is imported before the fork takes no time of the child's
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -89,7 +93,7 @@ def survive(workers, kills, tmp_path):
     """Kill a run ``kills`` times, by turns at random and in a write, then let it end."""
     server = Server([*OVERRIDES, f"data.workers={workers}"])
     try:
-        server.run(tmp_path / "whole")
+        assert not server.run(tmp_path / "whole")[0]
         _, duration = server.run(tmp_path / "twice")
         compare(tmp_path / "whole", tmp_path / "twice")
         rng, killed, rounds, folder, progress = random.Random(workers), 0, 0, tmp_path / "broken", []
@@ -105,7 +109,7 @@ def survive(workers, kills, tmp_path):
             killed += was_killed
             if (folder / "state.pt").exists():
                 progress.append(len(torch.load(folder / "state.pt", weights_only=True)["records"]))  # whole at all times
-        server.run(folder)
+        assert not server.run(folder)[0]
         compare(tmp_path / "whole", folder)
         assert len(set(progress)) > 1
     finally:
