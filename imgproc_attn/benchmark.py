@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .bandwidths import at_least_float32
 from .carried import Carried, hand_on
@@ -42,6 +41,7 @@ from .kernels import DotProduct, Elliptical, GaussianRange
 from .layers import FilterAttention
 from .models import FAMILIES
 from .positions import Alibi2D, RelativeTable, SpatialGaussian
+from .progress import progress_bar
 from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from .training import find_recipe, load_recipe
 from .training.run import Run
@@ -57,7 +57,7 @@ def synchronizer(device: str) -> Step:
     return partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
 
 
-def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: tqdm | None = None) -> dict[str, list[float]]:
+def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: Any = None) -> dict[str, list[float]]:
     """Seconds of each step, ``runs`` times, interleaved, after two warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(runs + 2):
@@ -144,7 +144,7 @@ def benchmark_operators(
     """Time of the operators beside plain attention, inference and training, ``batch_tokens`` tokens a batch."""
     rows = []
     synchronize = synchronizer(device)
-    with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="operators", dynamic_ncols=True) as bar:
+    with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "operators") as bar:
         for n in tokens:
             grid, batch = (math.isqrt(n), math.isqrt(n)), max(1, batch_tokens // n)
             qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=device, dtype=dtype)
@@ -179,7 +179,7 @@ def benchmark_models(
     """Time of whole models beside the first of ``names``, inference and a training step with AdamW."""
     rows = []
     synchronize = synchronizer(device)
-    with tqdm(total=2 * len(tokens) * (runs + 2), unit="round", desc="models", dynamic_ncols=True) as bar:
+    with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "models") as bar:
         for n in tokens:
             batch = max(1, (784 if device == "cpu" else 25088) // n)
             for train in (False, True):
@@ -248,8 +248,10 @@ def benchmark_memory(
     """Peak memory of one training step on one image of ``n`` patches, less that of the bare interpreter and libraries."""
     bare = 0 if device.startswith("cuda") else _in_fresh_process(_peak_so_far)
     peaks = {}
-    for name in tqdm(names, desc="memory", unit="model", dynamic_ncols=True):
-        peaks[name] = _in_fresh_process(_peak, name, n, device, dtype) - bare
+    with progress_bar(len(names), "models", "memory") as bar:
+        for name in names:
+            peaks[name] = _in_fresh_process(_peak, name, n, device, dtype) - bare
+            bar.update()
     return [{"name": name, "tokens": n, "peak_bytes": peak, "ratio": peak / peaks[names[0]]} for name, peak in peaks.items()]
 
 
@@ -284,7 +286,7 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         steps["scikit-image denoise_nl_means, fast"] = lambda: nl_means(fast_mode=True)
         steps["scikit-image denoise_nl_means, slow"] = lambda: nl_means(fast_mode=False)
     synchronize = synchronizer(device)
-    with tqdm(total=runs + 2, unit="round", desc="filtering", dynamic_ncols=True) as bar:
+    with progress_bar(runs + 2, "rounds", "filtering") as bar:
         return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
 
 
@@ -317,7 +319,7 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         ],
     }
     rows = []
-    with tqdm(total=len(sizes) * (runs + 2), unit="round", desc="training", dynamic_ncols=True) as bar:
+    with progress_bar(len(sizes) * (runs + 2), "rounds", "training") as bar:
         for size, overrides in sizes.items():
             with tempfile.TemporaryDirectory() as folder:
                 steps = _loops(overrides, Path(folder), device)
@@ -330,7 +332,7 @@ def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
     picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
     steps: dict[str, Step] = {name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in CORRUPTIONS if name != "frost"}
-    with tqdm(total=runs + 2, unit="round", desc="corruptions", dynamic_ncols=True) as bar:
+    with progress_bar(runs + 2, "rounds", "corruptions") as bar:
         rows = summarise(measure(steps, runs, lambda: None, bar), "jpeg_compression")
     return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]
 
@@ -368,7 +370,7 @@ def _evaluations(folder: Path, device: str) -> dict[str, Step]:
 
 def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=runs + 2, unit="round", desc="evaluation") as bar:
+    with tempfile.TemporaryDirectory() as folder, progress_bar(runs + 2, "rounds", "evaluation") as bar:
         steps = _evaluations(Path(folder), device)
         return summarise(measure(steps, runs, synchronizer(device), bar), "timm's loop")
 

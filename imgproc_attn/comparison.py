@@ -1,28 +1,33 @@
 """Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
+import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from matplotlib.figure import Figure
 from timm.utils import world_info_from_env
-from tqdm import tqdm
 
+from .cores import one_thread, usable_cores
 from .diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from .environment import environment, without_tf32
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
 from .files import check_output_folder, markdown_text, slug, write_atomically, write_json, write_text
+from .jobs import Job, run_jobs
+from .locks import locked
+from .progress import JobsProgress
 from .records import METRICS, strength_text
 from .training import Recipe, train
 from .training.building import check
-from .training.folder import Folder, run_folder
+from .training.folder import FINAL, Folder, run_folder
 from .training.processes import start_processes
 from .training.watch import SaturationWarning
 
@@ -75,74 +80,132 @@ def check_comparison(recipe: Recipe) -> None:
             raise ValueError(f"comparison.variants.{label}: {error}") from error
 
 
-def run_one(
-    recipe: Recipe, label: str, seed: int, examination: Examination, folder: Path, device: str, bar: tqdm
-) -> tuple[Result, NormalizedModel]:
-    """Train and examine one model; what its folder holds already is not repeated."""
-    single = recipe.variant(label, seed)
-    bar.set_description(f"{label}, seed {seed}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
-        final = train(single, folder, device, resume=True, say=bar.set_postfix_str)
-    bar.update()
-    inner = timm.create_model(f"local-dir:{folder / final['checkpoint']}", pretrained=True)  # as it was trained, statistics too
-    model = examination.wrap(inner).to(device).eval()
-    with without_tf32():
-        found = examination(model, folder, bar.set_postfix_str)
-    bar.update()
-    result = Result(
-        label,
-        seed,
-        final["parameters"],
-        final["seconds"],
-        final["losses"],
-        found.metrics,
-        found.largest_perturbation,
-        bandwidths(model),
-        found.findings,
-    )
-    return result, model
+@dataclass
+class Experimenter:
+    """Train and examine models of a comparison, one after another, in one process.
+
+    Args:
+        recipe: The comparison.
+        output: Its folder.
+        device: Where to run.
+    """
+
+    recipe: Recipe
+    output: Path
+    device: str
+
+    @cached_property
+    def examination(self) -> Examination:
+        """The held-out images, read once."""
+        return examination_of(self.recipe, self.device)
+
+    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> Result:
+        """Train and examine one model. What its folder holds already is not repeated."""
+        single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
+            final = train(single, folder, self.device, resume=True, say=say, progress=progress)
+        progress(single.schedule.epochs)
+        model = self.model(job)
+        with without_tf32():
+            found = self.examination(model, folder, say)
+        return Result(
+            job.label,
+            job.seed,
+            final["parameters"],
+            final["seconds"],
+            final["losses"],
+            found.metrics,
+            found.largest_perturbation,
+            bandwidths(model),
+            found.findings,
+        )
+
+    def model(self, job: Job) -> NormalizedModel:
+        """The trained model of a job, from its folder, with the statistics that it was trained with."""
+        folder = self.output / run_folder(job.label, job.seed)
+        weights = json.loads((folder / FINAL).read_text(encoding="utf-8"))["checkpoint"]
+        inner = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
+        return self.examination.wrap(inner).to(self.device).eval()
 
 
-def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False) -> Path:
+def devices_of(device: str, jobs: int | None, count: int) -> list[str]:
+    """Return the device of each process: one process per core on the CPU, one per GPU on GPUs, never more than ``count``.
+
+    Args:
+        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
+        jobs: Number of processes. Beyond the number of GPUs, they share them.
+        count: Number of jobs.
+
+    Raises:
+        ValueError: There is no such device, or ``jobs`` is below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}. Leave it out for one process per core or GPU.")
+    first = str(start_processes(device)[0])
+    found = [first] * usable_cores() if first == "cpu" else [first]
+    if device in ("auto", "cuda") and first != "cpu":
+        found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [found[i % len(found)] for i in range(min(jobs or len(found), count))]
+
+
+def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False, jobs: int | None = None) -> Path:
     """Run the comparison and write a report.
 
     Every model has its folder in ``output/runs``, as `imgproc_attn.training.train` leaves it; called again, finished runs are
     not repeated, and broken off ones go on.
 
+    Models are trained and examined in parallel processes. On the CPU each computes with one thread, so that no number depends
+    on ``jobs`` or on the machine's number of cores. Each process loads the held-out images into its own memory. Processes
+    import the script that calls: it must do so below ``if __name__ == "__main__":``, or with ``jobs=1``, which starts none.
+
     Args:
         recipe: What to train and evaluate.
         output: Folder of the report; made if need be.
-        device: Where to run.
+        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
         restart: Forget its runs that ``output/runs`` holds.
+        jobs: Number of processes. Default: one per core, or one per GPU.
 
     Returns:
         The report, ``output/report.md``.
 
     Raises:
-        ValueError: A mistake in the recipe, or runs of another recipe in ``output``.
+        ValueError: A mistake in the recipe, or runs of another recipe in ``output``; or another process writes to it.
+        JobFailed: The training or examination of a model failed. The others are stopped, and go on with the next call.
     """
     check_comparison(recipe)
     assert recipe.comparison is not None
     if world_info_from_env()[2] > 1:
-        raise ValueError("A comparison runs in one process; train its variants under torchrun with `imgproc-attn train`.")
+        raise ValueError("A comparison starts its own processes; train its variants under torchrun with `imgproc-attn train`.")
     check_output_folder(output)
-    device = str(start_processes(device)[0])
-    examination = examination_of(recipe, device)
-    protocol = {"recipe": recipe.model_dump(), **environment(device), "dtype": "float32"}
-    seeds, labels = recipe.comparison.seeds, list(recipe.comparison.variants)
-    jobs = {(label, seed): output / run_folder(label, seed) for seed in seeds for label in labels}
-    for folder in jobs.values() if restart else []:
-        Folder.clear(folder)
-        forget(folder)
-    results: list[Result] = []
-    models: dict[str, NormalizedModel] = {}
-    with tqdm(total=2 * len(jobs), dynamic_ncols=True) as bar:
-        for (label, seed), folder in jobs.items():
-            result, model = run_one(recipe, label, seed, examination, folder, device, bar)
-            results.append(result)
-            models.setdefault(label, model)
-    return write_report(recipe, results, models, examination, protocol, output)
+    todo = [Job(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
+    devices = devices_of(device, jobs, len(todo))
+    with locked(output), one_thread(devices[0]):
+        here = Experimenter(recipe, output, devices[0])
+        examination = here.examination  # what is wrong with the images is found before anything is trained
+        protocol = {"recipe": recipe.model_dump(), **environment(devices[0]), "dtype": "float32"}
+        for job in todo:
+            _check_folder(recipe.variant(*job), output / run_folder(*job), restart)
+        start = (lambda device: here) if len(devices) == 1 else partial(Experimenter, recipe, output)
+        with JobsProgress(len(todo), recipe.schedule.epochs + 1) as progress:
+            results = run_jobs(start, todo, devices, progress)
+        models = {label: here.model(Job(label, recipe.comparison.seeds[0])) for label in recipe.comparison.variants}
+        return write_report(recipe, list(results.values()), models, examination, protocol, output)
+
+
+def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
+    """Refuse a run of another recipe before anything is trained, or remove it.
+
+    Raises:
+        ValueError: The folder holds a run of another recipe.
+    """
+    if restart:
+        with locked(folder):
+            Folder.clear(folder)
+            forget(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training warns again
+        Folder(folder, recipe, resume=True)
 
 
 def _variants(recipe: Recipe) -> list[str]:

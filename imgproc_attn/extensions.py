@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+requested: list[str] = []  # what processes that this one starts import too
 imported: dict[str, Path] = {}  # by name: the file of each, of a package its __init__.py
 
 
@@ -40,6 +41,7 @@ def import_extension(name: str) -> ModuleType:
             f"--import {name}: {module!r} must not be the name of another module, got that of {source}. Rename it."
         )
     imported[module] = source
+    requested.append(str(file) if is_file else name)
     return found
 
 

@@ -1,14 +1,21 @@
 """The main job, small: the report, what it keeps, and what it does not repeat."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
-from imgproc_attn import cli
-from imgproc_attn.comparison import Result, compare, sanity
+from imgproc_attn import cli, comparison
+from imgproc_attn.comparison import Result, compare, devices_of, sanity
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, TargetedAPGD
 from imgproc_attn.examination import LabelExamination
 from imgproc_attn.records import strength_text
@@ -33,7 +40,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    compare(load_recipe(find_recipe("quickstart"), SMALL), folder)
+    compare(load_recipe(find_recipe("quickstart"), SMALL), folder, jobs=1)
     return folder
 
 
@@ -69,23 +76,87 @@ def times(output, name):
     return {file.parent.name: file.stat().st_mtime_ns for file in (output / "runs").rglob(name)}
 
 
-def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output):
+def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output, tmp_path):
+    output = shutil.copytree(output, tmp_path / "report")
     trained, evaluated = times(output, "state.pt"), times(output, "evaluation.json")
     (output / "runs" / "plain-seed1" / "evaluation.json").unlink()
-    compare(load_recipe(find_recipe("quickstart"), SMALL), output)
+    compare(load_recipe(find_recipe("quickstart"), SMALL), output, jobs=1)
     assert times(output, "state.pt") == trained
     changed = {k for k, v in times(output, "evaluation.json").items() if evaluated[k] != v}
     assert changed == {"plain-seed1"}
     # other attacks: evaluated anew, not trained anew
-    compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.pgd_steps=3"]), output)
+    compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.pgd_steps=3"]), output, jobs=1)
     assert times(output, "state.pt") == trained
     assert all(v != evaluated[k] for k, v in times(output, "evaluation.json").items())
     # another recipe: nothing is lost by mistake
     other = load_recipe(find_recipe("quickstart"), [*SMALL, "optimiser.lr=1e-3"])
     with pytest.raises(ValueError, match="Changed: optimiser.lr: 0.006 -> 0.001"):
-        compare(other, output)
-    compare(other, output, restart=True)
+        compare(other, output, jobs=2)
+    compare(other, output, restart=True, jobs=1)
     assert all(v != trained[k] for k, v in times(output, "state.pt").items())
+
+
+def stop_by(number, to_group, words):
+    """Start a comparison, send a signal when the first epoch is done, and wait until no process of it is left."""
+    command = [sys.executable, "-m", "imgproc_attn", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        try:
+            for line in run.stdout:
+                if ": epoch 1/" in line:
+                    break
+            (os.killpg if to_group else os.kill)(run.pid, number)
+            err = run.communicate(timeout=240)[1]
+            for _ in range(240):
+                try:
+                    os.killpg(run.pid, 0)
+                except ProcessLookupError:
+                    return run.returncode, err
+                time.sleep(1)
+            raise AssertionError("processes are left")
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(900)
+def test_jobs_in_parallel_are_stopped_go_on_and_give_the_same_numbers(output, tmp_path):
+    """Ctrl-C on a terminal, then kill -9 of the process that waits; then the rest, against one after the other."""
+    recipe = [*SMALL, "comparison.seeds=[0]"]
+    words = ["quickstart", *recipe, "--output", str(tmp_path), "--device", "cpu", "--jobs", "2"]
+    code, err = stop_by(signal.SIGINT, True, words)
+    assert code == 130
+    assert err == (
+        "imgproc-attn: stopped; train goes on with --resume; compare, attack, corrupt and shift with the same command.\n"
+    )
+    code, err = stop_by(signal.SIGKILL, False, [*words, "schedule.epochs=2"])
+    assert code == -signal.SIGKILL
+    compare(load_recipe(find_recipe("quickstart"), recipe), tmp_path, jobs=2)
+    together, alone = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, output))
+    seed0 = [result for result in alone["results"] if result["seed"] == 0]
+    for results in (together["results"], seed0):
+        for result in results:
+            assert result.pop("train_seconds") > 0
+    assert together["results"] == seed0
+    assert together["hardware"] == alone["hardware"]
+    assert together["hardware"]["threads"] == 1
+    for folder in (tmp_path / "runs").iterdir():
+        one, two = (load_file(run / "last" / "model.safetensors") for run in (folder, output / "runs" / folder.name))
+        assert all(torch.equal(one[name], two[name]) for name in one), folder.name
+
+
+def test_processes_are_no_more_than_jobs_or_cores_or_gpus(monkeypatch):
+    monkeypatch.setattr(comparison, "usable_cores", lambda: 8)
+    assert devices_of("cpu", None, 12) == ["cpu"] * 8
+    assert devices_of("cpu", None, 3) == ["cpu"] * 3
+    assert devices_of("cpu", 2, 12) == ["cpu"] * 2
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        devices_of("cpu", 0, 12)
+    monkeypatch.setattr(comparison, "start_processes", lambda device: (torch.device("cuda:0"), None))
+    monkeypatch.setattr(comparison.torch.cuda, "device_count", lambda: 4)
+    assert devices_of("auto", None, 12) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert devices_of("cuda", None, 3) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices_of("cuda:0", None, 12) == ["cuda:0"]
+    assert devices_of("cuda:0", 2, 12) == ["cuda:0", "cuda:0"], "as many processes as asked for share one GPU"
 
 
 def test_tolerance_is_the_recipes():

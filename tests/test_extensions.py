@@ -144,6 +144,7 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch):
 def test_sources_hash_knows_what_is_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("imgproc_attn.extensions.imported", imported := {})
+    monkeypatch.setattr("imgproc_attn.extensions.requested", [])
     monkeypatch.setattr(environment, "imported", imported)
     before = environment.sources_hash()
     (tmp_path / "hashed" / "Above").mkdir(parents=True)  # comes before __init__.py

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
+from ..errors import USER_ERRORS, one_line
 from ..extensions import import_extension
 from . import benchmark, evaluation, training
 from .console import console, reader_left
-from .errors import USER_ERRORS, one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +54,10 @@ def _run(arguments: Sequence[str] | None) -> None:
         from ..environment import keep_freed_memory
 
         keep_freed_memory()
+    if getattr(args, "threads", None) is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
     try:
         for name in args.extensions:
             import_extension(name)

@@ -21,6 +21,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        help="on the CPU; small models are faster with 1 beside other programs (default: torch's, one per core)",
+    )
+
+
 def add_subject(parser: argparse.ArgumentParser) -> None:
     """What is evaluated."""
     parser.add_argument("model", help="a timm name, the folder of a run, or one with timm's config.json and weights")
@@ -121,6 +130,7 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/, and the model's name)")
     parser.set_defaults(usual_output=output)
     add_device(parser)
+    add_threads(parser)
 
 
 def output_of(args: argparse.Namespace, subject: Any) -> Path:

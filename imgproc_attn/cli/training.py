@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import HelpFormatter, add_device
+from .arguments import HelpFormatter, add_device, add_threads, at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -23,6 +23,7 @@ def add_commands(commands: Any) -> None:
     held.add_argument("--restart", action="store_true", help="remove the run in the folder, once the new one can begin")
     held.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
     add_device(t)
+    add_threads(t)
     t.set_defaults(function=_train)
 
     q = commands.add_parser(
@@ -43,6 +44,9 @@ def add_commands(commands: Any) -> None:
         p.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. comparison.seeds=[0]")
         p.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
         p.add_argument("--restart", action="store_true", help="forget the runs in the folder instead of going on with them")
+        p.add_argument(
+            "--jobs", type=at_least(1), help="processes that train and examine models (default: one per core, or one per GPU)"
+        )
         add_device(p)
         p.set_defaults(function=_compare)
 
@@ -80,7 +84,7 @@ def _compare(args: argparse.Namespace) -> None:
     from ..training import find_recipe, load_recipe
 
     output = args.output or _output(find_recipe(args.recipe))
-    report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart)
+    report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart, args.jobs)
     print(report.read_text(encoding="utf-8"))
     print(f"Report: {report}")
 

@@ -43,13 +43,13 @@ class Digits(Reader):
         if split not in ("train", "test"):
             raise ValueError(f"digits has no split {split!r}; there are train and test.")
         self._ids = train if split == "train" else test
-        self._pictures = np.round(digits.images * 255 / 16).astype(np.uint8)
+        self._pictures = [Image.fromarray(picture) for picture in np.round(digits.images * 255 / 16).astype(np.uint8)]
         self._labels = digits.target
         self.class_to_idx = {str(i): i for i in range(10)}
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         i = self._ids[index]
-        return Image.fromarray(self._pictures[i]), int(self._labels[i])
+        return self._pictures[i], int(self._labels[i])
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,12 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from ..data import ALONE, Preparation, Processes
 from ..environment import arithmetic, environment, sources_hash, versions
 from ..files import check_output_folder, printable, read_json, write_atomically, write_json
-from ..progress import progress_bar
+from ..progress import print_line, progress_bar
 from ..records import describe
 from .conditions import Condition, SampleAttack
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
@@ -154,11 +152,11 @@ class Assessment:
         """The flags of all conditions; what the folder holds already is not computed again."""
         place = self.place
         total = sum(len(condition.samples) for condition in conditions)
-        with progress_bar(total, place.processes.rank == 0) as bar:
+        with progress_bar(total, shown=place.processes.rank == 0) as bar:
 
             def progress(condition: str, samples: int) -> None:
                 bar.set_description(condition, refresh=False)
-                bar.update(min(samples, total - bar.n))
+                bar.update(min(samples, total - int(bar.n)))
 
             evaluator = Evaluator(
                 self.model,
@@ -194,7 +192,7 @@ class Assessment:
             batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             if attacks:  # many attacks on few images: what else would look like standing still
-                tqdm.write(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images", file=sys.stderr)
+                print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
             found = self.measure.check(self.model, kept, attacks, self.seed)
             known = {"key": key, **asdict(found)}
             write_json(file, known)

@@ -61,7 +61,7 @@ def evaluate_classifier(
         raise ValueError(f"ReaL labels belong to files by name, and {source.data!r} has none; give --data folder.")
     real_answers = load_real(names, real_labels) if real else None
     loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
-    with progress_bar(len(names) or None, processes.rank == 0) as bar:
+    with progress_bar(len(names) or None, shown=processes.rank == 0) as bar:
         predictions = predict(model, loader, autocast, processes, bar.update)
     if isinstance(images, Images) and (predictions.labels == IGNORED).all():
         raise images.none_readable()

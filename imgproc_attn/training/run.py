@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from timm.utils import unwrap_model
 from torch import nn
-from tqdm import tqdm
 
+from ..cores import OtherPrograms
 from ..data import Preparation, Processes, Unreadable
 from ..files import check_output_folder, write_json
 from ..locks import locked
 from ..manifest import Manifest
 from ..models.checkpoints import WEIGHTS, start_from
+from ..progress import on_terminal, print_line, progress_bar
 from ..records import METRICS
 from .augmentation import mixup
 from .building import arguments, check, check_return, checkpoint_of, create
@@ -54,7 +55,7 @@ class Run:
     folder: Path
     device: torch.device
     processes: Processes
-    say: Callable[[str], Any] = print
+    say: Callable[[str], Any] = print_line
     best: float | None = None
     trainer: Trainer = field(init=False)
 
@@ -220,7 +221,8 @@ def train(
     device: str = "auto",
     resume: bool = False,
     restart: bool = False,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], Any] = print_line,
+    progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
     """Train the model of a recipe; everything is kept in ``output``.
 
@@ -235,6 +237,7 @@ def train(
         resume: Go on after the last whole epoch, to exactly what an uninterrupted run ends with.
         restart: Remove the run in ``output``, once all that the new one needs is there.
         say: Prints a line.
+        progress: Called with the number of epochs that are done, in place of a bar on the terminal.
 
     Returns:
         What ``final.json`` holds: metrics on the test split of the best checkpoint by validation, or of the last.
@@ -258,7 +261,7 @@ def train(
     check(recipe)
     place, processes = start_processes(device)
     with locked(output) if processes.rank == 0 else nullcontext():
-        return _train_in(Folder(output, recipe, resume, restart), place, processes, resume, restart, say)
+        return _train_in(Folder(output, recipe, resume, restart), place, processes, resume, restart, say, progress)
 
 
 def _train_in(
@@ -268,6 +271,7 @@ def _train_in(
     resume: bool,
     restart: bool,
     say: Callable[[str], Any],
+    progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     """`train` in a folder that is free for it."""
     output, recipe, first = folder.path, folder.recipe, processes.rank == 0
@@ -294,7 +298,7 @@ def _train_in(
     if first and not folder.begun:
         run.manifest.write(run.state([]))
     run.introduce(records, resume)
-    _train(run, records)
+    _train(run, records, progress)
     wait(processes)  # the chosen weights are written
     result = run.conclude(records)
     if first:
@@ -316,17 +320,19 @@ def _build(folder: Folder, device: torch.device, processes: Processes, say: Call
         raise
 
 
-def _train(run: Run, records: list[dict[str, Any]]) -> None:
+def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], Any] | None) -> None:
     """The epochs that are left."""
     epochs, first = run.recipe.schedule.epochs, run.processes.rank == 0
     journal = Journal(run.folder, records) if first else None
     images = run.trainer.updates * run.recipe.run.batch_size
-    hidden = None if first else True  # None: shown on a terminal only
-    with tqdm(
-        total=epochs * images, initial=len(records) * images, unit="img", unit_scale=True, dynamic_ncols=True, disable=hidden
-    ) as bar:
+    shown = first and progress is None and on_terminal()  # elsewhere there is a line per epoch
+    alone = progress is None and run.device.type == "cpu" and run.processes.world == 1
+    others = OtherPrograms(torch.get_num_threads()) if alone else None
+    done = progress or (lambda epochs: None)
+    with progress_bar(epochs * images, "images", initial=len(records) * images, shown=shown, unit_scale=True) as bar:
         run.trainer.progress = bar.update
-        run.trainer.report = bar.set_postfix_str if first and not bar.disable else run.say
+        run.trainer.report = bar.set_postfix_str if shown else run.say
+        done(len(records))
         for epoch in range(len(records), epochs):
             start = time.perf_counter()
             try:
@@ -343,6 +349,9 @@ def _train(run: Run, records: list[dict[str, Any]]) -> None:
             if journal is not None:
                 run.keep(record, journal)
                 run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1)))
+            done(len(records))
+            if others is not None and (remark := others.remark()):
+                run.say(remark + " With --threads 1, threads do not wait for each other." * (torch.get_num_threads() > 1))
     if journal is not None:
         journal.close()
 

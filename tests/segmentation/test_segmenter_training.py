@@ -107,7 +107,7 @@ def test_a_comparison_of_segmenters(tmp_path):
         "evaluation.corruptions=[fog 3]",
     ]
     recipe = recipe_of(shapes_folder(tmp_path / "data"), *more)
-    report = compare(recipe, tmp_path / "report", "cpu")
+    report = compare(recipe, tmp_path / "report", "cpu", jobs=2)
     text = report.read_text()
     assert "In mIoU:" in text
     assert "In pixel accuracy:" in text
@@ -120,10 +120,10 @@ def test_a_comparison_of_segmenters(tmp_path):
     assert {file.stem for file in report.parent.glob("*.png")} == {"learning", "curves", "bandwidths", "segmented"}
     evaluated = report.parent / "runs" / "plain-seed0" / "evaluation.json"
     before = evaluated.stat().st_mtime_ns
-    compare(recipe, tmp_path / "report", "cpu")
+    compare(recipe, tmp_path / "report", "cpu", jobs=1)
     assert evaluated.stat().st_mtime_ns == before
     fewer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test_images": 1})})
-    assert "on 1 held-out pictures" in compare(fewer, tmp_path / "report", "cpu").read_text()
+    assert "on 1 held-out pictures" in compare(fewer, tmp_path / "report", "cpu", jobs=1).read_text()
     assert evaluated.stat().st_mtime_ns != before, "other pictures, other numbers"
 
 

@@ -80,9 +80,9 @@ def test_variants_lie_where_a_comparison_looks_for_them(tmp_path, capsys, monkey
         folder: weights(folder) for folder in (Path("runs/quickstart/runs/a-seed0"), Path("runs/quickstart/runs/b-c-seed0"))
     }
     (mine := Path("runs/quickstart/runs/mine")).mkdir()
-    cli.main(["compare", "quickstart", *few, two])
+    cli.main(["compare", "quickstart", *few, two, "--jobs", "1"])
     assert all(same(before, weights(folder)) for folder, before in trained.items())
-    cli.main(["compare", "quickstart", *few, two, "schedule.epochs=3", "--restart"])
+    cli.main(["compare", "quickstart", *few, two, "schedule.epochs=3", "--restart", "--jobs", "1"])
     assert not any(same(before, weights(folder)) for folder, before in trained.items())
     assert mine.exists(), "--restart removes runs of the comparison alone"
 

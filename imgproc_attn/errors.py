@@ -1,4 +1,4 @@
-"""Errors of the console command: one line for what a user can mend, a traceback for what is wrong in the code."""
+"""Errors of commands and of jobs: one line for what a user can mend, a traceback for what is wrong in the code."""
 
 import errno
 
