@@ -52,6 +52,11 @@ class _Line:
 
 
 @dataclass(frozen=True)
+class _Warning:
+    text: str
+
+
+@dataclass(frozen=True)
 class _Steps:
     done: int
 
@@ -136,6 +141,8 @@ def _in_processes(
                 match message:
                     case _Line(text):
                         progress.say(job, text)
+                    case _Warning(text):
+                        print_line(f"{job}: warning: {text}")
                     case _Steps(done):
                         progress.step(job, done)
                     case _Failed(line, trace):
@@ -234,7 +241,7 @@ def _serve(connection: Connection, start: Callable[[str], Work], device: str, fo
     def send(message: Any) -> None:
         connection.send((message, own_seconds()))
 
-    warnings.showwarning = lambda message, *_: send(_Line(f"warning: {message}"))
+    warnings.showwarning = lambda message, *_: send(_Warning(str(message)))
     try:
         os.chdir(folder)
         for name in modules:

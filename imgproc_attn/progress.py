@@ -104,7 +104,7 @@ class JobsProgress:
         self._states: dict[Any, str] = {}
         self._done: dict[Any, int] = {}
         # smoothing=0: the rate is that of the whole run, for examinations are slower than epochs
-        self._bar: tqdm = tqdm(total=jobs * steps, unit=" steps", smoothing=0, dynamic_ncols=True, disable=self._lines)
+        self._bar: tqdm = tqdm(total=jobs * steps, unit="step", smoothing=0, dynamic_ncols=True, disable=self._lines)
 
     def say(self, job: object, text: str) -> None:
         """Show what ``job`` does now."""
@@ -113,7 +113,9 @@ class JobsProgress:
         self._states[job] = text
         if self._lines:
             print_line(f"{job}: {text}")
-        self._bar.set_postfix_str(" | ".join(f"{name}: {state}" for name, state in self._states.items()))
+        # of "epoch 2/50  loss 0.1234  2500 img/s" the first part, so that several jobs fit beside the bar
+        states = (f"{name}: {state.partition('  ')[0][:30]}" for name, state in self._states.items())
+        self._bar.set_postfix_str(" | ".join(states))
 
     def step(self, job: object, done: int) -> None:
         """Show that ``done`` steps of ``job`` are done."""

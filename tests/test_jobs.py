@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ class Look:
 
     def __call__(self, job, say, progress):
         say("looks")
+        if job == JOBS[1]:
+            warnings.warn("looks twice", stacklevel=1)
         progress(1)
         open(f"process-{os.getpid()}", "w").close()
         while len([name for name in os.listdir() if name.startswith("process-")]) < 2:  # none takes all the jobs
@@ -75,7 +78,7 @@ def test_each_process_does_several_jobs_with_one_thread_where_and_with_what_it_w
     assert all(imported)
     assert list(names) == ["a, seed 0", "b, seed 0", "a, seed 1", "b, seed 1"]
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Other programs")]
-    assert sorted(lines) == [f"{job}: looks" for job in sorted(map(str, JOBS))]
+    assert sorted(lines) == sorted(["b, seed 0: warning: looks twice", *(f"{job}: looks" for job in JOBS)])
 
 
 @pytest.mark.parametrize(
