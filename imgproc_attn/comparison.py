@@ -1,6 +1,5 @@
 """Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,9 +19,10 @@ from .environment import environment, without_tf32
 from .evaluation import NormalizedModel, paired_difference
 from .evaluation.statistics import mean_and_std
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
-from .files import check_output_folder, markdown_text, slug, write_atomically, write_json, write_text
+from .files import check_output_folder, markdown_text, read_json, slug, write_atomically, write_json, write_text
 from .jobs import Job, run_jobs
 from .locks import locked
+from .manifest import claimed
 from .progress import JobsProgress
 from .records import METRICS, strength_text
 from .training import Recipe, train
@@ -124,7 +124,7 @@ class Experimenter:
     def model(self, job: Job) -> NormalizedModel:
         """The trained model of a job, from its folder, with the statistics that it was trained with."""
         folder = self.output / run_folder(job.label, job.seed)
-        weights = json.loads((folder / FINAL).read_text(encoding="utf-8"))["checkpoint"]
+        weights = read_json(folder / FINAL)["checkpoint"]
         inner = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
         return self.examination.wrap(inner).to(self.device).eval()
 
@@ -170,7 +170,9 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
         The report, ``output/report.md``.
 
     Raises:
-        ValueError: A mistake in the recipe, or runs of another recipe in ``output``; or another process writes to it.
+        FileExistsError: ``output`` holds files that would be overwritten, and that no comparison wrote.
+        ValueError: A mistake in the recipe, runs of another recipe or on other data in ``output``, or another process that
+            writes to it.
         JobFailed: The training or examination of a model failed. The others are stopped, and go on with the next call.
     """
     check_comparison(recipe)
@@ -180,7 +182,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     check_output_folder(output)
     todo = [Job(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
     devices = devices_of(device, jobs, len(todo))
-    with locked(output), one_thread(devices[0]):
+    with claimed(output, _outputs(recipe)), one_thread(devices[0]):
         here = Experimenter(recipe, output, devices[0])
         examination = here.examination  # what is wrong with the images is found before anything is trained
         protocol = {"recipe": recipe.model_dump(), **environment(devices[0]), "dtype": "float32"}
@@ -191,6 +193,13 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
             results = run_jobs(start, todo, devices, progress)
         models = {label: here.model(Job(label, recipe.comparison.seeds[0])) for label in recipe.comparison.variants}
         return write_report(recipe, list(results.values()), models, examination, protocol, output)
+
+
+def _outputs(recipe: Recipe) -> list[str]:
+    """What a report may consist of."""
+    pictures = ["learning", "curves", "bandwidths", "adversarial", "segmented"]
+    pictures += [f"kernel-rows-{slug(label)}" for label in _variants(recipe)]
+    return ["results.json", "report.md", *(f"{name}.png" for name in pictures)]
 
 
 def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:

@@ -28,6 +28,7 @@ from .evaluation.samples import Samples
 from .evaluation.sanity import check_rows, sanity_checks
 from .files import dump_json, read_json, slug
 from .layers import FilterAttention
+from .locks import locked
 from .manifest import Manifest
 from .models import FilterVisionTransformer
 from .records import strength_text
@@ -114,11 +115,12 @@ def _some(count: int, wanted: int) -> Tensor:
 def _once(folder: Path, key: str, examine: Callable[[], Examined]) -> Examined:
     """What the folder holds under that key, else what ``examine`` finds."""
     file, manifest = folder / EVALUATION, Manifest(folder)
-    manifest.refuse_foreign([EVALUATION])
-    known = read_json(file, remedy="Remove it, and the model is examined again.") if file.is_file() else {}
-    if known.get("key") != key:
-        known = {"key": key, **examine()._asdict()}
-        manifest.write({EVALUATION: partial(dump_json, known)})
+    with locked(folder):
+        manifest.refuse_foreign([EVALUATION])
+        known = read_json(file, remedy="Remove it, and the model is examined again.") if file.is_file() else {}
+        if known.get("key") != key:
+            known = {"key": key, **examine()._asdict()}
+            manifest.write({EVALUATION: partial(dump_json, known)})
     return Examined(*(known[name] for name in Examined._fields))
 
 

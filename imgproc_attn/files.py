@@ -72,14 +72,25 @@ def check_output_folder(folder: Path) -> None:
         raise error if error.errno is None else cannot_write(folder, error) from None
 
 
-def check_output_file(file: Path) -> None:
+def check_output_file(file: Path, mark: str = "") -> None:
     """Try whether ``file`` can be written, as `check_output_folder`.
 
+    Args:
+        file: Need not exist.
+        mark: A text near the beginning of all that the caller writes: a file without it is not overwritten.
+
     Raises:
-        OSError: It is a folder or a device, or its folder cannot be written to.
+        OSError: It is a folder or a device, its folder cannot be written to, or it is somebody else's.
     """
     if os.path.exists(file) and not file.is_file():
         raise OSError(f"The output {file} must be a file, but is a folder or a device. Choose another output.")
+    if file.is_file() and file.stat().st_size > 0:
+        with file.open("rb") as content:
+            if mark.encode() not in content.read(4096):
+                raise FileExistsError(
+                    f"The output {file} must not exist, or be a file that this command wrote; it would be overwritten. "
+                    "Choose another output."
+                )
     check_output_folder(file.parent)
 
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from .files import naming, read_json, unfinished, write_json
+from .locks import locked
 
 MANIFEST = "manifest.json"
 
@@ -123,6 +124,23 @@ class Manifest:
             write_json(self.folder / MANIFEST, {"files": files})
         else:
             (self.folder / MANIFEST).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Keep a folder to this process, and list files that it writes; in the end, those that it has written.
+
+    Raises:
+        FileExistsError: The folder holds some that are somebody else's.
+        ValueError: Another process writes to it.
+    """
+    with locked(folder):
+        manifest = Manifest(folder)
+        manifest.claim(names)
+        try:
+            yield
+        finally:
+            manifest.settle()
 
 
 def check_listed(file: Path, remedy: str) -> None:

@@ -127,17 +127,27 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
     parser.set_defaults(usual_batch_size=batch_size)
     parser.add_argument("--workers", type=at_least(0), default=2, help="processes that read")
     parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
-    parser.add_argument("--output", type=Path, help=f"folder of the results (default: {output}/, and the model's name)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"folder of the results (default: {output}/, the model's name, and a short hash of its path, options and images)",
+    )
     parser.set_defaults(usual_output=output)
     add_device(parser)
     add_threads(parser)
 
 
 def output_of(args: argparse.Namespace, subject: Any) -> Path:
-    """Where results go: as given, else a folder of the model's own, below that of its label, which several may share."""
+    """Where results go: as given, else a folder of this model and these images alone, below that of a label for several."""
+    import hashlib
+
     from ..files import slug
 
-    return args.output or Path(args.usual_output, *map(slug, [args.label] if args.label else []), slug(subject.label))
+    images = {key: str(getattr(args, key, None)) for key in ("data", "root", "split", "limit", "classes")}
+    which = hashlib.sha256(f"{subject.identity}{images}".encode()).hexdigest()[:8]
+    return args.output or Path(
+        args.usual_output, *map(slug, [args.label] if args.label else []), f"{slug(subject.label)}-{which}"
+    )
 
 
 def subject_of(args: argparse.Namespace) -> Any:

@@ -9,6 +9,9 @@ from .arguments import HelpFormatter, at_least
 TOKENS = (196, 784, 3136)  # squares, as grids are
 
 
+MARK = "imgproc-attn benchmark"  # by which a result is known
+
+
 def add_commands(commands: Any) -> None:
     """Add it to the subparsers ``commands``."""
     p = commands.add_parser(
@@ -36,9 +39,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     from ..environment import environment
     from ..files import check_output_file, write_json
 
-    check_output_file(args.output)
+    check_output_file(args.output, MARK)
     dtype, models = getattr(torch, args.dtype), args.models or b.MODELS
-    result: dict = {"environment": environment(args.device), "dtype": args.dtype, "runs": args.runs}
+    result: dict = {"written_by": MARK, "environment": environment(args.device), "dtype": args.dtype, "runs": args.runs}
     hardware = result["environment"]["hardware"]
     device = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
     print(f"{device}, torch {torch.__version__}, timm {timm.__version__}, {args.dtype}, {args.runs} runs")

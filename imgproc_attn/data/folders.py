@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from timm.data.readers.reader import Reader
 
+from ..manifest import MANIFEST
 from .decoding import IMAGE_EXTENSIONS
 
 FOLDERS_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -62,6 +63,8 @@ class Listing:
 
     def add_file(self, path: str, name: str) -> None:
         """Decide on a regular file."""
+        if name == MANIFEST:  # of results of our own that lie below
+            return
         if not is_hidden(name):
             (self.files if is_image(name) else self.left_out[OTHER_TYPE]).append(path)
         elif is_image(name):

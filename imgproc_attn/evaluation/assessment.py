@@ -1,8 +1,8 @@
 """One model under many conditions: what ``attack``, ``corrupt`` and ``shift`` share, from its name to a folder of results."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from ..data import ALONE, Preparation, Processes
 from ..environment import arithmetic, environment, sources_hash, versions
 from ..files import check_output_folder, printable, read_json, write_atomically, write_json
+from ..manifest import claimed
 from ..progress import print_line, progress_bar
 from ..records import describe
 from .conditions import Condition, SampleAttack
@@ -25,11 +26,11 @@ from .flags import Flags
 from .forms import Kept
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
-from .results import DRAWS, FLAGS, RESULT, row, write_result
+from .results import CHECKS, OUTPUTS, forget, row, write_result
 from .samples import Prepared, Samples
 from .subject import Subject
 
-FLAG_FOLDER, CHECKS = "flags", "checks.json"
+FLAG_FOLDER = "flags"
 
 
 @dataclass
@@ -235,12 +236,14 @@ class Assessment:
         write_result(place.output, result, conditions, flags, self.measure)
         return result
 
+    def claimed(self) -> AbstractContextManager[None]:
+        """From `ask` to `write`, nobody else writes to the folder; the first process sees to that, as `manifest.claimed`."""
+        return nullcontext() if self.place.processes.rank else claimed(self.place.output, OUTPUTS)
+
     def forget(self) -> None:
         """Remove what an earlier evaluation left in the folder; before `ask`, in all processes."""
         if self.place.processes.rank == 0:
-            shutil.rmtree(self.place.output / FLAG_FOLDER, ignore_errors=True)
-            for name in (CHECKS, RESULT, FLAGS, DRAWS):
-                (self.place.output / name).unlink(missing_ok=True)
+            forget(self.place.output, self.place.output / FLAG_FOLDER)
 
 
 def _read(file: Path) -> dict[str, Any]:

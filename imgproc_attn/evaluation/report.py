@@ -38,6 +38,7 @@ from .results import (
 from .statistics import mean_and_std, normal_interval, paired_difference
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every file of that type
+GENERATOR = "imgproc-attn report"  # by which a page is known
 
 
 class Column(NamedTuple):
@@ -378,7 +379,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         FileNotFoundError: A folder without results.
         ValueError: Damaged results.
     """
-    check_output_file(output)
+    check_output_file(output, GENERATOR)
     entries = find_entries(folders)
     models = group(entries)
     template = jinja2.Template(
@@ -389,6 +390,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     page = template.render(
+        generator=GENERATOR,
         version=__version__,
         labels=list(models),
         tables=tables(models),

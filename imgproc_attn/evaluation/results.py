@@ -6,15 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from ..files import markdown_text, read_json, write_csv, write_json, write_text
+from ..locks import locked
+from ..manifest import Manifest
 from ..records import METRICS
 from .conditions import Condition
-from .flags import Flags
+from .flags import Flags, remove_flags
 from .forms import Result
 from .measures import Measure
 
-RESULT, FLAGS, DRAWS = "result.json", "flags.csv", "bootstrap.csv"
+RESULT, FLAGS, DRAWS, CHECKS = "result.json", "flags.csv", "bootstrap.csv", "checks.json"
+MARKDOWN, TABLE, BY_CLASS, PREDICTIONS = "result.md", "results.csv", "per_class.csv", "predictions.csv"
+OUTPUTS = [RESULT, FLAGS, DRAWS, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
+OUTPUTS += [f"{name}.png" for name in ("curves", "gallery", "corruptions")]
 IMAGENET_SIZE = (3, 224, 224)  # that the constants of ImageNet-C are for
 BY_SAMPLE = ("accuracy",)  # means over samples; other metrics have draws
+
+
+def forget(folder: Path, flags: Path) -> None:
+    """Remove what an earlier evaluation left in a folder, and its ``flags``; nothing else.
+
+    Raises:
+        ValueError: Another process writes to it.
+    """
+    with locked(folder):
+        remove_flags(flags)
+        Manifest(folder).remove(OUTPUTS)
 
 
 def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
@@ -63,8 +79,8 @@ def write_result(
     rows = result["conditions"]
     keys = ["name", "n", *measure.metrics, "low", "high", "largest_perturbation"]
     numbers = [[{**r, **dict(zip(("low", "high"), interval(r, measure.metrics[0])))}.get(k, "") for k in keys] for r in rows]
-    write_csv(folder / "results.csv", [keys, *numbers])
-    write_text(folder / "result.md", markdown(result))
+    write_csv(folder / TABLE, [keys, *numbers])
+    write_text(folder / MARKDOWN, markdown(result))
     write_json(folder / RESULT, result)
 
 

@@ -96,30 +96,32 @@ def run_attacks(
         What ``result.json`` holds; nothing in processes other than the first.
     """
     conditions = attack_conditions(assessment.samples(), attacks, assessment.measure)
-    flags = assessment.ask(conditions)
-    if assessment.place.processes.rank:
-        return {}
-    found = assessment.check(conditions[0].samples, list(attacks.values()), checked)
-    figures = {"curves": _curves(assessment, conditions, flags), **_gallery(assessment, conditions, flags)}
-    return assessment.write("attack", conditions, flags, found, figures, **more)
+    with assessment.claimed():
+        flags = assessment.ask(conditions)
+        if assessment.place.processes.rank:
+            return {}
+        found = assessment.check(conditions[0].samples, list(attacks.values()), checked)
+        figures = {"curves": _curves(assessment, conditions, flags), **_gallery(assessment, conditions, flags)}
+        return assessment.write("attack", conditions, flags, found, figures, **more)
 
 
 def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **more: Any) -> dict[str, Any]:
     """Accuracy on corrupted images, and its means; as `run_attacks` otherwise."""
-    flags = assessment.ask(conditions)
-    if assessment.place.processes.rank:
-        return {}
-    by_name: dict[str, dict[int, float]] = {}
-    for c in conditions:
-        if c.family is not None and c.strength is not None:
-            by_name.setdefault(c.family, {})[int(c.strength)] = _headline(assessment.measure, flags[c.name])
-    summary = assessment.measure.summarise(by_name)
-    found = assessment.check(conditions[0].samples, preparation=conditions[0].preparation)
-    figures = {
-        "corruptions": draw_heat_map(by_name, assessment.label, assessment.measure.metrics[0]),
-        "gallery": _corruption_gallery(assessment, conditions, flags),
-    }
-    return assessment.write("corrupt", conditions, flags, found, figures, summary=summary, **more)
+    with assessment.claimed():
+        flags = assessment.ask(conditions)
+        if assessment.place.processes.rank:
+            return {}
+        by_name: dict[str, dict[int, float]] = {}
+        for c in conditions:
+            if c.family is not None and c.strength is not None:
+                by_name.setdefault(c.family, {})[int(c.strength)] = _headline(assessment.measure, flags[c.name])
+        summary = assessment.measure.summarise(by_name)
+        found = assessment.check(conditions[0].samples, preparation=conditions[0].preparation)
+        figures = {
+            "corruptions": draw_heat_map(by_name, assessment.label, assessment.measure.metrics[0]),
+            "gallery": _corruption_gallery(assessment, conditions, flags),
+        }
+        return assessment.write("corrupt", conditions, flags, found, figures, summary=summary, **more)
 
 
 def run_shift(assessment: Assessment, title: str, real: bool = False, real_labels: Path | None = None) -> dict[str, Any]:
@@ -134,16 +136,17 @@ def run_shift(assessment: Assessment, title: str, real: bool = False, real_label
     conditions = shift_conditions(assessment, title)
     samples = conditions[0].samples
     answers = load_real(samples.names, real_labels) if real else None
-    flags = assessment.ask(conditions)
-    if assessment.place.processes.rank:
-        return {}
-    summary: dict[str, Any] = {}
-    if answers is not None:
-        found = flags[title]
-        by_id = dict(zip(samples.ids.tolist(), answers))
-        summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
-    checked = assessment.check(samples)
-    return assessment.write("shift", conditions, flags, checked, {}, summary=summary)
+    with assessment.claimed():
+        flags = assessment.ask(conditions)
+        if assessment.place.processes.rank:
+            return {}
+        summary: dict[str, Any] = {}
+        if answers is not None:
+            found = flags[title]
+            by_id = dict(zip(samples.ids.tolist(), answers))
+            summary["real"] = count_real(found.predictions, found.labels, [by_id[i] for i in found.ids.tolist()])
+        checked = assessment.check(samples)
+        return assessment.write("shift", conditions, flags, checked, {}, summary=summary)
 
 
 def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
@@ -154,13 +157,17 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
         known: The same model, and validation images of these classes alone.
     """
     conditions = unknown_conditions(unknown, known)
-    flags = unknown.ask(conditions)
-    if unknown.place.processes.rank:
-        return {}
-    sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
-    summary = {"aupr": area_under_precision_recall(sure_of_known, sure_of_unknown), "unknown": conditions[0].samples.identity}
-    checked = unknown.check(conditions[1].samples)
-    return unknown.write("shift", conditions[1:], flags, checked, {}, summary=summary)  # of unknown classes none is right
+    with unknown.claimed():
+        flags = unknown.ask(conditions)
+        if unknown.place.processes.rank:
+            return {}
+        sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
+        summary = {
+            "aupr": area_under_precision_recall(sure_of_known, sure_of_unknown),
+            "unknown": conditions[0].samples.identity,
+        }
+        checked = unknown.check(conditions[1].samples)
+        return unknown.write("shift", conditions[1:], flags, checked, {}, summary=summary)  # of unknown classes none is right
 
 
 def _headline(measure: Measure, flags: Flags) -> float:

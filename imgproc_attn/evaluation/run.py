@@ -1,5 +1,6 @@
 """`imgproc-attn evaluate`: clean accuracy of a model, and the numbers in a folder."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch.utils.data import IterableDataset
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
 from ..environment import arithmetic, environment
 from ..files import check_output_folder, write_csv, write_json, write_text
+from ..manifest import claimed
 from ..progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 from .evaluator import architecture_hash, weights_hash
+from .results import BY_CLASS, MARKDOWN, OUTPUTS, PREDICTIONS, RESULT
 from .subject import ImageSource, Subject
 
 
@@ -46,6 +49,10 @@ def evaluate_classifier(
 
     Returns:
         What ``result.json`` holds.
+
+    Raises:
+        FileExistsError: ``output`` holds files that would be overwritten, and that no evaluation wrote.
+        ValueError: Settings that do not fit model or images; another process writes to ``output``.
     """
     check_output_folder(output)
     model, preparation = subject.build()
@@ -60,39 +67,40 @@ def evaluate_classifier(
     if real and not names:
         raise ValueError(f"ReaL labels belong to files by name, and {source.data!r} has none; give --data folder.")
     real_answers = load_real(names, real_labels) if real else None
-    loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
-    with progress_bar(len(names) or None, shown=processes.rank == 0) as bar:
-        predictions = predict(model, loader, autocast, processes, bar.update)
-    if isinstance(images, Images) and (predictions.labels == IGNORED).all():
-        raise images.none_readable()
-    names = names or [str(i) for i in range(len(predictions.labels))]
-    result: dict[str, Any] = {
-        "model": subject.model,
-        "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
-        "options": {key: str(value) for key, value in subject.options.items()},
-        "training_seed": subject.training_seed,
-        "weights_sha256": weights,
-        "architecture_sha256": architecture,
-        "dtype": dtype,
-        "arithmetic": arithmetic(device),
-        "data": {**source.record, "names_sha256": names_hash(names)},
-        "preparation": preparation._asdict(),
-        **count_accuracy(predictions, getattr(images, "classes", None)),
-        **({} if real_answers is None else {"real": count_real(predictions.top[:, 0], predictions.labels, real_answers)}),
-        "unreadable": [name for name, label in zip(names, predictions.labels.tolist()) if label == IGNORED],
-        "images_per_second": len(names) / predictions.seconds,
-        "environment": {**environment(str(device)), "processes": processes.world},
-    }
-    if processes.rank == 0:
-        _write(result, predictions, names, output)
-    return result
+    with nullcontext() if processes.rank else claimed(output, OUTPUTS):
+        loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
+        with progress_bar(len(names) or None, shown=processes.rank == 0) as bar:
+            predictions = predict(model, loader, autocast, processes, bar.update)
+        if isinstance(images, Images) and (predictions.labels == IGNORED).all():
+            raise images.none_readable()
+        names = names or [str(i) for i in range(len(predictions.labels))]
+        result: dict[str, Any] = {
+            "model": subject.model,
+            "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
+            "options": {key: str(value) for key, value in subject.options.items()},
+            "training_seed": subject.training_seed,
+            "weights_sha256": weights,
+            "architecture_sha256": architecture,
+            "dtype": dtype,
+            "arithmetic": arithmetic(device),
+            "data": {**source.record, "names_sha256": names_hash(names)},
+            "preparation": preparation._asdict(),
+            **count_accuracy(predictions, getattr(images, "classes", None)),
+            **({} if real_answers is None else {"real": count_real(predictions.top[:, 0], predictions.labels, real_answers)}),
+            "unreadable": [name for name, label in zip(names, predictions.labels.tolist()) if label == IGNORED],
+            "images_per_second": len(names) / predictions.seconds,
+            "environment": {**environment(str(device)), "processes": processes.world},
+        }
+        if processes.rank == 0:
+            _write(result, predictions, names, output)
+        return result
 
 
 def _write(result: dict[str, Any], predictions: Predictions, names: list[str], output: Path) -> None:
-    write_json(output / "result.json", result)
-    write_text(output / "result.md", accuracy_table(result) + "\n")
-    write_csv(output / "per_class.csv", [list(result["per_class"][0]), *(list(r.values()) for r in result["per_class"])])
+    write_json(output / RESULT, result)
+    write_text(output / MARKDOWN, accuracy_table(result) + "\n")
+    write_csv(output / BY_CLASS, [list(result["per_class"][0]), *(list(r.values()) for r in result["per_class"])])
     found = zip(names, predictions.labels.tolist(), predictions.top.tolist())
     ranks = [f"top{i + 1}" for i in range(predictions.top.shape[1])]
     rows = [[name, label, *top] for name, label, top in found if label != IGNORED]
-    write_csv(output / "predictions.csv", [["image", "label", *ranks], *rows])
+    write_csv(output / PREDICTIONS, [["image", "label", *ranks], *rows])

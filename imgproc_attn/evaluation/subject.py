@@ -1,5 +1,6 @@
 """What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
 
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,14 @@ class Subject:
             "/".join(path.resolve().parts[-2:] if path.name in ("", "..") else path.parts[-2:]) if path.is_dir() else self.model
         )
         return printable(name if self.checkpoint is None else f"{name} {self.checkpoint.stem}")
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for equal models as seen from the working folder, which `label` is not."""
+        path = Path(self.model.removeprefix("local-dir:"))
+        name = os.path.relpath(path.resolve()) if path.is_dir() else self.model
+        checkpoint = None if self.checkpoint is None else os.path.relpath(self.checkpoint.resolve())
+        return name, checkpoint, self.pretrained, self.options, self.input_size, self.crop_pct
 
     def build(self) -> tuple[nn.Module, Preparation]:
         """The model in evaluation mode, and how it wants its images.

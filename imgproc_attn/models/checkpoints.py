@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from ..files import read_json
+from ..manifest import check_listed
 from ..positions import RelativeTable, stretch_loaded
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a folder
@@ -121,6 +122,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {file}.")
+    check_listed(file, "Copy it again, or load another checkpoint.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in timm's and DeiT's checkpoints
             content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
@@ -278,9 +280,12 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: There is no ``config.json``.
-        ValueError: It is damaged, or the weights are cut off; the message names the file.
+        ValueError: It is damaged, the weights are cut off, or a file has changed since a run wrote it; the message names the
+            file.
     """
-    read_json(folder / CONFIG, Config, "Copy the folder again, or evaluate another checkpoint.")
+    remedy = "Copy the folder again, or evaluate another checkpoint."
+    read_json(folder / CONFIG, Config, remedy)
+    check_listed(folder / CONFIG, remedy)
     file = folder / WEIGHTS
     if not file.is_file():  # timm knows other names
         return
@@ -291,6 +296,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(
             f"{file} is cut off or no checkpoint: {first_line(error)}. Copy it again, or evaluate another checkpoint."
         ) from error
+    check_listed(file, remedy)
 
 
 def config_beside(path: Path) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from ..data.decoding import IMAGE_EXTENSIONS
 from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
+from ..evaluation.results import BY_CLASS
 from ..evaluation.subject import Subject
 from ..files import check_output_folder, write_atomically, write_csv
+from ..manifest import claimed
 from ..progress import progress_bar
 from .data import find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
@@ -30,15 +32,16 @@ def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
         What ``result.json`` holds; nothing in processes other than the first.
     """
     conditions = [Condition(CLEAN, assessment.samples(), assessment.measure.clean)]
-    flags = assessment.ask(conditions)
-    if assessment.place.processes.rank:
-        return {}
-    checked = assessment.check(conditions[0].samples)
-    result = assessment.write("evaluate", conditions, flags, checked, {})
-    numbers, names = result["conditions"][0], list(conditions[0].samples.images.classes or {})
-    rows = zip(names, numbers["iou"], numbers["accuracy_by_class"])
-    write_csv(assessment.place.output / "per_class.csv", [["class", "iou", "accuracy"], *(list(row) for row in rows)])
-    return result
+    with assessment.claimed():
+        flags = assessment.ask(conditions)
+        if assessment.place.processes.rank:
+            return {}
+        checked = assessment.check(conditions[0].samples)
+        result = assessment.write("evaluate", conditions, flags, checked, {})
+        numbers, names = result["conditions"][0], list(conditions[0].samples.images.classes or {})
+        rows = zip(names, numbers["iou"], numbers["accuracy_by_class"])
+        write_csv(assessment.place.output / BY_CLASS, [["class", "iou", "accuracy"], *(list(row) for row in rows)])
+        return result
 
 
 def _told(files: Sequence[Path]) -> Iterator[Path]:
@@ -76,6 +79,7 @@ def segment_pictures(
 
     Raises:
         FileNotFoundError: There is no picture.
+        FileExistsError: ``output`` holds files that would be overwritten, and that were not written by this function.
         ValueError: A model that does not segment, or two pictures of one name; or pictures that cannot be read, once all others
             are written.
     """
@@ -92,22 +96,23 @@ def segment_pictures(
     model = NormalizedModel(inner, preparation.mean, preparation.std).to(device).eval()
     judge, written = PixelsAsGiven(inner.num_classes, windows or Windows(), scales, flip), []
     broken: list[str] = []
-    for file in _told(files):
-        try:
-            picture = read_picture(file, upright=True)
-        except ValueError as error:
-            broken.append(str(error))
-            continue
-        image = torch.from_numpy(picture).permute(2, 0, 1)
-        image = image if short_side is None else resized(image, short_side)
-        found = judge.classes(model, image.to(device) / 255, (picture.shape[0], picture.shape[1]))
-        labels = found.cpu().numpy().astype(np.uint8)
-        place = file.relative_to(source if source.is_dir() else source.parent).with_suffix(".png")
-        results = {"labels": Image.fromarray(labels), "overlays": with_legend(picture, labels, list(names))}
-        for kind, result in results.items():
-            (output / kind / place).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / kind / place, partial(result.save, format="PNG"))
-        written.append(output / "overlays" / place)
+    top = source if source.is_dir() else source.parent
+    places = {file: file.relative_to(top).with_suffix(".png").as_posix() for file in files}
+    with claimed(output, [f"{kind}/{place}" for place in places.values() for kind in ("labels", "overlays")]):
+        for file in _told(files):
+            try:
+                picture = read_picture(file, upright=True)
+            except ValueError as error:
+                broken.append(str(error))
+                continue
+            image = torch.from_numpy(picture).permute(2, 0, 1)
+            image = image if short_side is None else resized(image, short_side)
+            found = judge.classes(model, image.to(device) / 255, (picture.shape[0], picture.shape[1]))
+            labels = found.cpu().numpy().astype(np.uint8)
+            results = {"labels": Image.fromarray(labels), "overlays": with_legend(picture, labels, list(names))}
+            for kind, result in results.items():
+                write_atomically(output / kind / places[file], partial(result.save, format="PNG"))
+            written.append(output / "overlays" / places[file])
     if broken:
         done = f"{len(written)} pictures are segmented in {output}, but not {len(broken)}: " if written else ""
         raise ValueError(done + " ".join(broken[:10]))

@@ -103,11 +103,10 @@ def test_flags_alone_are_removed(model, samples, tmp_path):
     (tmp_path / "flags" / "key" / "cut.process-0.jsonl").touch()  # as a kill before its first line leaves it
     remove_flags(tmp_path / "flags")
     assert {p.relative_to(tmp_path / "flags").as_posix() for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
-    for name in theirs:
-        (tmp_path / "flags" / name).unlink()
-    remove_flags(tmp_path / "flags")
-    assert not (tmp_path / "flags").exists()
-    remove_flags(tmp_path / "flags")
+    evaluator(model, tmp_path / "ours" / "key")(attack_conditions(samples, {}, LABELS))
+    remove_flags(tmp_path / "ours" / "key")
+    assert not (tmp_path / "ours" / "key").exists()
+    remove_flags(tmp_path / "ours" / "key")
 
 
 def test_what_became_unreadable_counts_where_it_was_read(model, samples, tmp_path):

@@ -172,6 +172,19 @@ def test_results_are_not_segmented_again(run, tmp_path, monkeypatch):
     assert [file.name for file in (folder / "out").rglob("*.png")] == ["a.png", "a.png"]
 
 
+def test_label_maps_of_others_are_not_overwritten(run, tmp_path, capsys):
+    """A data set has a folder labels, too."""
+    for name in ("pictures/a.png", "set/labels/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / name)
+    before = (tmp_path / "set/labels/a.png").read_bytes()
+    with pytest.raises(SystemExit):
+        command("segment", tmp_path / "pictures", "--checkpoint", run, "--device", "cpu", "--output", tmp_path / "set")
+    assert "must not hold labels/a.png, which would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "set/labels/a.png").read_bytes() == before
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["labels"]
+
+
 def test_palettes():
     names = ["Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"]
     assert palette_of(names)[3].tolist() == [128, 64, 128]

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imgproc_attn.locks import LOCK
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 SERVER = """
@@ -45,6 +47,12 @@ for line in sys.stdin:
                 os.kill(os.getpid(), signal.SIGKILL)
             fsync(descriptor)
         files.os.fsync = kill_in_write
+        epoch = run.Run.epoch
+        def kill_in_epoch(self, number):
+            if number == job["kill_in_epoch"]:  # after its first batch, while processes load the next ones
+                self.trainer.progress = lambda images: os.kill(os.getpid(), signal.SIGKILL)
+            return epoch(self, number)
+        run.Run.epoch = kill_in_epoch
         if job["kill_after"]:
             signal.setitimer(signal.ITIMER_PROF, job["kill_after"])  # SIGPROF, which ends a process as abruptly as SIGKILL
         recipe = load_recipe(find_recipe("quickstart"), job["overrides"]).variant("bilateral + twicing", 0)
@@ -76,9 +84,9 @@ class Server:
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, folder, kill_after=0.0, kill_at_write=0, half=False):
+    def run(self, folder, kill_after=0.0, kill_at_write=0, half=False, kill_in_epoch=None):
         """Train until the end or the kill: whether it was killed, and seconds of the processor."""
-        job = {"overrides": self.overrides, "folder": str(folder), "kill_after": kill_after}
+        job = {"overrides": self.overrides, "folder": str(folder), "kill_after": kill_after, "kill_in_epoch": kill_in_epoch}
         print(json.dumps({**job, "kill_at_write": kill_at_write, "half": half}), file=self.process.stdin, flush=True)
         ended = json.loads(self.process.stdout.readline())
         assert ended["status"] in (0, signal.SIGKILL, signal.SIGPROF), ended
@@ -128,6 +136,20 @@ def compare(whole, broken):
     assert [json.loads(line)["epoch"] for line in lines[1]] == list(range(12))
     assert [json.loads(line)["train_loss"] for line in lines[0]] == [json.loads(line)["train_loss"] for line in lines[1]]
     assert not list(Path(broken).rglob(".*"))
+
+
+def test_a_killed_run_goes_on_at_once_whatever_its_workers_do(tmp_path):
+    """They outlive it by some seconds, and must not keep its folder."""
+    server = Server([*OVERRIDES, "data.workers=1"])
+    try:
+        for epoch in (0, 2):
+            assert server.run(tmp_path, kill_in_epoch=epoch)[0]
+            assert (tmp_path / LOCK).exists()
+        assert not server.run(tmp_path)[0]
+    finally:
+        server.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_killed_runs_end_where_whole_runs_end(tmp_path):

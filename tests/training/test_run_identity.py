@@ -13,7 +13,7 @@ from PIL import Image
 from runs import Stop, quiet, same, small, stop_after, weights
 
 from imgproc_attn import cli
-from imgproc_attn.locks import LOCK
+from imgproc_attn.locks import LOCK, locked
 from imgproc_attn.training import load_recipe, train
 from imgproc_attn.training.folder import Folder
 
@@ -323,6 +323,22 @@ def test_a_comparison_does_not_believe_runs_on_other_data(photographs, tmp_path,
         with pytest.raises(SystemExit):
             cli.main(command)
     assert "a-seed0 holds a run on other data" in capsys.readouterr().err
+
+
+def test_a_comparison_keeps_what_is_not_its_own(tmp_path, capsys):
+    command = ["compare", "quickstart", "--output", str(tmp_path), "--device", "cpu"]
+    for name in ("report.md", "results.json", "kernel-rows-plain.png"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--restart"])
+        assert f"must not hold {name}, which would be overwritten" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    for folder in (tmp_path, tmp_path / "runs" / "plain-seed0"):
+        with locked(folder), pytest.raises(SystemExit):
+            cli.main([*command, "--restart"])
+        assert f"{folder} must be free, but it is in use by process" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_validation_images_are_the_runs_too(stopped, copy):
