@@ -8,12 +8,12 @@ import shutil
 import pytest
 import timm
 from evaluated import arguments, run
-from imgproc_attn.cli.errors import one_line
 from timm.models import save_for_hf
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.comparison import Result as Compared
 from imgproc_attn.comparison import table
+from imgproc_attn.errors import one_line
 from imgproc_attn.evaluation.accuracy import accuracy_table
 from imgproc_attn.evaluation.assessment import _read as kept_checks
 from imgproc_attn.evaluation.results import markdown
