@@ -153,7 +153,7 @@ def test_file_names_that_are_not_utf_8_are_kept_written_out(command, model, tmp_
         )
     else:
         assert r"b\udce9" in (output / "per_class.csv").read_text(encoding="utf-8")
-    assert "cut\\udcff.png" in capsys.readouterr().out
+    assert "cut\\udcff.png" in capsys.readouterr().out.replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
