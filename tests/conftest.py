@@ -39,7 +39,7 @@ def pytest_report_header(config):
 
 
 def pytest_configure(config):
-    seeding.number = config.getoption("seed")
+    seeding.set_number(config.getoption("seed"))
     if config.getoption("without_onednn"):
         torch.backends.mkldnn.set_flags(_enabled=False)
     for mark in TIMM_MARKS:

@@ -1,8 +1,18 @@
 """One seed for all random inputs and all models that tests train: pytest's option ``--seed``."""
 
+import os
+
 import torch
 
-number = 0  # of this session; `conftest.py` sets it
+VARIABLE = "IMGPROC_ATTN_TEST_SEED"  # tells it to processes that tests start
+number = int(os.environ.get(VARIABLE, "0"))
+
+
+def set_number(given: int) -> None:
+    """Use this seed, here and in processes that are started from here."""
+    global number
+    number = given
+    os.environ[VARIABLE] = str(given)
 
 
 def seed(offset: int = 0) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import math
+import os
 import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from runs import quiet, run_of, same, small, stop_after, weights
@@ -99,13 +99,13 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tmp_path):
     stop_after(recipe, tmp_path / "full", 1)
     size = (tmp_path / "full" / "state.pt").stat().st_size
     code = (
-        "import resource, sys; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import resource; from pathlib import Path\n"
         "from runs import small, quiet\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))\n"
         f"quiet(small('schedule.epochs=2'), Path({str(tmp_path / 'full')!r}), resume=True)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode != 0
     assert re.search(r"state.pt cannot be written: .* MiB are free: make room", done.stderr), done.stderr
     assert len(load_state(tmp_path / "full")["records"]) == 1

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import seeding
 import torch
 from digits import tensors
 from PIL import Image
@@ -216,7 +217,7 @@ def test_a_second_training_into_one_folder_is_refused_at_once(tmp_path):
 
     train(TWO, tmp_path / "run", say=say)
     assert len(refused) == 3
-    assert json.loads((tmp_path / "run" / "final.json").read_text())["seed"] == 0
+    assert json.loads((tmp_path / "run" / "final.json").read_text())["seed"] == seeding.number
     assert not (tmp_path / "run" / LOCK).exists()
 
 
