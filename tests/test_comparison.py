@@ -96,9 +96,13 @@ def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output, tmp_pa
     assert all(v != trained[k] for k, v in times(output, "state.pt").items())
 
 
+# A shell that starts the tests in the background has its children ignore Ctrl-C.
+COMMAND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from imgproc_attn.cli import main; main()"
+
+
 def stop_by(number, to_group, words):
     """Start a comparison, send a signal when the first epoch is done, and wait until no process of it is left."""
-    command = [sys.executable, "-m", "imgproc_attn", *words]
+    command = [sys.executable, "-c", COMMAND, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         try:
             for line in run.stdout:
