@@ -34,13 +34,13 @@ def hold(folder, kind, pipe):
     """Hold the lock, start a child that outlives this process, and wait to be killed."""
     with locked(folder):
         if kind == "exec":
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False).pid
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False).pid
         else:
-            worker = FORK.Process(target=time.sleep, args=(60,))
+            worker = FORK.Process(target=time.sleep, args=(600,))
             worker.start()
             child = worker.pid
         pipe.send(child)
-        time.sleep(60)
+        time.sleep(600)  # longer than any test may take
 
 
 @pytest.mark.parametrize("kind", ["fork", "exec"])

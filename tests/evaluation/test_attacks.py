@@ -308,7 +308,7 @@ def test_apgd_leaves_whom_it_has_fooled(attack, digits):
 def test_apgd_is_the_published_algorithm(digits):
     """Algorithm 1 of arXiv 2003.01690, sample by sample; some of them are put back to their best point on the way."""
     model, images, labels = digits
-    attack, back = APGDCE(0.05, 30, seed=3), 0
+    attack, back = APGDCE(0.1, 30, seed=3), 0
 
     def look(x, y):
         x = x.detach().requires_grad_()
@@ -319,7 +319,7 @@ def test_apgd_is_the_published_algorithm(digits):
         x, y, number = images[i : i + 1], labels[i : i + 1], torch.tensor([i])
         before = here = attack.random_start(x, number, (3, 0))
         f, g = look(here, y)
-        best, f_best, g_best, eta, rises, last = here, f, g, 0.1, 0, (0.1, f, 0)
+        best, f_best, g_best, eta, rises, last = here, f, g, 0.2, 0, (0.2, f, 0)
         for k in range(1, 31):
             z = attack.threat.project(here + eta * g.sign(), x)
             step = 0.75 * (z - here) + 0.25 * (here - before) if k > 1 else z - here

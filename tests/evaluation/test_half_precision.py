@@ -63,7 +63,9 @@ def test_what_is_found_lies_in_the_ball(digits, name, dtype):
         assert farthest(found, images, threat.norm) <= threat.eps
         assert found.min() >= 0
         assert found.max() <= 1
-        assert torch.equal(success, model(found).argmax(1) != labels)
+        first, second = model(found).float().topk(2).values.unbind(1)
+        sure = first - second > 8 * torch.finfo(dtype).eps * first.abs()  # others may tie in 16 bits, by the size of the batch
+        assert torch.equal(success[sure], (model(found).argmax(1) != labels)[sure])
 
 
 def trained_in(model, dtype):
