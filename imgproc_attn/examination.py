@@ -157,7 +157,8 @@ class LabelExamination:
         self.disturbed = some_of(len(self.labels), recipe.evaluation.disturbed_images, recipe.data.seed)
         among = torch.arange(len(self.labels)) if self.disturbed is None else torch.tensor(self.disturbed)
         few = some_of(len(among), recipe.evaluation.worst_case_images, recipe.data.seed)
-        self.strongly_attacked = among if few is None else among[few]
+        self._few = slice(None) if few is None else few  # of those that are attacked
+        self.strongly_attacked = among[self._few]
         self._digest = hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
 
     @property
@@ -171,7 +172,7 @@ class LabelExamination:
             few = len(self.strongly_attacked)
             parts.append(
                 "The worst case of FGSM, PGD, APGD-CE and targeted APGD, image by image, is measured on "
-                f"{few} random ones of these (up to {50 / few**0.5:.1f} points)"
+                f"{few} random ones of these (up to {50 / few**0.5:.1f} points), with PGD on the same images beside it"
             )
         return ". ".join(parts)
 
@@ -192,7 +193,7 @@ class LabelExamination:
         kept = slice(None) if self.disturbed is None else self.disturbed
         attacks, corruptions = self.disturbances()
         found = evaluate(model, self.images[kept], self.labels[kept], attacks, corruptions, progress=say)
-        accuracies = found.accuracies
+        accuracies = dict(found.accuracies)
         if self.disturbed is not None:
             everything = evaluate(model, self.images, self.labels).accuracies
             accuracies = {**everything, CLEAN_OF_DISTURBED: accuracies.pop("clean"), **accuracies}
@@ -200,7 +201,12 @@ class LabelExamination:
         if e.worst_case:
             chosen = self.strongly_attacked
             worst = evaluate(model, self.images[chosen], self.labels[chosen], self.worst_cases(), progress=say)
-            accuracies = accuracies | {name: worst.accuracies[name] for name in worst.largest_perturbation}
+            for eps, name in zip(e.worst_case, worst.largest_perturbation):
+                robust = worst.correct[name]
+                if (pgd := self._pgd_name(eps)) in attacks:  # its random starts were others: what it found there counts too
+                    accuracies[f"{pgd}, same images"] = _percent(found.correct[pgd][self._few])
+                    robust = robust & found.correct[pgd][self._few]
+                accuracies[name] = _percent(robust)
             perturbed |= worst.largest_perturbation
         least = min([*e.pgd, *e.fgsm], default=None)
         few = _some(len(self.labels), CHECKED)
@@ -213,7 +219,7 @@ class LabelExamination:
         """Attacks and corruptions of the recipe by name, ``"PGD-20 0.05"``."""
         e = self.recipe.evaluation
         attacks: dict[str, Any] = {f"FGSM {strength_text(eps)}": FGSM(eps) for eps in e.fgsm}
-        attacks |= {f"PGD-{e.pgd_steps} {strength_text(eps)}": self._pgd(eps) for eps in e.pgd}
+        attacks |= {self._pgd_name(eps): self._pgd(eps) for eps in e.pgd}
         corruptions: dict[str, Any] = {f"noise {strength_text(std)}": GaussianNoise(std) for std in e.gaussian_noise}
         corruptions |= {f"blur {strength_text(sigma)}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
         return attacks, corruptions | _corruptions(e)
@@ -231,6 +237,9 @@ class LabelExamination:
             )
             for eps in e.worst_case
         }
+
+    def _pgd_name(self, eps: float) -> str:
+        return f"PGD-{self.recipe.evaluation.pgd_steps} {strength_text(eps)}"
 
     def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
         found = {"adversarial": self._adversarial(models)} if self.recipe.evaluation.pgd else {}
@@ -261,6 +270,10 @@ def _preparation(recipe: Recipe) -> Preparation:
     assert recipe.comparison is not None
     first = recipe.variant(next(iter(recipe.comparison.variants)), 0)
     return Preparation.of(create(first, device="meta", pretrained=False).pretrained_cfg)
+
+
+def _percent(correct: Tensor) -> float:
+    return 100 * correct.double().mean().item()
 
 
 def _has_space(model: FilterVisionTransformer) -> bool:

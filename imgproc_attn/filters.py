@@ -160,7 +160,7 @@ def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """
     q, k = at_least_float32(q), at_least_float32(k).transpose(-2, -1)
     if not torch.jit.is_scripting():  # noqa: SIM102 - scripting leaves out what is behind this condition alone
-        if torch.is_autocast_enabled(q.device.type):
+        if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
             with torch.autocast(q.device.type, enabled=False):
                 return (q @ k) * scale
     return (q @ k) * scale

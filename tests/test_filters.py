@@ -93,6 +93,14 @@ def test_autocast_does_not_round_dense_log_weights(kernel):
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
+@pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
+def test_dense_filters_work_without_memory(kernel):
+    """The meta device, on which recipes are tried before they run, knows no autocast."""
+    q, k, v = (x.to("meta") for x in operands(torch.float32))
+    dense = SoftmaxFilter(fused=False).to("meta")
+    assert dense.smooth(dense(kernel.to("meta")(q, k)), v).shape == v.shape
+
+
 def test_dropout_in_training_only():
     q, k, v = operands(torch.float32, length=64)
     for fused in (True, False):
