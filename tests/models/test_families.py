@@ -1,5 +1,9 @@
 """The registered models: DeiT's shapes, and what makes each family."""
 
+import inspect
+import pickle
+import sys
+
 import pytest
 import timm
 import timm.layers
@@ -21,6 +25,34 @@ def test_registered_at_deit_shapes(family, size):
     assert model.blocks[0].attn.qkv.head_dim == 64
     assert model.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
     assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+
+
+def test_every_model_of_the_table_is_an_entry_point():
+    """Registered under the module's name, importable, picklable, and with a docstring of its own."""
+    expected = {f"test_{name}" if size == "test" else f"{name}_{size}" for name in FAMILIES for size in FAMILIES[name].sizes}
+    assert set(timm.list_models(module="families")) == expected
+    assert set(timm.list_models(module="families", name_matches_cfg=True)) == expected
+    docs = set()
+    for name in expected:
+        function = timm.models.model_entrypoint(name, module_filter="families")
+        module = sys.modules[function.__module__]
+        assert module.__name__ == "imgproc_attn.models.families"
+        assert getattr(module, name) is function
+        assert name in module.__all__
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert list(inspect.signature(function).parameters) == ["pretrained", "kwargs"]
+        docs.add(inspect.getdoc(function))
+    assert len(docs) == len(expected)
+    for name, family in FAMILIES.items():
+        doc = inspect.getdoc(timm.models.model_entrypoint(f"{name}_small"))
+        assert doc.startswith(f"{family.title}, 384 wide, 12 deep, 6 heads.\n\n{inspect.cleandoc(family.text)}\n\nArgs:\n")
+
+
+def test_the_smallest_models_are_configured_for_160_pixels():
+    for family in FAMILIES:
+        cfg = timm.models.get_pretrained_cfg(f"test_{family}")
+        assert (cfg.architecture, cfg.input_size, cfg.crop_pct) == (f"test_{family}", (3, 160, 160), 0.95)
+        assert timm.models.get_pretrained_cfg(f"{family}_tiny").crop_pct == 0.9
 
 
 def test_what_the_families_are():
