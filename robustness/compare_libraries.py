@@ -1,11 +1,23 @@
-"""The attacks beside torchattacks' and foolbox's, on one model and the same images: do they find the same, and how fast?
+"""Robust accuracy by this package, torchattacks and foolbox: equal attacks, one model, the same images.
 
     pip install foolbox && pip install --no-deps torchattacks
-    python robustness/compare_libraries.py MODEL --root FOLDER [--checkpoint FILE] --attacks fgsm pgd --eps 1/255
+    python robustness/compare_libraries.py MODEL --root PATH [--checkpoint FILE] --attacks fgsm pgd --eps 1/255
 
-An image counts as robust if it is classified correctly, and so is what the attack makes of it; ours end with the worst point on
-their way, theirs with their last. Only images that are classified correctly are attacked; where time is measured, each library
-does what its user would have it do.
+Protocol
+    Sources         FGSM (arXiv 1412.6572), PGD (1706.06083), APGD-CE (2003.01690), Square (1912.00049); torchattacks
+                    (2010.01950), foolbox (1707.04131)
+    Threat model    white box (Square: black box), untargeted; L-infinity ball around each image
+    Normalization   inside the model: images are attacked in [0, 1], and eps is in these units
+    Radius eps      1/255
+    Attacks         FGSM; PGD with 20 steps of 2.5 eps / 20; on request APGD-CE with 20 steps, Square with 500 queries
+    Restarts        1 random start each; none for FGSM
+    Images          all images of the data, or a random subset of --limit N; only those that are classified correctly are
+                    attacked
+    Report          robust accuracy per library with its standard error, and the share of images on which a library agrees
+                    with this package; with --runs N the time of the robust accuracy under PGD, interleaved runs
+
+An image counts as robust if it is classified correctly before and after. This package judges every point that an attack
+visits; the other libraries return their last. For the time, each library does what its user would have it do.
 """
 
 import argparse

@@ -1,10 +1,8 @@
-"""`imgproc-attn attack`, and the scripts in `robustness/`."""
+"""`imgproc-attn attack`."""
 
 import csv
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -202,15 +200,3 @@ def test_an_ensemble_tells_who_fooled(folder, tmp_path):
     assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
     assert "It is not AutoAttack: FAB is left out." in (tmp_path / "result.md").read_text()
     assert sum(attacked["fooled_by"].values()) == clean["correct"] - attacked["correct"] > 0, "the others were wrong before"
-
-
-@pytest.mark.parametrize(
-    "script", ["evaluate_attacks", "evaluate_corruptions", "evaluate_shifts", "compare", "compare_libraries"]
-)
-def test_scripts_explain_themselves(script, monkeypatch, capsys):
-    file = Path(__file__).parents[2] / "robustness" / f"{script}.py"
-    monkeypatch.setattr(sys, "argv", [str(file), "--help"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(file), run_name="__main__")
-    assert end.value.code == 0
-    assert "--output" in capsys.readouterr().out
