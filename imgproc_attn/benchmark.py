@@ -12,7 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +46,85 @@ from .models import FAMILIES
 from .positions import Alibi2D, RelativeTable, SpatialGaussian
 from .progress import progress_bar
 from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
-from .training import find_recipe, load_recipe
+from .training import Trainer, find_recipe, load_recipe
 from .training.run import Run
 
 HEADS, HEAD_DIM = 6, 64
-MODELS = ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES))
 
 Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One member of the benchmark: something that is measured beside the others of its section.
+
+    Attributes:
+        section: Part of the benchmark, as `imgproc-attn benchmark --what` names it.
+        name: Name in tables and results.
+        make: Function of the section's work, such as `OperatorWork`, that returns what is timed.
+        baseline: Whether ratios of the section are relative to this case.
+        package: Package that the case needs. Without it the case is left out.
+    """
+
+    section: str
+    name: str
+    make: Callable[[Any], Callable[..., Any]]
+    baseline: bool = False
+    package: str | None = None
+
+
+# All cases and peers, in the order of the tables. To add one, add a line.
+CASES = (
+    Case("operators", "scaled_dot_product_attention", lambda work: work.plain, baseline=True),
+    Case("operators", "non-local means", lambda work: work.layer(work.gaussian)),
+    Case("operators", "bilateral", lambda work: work.layer(work.gaussian, [work.spatial])),
+    Case("operators", "elliptical", lambda work: work.layer(Elliptical(HEAD_DIM))),
+    Case("operators", "twicing", lambda work: work.layer(residual=Twicing(HEADS))),
+    Case("operators", "bilateral + twicing", lambda work: work.layer(work.gaussian, [work.spatial], Twicing(HEADS))),
+    Case("operators", "sos", lambda work: work.layer(residual=SOS(HEADS))),
+    Case("operators", "neutreno", lambda work: work.layer(residual=NeuTRENO(HEADS))),
+    Case("operators", "pid", lambda work: work.layer(residual=PID(HEADS))),
+    Case("operators", "dot product, alibi (dense)", lambda work: work.layer(positions=[work.alibi])),
+    Case("operators", "dot product, relative table (dense)", lambda work: work.layer(positions=[work.relative_table])),
+    Case("operators", "explicit distances + softmax", lambda work: work.explicit),
+    Case("models", "vit_small_patch16_224", methodcaller("step", "vit_small_patch16_224"), baseline=True),
+    *(Case("models", f"{family}_small", methodcaller("step", f"{family}_small")) for family in FAMILIES),
+    Case("filtering", "kornia bilateral_blur", lambda work: work.kornia_bilateral, baseline=True),
+    Case("filtering", "bilateral_filter", lambda work: partial(bilateral_filter, work.picture, 0.1 * 2**0.5, 3.0 * 2**0.5, 11)),
+    Case("filtering", "non_local_means", lambda work: partial(non_local_means, work.picture, 0.7, 5, 11)),
+    Case("filtering", "scikit-image denoise_bilateral", lambda work: work.skimage_bilateral, package="skimage"),
+    Case("filtering", "scikit-image denoise_nl_means, fast", lambda work: work.skimage_nl_means(True), package="skimage"),
+    Case("filtering", "scikit-image denoise_nl_means, slow", lambda work: work.skimage_nl_means(False), package="skimage"),
+    Case("training", "bare loop", lambda work: work.bare_loop(), baseline=True),
+    Case("training", "training loop", lambda work: work.training_loop()),
+    Case("evaluation", "timm's loop", lambda work: work.timm_loop, baseline=True),
+    Case("evaluation", "evaluator", lambda work: work.evaluator),
+    *(
+        Case("corruptions", name, methodcaller("step", name), baseline=name == "jpeg_compression")
+        for name in CORRUPTIONS
+        if name != "frost"
+    ),
+)
+MODELS = tuple(case.name for case in CASES if case.section == "models")
+# Overrides of the quickstart recipe.
+TRAINING_SIZES: dict[str, list[str]] = {
+    "8 x 8, 0.1 M parameters": [],
+    "32 x 32, 1 M parameters": [
+        *("data.input_size=[1,32,32]", "model.img_size=32", "model.patch_size=4", "model.embed_dim=128", "model.depth=5"),
+        *("model.mlp_ratio=4.0", "data.train_images=512"),
+    ],
+}
+
+
+def build_cases(section: str, work: Any) -> dict[str, Callable[..., Any]]:
+    """Return what is timed in a section, by name; cases whose package is not installed are left out."""
+    cases = (case for case in CASES if case.section == section)
+    return {case.name: case.make(work) for case in cases if case.package is None or find_spec(case.package)}
+
+
+def baseline_of(section: str) -> str:
+    """Return the name of the case that the others of a section are compared with."""
+    return next(case.name for case in CASES if case.section == section and case.baseline)
 
 
 def synchronizer(device: str) -> Step:
@@ -83,45 +158,45 @@ def summarise(times: dict[str, list[float]], baseline: str) -> list[dict[str, An
     return rows
 
 
-def operators(grid: tuple[int, int], device: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """The operators compared: ``(q, k, v) -> [B, N, H d]``, as a layer needs them."""
-    geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
-    dot, gaussian = DotProduct(HEAD_DIM), GaussianRange(HEADS, HEAD_DIM, device=device)
-    spatial = SpatialGaussian(HEADS, grid, device=device)
+class OperatorWork:
+    """Attention layers without their projections, ``(q, k, v) -> [B, N, H d]``.
 
-    def layer(kernel: nn.Module = dot, positions: Sequence[nn.Module] = (), residual: Residual | None = None):
-        """The attention layer without its projections."""
-        attn = FilterAttention(nn.Identity(), kernel, positions, SoftmaxFilter(), residual or Plain(), nn.Identity()).eval()
+    Args:
+        grid: (height, width) of the grid of patches.
+        device: Device of the parameters.
+    """
+
+    def __init__(self, grid: tuple[int, int], device: str) -> None:
+        self.geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
+        self.gaussian = GaussianRange(HEADS, HEAD_DIM, device=device)
+        self.spatial = SpatialGaussian(HEADS, grid, device=device)
+        self.alibi = Alibi2D(HEADS, device=device)
+        self.relative_table = RelativeTable(HEADS, grid, device=device)
+
+    def layer(
+        self, kernel: nn.Module | None = None, positions: Sequence[nn.Module] = (), residual: Residual | None = None
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return the layer of these components; dot product and no boosting by default."""
+        parts = (kernel or DotProduct(HEAD_DIM), positions, SoftmaxFilter(), residual or Plain())
+        attn = FilterAttention(nn.Identity(), *parts, nn.Identity()).eval()
 
         def filtered(q, k, v):
             carried = hand_on(Carried(), k) if attn.carries else None  # any values will do for the layer before
-            return attn((q, k, v), geometry, carried=carried)[0]
+            return attn((q, k, v), self.geometry, carried=carried)[0]
 
         return filtered
 
-    def plain(q, k, v):
+    @staticmethod
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention by torch."""
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
-    def explicit(q, k, v):
+    def explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Non-local means by a matrix of distances."""
         left, right = (at_least_float32(x).contiguous() for x in (q, k))  # cdist knows no half precision
         distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-        log_weights = -(distances / gaussian.range_bandwidth()[:, None, None]).square()
+        log_weights = -(distances / self.gaussian.range_bandwidth()[:, None, None]).square()
         return (log_weights.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-
-    return {
-        "scaled_dot_product_attention": plain,
-        "non-local means": layer(gaussian),
-        "bilateral": layer(gaussian, [spatial]),
-        "elliptical": layer(Elliptical(HEAD_DIM)),
-        "twicing": layer(residual=Twicing(HEADS)),
-        "bilateral + twicing": layer(gaussian, [spatial], Twicing(HEADS)),
-        "sos": layer(residual=SOS(HEADS)),
-        "neutreno": layer(residual=NeuTRENO(HEADS)),
-        "pid": layer(residual=PID(HEADS)),
-        "dot product, alibi (dense)": layer(positions=[Alibi2D(HEADS, device=device)]),
-        "dot product, relative table (dense)": layer(positions=[RelativeTable(HEADS, grid, device=device)]),
-        "explicit distances + softmax": explicit,
-    }
 
 
 def _operator_step(operator: Callable[..., Tensor], qkv: Tensor, train: bool) -> Step:
@@ -150,27 +225,48 @@ def benchmark_operators(
             qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=device, dtype=dtype)
             for train in (False, True):
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
-                steps = {name: _operator_step(f, qkv, train) for name, f in operators(grid, device).items()}
-                found = summarise(measure(steps, runs, synchronize, bar), "scaled_dot_product_attention")
+                operators = build_cases("operators", OperatorWork(grid, device))
+                steps = {name: _operator_step(operator, qkv, train) for name, operator in operators.items()}
+                found = summarise(measure(steps, runs, synchronize, bar), baseline_of("operators"))
                 rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in found]
     return rows
 
 
-def _model_step(name: str, n: int, batch: int, train: bool, device: str, dtype: torch.dtype) -> Step:
-    size = (16 * math.isqrt(n), 16 * math.isqrt(n))
-    model = timm.create_model(name, img_size=size, device=device, dtype=dtype).train(train)
-    images = torch.randn(batch, 3, *size, device=device, dtype=dtype)
-    optimiser = torch.optim.AdamW(model.parameters())
+@dataclass(frozen=True)
+class ModelWork:
+    """Whole models on a batch of random images.
 
-    def step():
-        with torch.set_grad_enabled(train):
-            logits = model(images)
-            if train:
-                F.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.long, device=device)).backward()
-                optimiser.step()
-                optimiser.zero_grad()
+    Attributes:
+        tokens: Number of patches of an image, a square.
+        batch: Number of images.
+        train: Whether a step is a training step with AdamW, not inference.
+        device: Device of model and images.
+        dtype: Type of model and images.
+    """
 
-    return step
+    tokens: int
+    batch: int
+    train: bool
+    device: str
+    dtype: torch.dtype
+
+    def step(self, name: str) -> Step:
+        """Return one step of the model that timm knows by ``name``."""
+        size = (16 * math.isqrt(self.tokens), 16 * math.isqrt(self.tokens))
+        model = timm.create_model(name, img_size=size, device=self.device, dtype=self.dtype).train(self.train)
+        images = torch.randn(self.batch, 3, *size, device=self.device, dtype=self.dtype)
+        optimiser = torch.optim.AdamW(model.parameters())
+
+        def step():
+            with torch.set_grad_enabled(self.train):
+                logits = model(images)
+                if self.train:
+                    labels = torch.zeros(self.batch, dtype=torch.long, device=self.device)
+                    F.cross_entropy(logits.float(), labels).backward()
+                    optimiser.step()
+                    optimiser.zero_grad()
+
+        return step
 
 
 def benchmark_models(
@@ -184,7 +280,8 @@ def benchmark_models(
             batch = max(1, (784 if device == "cpu" else 25088) // n)
             for train in (False, True):
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
-                steps = {name: _model_step(name, n, batch, train, device, dtype) for name in names}
+                work = ModelWork(n, batch, train, device, dtype)
+                steps = {name: work.step(name) for name in names}
                 found = summarise(measure(steps, runs, synchronize, bar), names[0])
                 rows += [
                     {
@@ -202,7 +299,7 @@ def benchmark_models(
 def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None:
     """In a fresh process: bytes a training step adds at its peak, optimiser state and gradients included."""
     try:
-        step = _model_step(name, n, 1, True, device, dtype)
+        step = ModelWork(n, 1, True, device, dtype).step(name)
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
             step()
@@ -262,117 +359,163 @@ def _photograph(name: str) -> np.ndarray:
     return load_sample_image(f"{name}.jpg")
 
 
+class FilteringWork:
+    """Filters on a 512 x 512 color photograph, 11 x 11 window.
+
+    Args:
+        device: Device of the filters that run on tensors.
+    """
+
+    def __init__(self, device: str) -> None:
+        picture = torch.tensor(_photograph("china")).permute(2, 0, 1)[None] / 255
+        self.picture = F.interpolate(picture, (512, 512), mode="bilinear", antialias=True).to(device)
+        self.array = self.picture[0].permute(1, 2, 0).contiguous().cpu().numpy()
+
+    @cached_property
+    def kornia_bilateral(self) -> Step:
+        """Bilateral filter of kornia, with the distance of this package."""
+        blur = partial(kornia.filters.bilateral_blur, color_distance_type="l2")
+        return partial(blur, self.picture, (11, 11), 0.1, (3.0, 3.0))
+
+    @cached_property
+    def skimage_bilateral(self) -> Step:
+        """Bilateral filter of scikit-image."""
+        from skimage.restoration import denoise_bilateral
+
+        return partial(denoise_bilateral, self.array, 11, 0.1, 3.0, channel_axis=-1)
+
+    def skimage_nl_means(self, fast: bool) -> Step:
+        """Return the non-local means of scikit-image."""
+        from skimage.restoration import denoise_nl_means
+
+        return partial(denoise_nl_means, self.array, 5, 5, 0.08, channel_axis=-1, fast_mode=fast)
+
+
 def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of the filters on a 512 x 512 colour photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
 
     Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
     """
-    picture = torch.tensor(_photograph("china")).permute(2, 0, 1)[None] / 255
-    picture = F.interpolate(picture, (512, 512), mode="bilinear", antialias=True).to(device)
-    array = picture[0].permute(1, 2, 0).contiguous().cpu().numpy()
-    blur = partial(kornia.filters.bilateral_blur, color_distance_type="l2")
-    steps: dict[str, Step] = {
-        "kornia bilateral_blur": lambda: blur(picture, (11, 11), 0.1, (3.0, 3.0)),
-        "bilateral_filter": lambda: bilateral_filter(picture, 0.1 * 2**0.5, 3.0 * 2**0.5, 11),
-        "non_local_means": lambda: non_local_means(picture, 0.7, 5, 11),
-    }
-    try:
-        from skimage.restoration import denoise_bilateral, denoise_nl_means
-    except ImportError:
-        pass
-    else:
-        nl_means = partial(denoise_nl_means, array, 5, 5, 0.08, channel_axis=-1)
-        steps["scikit-image denoise_bilateral"] = lambda: denoise_bilateral(array, 11, 0.1, 3.0, channel_axis=-1)
-        steps["scikit-image denoise_nl_means, fast"] = lambda: nl_means(fast_mode=True)
-        steps["scikit-image denoise_nl_means, slow"] = lambda: nl_means(fast_mode=False)
-    synchronize = synchronizer(device)
+    steps = build_cases("filtering", FilteringWork(device))
     with progress_bar(runs + 2, "rounds", "filtering") as bar:
-        return summarise(measure(steps, runs, synchronize, bar), "kornia bilateral_blur")
+        return summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("filtering"))
 
 
-def _loops(overrides: Sequence[str], folder: Path, device: str) -> dict[str, Step]:
-    """An epoch of the library's loop, and of the least one could write, over equal models, losses, optimisers and loaders."""
-    recipe = load_recipe(find_recipe("quickstart"), overrides).variant("plain", 0)
-    ours, bare = (Run(recipe, folder / name, torch.device(device), ALONE).trainer for name in ("loop", "bare"))
+class TrainingWork:
+    """Epochs of training, over equal models, losses, optimizers and loaders.
 
-    def bare_epoch() -> None:
-        model, loss_function = bare.task.get_trainable_module(), nn.CrossEntropyLoss()
-        assert model is not None
-        model.train()
-        for images, targets in bare.loader:
-            loss = loss_function(model(images), targets)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip_grad or math.inf)
-            bare.optimiser.step()
-            bare.optimiser.zero_grad()
+    Args:
+        overrides: Changes of the quickstart recipe.
+        folder: Folder of the runs.
+        device: Device of the training.
+    """
 
-    return {"bare loop": bare_epoch, "training loop": lambda: ours.train_epoch(0)}
+    def __init__(self, overrides: Sequence[str], folder: Path, device: str) -> None:
+        self.recipe = load_recipe(find_recipe("quickstart"), overrides).variant("plain", 0)
+        self._folder, self._device = folder, torch.device(device)
+
+    def _trainer(self, name: str) -> Trainer:
+        return Run(self.recipe, self._folder / name, self._device, ALONE).trainer
+
+    def bare_loop(self) -> Step:
+        """Return an epoch of the least loop one could write."""
+        trainer, clip_grad = self._trainer("bare"), self.recipe.optimiser.clip_grad or math.inf
+
+        def epoch() -> None:
+            model, loss_function = trainer.task.get_trainable_module(), nn.CrossEntropyLoss()
+            assert model is not None
+            model.train()
+            for images, targets in trainer.loader:
+                loss = loss_function(model(images), targets)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+                trainer.optimiser.step()
+                trainer.optimiser.zero_grad()
+
+        return epoch
+
+    def training_loop(self) -> Step:
+        """Return an epoch of the library's loop."""
+        trainer = self._trainer("loop")
+        return lambda: trainer.train_epoch(0)
 
 
 def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of an epoch of the training loop beside a bare loop, on scikit-learn's digits, small and at 32 x 32."""
-    sizes = {
-        "8 x 8, 0.1 M parameters": [],
-        "32 x 32, 1 M parameters": [
-            *("data.input_size=[1,32,32]", "model.img_size=32", "model.patch_size=4", "model.embed_dim=128", "model.depth=5"),
-            *("model.mlp_ratio=4.0", "data.train_images=512"),
-        ],
-    }
     rows = []
-    with progress_bar(len(sizes) * (runs + 2), "rounds", "training") as bar:
-        for size, overrides in sizes.items():
+    with progress_bar(len(TRAINING_SIZES) * (runs + 2), "rounds", "training") as bar:
+        for size, overrides in TRAINING_SIZES.items():
             with tempfile.TemporaryDirectory() as folder:
-                steps = _loops(overrides, Path(folder), device)
-                found = summarise(measure(steps, runs, synchronizer(device), bar), "bare loop")
+                steps = build_cases("training", TrainingWork(overrides, Path(folder), device))
+                found = summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("training"))
             rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in found]
     return rows
 
 
+class CorruptionWork:
+    """Corruptions of severity 3 on a 224 x 224 photograph."""
+
+    def __init__(self) -> None:
+        self.picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
+
+    def step(self, name: str) -> Step:
+        """Return what a reading process does for one image."""
+        return partial(ImageNetC(name, 3).corrupt, self.picture, 0)
+
+
 def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
-    picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
-    steps: dict[str, Step] = {name: partial(ImageNetC(name, 3).corrupt, picture, 0) for name in CORRUPTIONS if name != "frost"}
+    steps = build_cases("corruptions", CorruptionWork())
     with progress_bar(runs + 2, "rounds", "corruptions") as bar:
-        rows = summarise(measure(steps, runs, lambda: None, bar), "jpeg_compression")
+        rows = summarise(measure(steps, runs, lambda: None, bar), baseline_of("corruptions"))
     return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]
 
 
-def _evaluations(folder: Path, device: str) -> dict[str, Step]:
-    """Clean accuracy on crops of photographs, by a loop as timm's validation script has it, and by the evaluator."""
-    for i in range(64):
-        name, y, x = ("china", "flower")[i % 2], 3 * i, 5 * i
-        (folder / name).mkdir(exist_ok=True)
-        Image.fromarray(_photograph(name)[y : y + 224, x : x + 224]).save(folder / name / f"{i}.png")
-    place = torch.device(device)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=2).eval().to(place)
-    config = timm.data.resolve_model_data_config(model)
-    loader = timm.data.create_loader(
-        timm.data.create_dataset("", root=str(folder)), config["input_size"], 32, num_workers=0, device=place,
-        interpolation=config["interpolation"], mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
-    )  # fmt: skip
-    preparation = Preparation.of(config)
-    normalized = NormalizedModel(model, preparation.mean, preparation.std).to(place).eval()
-    images = ImageSource("folder", str(folder)).open(model, 3)
-    assert isinstance(images, Images)
-    samples = Samples(images)
+class EvaluationWork:
+    """Clean accuracy of ``vit_tiny_patch16_224`` on 64 crops of photographs.
+
+    Args:
+        folder: Folder to which the crops are written.
+        device: Device of the model.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        for i in range(64):
+            name, y, x = ("china", "flower")[i % 2], 3 * i, 5 * i
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(_photograph(name)[y : y + 224, x : x + 224]).save(folder / name / f"{i}.png")
+        self.device = torch.device(device)
+        self.model = timm.create_model("vit_tiny_patch16_224", num_classes=2).eval().to(self.device)
+        config = timm.data.resolve_model_data_config(self.model)
+        self.loader = timm.data.create_loader(
+            timm.data.create_dataset("", root=str(folder)), config["input_size"], 32, num_workers=0, device=self.device,
+            interpolation=config["interpolation"], mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
+        )  # fmt: skip
+        self.preparation = Preparation.of(config)
+        normalized = NormalizedModel(self.model, self.preparation.mean, self.preparation.std)
+        self.normalized = normalized.to(self.device).eval()
+        images = ImageSource("folder", str(folder)).open(self.model, 3)
+        assert isinstance(images, Images)
+        self.samples = Samples(images)
 
     @torch.no_grad()
-    def bare() -> float:
-        right = sum((model(images).argmax(1) == labels).sum() for images, labels in loader)
+    def timm_loop(self) -> float:
+        """Count correct images by a loop as timm's validation script has it."""
+        right = sum((self.model(images).argmax(1) == labels).sum() for images, labels in self.loader)
         return float(right)
 
-    def ours() -> Any:
+    def evaluator(self) -> Any:
+        """Evaluate the condition ``clean``."""
         with tempfile.TemporaryDirectory() as flags:
-            return Evaluator(normalized, preparation, Path(flags), {}, place, batch_size=32)([Condition("clean", samples)])
-
-    return {"timm's loop": bare, "evaluator": ours}
+            evaluator = Evaluator(self.normalized, self.preparation, Path(flags), {}, self.device, batch_size=32)
+            return evaluator([Condition("clean", self.samples)])
 
 
 def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
     with tempfile.TemporaryDirectory() as folder, progress_bar(runs + 2, "rounds", "evaluation") as bar:
-        steps = _evaluations(Path(folder), device)
-        return summarise(measure(steps, runs, synchronizer(device), bar), "timm's loop")
+        steps = build_cases("evaluation", EvaluationWork(Path(folder), device))
+        return summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("evaluation"))
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:

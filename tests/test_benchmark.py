@@ -7,13 +7,39 @@ import timm
 import torch
 
 from imgproc_attn import benchmark, cli
+from imgproc_attn.models import FAMILIES
 from imgproc_attn.training import Trainer
+
+
+def test_cases_are_a_table():
+    """Names are unique in a section, and one case of each is what the others are compared with."""
+    sections = {case.section for case in benchmark.CASES}
+    assert sections == {"operators", "models", "filtering", "training", "evaluation", "corruptions"}
+    for section in sections:
+        cases = [case for case in benchmark.CASES if case.section == section]
+        assert len({case.name for case in cases}) == len(cases)
+        assert sum(case.baseline for case in cases) == 1
+        assert benchmark.baseline_of(section) in {case.name for case in cases}
+    assert ("vit_small_patch16_224", *(f"{family}_small" for family in FAMILIES)) == benchmark.MODELS
+
+
+def test_a_new_case_is_one_line(monkeypatch):
+    """It is timed beside the others; a case whose package is missing is left out."""
+    own = benchmark.Case("filtering", "identity", lambda work: lambda: work.picture)
+    missing = benchmark.Case("filtering", "of a missing package", lambda work: None, package="no_such_package")
+    kept = [case for case in benchmark.CASES if case.name == "bilateral_filter" or case.baseline]
+    monkeypatch.setattr(benchmark, "CASES", (*kept, own, missing))
+    rows = benchmark.benchmark_filtering(2)
+    assert [row["name"] for row in rows] == ["kornia bilateral_blur", "bilateral_filter", "identity"]
+    assert rows[0]["ratio"] == 1
 
 
 def test_operators_do_the_same_work():
     """The lifted non-local means is the explicit one; all have one shape."""
     q, k, v = torch.randn(3, 1, benchmark.HEADS, 196, benchmark.HEAD_DIM)
-    results = {name: f(q, k, v) for name, f in benchmark.operators((14, 14), "cpu").items()}
+    results = {
+        name: f(q, k, v) for name, f in benchmark.build_cases("operators", benchmark.OperatorWork((14, 14), "cpu")).items()
+    }
     torch.testing.assert_close(results["non-local means"], results["explicit distances + softmax"], rtol=1e-4, atol=1e-5)
     assert {tuple(r.shape) for r in results.values()} == {(1, 196, 384)}
 
@@ -32,7 +58,7 @@ def test_command_writes_json(tmp_path, capsys):
     file = tmp_path / "b.json"
     cli.main(["benchmark", "--what", "operators", "--tokens", "196", "--runs", "2", "--output", str(file)])
     content = json.loads(file.read_text())
-    assert len(content["operators"]) == 2 * len(benchmark.operators((14, 14), "cpu"))
+    assert len(content["operators"]) == 2 * len(benchmark.build_cases("operators", benchmark.OperatorWork((14, 14), "cpu")))
     assert content["environment"]["versions"]["torch"] == torch.__version__
     assert "bilateral" in capsys.readouterr().out
 
@@ -53,7 +79,9 @@ def test_filters_beside_their_peers(tmp_path):
 
 def test_both_loops_train(tmp_path):
     """The same batches and updates: after an epoch the weights agree."""
-    steps = benchmark._loops(["data.train_images=256", "run.batch_size=64"], tmp_path, "cpu")
+    steps = benchmark.build_cases(
+        "training", benchmark.TrainingWork(["data.train_images=256", "run.batch_size=64"], tmp_path, "cpu")
+    )
     trainers = [
         next(c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, Trainer)) for step in steps.values()
     ]
@@ -80,7 +108,7 @@ def test_memory_of_a_model():
 
 
 def test_evaluations_count_the_same(tmp_path):
-    steps = benchmark._evaluations(tmp_path, "cpu")
+    steps = benchmark.build_cases("evaluation", benchmark.EvaluationWork(tmp_path, "cpu"))
     assert steps["timm's loop"]() == steps["evaluator"]()["clean"].correct.sum()
 
 
