@@ -50,8 +50,10 @@ def add_commands(commands: Any) -> None:
         add_device(p)
         p.set_defaults(function=_compare)
 
-    r = commands.add_parser("recipes", help="list the recipes of the package, or copy one", formatter_class=HelpFormatter)
-    r.add_argument("--copy", metavar="NAME", help="copy this one")
+    r = commands.add_parser("recipes", help="list the recipes of the package, show or copy one", formatter_class=HelpFormatter)
+    one = r.add_mutually_exclusive_group()
+    one.add_argument("--show", metavar="NAME", help="print this one, with all values that it inherits from files it extends")
+    one.add_argument("--copy", metavar="NAME", help="copy this one, likewise")
     r.add_argument("--to", type=Path, help="where (default: its file name, here)")
     r.set_defaults(function=_recipes)
 
@@ -90,22 +92,39 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from ..files import check_output_file, write_text
-    from ..training import find_recipe, list_recipes
+    if args.to is not None and args.copy is None:
+        raise ValueError(f"--to must come with --copy, got --to {args.to} alone. Add --copy NAME.")
+    if args.copy is not None:
+        _copy(args.copy, args.to)
+    elif args.show is not None:
+        from ..training.recipe import recipe_text
 
-    if args.copy is None:
-        for name, file in list_recipes().items():
-            purpose = file.read_text(encoding="utf-8").partition("Purpose:")[2].partition("\n# Source:")[0]
-            print(f"{name:<44} {' '.join(purpose.replace('#', '').split())}")
-        return
-    path = find_recipe(args.copy)
-    target = args.to or Path(path.name)
+        print(recipe_text(args.show), end="")
+    else:
+        _list()
+
+
+def _list() -> None:
+    from ..training import list_recipes
+
+    for name, file in list_recipes().items():
+        purpose = file.read_text(encoding="utf-8").partition("Purpose:")[2].partition("\n# Source:")[0]
+        print(f"{name:<44} {' '.join(purpose.replace('#', '').split())}")
+
+
+def _copy(name: str, to: Path | None) -> None:
+    from ..files import check_output_file, write_text
+    from ..training import find_recipe
+
+    path = find_recipe(name)
+    target = to or Path(path.name)
     target = target / path.name if target.is_dir() else target
     if target.exists():
         raise FileExistsError(f"{target} exists; give another name with --to.")
     check_output_file(target)
     from ..training import load_recipe
+    from ..training.recipe import recipe_text
 
-    write_text(target, path.read_text(encoding="utf-8"))
+    write_text(target, recipe_text(path))
     command = "train" if load_recipe(path).comparison is None else "compare"
     print(f"Copied to {target}; run it with: imgproc-attn {command} {target}")

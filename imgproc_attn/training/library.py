@@ -10,13 +10,21 @@ def recipe_folders() -> list[Path]:
     return [package / "recipes", package.parent / "recipes"]
 
 
-def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, ``{name: file}``, names as ``imagenet/nlm_vit_tiny_300e``."""
+def packaged_files() -> dict[str, Path]:
+    """The YAML files that come with the package: `list_recipes`, and the base files that these extend."""
     known: dict[str, Path] = {}
     for folder in recipe_folders():
         for file in sorted(folder.rglob("*.yaml")):
             known.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
     return known
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, ``{name: file}``, names as ``imagenet/nlm_vit_tiny_300e``.
+
+    Files whose name begins with ``_`` are left out: they hold values that recipes share, and are no recipes by themselves.
+    """
+    return {name: file for name, file in packaged_files().items() if not file.name.startswith("_")}
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -4,6 +4,7 @@ YAML 1.1, which PyYAML reads by default, takes ``010`` for 8, ``1:30`` for 90, `
 """
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import yaml
 
 MAX_BYTES = 2**18  # of a file; the recipes of the package have less than 4 KiB
 MAX_NODES, MAX_DEPTH = 20_000, 40  # values and keys, with every alias expanded; levels of nesting
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 120  # characters of a value that an error shows
 
 _MERGE = "tag:yaml.org,2002:merge"
 _TYPES = {
@@ -108,6 +112,16 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
+class _SectionDumper(_Dumper):
+    """Writes a list in one line, and a number as the file had it, such as 4/255."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 for _kind, _pattern in _TYPES.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
 for _pattern in (_SCIENTIFIC, _FRACTION, _AMBIGUOUS):
@@ -116,6 +130,7 @@ for _pattern in (_SCIENTIFIC, _FRACTION, _AMBIGUOUS):
 _Loader.add_constructor("!unquoted", lambda loader, node: Unquoted(node.value))
 for _add in (_Dumper.add_representer, _Dumper.add_multi_representer):
     _add(str, _Dumper.represent_text)
+_SectionDumper.add_representer(Unquoted, lambda dumper, text: dumper.represent_scalar("!unquoted", text))
 
 
 def read_yaml(text: str, origin: str) -> Any:
@@ -159,6 +174,35 @@ def read_yaml_file(path: Path) -> Any:
 def write_yaml(content: Any) -> str:
     """Text from which `read_yaml` reads the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def write_section(key: str, value: Any) -> str:
+    """Return text from which `read_yaml` reads ``{key: value}``, for people to read: see `_SectionDumper`."""
+    return yaml.dump({key: value}, Dumper=_SectionDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def check_size(content: Any, origin: str) -> None:
+    """Check the number of values of a recipe that several files make.
+
+    Args:
+        content: As `read_yaml` gives it.
+        origin: Names it in errors.
+
+    Raises:
+        ValueError: There are more than `MAX_NODES`.
+    """
+    left: list[Any] = [content]
+    for _ in range(MAX_NODES):
+        if not left:
+            return
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+    raise ValueError(
+        f"{origin}: a recipe and the files it extends must hold at most {MAX_NODES} values, got more. Extend a smaller file."
+    )
 
 
 def _check_size(node: yaml.Node) -> None:
