@@ -1,5 +1,7 @@
 """Recipes extend other files: values are merged, chains are bounded, and what a run keeps needs no other file."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from runs import SMALL, quiet
 from imgproc_attn import cli
 from imgproc_attn.training import list_recipes, load_recipe
 from imgproc_attn.training.inheritance import MAX_FILES, merge, read_recipe
+from imgproc_attn.training.library import packaged_files
 from imgproc_attn.training.recipe import recipe_text
 from imgproc_attn.training.schema import Recipe
 from imgproc_attn.training.yaml_text import MAX_NODES, read_yaml
@@ -128,6 +131,7 @@ def test_a_file_may_extend_a_recipe_of_the_package_by_name(tmp_path):
         mine = write(tmp_path, mine=f"extends: {extends}\nrun: {{batch_size: 64}}\n")
         before = load_recipe("imagenet/nlm_vit_tiny_300e")
         assert load_recipe(mine) == before.model_copy(update={"run": before.run.model_copy(update={"batch_size": 64})})
+    assert load_recipe(write(tmp_path, mine="extends: imagenet/_deit_300e\ntitle: x\nmodel: {name: y}")).schedule.epochs == 300
     (tmp_path / "imagenet").mkdir()
     write(tmp_path / "imagenet", nlm_vit_tiny_300e=SHARED)
     mine = write(tmp_path, mine="extends: imagenet/nlm_vit_tiny_300e.yaml\n")
@@ -272,3 +276,40 @@ def test_a_run_keeps_all_that_its_recipe_inherits(tmp_path):
         assert "extends" not in yaml.safe_load((folder / "recipe.yaml").read_text())
         assert load_recipe(folder) == recipe
     assert quiet(load_recipe(tmp_path / "run"), tmp_path / "run", resume=True)["test"] == result["test"]
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "recipes" / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"(?m)^    extends: .*\n(    .+\n)+", text).group().replace("\n    ", "\n").strip()
+    found = load_recipe(write(tmp_path, mine=example)).model_dump()
+    expected = load_recipe("imagenet/plain_vit_small_300e").model_dump()
+    expected["title"], expected["schedule"]["epochs"] = "my model, 100 epochs", 100
+    expected["model"] |= {"name": "nlm_vit_small"}
+    del expected["model"]["drop_path_rate"]
+    assert found == expected
+
+
+def leaves(content, place=""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{place}{key}.")
+        elif key != "extends":
+            yield f"{place}{key}", repr(value)
+
+
+@pytest.mark.parametrize("folder", sorted({f.parent for f in packaged_files().values()}), ids=lambda folder: folder.name)
+def test_files_of_a_folder_share_their_values(folder):
+    """Single inheritance leaves a few values in two files, such as the name of a model that has two recipes."""
+    found = Counter(pair for file in folder.glob("*.yaml") for pair in leaves(yaml.safe_load(file.read_text())))
+    repeated = {pair: count for pair, count in found.items() if count > 1}
+    assert sum(repeated.values()) - len(repeated) <= 6, repeated
+
+
+def test_base_files_are_no_recipes_but_some_recipe_extends_each():
+    bases = {name: file for name, file in packaged_files().items() if file.name.startswith("_")}
+    assert bases
+    assert not bases.keys() & list_recipes().keys()
+    extended = {file for path in list_recipes().values() for file in map(Path.resolve, read_recipe(path)[1])}
+    for file in bases.values():
+        assert file.resolve() in extended, f"{file} is of no use"
+        assert re.match("# Purpose: .*not to run\\s", file.read_text().replace("\n#", ""))

@@ -12,10 +12,10 @@ from skimage import data
 from imgproc_attn.data import ALONE, Preparation
 from imgproc_attn.training import find_recipe, list_recipes, load_recipe
 from imgproc_attn.training.building import check, create
-from imgproc_attn.training.recipe import check_recipe
+from imgproc_attn.training.recipe import check_recipe, recipe_text
 from imgproc_attn.training.run import Run
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+RECIPES = sorted(f for f in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if not f.name.startswith("_"))
 NAMES = [
     path.relative_to(path.parents[len(path.parts) - len(Path(__file__).parents[2].parts) - 2]).as_posix() for path in RECIPES
 ]
@@ -151,9 +151,9 @@ def test_overrides():
 
 def test_numbers_as_people_write_them(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(
-        find_recipe("quickstart").read_text().replace("6.0e-3", "6e-3").replace("[0.02, 0.05, 0.1, 0.15]", "[4/255, 0.1]")
-    )
+    text = recipe_text("quickstart").replace("lr: 0.006", "lr: 6e-3")
+    file.write_text(text.replace("[0.02, 0.05, 0.1, 0.15]", "[4/255, 0.1]"))
+    assert "lr: 6e-3" in file.read_text()
     recipe = load_recipe(str(file))
     assert recipe.optimiser.lr == 6e-3
     assert recipe.evaluation.pgd == [4 / 255, 0.1]

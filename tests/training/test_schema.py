@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from imgproc_attn.training import find_recipe, load_recipe
-from imgproc_attn.training.recipe import check_recipe
+from imgproc_attn.training.recipe import check_recipe, recipe_text
 from imgproc_attn.training.schema import Recipe
 
-GOOD = yaml.safe_load(find_recipe("quickstart").read_text())
+GOOD = yaml.safe_load(recipe_text("quickstart"))
 BAD = [
     (lambda c: c["optimiser"].update(learning_rat=1.0), "optimiser.learning_rat: unknown key"),
     (lambda c: c["run"].update(batchsize=1), "run.batchsize: unknown key; did you mean 'batch_size'"),

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from imgproc_attn.cli.arguments import _option
-from imgproc_attn.training import find_recipe, list_recipes, load_recipe
+from imgproc_attn.training import list_recipes, load_recipe
+from imgproc_attn.training.recipe import recipe_text
 from imgproc_attn.training.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, free_value, read_yaml, read_yaml_file, write_yaml
 
 # text that some version of YAML reads as another type, or that a writer may break
@@ -119,7 +120,7 @@ def test_numbers_without_a_schema():
 
 
 def test_models_may_be_called_by_what_looks_like_a_number_or_a_boolean(tmp_path):
-    text = find_recipe("quickstart").read_text()
+    text = recipe_text("quickstart")
     for i, name in enumerate(("on", "off", "1", "010", "null", "2012-01-02")):
         (tmp_path / f"{i}.yaml").write_text(text.replace("    plain:", f"    {name}:"))
         recipe = load_recipe(tmp_path / f"{i}.yaml")
