@@ -28,7 +28,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .bandwidths import at_least_float32
-from .carried import Carried, hand_on
 from .data import ALONE, Images, Preparation
 from .evaluation import NormalizedModel
 from .evaluation.conditions import Condition
@@ -41,6 +40,7 @@ from .filtering import bilateral_filter, non_local_means
 from .filters import SoftmaxFilter
 from .geometry import grid_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
+from .layer_state import LayerState, next_state
 from .layers import FilterAttention
 from .models import FAMILIES
 from .positions import Alibi2D, RelativeTable, SpatialGaussian
@@ -181,8 +181,8 @@ class OperatorWork:
         attn = FilterAttention(nn.Identity(), *parts, nn.Identity()).eval()
 
         def filtered(q, k, v):
-            carried = hand_on(Carried(), k) if attn.carries else None  # any values will do for the layer before
-            return attn((q, k, v), self.geometry, carried=carried)[0]
+            state = next_state(LayerState(), k) if attn.needs_state else None  # any values will do for the layer before
+            return attn((q, k, v), self.geometry, state=state)[0]
 
         return filtered
 

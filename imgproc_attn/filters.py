@@ -4,7 +4,7 @@
 tokens, `WindowedFilter` over a window of pixels.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,6 @@ class SoftmaxFilter(nn.Module):
             weights in each pass of a boosted filter (the fused way draws them anew).
         dropout: Probability of dropping a weight in training.
     """
-
-    fused: Final[bool]
 
     def __init__(self, fused: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
@@ -159,10 +157,9 @@ def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
     TF32 would round them likewise; it is off unless ``torch.backends.cuda.matmul`` says otherwise.
     """
     q, k = at_least_float32(q), at_least_float32(k).transpose(-2, -1)
-    if not torch.jit.is_scripting():  # noqa: SIM102 - scripting leaves out what is behind this condition alone
-        if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
-            with torch.autocast(q.device.type, enabled=False):
-                return (q @ k) * scale
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return (q @ k) * scale
     return (q @ k) * scale
 
 

@@ -16,15 +16,15 @@ class Geometry(NamedTuple):
         is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).
         num_prefix_tokens: How many tokens in front are no patches.
         grid_size: (height, width) of the grid the patches were taken from, in patches.
-        stream: ``[1 or B, N, C]`` position vectors carried beside the content of the tokens, for positions that are
-            never added to them; zero for prefix tokens. None where no such positions are used.
+        position_embeddings: ``[1 or B, N, C]`` position vectors kept beside the content of the tokens, for positions that
+            are never added to them; zero for prefix tokens. None where no such positions are used.
     """
 
     coordinates: Tensor
     is_patch: Tensor
     num_prefix_tokens: int
     grid_size: tuple[int, int]
-    stream: Tensor | None = None
+    position_embeddings: Tensor | None = None
 
 
 def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor) -> Geometry:
@@ -63,11 +63,11 @@ def keep_patches(geometry: Geometry, keep: Tensor) -> Geometry:
     num_prefix = geometry.num_prefix_tokens
     prefix = torch.arange(num_prefix, device=keep.device).expand(keep.shape[0], -1)
     index = torch.cat([prefix, keep + num_prefix], dim=1)
-    stream = geometry.stream
+    embeddings = geometry.position_embeddings
     return Geometry(
         _take(geometry.coordinates, index),
         geometry.is_patch[: index.shape[1]],
         num_prefix,
         geometry.grid_size,
-        None if stream is None else _take(stream, index),
+        None if embeddings is None else _take(embeddings, index),
     )

@@ -1,7 +1,7 @@
 """Kernels on features: how alike two tokens are, whatever their places.
 
-A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions. One that sets ``carries = True`` is also
-given the values of its layer and what earlier layers hand on, ``(q, k, is_causal, v, carried)``.
+A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions. One that sets ``needs_state = True`` is also
+given the values of its layer and what earlier layers hand on, ``(q, k, is_causal, v, state)``.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .bandwidths import Bandwidth, at_least_float32
-from .carried import Carried
 from .checks import check_flag
+from .layer_state import LayerState
 from .terms import Distance, Terms
 
 
@@ -84,7 +84,7 @@ class Elliptical(nn.Module):
         detach: Stop the gradient at M in training mode, as the published training does; never in evaluation mode.
     """
 
-    carries: ClassVar[bool] = True
+    needs_state: ClassVar[bool] = True
     sees_all: ClassVar[bool] = True
 
     def __init__(self, head_dim: int, mean_scale: bool = False, detach: bool = False) -> None:
@@ -93,13 +93,13 @@ class Elliptical(nn.Module):
         self.mean_scale = check_flag("elliptical: mean_scale", mean_scale)
         self.detach = check_flag("elliptical: detach", detach)
 
-    def forward(self, q: Tensor, k: Tensor, is_causal: bool, v: Tensor, carried: Carried | None) -> Terms:
+    def forward(self, q: Tensor, k: Tensor, is_causal: bool, v: Tensor, state: LayerState | None) -> Terms:
         """Terms of queries, keys and values ``[B, H, N, d]``.
 
         Raises:
             ValueError: No layer in front has handed on its values.
         """
-        m = _metric(v, carried, is_causal, self.mean_scale)
+        m = _metric(v, state, is_causal, self.mean_scale)
         if self.detach and self.training:
             m = m.detach()
         return Terms([q * m.to(q.dtype)], [k], scale=self.scale)
@@ -108,13 +108,13 @@ class Elliptical(nn.Module):
         return f"{'mean' if self.mean_scale else 'max'} scale{', detached in training' if self.detach else ''}"
 
 
-def _metric(v: Tensor, carried: Carried | None, is_causal: bool, mean_scale: bool) -> Tensor:
+def _metric(v: Tensor, state: LayerState | None, is_causal: bool, mean_scale: bool) -> Tensor:
     """The diagonal of M, ``[B, H, 1, d]``, or one a query, ``[B, H, N, d]``, under causality."""
-    previous = None if carried is None else carried.previous
+    previous = None if state is None else state.previous
     if previous is None:
         raise ValueError(
             "Elliptical needs the values of the layer before, and there are none: in the first layer use another kernel; "
-            "outside a model pass each layer's carried= to the next, Carried() to the first."
+            "outside a model pass each layer's state= to the next, LayerState() to the first."
         )
     change = (at_least_float32(v) - at_least_float32(previous)).abs()
     if is_causal:

@@ -89,19 +89,18 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
         if key_bias is None:
             return _side_by_side(terms.q), _side_by_side(terms.k)
         ones, biases = _bias_columns(key_bias, terms.k[0].dtype, terms.q[0].shape[2])
-        return _side_by_side(terms.q + [ones]), _side_by_side(terms.k + [biases])
+        return _side_by_side([*terms.q, ones]), _side_by_side([*terms.k, biases])
     centre = _centre(distance)
-    if torch.jit.is_scripting() or torch.compiler.is_compiling() or is_half(distance.q.dtype) or _is_transformed():
+    if torch.compiler.is_compiling() or is_half(distance.q.dtype) or _is_transformed():
         scaled, centred, bias = _distance_columns(distance, centre)
         ones, biases = _bias_columns(bias if key_bias is None else bias + key_bias, distance.q.dtype, distance.q.shape[2])
-        return _side_by_side(terms.q + [scaled, ones]), _side_by_side(terms.k + [centred, biases])
+        return _side_by_side([*terms.q, scaled, ones]), _side_by_side([*terms.k, centred, biases])
     front_q = torch.cat(terms.q, dim=-1) if len(terms.q) > 0 else None
     front_k = torch.cat(terms.k, dim=-1) if len(terms.k) > 0 else None
     lift_distance = _LiftDistance.apply if torch.is_grad_enabled() else _LiftDistance.forward
     return lift_distance(front_q, front_k, distance.q, distance.k, centre, distance.scale, key_bias)
 
 
-@torch.jit.unused  # whose names are unknown to TorchScript, which never gets here
 def _is_transformed() -> bool:
     """Whether `torch.func`, forward-mode differentiation or a tracer is at work, which take plain tensor code alone."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()

@@ -94,9 +94,9 @@ def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor
     saves columns.
     """
     dtype = like.dtype
-    if dtype == torch.float16 and not torch.jit.is_scripting():
+    if dtype == torch.float16:
         _check_float16(geometry.grid_size, floor)
-    shift = 16.0 if dtype == torch.float16 else 1.0  # _FLOAT16_SHIFT, which TorchScript cannot read
+    shift = _FLOAT16_SHIFT if dtype == torch.float16 else 1.0
     p = geometry.coordinates[:, None].to(scale.dtype)  # [1 or B, 1, N, 2]
     norm = p * (p * (-1 / shift))
     if scale.shape[-1] == 1:
@@ -106,9 +106,7 @@ def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor
     heads, axes = scale.shape[0], norm.shape[-1]
     flag = (geometry.is_patch * shift).to(dtype)[None, None, :, None].expand(p.shape[0], heads, -1, axes)
     place = p.to(dtype).expand(-1, heads, -1, -1)
-    q: list[Tensor] = []
-    k: list[Tensor] = []
-    key_bias: Tensor | None = None
+    q, k, key_bias = [], [], None
     for part in split_scale(scale, torch.cat([2 * p, norm], dim=-1), dtype):
         q.append(part)  # a whole part at a time: its sum is exact before the next begins
         k.append(place)
@@ -144,10 +142,10 @@ class UntiedPositions(nn.Module):
     log-weights begin 2,500 times flatter than content's (timm draws positions of standard deviation 0.02), and how
     sharp they become is up to the optimiser's step size.
 
-    The positions are not added to the tokens but carried beside them (`Geometry.stream`) and projected in each layer, so
-    that a score is content similarity plus position similarity: the product of two kernels of the bilateral filter, with
-    dot products for distances. One reading of arXiv 2506.10371 ("BSA-dot" in its terms, whose exact text is not public),
-    close to the untied positions of TUPE and DeBERTa; named by its formula, not as that paper's method.
+    The positions are not added to the tokens but kept beside them (`Geometry.position_embeddings`) and projected in each
+    layer, so that a score is content similarity plus position similarity: the product of two kernels of the bilateral
+    filter, with dot products for distances. One reading of arXiv 2506.10371 ("BSA-dot" in its terms, whose exact text is
+    not public), close to the untied positions of TUPE and DeBERTa; named by its formula, not as that paper's method.
 
     Doubles the columns of the filter, so its cost is that of a head twice as wide.
 
@@ -165,10 +163,10 @@ class UntiedPositions(nn.Module):
         self.qk = nn.Linear(embed_dim, 2 * num_heads * head_dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, geometry: Geometry, like: Tensor) -> Terms:
-        stream = _stream(geometry)
-        batch, length, dim = stream.shape
-        stream = F.layer_norm(stream, (dim,))  # a zero vector, of a prefix token, stays zero
-        qk = self.qk(stream).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        embeddings = _position_embeddings(geometry)
+        batch, length, dim = embeddings.shape
+        embeddings = F.layer_norm(embeddings, (dim,))  # a zero vector, of a prefix token, stays zero
+        qk = self.qk(embeddings).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = qk.unbind(0)
         return Terms([q.to(like.dtype)], [k.to(like.dtype)], scale=self.head_dim**-0.5)
 
@@ -364,15 +362,18 @@ def _add_waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
     return x + (_at_places(table, geometry) * geometry.is_patch[:, None]).to(x.dtype)
 
 
-def _stream(geometry: Geometry) -> Tensor:
-    stream = geometry.stream
-    if stream is None:
-        raise ValueError("Untied positions need Geometry.stream, which is None; build the model with positions='untied'.")
-    return stream
+def _position_embeddings(geometry: Geometry) -> Tensor:
+    embeddings = geometry.position_embeddings
+    if embeddings is None:
+        raise ValueError(
+            "Geometry.position_embeddings must be a tensor for untied positions, got None. Build the model with "
+            "positions='untied'."
+        )
+    return embeddings
 
 
 torch.fx.wrap("_spatial_terms")
-torch.fx.wrap("_stream")
+torch.fx.wrap("_position_embeddings")
 torch.fx.wrap("_look_up")
 torch.fx.wrap("_laplace")
 torch.fx.wrap("_turn")

@@ -5,22 +5,22 @@ A rule on the values v and on the filter A, written as a recurrence that starts 
     w <- v;   repeat `steps` times:   w <- operand(u, v, w),   u <- update(u, A w)
 
 so its cost shows, ``steps`` more applications of A, and for frozen weights each rule is a polynomial in A. Rules may then
-add what earlier layers carry, ``u <- feedback(u, v, carried)``. All preserve constants (A does), and with gate 0 are plain
+add what earlier layers carry, ``u <- feedback(u, v, state)``. All preserve constants (A does), and with gate 0 are plain
 filtering.
 
 The same rules serve in two places. In a layer, A is frozen: its weights are computed once and applied again. Around a layer, as
-the *stream* of a block, A is the whole branch (norm, attention, projection) and is estimated anew on each operand.
+the *block residual*, A is the whole branch (norm, attention, projection) and is estimated anew on each operand.
 """
 
 import math
 import warnings
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .carried import Carried
 from .checks import check_number
 from .gates import Gate
+from .layer_state import LayerState
 
 
 class Residual(nn.Module):
@@ -30,16 +30,15 @@ class Residual(nn.Module):
         steps: How often A is applied again.
     """
 
-    steps: Final[int]
-    carries: ClassVar[bool] = False
+    needs_state: ClassVar[bool] = False
     """Whether `feedback` or `entry` needs what earlier layers hand on."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
 
-    def entry(self, v: Tensor, carried: Carried | None) -> Tensor:
-        """What is filtered first; only streams ask. A filter's rule must leave it alone."""
+    def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
+        """What is filtered first; only block residuals ask. A filter's rule must leave it alone."""
         return v
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -50,8 +49,8 @@ class Residual(nn.Module):
         """The next estimate, from this one and the filtered operand."""
         return u
 
-    def feedback(self, u: Tensor, v: Tensor, carried: Carried | None) -> Tensor:
-        """The estimate with what earlier layers add; only filters ask. A stream's rule must leave it alone."""
+    def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
+        """The estimate with what earlier layers add; only filters ask. A block residual must leave it alone."""
         return u
 
     def extra_repr(self) -> str:
@@ -69,7 +68,7 @@ class Boosting(Residual):
     """Base of the rules with a gate.
 
     Args:
-        num_heads: Number of heads; 1 for a stream.
+        num_heads: Number of heads; 1 for a block residual.
         steps: How often A is applied again.
         gate: Strength g; 1 is the published one, 0 is plain filtering.
         learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
@@ -87,7 +86,7 @@ class Iterated(Boosting):
     """Base of the rules that apply A again.
 
     Args:
-        num_heads: Number of heads; 1 for a stream.
+        num_heads: Number of heads; 1 for a block residual.
         steps: k, at least 1.
         gate: Strength g; 1 is the published one, 0 is plain filtering.
         learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
@@ -113,7 +112,7 @@ class Twicing(Iterated):
     ``1 - (1 - a)^(k + 1)``.
 
     Args:
-        num_heads: Number of heads; 1 for a stream.
+        num_heads: Number of heads; 1 for a block residual.
         steps: k, at least 1.
         gate: Strength g; 1 is the published one, 0 is plain filtering.
         learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
@@ -136,7 +135,7 @@ class Bregman(Iterated):
     an A estimated anew.
 
     Args:
-        num_heads: Number of heads; 1 for a stream.
+        num_heads: Number of heads; 1 for a block residual.
         steps: k, at least 1.
         gate: Strength g of the step, ``u + g (A (v + r) - u)``; 0 is plain filtering.
         learned: Whether g is a parameter.
@@ -159,7 +158,7 @@ class SOS(Iterated):
     pass does, for rho < 0 less.
 
     Args:
-        num_heads: Number of heads; 1 for a stream.
+        num_heads: Number of heads; 1 for a block residual.
         steps: k, at least 1.
         rho: How much of the estimate strengthens the input. A negative rho sharpens.
         tau: Step length in (0, 2). Below ``2 / max(1, 1 + 2 rho)``, for rho > -1/2, the recurrence converges for any
@@ -222,13 +221,13 @@ class NeuTRENO(Boosting):
         ValueError: ``gate`` is not finite.
     """
 
-    carries: ClassVar[bool] = True
+    needs_state: ClassVar[bool] = True
 
     def __init__(self, num_heads: int, gate: float = 0.6, learned: bool = False, device=None, dtype=None) -> None:
         super().__init__(num_heads, 0, gate, learned, device, dtype)
 
-    def feedback(self, u: Tensor, v: Tensor, carried: Carried | None) -> Tensor:
-        first = needed(carried, "NeuTRENO").first
+    def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
+        first = needed(state, "NeuTRENO").first
         return u if first is None else u + self.gate(first - v)
 
 
@@ -250,7 +249,7 @@ class PID(Boosting):
         ValueError: A gain is not finite.
     """
 
-    carries: ClassVar[bool] = True
+    needs_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -271,9 +270,9 @@ class PID(Boosting):
         self.integral = float(integral)
         self.derivative = float(derivative)
 
-    def feedback(self, u: Tensor, v: Tensor, carried: Carried | None) -> Tensor:
-        carried = needed(carried, "PID")
-        first, previous, drift = carried.first, carried.previous, carried.drift
+    def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
+        state = needed(state, "PID")
+        first, previous, drift = state.first, state.previous, state.drift
         if first is None or previous is None or drift is None:
             return u
         error = first - v
@@ -291,33 +290,33 @@ class L2Boosting(Boosting):
     ``(1 - g) z + g (y - z)``. The first block, where y - z vanishes, is plain.
 
     Args:
-        num_heads: 1; streams have no heads.
-        gate: g; 1 is the published rule, 0 the plain stream.
+        num_heads: 1; block residuals have no heads.
+        gate: g; 1 is the published rule, 0 the plain residual.
         learned: Whether g is a parameter.
 
     Raises:
         ValueError: ``gate`` is not finite.
     """
 
-    carries: ClassVar[bool] = True
+    needs_state: ClassVar[bool] = True
 
     def __init__(self, num_heads: int = 1, gate: float = 1.0, learned: bool = False, device=None, dtype=None) -> None:
         super().__init__(num_heads, 0, gate, learned, device, dtype)
 
-    def entry(self, v: Tensor, carried: Carried | None) -> Tensor:
-        reference = needed(carried, "L2Boosting").tokens
+    def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
+        reference = needed(state, "L2Boosting").tokens
         return v if reference is None else v + self.gate(reference - 2 * v)
 
 
-def needed(carried: Carried | None, who: str) -> Carried:
-    """``carried``, which ``who`` cannot do without.
+def needed(state: LayerState | None, who: str) -> LayerState:
+    """``state``, which ``who`` cannot do without.
 
     Raises:
         ValueError: It is None.
     """
-    if carried is None:
+    if state is None:
         raise ValueError(
-            who + " needs what earlier layers hand on, but carried= is None; pass Carried() to the first layer, and what "
+            who + " needs what earlier layers hand on, but state= is None; pass LayerState() to the first layer, and what "
             "each layer returns to the next."
         )
-    return carried
+    return state

@@ -25,13 +25,13 @@ def filter_values(log_weights: Tensor, v: Tensor) -> Tensor:
     return log_weights.softmax(-1).to(v.dtype) @ v
 
 
-def recurrence(residual, apply, v: Tensor, carried=None) -> Tensor:
+def recurrence(residual, apply, v: Tensor, state=None) -> Tensor:
     """Boosting written down: ``u = A v``, then step by step; ``apply`` is A."""
     u, last = apply(v), v
     for _ in range(residual.steps):
         last = residual.operand(u, v, last)
         u = residual.update(u, apply(last))
-    return residual.feedback(u, v, carried)
+    return residual.feedback(u, v, state)
 
 
 def errors(result: Tensor, exact: Tensor) -> tuple[float, float]:

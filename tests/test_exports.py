@@ -54,20 +54,9 @@ def test_onnx_and_exported_program(family, tmp_path):
 
 def test_a_converted_model_exports_too():
     model = imgproc_attn.from_timm(
-        timm.create_model("test_vit"), positions=["rotary", "alibi"], residual="pid", stream="sos"
+        timm.create_model("test_vit"), positions=["rotary", "alibi"], residual="pid", block_residual="sos"
     ).eval()
     x = torch.randn(2, 3, *model.patch_embed.img_size)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     y = torch.randn(5, 3, *model.patch_embed.img_size)
     assert_as_exact(program.module()(y), model, y)
-
-
-@pytest.mark.parametrize("family", ["bilateral_vit", "neutreno_vit"])  # timm's contract has the others
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")  # torch would have everybody leave
-def test_torchscript(family, tmp_path):
-    seeding.seed()
-    model = sharpened(timm.create_model(f"test_{family}"))
-    x, file = photographs(model), str(tmp_path / "model.pt")
-    torch.jit.script(model).save(file)
-    assert_as_exact(torch.jit.trace(model, x)(x), model, x)
-    assert_as_exact(torch.jit.load(file)(x), model, x)

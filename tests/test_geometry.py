@@ -26,5 +26,5 @@ def test_keep_patches():
     assert torch.equal(kept.coordinates[:, :2], torch.zeros(2, 2, 2))
     for b in range(2):
         assert torch.equal(kept.coordinates[b, 2:], geometry.coordinates[0, 2 + keep[b]])
-        assert torch.equal(kept.stream[b, 2:], stream[0, 2 + keep[b]])
+        assert torch.equal(kept.position_embeddings[b, 2:], stream[0, 2 + keep[b]])
     assert kept.is_patch.tolist() == [0, 0, 1, 1, 1]

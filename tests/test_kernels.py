@@ -5,10 +5,10 @@ import torch
 from reference import squared_distances
 from torch.nn.functional import scaled_dot_product_attention
 
-from imgproc_attn.carried import Carried, hand_on
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.layer_state import LayerState, next_state
 from imgproc_attn.positions import SpatialGaussian
 from imgproc_attn.terms import Terms, product
 
@@ -149,13 +149,13 @@ def test_elliptical_is_its_formula(mean_scale):
     m = torch.stack([(v[:, :, i] - previous[:, :, i]).abs() for i in range(v.shape[2])]).sum(0) / 5  # the published delta
     m = m / (m.mean(-1, keepdim=True) if mean_scale else m.max(-1, keepdim=True).values)
     expected = torch.einsum("bhid,bhd,bhjd->bhij", q, m, k) / 8**0.5
-    a = SoftmaxFilter().weights(Elliptical(8, mean_scale)(q, k, False, v, hand_on(Carried(), previous)))
+    a = SoftmaxFilter().weights(Elliptical(8, mean_scale)(q, k, False, v, next_state(LayerState(), previous)))
     torch.testing.assert_close(a, expected.softmax(-1), rtol=1e-10, atol=1e-12)
 
 
 def test_elliptical_without_change_is_the_dot_product():
     q, k, v = operands()
-    terms = Elliptical(8)(q, k, False, v, hand_on(Carried(), v))
+    terms = Elliptical(8)(q, k, False, v, next_state(LayerState(), v))
     assert torch.equal(SoftmaxFilter().weights(terms), SoftmaxFilter().weights(DotProduct(8)(q, k)))
 
 
@@ -166,7 +166,7 @@ def test_elliptical_under_causality_knows_no_later_token():
     filter, kernel = SoftmaxFilter(), Elliptical(8)
 
     def rows(q, k, v, previous):
-        return filter.weights(kernel(q, k, True, v, hand_on(Carried(), previous)), is_causal=True) @ v
+        return filter.weights(kernel(q, k, True, v, next_state(LayerState(), previous)), is_causal=True) @ v
 
     before = rows(q, k, v, previous)
     for tensor in (q, k, v, previous):
@@ -177,8 +177,8 @@ def test_elliptical_under_causality_knows_no_later_token():
 
 def test_the_last_causal_metric_is_the_full_one():
     q, k, v = operands()
-    carried = hand_on(Carried(), torch.randn_like(v))
-    causal, full = (Elliptical(8)(q, k, c, v, carried).q[0][:, :, -1] for c in (True, False))
+    state = next_state(LayerState(), torch.randn_like(v))
+    causal, full = (Elliptical(8)(q, k, c, v, state).q[0][:, :, -1] for c in (True, False))
     torch.testing.assert_close(causal, full, rtol=1e-12, atol=1e-12)
 
 
@@ -188,7 +188,7 @@ def test_gradient_flows_through_the_metric(mean_scale):
     kernel, filter = Elliptical(3, mean_scale), SoftmaxFilter()
 
     def function(q, k, v, previous):
-        return filter.weights(kernel(q, k, False, v, hand_on(Carried(), previous)))
+        return filter.weights(kernel(q, k, False, v, next_state(LayerState(), previous)))
 
     assert torch.autograd.gradcheck(function, (q, k, v, previous))
 
@@ -199,11 +199,11 @@ def test_detached_in_training_never_in_evaluation():
     previous = torch.randn_like(v).requires_grad_()
     for training, detach, flows in [(True, True, False), (False, True, True), (True, False, True)]:
         kernel = Elliptical(8, detach=detach).train(training)
-        assert kernel(q, k, False, v, hand_on(Carried(), previous)).q[0].requires_grad == flows
+        assert kernel(q, k, False, v, next_state(LayerState(), previous)).q[0].requires_grad == flows
 
 
-@pytest.mark.parametrize("carried", [None, Carried()])
-def test_elliptical_without_a_layer_in_front_is_refused(carried):
+@pytest.mark.parametrize("state", [None, LayerState()])
+def test_elliptical_without_a_layer_in_front_is_refused(state):
     q, k, v = operands()
     with pytest.raises(ValueError, match="Elliptical needs the values of the layer before"):
-        Elliptical(8)(q, k, False, v, carried)
+        Elliptical(8)(q, k, False, v, state)

@@ -4,10 +4,10 @@ import timm.models.vision_transformer
 import torch
 from torch import nn
 
-from imgproc_attn.carried import Carried
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.layer_state import LayerState
 from imgproc_attn.layers import FilterAttention, FilterBlock
 from imgproc_attn.positions import SpatialGaussian
 from imgproc_attn.projections import QueryKeyValue
@@ -90,14 +90,18 @@ def test_flip_equivariance():
     torch.testing.assert_close(attn(flipped, geometry)[0], expected)
 
 
-def block(stream=None, residual=None, **kwargs):
+def block(block_residual=None, residual=None, **kwargs):
     return FilterBlock(
-        layer(residual=residual, **kwargs), timm.layers.Mlp(24, 96), nn.LayerNorm(24), nn.LayerNorm(24), stream=stream
+        layer(residual=residual, **kwargs),
+        timm.layers.Mlp(24, 96),
+        nn.LayerNorm(24),
+        nn.LayerNorm(24),
+        block_residual=block_residual,
     ).double()
 
 
 @pytest.mark.parametrize(
-    ("stream", "formula"),
+    ("block_residual", "formula"),
     [
         (Plain(), lambda f, z, y: f(z)),
         (Twicing(1), lambda f, z, y: f(z) + f(z - f(z))),
@@ -108,58 +112,58 @@ def block(stream=None, residual=None, **kwargs):
     ],
     ids=["plain", "twicing", "gated twicing", "sos", "bregman", "l2 boosting"],
 )
-def test_streams_are_their_formulas(stream, formula):
+def test_block_residuals_are_their_formulas(block_residual, formula):
     """z + ... with f the whole branch, estimated anew on each operand; y the tokens that entered the first block."""
     z, y = torch.randn(2, 2, 10, 24, dtype=torch.float64)
-    geometry, subject = grid_geometry(3, 3, 1, z), block(stream)
+    geometry, subject = grid_geometry(3, 3, 1, z), block(block_residual)
 
     def f(x):
         return subject.attn(subject.norm1(x), geometry)[0]
 
     expected = z + formula(f, z, y)
     expected = expected + subject.mlp(subject.norm2(expected))
-    result, _ = subject(z, geometry, carried=Carried(tokens=y))
+    result, _ = subject(z, geometry, state=LayerState(tokens=y))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_handed_on():
     """The first layer's values, the previous ones, the drift between them, and the tokens of the first block."""
     x = torch.randn(1, 10, 24, dtype=torch.float64)
-    geometry, carried, tokens, values = grid_geometry(3, 3, 1, x), Carried(), [], []
-    for stream in (None, Twicing(1), None):
-        subject = block(stream, NeuTRENO(3))
+    geometry, state, tokens, values = grid_geometry(3, 3, 1, x), LayerState(), [], []
+    for rule in (None, Twicing(1), None):
+        subject = block(rule, NeuTRENO(3))
         tokens.append(x)
         values.append(subject.attn.qkv(subject.norm1(x))[2])
-        x, carried = subject(x, geometry, carried=carried)
-    assert torch.equal(carried.tokens, tokens[0])
-    torch.testing.assert_close(carried.first, values[0])
-    torch.testing.assert_close(carried.previous, values[2])
-    torch.testing.assert_close(carried.drift, values[0] - values[1] + values[0] - values[2])
+        x, state = subject(x, geometry, state=state)
+    assert torch.equal(state.tokens, tokens[0])
+    torch.testing.assert_close(state.first, values[0])
+    torch.testing.assert_close(state.previous, values[2])
+    torch.testing.assert_close(state.drift, values[0] - values[1] + values[0] - values[2])
 
 
 def test_nothing_is_handed_on_where_nothing_is_carried():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
-    _, carried = block()(x, grid_geometry(3, 3, 1, x))
-    assert carried is None
+    _, state = block()(x, grid_geometry(3, 3, 1, x))
+    assert state is None
 
 
 def test_state_asked_where_there_is_none():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
     geometry = grid_geometry(3, 3, 1, x)
     for subject in (block(residual=PID(3)), block(kernel=Elliptical(8)), block(L2Boosting())):
-        with pytest.raises(ValueError, match=r"needs .*carried="):
+        with pytest.raises(ValueError, match=r"needs .*state="):
             subject(x, geometry)
 
 
 def test_elliptical_refuses_masks_by_name():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
     with pytest.raises(ValueError, match="attn_mask: this kernel's metric is taken from all tokens"):
-        block(kernel=Elliptical(8))(x, grid_geometry(3, 3, 1, x), torch.ones(10, 10, dtype=torch.bool), carried=Carried())
+        block(kernel=Elliptical(8))(x, grid_geometry(3, 3, 1, x), torch.ones(10, 10, dtype=torch.bool), state=LayerState())
 
 
 def test_a_dropped_path_hands_its_values_on():
     x = torch.randn(3, 10, 24, dtype=torch.float64)
     dropped = timm.layers.DropPath(0.999999)
     subject = FilterBlock(layer(), nn.Identity(), nn.LayerNorm(24), nn.LayerNorm(24), drop_path1=dropped).double().train()
-    _, carried = subject(x, grid_geometry(3, 3, 1, x), carried=Carried())
-    torch.testing.assert_close(carried.first, subject.attn.qkv(subject.norm1(x))[2])
+    _, state = subject(x, grid_geometry(3, 3, 1, x), state=LayerState())
+    torch.testing.assert_close(state.first, subject.attn.qkv(subject.norm1(x))[2])

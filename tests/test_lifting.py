@@ -9,10 +9,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imgproc_attn import lifting
-from imgproc_attn.carried import Carried, hand_on
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.layer_state import LayerState, next_state
 from imgproc_attn.lifting import lift, split_scale, split_value
 from imgproc_attn.positions import Alibi2D, Rotary, SpatialGaussian
 from imgproc_attn.residuals import PID, SOS, Bregman, NeuTRENO, Twicing
@@ -112,7 +112,7 @@ def _elliptical(q, k, v, geometry, previous):
         change = (v.to(to) - previous.to(to)).abs().mean(2, keepdim=True)
         return (q.to(to) * change / change.amax(-1, keepdim=True)) @ k.to(to).mT / 8
 
-    return Elliptical(64)(q, k, False, v, hand_on(Carried(), previous)), log_weights
+    return Elliptical(64)(q, k, False, v, next_state(LayerState(), previous)), log_weights
 
 
 def _with_positions(positions, log_positions):
@@ -177,7 +177,7 @@ def test_error_of_boosting(residual, dtype):
     previous = torch.randn_like(v)
 
     def boost(apply, v, previous):
-        return recurrence(residual, apply, v, hand_on(hand_on(Carried(), previous), v / 2))
+        return recurrence(residual, apply, v, next_state(next_state(LayerState(), previous), v / 2))
 
     def weights(to):
         return (q.to(to) @ k.to(to).mT / 8).softmax(-1)

@@ -7,17 +7,17 @@ import pytest
 import torch
 from reference import recurrence
 
-from imgproc_attn.carried import Carried, hand_on
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.kernels import DotProduct, GaussianRange
+from imgproc_attn.layer_state import LayerState, next_state
 from imgproc_attn.residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def boost(residual, a, v, carried=None):
+def boost(residual, a, v, state=None):
     """The recurrence, with a matrix for A."""
-    return recurrence(residual, lambda x: a @ x, v, carried)
+    return recurrence(residual, lambda x: a @ x, v, state)
 
 
 @pytest.fixture
@@ -127,17 +127,17 @@ def test_sos_warns_where_it_may_diverge(rho, tau):
 
 def carried_of(layers):
     """What layers with these values hand on."""
-    carried = Carried()
+    state = LayerState()
     for v in layers:
-        carried = hand_on(carried, v)
-    return carried
+        state = next_state(state, v)
+    return state
 
 
 def test_neutreno(matrix, v):
     first, middle = torch.randn(2, *v.shape, dtype=torch.float64)
-    carried = carried_of([first, middle])
-    torch.testing.assert_close(boost(NeuTRENO(2), matrix, v, carried), matrix @ v + 0.6 * (first - v), **EXACT)
-    assert torch.equal(boost(NeuTRENO(2), matrix, v, Carried()), matrix @ v)  # the first layer is plain
+    state = carried_of([first, middle])
+    torch.testing.assert_close(boost(NeuTRENO(2), matrix, v, state), matrix @ v + 0.6 * (first - v), **EXACT)
+    assert torch.equal(boost(NeuTRENO(2), matrix, v, LayerState()), matrix @ v)  # the first layer is plain
 
 
 def test_pid(matrix, v):
@@ -148,14 +148,12 @@ def test_pid(matrix, v):
     expected = matrix @ v + 0.7 * errors[3] + 0.4 * sum(errors[1:]) + 0.2 * (errors[3] - errors[2])
     torch.testing.assert_close(boost(PID(2, **gains), matrix, v, carried_of(values[:3])), expected, **EXACT)
     torch.testing.assert_close(boost(PID(2, **gains, gate=0.5), matrix, v, carried_of(values[:3])), (expected + matrix @ v) / 2)
-    assert torch.equal(boost(PID(2), matrix, v, Carried()), matrix @ v)
+    assert torch.equal(boost(PID(2), matrix, v, LayerState()), matrix @ v)
 
 
 def test_proportional_alone_is_neutreno(matrix, v):
-    carried = carried_of(torch.randn(3, *v.shape, dtype=torch.float64))
-    torch.testing.assert_close(
-        boost(PID(2, 0.6, 0.0, 0.0), matrix, v, carried), boost(NeuTRENO(2), matrix, v, carried), **EXACT
-    )
+    state = carried_of(torch.randn(3, *v.shape, dtype=torch.float64))
+    torch.testing.assert_close(boost(PID(2, 0.6, 0.0, 0.0), matrix, v, state), boost(NeuTRENO(2), matrix, v, state), **EXACT)
 
 
 @pytest.mark.parametrize("rule", [NeuTRENO, PID])
@@ -166,11 +164,11 @@ def test_state_asked_where_there_is_none(matrix, v, rule):
 
 def test_l2_boosting_of_a_stream():
     z, y = torch.randn(2, 2, 5, 8, dtype=torch.float64)
-    carried = Carried(tokens=y)
-    assert torch.equal(L2Boosting().entry(z, Carried()), z)  # the first block is plain
-    torch.testing.assert_close(L2Boosting().entry(z, carried), y - z, **EXACT)
-    torch.testing.assert_close(L2Boosting(gate=0.25).entry(z, carried), 0.75 * z + 0.25 * (y - z), **EXACT)
-    assert torch.equal(L2Boosting(gate=0.0, learned=True).entry(z.float(), Carried(tokens=y.float())), z.float())
+    state = LayerState(tokens=y)
+    assert torch.equal(L2Boosting().entry(z, LayerState()), z)  # the first block is plain
+    torch.testing.assert_close(L2Boosting().entry(z, state), y - z, **EXACT)
+    torch.testing.assert_close(L2Boosting(gate=0.25).entry(z, state), 0.75 * z + 0.25 * (y - z), **EXACT)
+    assert torch.equal(L2Boosting(gate=0.0, learned=True).entry(z.float(), LayerState(tokens=y.float())), z.float())
     with pytest.raises(ValueError, match="L2Boosting needs"):
         L2Boosting().entry(z, None)
 
@@ -195,8 +193,8 @@ def test_gate_zero_is_plain_filtering(matrix, v, rule, learned):
 @pytest.mark.parametrize("rule", [Twicing, Bregman, SOS, NeuTRENO, PID])
 def test_learned_gates_get_their_gradient(matrix, v, rule):
     residual = rule(2, gate=0.7, learned=True, dtype=torch.float64)
-    carried = carried_of(torch.randn(2, *v.shape).double())
-    assert torch.autograd.gradcheck(lambda *_: boost(residual, matrix, v, carried), tuple(residual.parameters()))
+    state = carried_of(torch.randn(2, *v.shape).double())
+    assert torch.autograd.gradcheck(lambda *_: boost(residual, matrix, v, state), tuple(residual.parameters()))
 
 
 @pytest.mark.parametrize("rule", [Twicing, Bregman, SOS])

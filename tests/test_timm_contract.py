@@ -29,12 +29,12 @@ pytestmark = [
 SMALLEST = [f"test_{family}" for family in FAMILIES]
 NAMES = SMALLEST + [f"{family}_tiny" for family in FAMILIES]
 
-# (function, batch size). The `std` configuration test is for convolutional networks; `non_std` is the transformers'.
+# (function, batch size). The `std` configuration test is for convolutional networks; `non_std` is the transformers'. Left out:
+# `test_model_forward_torchscript` and `test_model_forward_fx_torchscript`, since torch has deprecated TorchScript.
 TESTS = [
     ("test_model_forward", 1),
     ("test_model_backward", 2),
     ("test_model_default_cfgs_non_std", 1),
-    ("test_model_forward_torchscript", 1),
     ("test_model_forward_features", 1),
     ("test_model_forward_intermediates_features", 1),
     ("test_model_forward_intermediates", 1),
@@ -42,7 +42,6 @@ TESTS = [
     ("test_prune_intermediate_layers_params_used", None),
     ("test_model_forward_fx", 1),
     ("test_model_backward_fx", 2),
-    ("test_model_forward_fx_torchscript", 1),
 ]
 
 

@@ -1,14 +1,13 @@
 """The one attention layer: a projection, a kernel, positions, a filter and a residual, composed."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from ..carried import Carried, hand_on
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry
+from ..layer_state import LayerState, next_state
 from ..residuals import Residual
 from ..terms import Terms, product
 
@@ -33,15 +32,11 @@ class FilterAttention(nn.Module):
         proj_drop: Dropout after the output projection.
 
     Raises:
-        ValueError: ``residual`` is a rule for streams alone.
+        ValueError: ``residual`` is a rule for blocks only.
 
     Attributes:
-        carries: Whether the layer needs what earlier layers hand on.
+        needs_state: Whether the layer needs what earlier layers hand on.
     """
-
-    carries: Final[bool]
-    kernel_carries: Final[bool]
-    sees_all: Final[bool]
 
     def __init__(
         self,
@@ -58,18 +53,17 @@ class FilterAttention(nn.Module):
     ) -> None:
         super().__init__()
         if type(residual).entry is not Residual.entry:
-            raise ValueError(
-                f"residual: {type(residual).__name__} changes what is filtered first, which only streams ask; give stream=."
-            )
+            name = type(residual).__name__
+            raise ValueError(f"residual must be a rule for filters, got {name}, a rule for blocks. Give block_residual=.")
         self.qkv = qkv
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
         self.kernel = kernel
-        self.kernel_carries = bool(getattr(kernel, "carries", False))
+        self.kernel_needs_state = bool(getattr(kernel, "needs_state", False))
         self.sees_all = bool(getattr(kernel, "sees_all", False))
         self.rotations = nn.ModuleList(p for p in positions if hasattr(p, "rotate"))
         self.positions = nn.ModuleList(p for p in positions if not hasattr(p, "rotate"))
-        self.carries = self.kernel_carries or residual.carries
+        self.needs_state = self.kernel_needs_state or residual.needs_state
         self.filter = filter
         self.residual = residual
         self.norm = norm or nn.Identity()
@@ -82,8 +76,8 @@ class FilterAttention(nn.Module):
         geometry: Geometry,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        carried: Carried | None = None,
-    ) -> tuple[Tensor, Carried | None]:
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, LayerState | None]:
         """Filter the tokens.
 
         Args:
@@ -91,24 +85,24 @@ class FilterAttention(nn.Module):
             geometry: Their positions.
             attn_mask: Boolean (True: may be seen) or additive, broadcastable to ``[B, H, N, N]``.
             is_causal: Token i sees tokens 0 to i only.
-            carried: What the layer before returned, `Carried()` for the first; None where no layer of the model carries.
+            state: What the layer before returned, `LayerState()` for the first; None where no layer of the model carries.
 
         Returns:
-            The filtered tokens, and what to hand to the next layer: None if ``carried`` is.
+            The filtered tokens, and what to hand to the next layer: None if ``state`` is.
 
         Raises:
             ValueError: A part needs what earlier layers hand on, or cannot obey a mask.
         """
         q, k, v = self.qkv(x)
-        operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, carried), attn_mask, is_causal)
+        operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, state), attn_mask, is_causal)
         u = self.filter.smooth(operator, v)
         last = v
         for _ in range(self.residual.steps):
             last = self.residual.operand(u, v, last)
             u = self.residual.update(u, self.filter.smooth(operator, last))
-        u = self.residual.feedback(u, v, carried)
+        u = self.residual.feedback(u, v, state)
         u = u.transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(self.norm(u))), hand_on(carried, v)
+        return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
 
     def terms(
         self,
@@ -118,7 +112,7 @@ class FilterAttention(nn.Module):
         geometry: Geometry,
         attn_mask: Tensor | None,
         is_causal: bool,
-        carried: Carried | None,
+        state: LayerState | None,
     ) -> Terms:
         """Log-weights of all kernels of the layer, in the type of ``v``."""
         q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
@@ -126,26 +120,25 @@ class FilterAttention(nn.Module):
             q, k = rotation.rotate(q, k, geometry)  # type: ignore[operator]
         if self.sees_all:
             _refuse_mask(attn_mask)
-        if self.kernel_carries:
-            terms = self.kernel(q, k, is_causal, v, carried)
+        if self.kernel_needs_state:
+            terms = self.kernel(q, k, is_causal, v, state)
         else:
             terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
             terms = product(positions(geometry, v), terms)
         return terms
 
-    @torch.jit.ignore
     def weights(
         self,
         x: Tensor,
         geometry: Geometry,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        carried: Carried | None = None,
+        state: LayerState | None = None,
     ) -> Tensor:
         """The dense filter A ``[B, H, N, N]`` of tokens ``x``, before boosting; whatever ``fused`` is."""
         q, k, v = self.qkv(x)
-        terms = self.terms(q, k, v, geometry, attn_mask, is_causal, carried)
+        terms = self.terms(q, k, v, geometry, attn_mask, is_causal, state)
         return self.filter.weights(terms, attn_mask, is_causal)
 
 

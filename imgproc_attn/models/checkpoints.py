@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 _TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of their rows in a position table
 _BLOCK = re.compile(r"blocks\.\d+\.")
 # where the seams keep what a plain vision transformer does not have
-_SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|stream)\.")
+_SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|block_residual)\.")
 
 
 def seam_names(model: nn.Module) -> list[str]:

@@ -18,10 +18,10 @@ from ..projections import QueryKeyValue
 from .checkpoints import own_config
 from .filter_vit import FilterVisionTransformer
 from .seams import (
+    BLOCK_RESIDUALS,
     LAYER_POSITIONS,
     MODEL_POSITIONS,
     RESIDUALS,
-    STREAMS,
     Factory,
     LayerSpec,
     Seams,
@@ -43,7 +43,7 @@ def from_timm(
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = None,
     residual: Spec = "plain",
-    stream: Spec = "plain",
+    block_residual: Spec = "plain",
     fused_attn: bool | None = None,
 ) -> FilterVisionTransformer:
     """A filter backbone with the weights and names of a timm vision transformer.
@@ -61,7 +61,7 @@ def from_timm(
         kernel: Kernel on features, as in `FilterVisionTransformer`.
         positions: Kernels on positions beside the model's own absolute positions, which stay.
         residual: Boosting of the filter with its weights frozen.
-        stream: Boosting of the attention branch, the filter estimated anew.
+        block_residual: Boosting of the attention branch, the filter estimated anew.
         fused_attn: As in `FilterVisionTransformer`.
 
     Returns:
@@ -84,7 +84,7 @@ def from_timm(
         kernel,
         [_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in members],
         _start_closed(residual, RESIDUALS, "learned"),
-        _start_closed(stream, STREAMS, "learned"),
+        _start_closed(block_residual, BLOCK_RESIDUALS, "learned"),
         depth,
     )
     fused = use_fused_attn() if fused_attn is None else fused_attn
@@ -96,7 +96,7 @@ def from_timm(
     for module in source.modules():
         if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
             module.training = model.training
-    _rename(source, {"kernel": kernel, "positions": positions, "residual": residual, "stream": stream})
+    _rename(source, {"kernel": kernel, "positions": positions, "residual": residual, "block_residual": block_residual})
     return source
 
 
@@ -116,7 +116,7 @@ def converted_vit(
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = None,
     residual: Spec = "plain",
-    stream: Spec = "plain",
+    block_residual: Spec = "plain",
     fused_attn: bool | None = None,
     pretrained_cfg: Any = None,
     **kwargs: Any,
@@ -133,14 +133,14 @@ def converted_vit(
         kernel: As in `from_timm`.
         positions: As in `from_timm`.
         residual: As in `from_timm`.
-        stream: As in `from_timm`.
+        block_residual: As in `from_timm`.
         fused_attn: As in `from_timm`.
         pretrained_cfg: timm's, of a folder or the hub.
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
     own = own_config(pretrained_cfg, kwargs)
     plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
-    model: Any = from_timm(plain, kernel, positions, residual, stream, fused_attn)
+    model: Any = from_timm(plain, kernel, positions, residual, block_residual, fused_attn)
     model._model_args["source"] = source
     if own is not None:
         model.pretrained_cfg = {**own, "architecture": "converted_vit"}
@@ -180,7 +180,7 @@ def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams, f
         attn.proj_drop.p,
     )
     parts = (block.norm1, block.norm2, block.ls1, block.ls2, block.drop_path1, block.drop_path2)
-    return FilterBlock(converted, block.mlp, *parts, stream=seams.stream_of(layer))
+    return FilterBlock(converted, block.mlp, *parts, block_residual=seams.block_residual_of(layer))
 
 
 def _check_source(model: nn.Module) -> None:

@@ -147,7 +147,7 @@ FAMILIES: Mapping[str, Family] = {
         `plain_vit` with one step of strengthen-operate-subtract around each attention branch (Romano and Elad 2015). The filter
         is estimated again from the operand of the step.
         """,
-        {"kernel": "dot_product", "positions": "absolute", "stream": "sos", **AVERAGE},
+        {"kernel": "dot_product", "positions": "absolute", "block_residual": "sos", **AVERAGE},
     ),
     "bilateral_sos_stream_vit": Family(
         "Bilateral SOS-stream ViT",
@@ -155,7 +155,7 @@ FAMILIES: Mapping[str, Family] = {
         `bilateral_vit` with one step of strengthen-operate-subtract around each attention branch (Romano and Elad 2015). The
         filter is estimated again from the operand of the step.
         """,
-        {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian"), "stream": "sos", **AVERAGE},
+        {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian"), "block_residual": "sos", **AVERAGE},
     ),
 }
 

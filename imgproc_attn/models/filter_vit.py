@@ -14,16 +14,17 @@ from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_in
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..carried import Carried
 from ..checks import check_flag, check_number, check_whole
 from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
+from ..layer_state import LayerState
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
 from .checkpoints import adapt_vit_checkpoint
 from .seams import LayerSpec, Seams, Spec, layer_indices
 
-_OF_HEADS = r"^blocks\.\d+\.(?:attn|stream)\..*\.(?:log_excess|strength|table)$"  # bandwidths, gates, tables of log-weights
+# Bandwidths, gates and tables of log-weights.
+_OF_HEADS = r"^blocks\.\d+\.(?:attn|block_residual)\..*\.(?:log_excess|strength|table)$"
 
 
 class FilterVisionTransformer(VisionTransformer):
@@ -35,8 +36,8 @@ class FilterVisionTransformer(VisionTransformer):
             ``"spatial_gaussian"``, ``"alibi"``, ``"relative_table"``, ``"rotary"``, ``"untied"``; or ``"none"``.
         residual: Boosting of the filter with its weights frozen: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
             ``"neutreno"`` or ``"pid"``.
-        stream: Boosting of the block's attention branch, the filter estimated anew in each step: ``"plain"``, ``"twicing"``,
-            ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
+        block_residual: Boosting of the block's attention branch, the filter estimated again in each step: ``"plain"``,
+            ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
         fused_attn: Whether filters are applied fused or as dense weights. Default: timm's switch (`set_fused_attn`,
             ``TIMM_FUSED_ATTN``), read once, here.
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
@@ -50,7 +51,7 @@ class FilterVisionTransformer(VisionTransformer):
     """
 
     carry_positions: bool
-    carries: bool
+    needs_state: bool
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class FilterVisionTransformer(VisionTransformer):
         kernel: Spec = "dot_product",
         positions: Spec | Iterable[Spec] | None = "absolute",
         residual: Spec = "plain",
-        stream: Spec = "plain",
+        block_residual: Spec = "plain",
         fused_attn: bool | None = None,
         depth: int = 12,
         img_size: int | tuple[int, int] = 224,
@@ -70,7 +71,7 @@ class FilterVisionTransformer(VisionTransformer):
             if name in kwargs:
                 raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
         _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
-        seams = Seams.resolve(kernel, positions, residual, stream, depth)
+        seams = Seams.resolve(kernel, positions, residual, block_residual, depth)
         where = seams.positions
         block_fn = partial(
             build_block,
@@ -102,7 +103,7 @@ class FilterVisionTransformer(VisionTransformer):
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.token_positions = nn.ModuleList(token_positions)
         self.carry_positions = carry_positions
-        self.carries = any(block.carries for block in blocks)
+        self.needs_state = any(block.needs_state for block in blocks)
         self.patch_drop: PatchDropoutWithIndices = PatchDropoutWithIndices(  # type: ignore[assignment]
             patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens
         )
@@ -118,7 +119,7 @@ class FilterVisionTransformer(VisionTransformer):
             height, width = x.shape[1], x.shape[2]
         geometry = grid_geometry(height, width, self.num_prefix_tokens, x)
         if self.carry_positions:
-            geometry = _with_stream(geometry, self._position_stream(height, width))
+            geometry = geometry._replace(position_embeddings=self._position_embeddings(height, width))
             x = self.pos_drop(self._prepend_prefix(x.flatten(1, -2)))
         else:
             x = self._pos_embed(x)
@@ -138,7 +139,7 @@ class FilterVisionTransformer(VisionTransformer):
             tokens.insert(0, self.cls_token.expand(x.shape[0], -1, -1))
         return torch.cat(tokens, dim=1)
 
-    def _position_stream(self, height: int, width: int) -> Tensor:
+    def _position_embeddings(self, height: int, width: int) -> Tensor:
         """The table of untied positions at this grid, zero for prefix tokens."""
         table = self.pos_embed
         assert table is not None  # carried positions have a table
@@ -146,21 +147,21 @@ class FilterVisionTransformer(VisionTransformer):
             table = resample_abs_pos_embed(table, (height, width), self.patch_embed.grid_size, num_prefix_tokens=0)
         return F.pad(table, (0, 0, self.num_prefix_tokens, 0))
 
-    def _nothing_yet(self) -> Carried | None:
+    def _nothing_yet(self) -> LayerState | None:
         """The state before the first block; None where no layer needs any."""
-        if self.carries:
-            return Carried()
+        if self.needs_state:
+            return LayerState()
         return None
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x, geometry = self._embed(x)
-        carried = self._nothing_yet()
+        state = self._nothing_yet()
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing:
                 # never the re-entrant kind: geometry and carried values may need gradients
-                x, carried = checkpoint(block, x, geometry, attn_mask, is_causal, carried, use_reentrant=False)
+                x, state = checkpoint(block, x, geometry, attn_mask, is_causal, state, use_reentrant=False)
             else:
-                x, carried = block(x, geometry, attn_mask, is_causal, carried)
+                x, state = block(x, geometry, attn_mask, is_causal, state)
         return self.norm(x)
 
     def forward_intermediates(
@@ -191,13 +192,13 @@ class FilterVisionTransformer(VisionTransformer):
                 f"output_fmt='NCHW' needs all {height * width} patches, but patch dropout kept "
                 f"{x.shape[1] - self.num_prefix_tokens}; use output_fmt='NLC', or set patch_drop_rate=0."
             )
-        carried = self._nothing_yet()
+        state = self._nothing_yet()
         features = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             if self.grad_checkpointing:
-                x, carried = checkpoint(block, x, geometry, attn_mask, is_causal, carried, use_reentrant=False)
+                x, state = checkpoint(block, x, geometry, attn_mask, is_causal, state, use_reentrant=False)
             else:
-                x, carried = block(x, geometry, attn_mask, is_causal, carried)
+                x, state = block(x, geometry, attn_mask, is_causal, state)
             if i in take:
                 features.append(self.norm(x) if norm else x)
         prefix = [y[:, : self.num_prefix_tokens] for y in features] if self.num_prefix_tokens else None
@@ -215,7 +216,6 @@ class FilterVisionTransformer(VisionTransformer):
             features = list(zip(features, prefix))
         return features if intermediates_only else (self.norm(x), features)
 
-    @torch.jit.ignore
     def attention_weights(self, x: Tensor, layers: Sequence[int] | None = None) -> dict[int, Tensor]:
         """The dense filters A of some layers for images ``x``, whether or not the model is fused.
 
@@ -232,16 +232,15 @@ class FilterVisionTransformer(VisionTransformer):
         depth = len(self.blocks)
         wanted = range(depth) if layers is None else layer_indices("layers", layers, depth)
         x, geometry = self._embed(x)
-        carried = self._nothing_yet()
+        state = self._nothing_yet()
         maps = {}
         block: Any
         for i, block in enumerate(self.blocks):
             if i in wanted:
-                maps[i] = block.attn.weights(block.norm1(block.stream.entry(x, carried)), geometry, carried=carried)
-            x, carried = block(x, geometry, carried=carried)
+                maps[i] = block.attn.weights(block.norm1(block.block_residual.entry(x, state)), geometry, state=state)
+            x, state = block(x, geometry, state=state)
         return maps
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's, for layer decay; bandwidths, gates and tables of log-weights learn as those of the last block do.
 
@@ -252,7 +251,6 @@ class FilterVisionTransformer(VisionTransformer):
             matcher["blocks"] = [(_OF_HEADS, MATCH_PREV_GROUP), *matcher["blocks"]]
         return matcher
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names that get no weight decay: timm's, and the tables of log-weights."""
         return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(".table")}
@@ -323,7 +321,7 @@ def build_block(
         LayerScale(dim, init_values, **dd) if init_values else None,
         DropPath(drop_path) if drop_path > 0 else None,
         DropPath(drop_path) if drop_path > 0 else None,
-        stream=seams.stream_of(layer),
+        block_residual=seams.block_residual_of(layer),
     )
 
 
@@ -377,10 +375,6 @@ def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int
     return height // patch_y, width // patch_x
 
 
-def _with_stream(geometry: Geometry, stream: Tensor) -> Geometry:
-    return Geometry(geometry.coordinates, geometry.is_patch, geometry.num_prefix_tokens, geometry.grid_size, stream)
-
-
 def _check_images(
     x: Tensor, in_chans: int, img_size: tuple[int, int] | None, patch_size: tuple[int, int], size_rule: str
 ) -> Tensor:
@@ -405,6 +399,5 @@ def _check_images(
 
 
 torch.fx.wrap("_check_images")
-torch.fx.wrap("_with_stream")
 torch.fx.wrap("grid_geometry")
 torch.fx.wrap("keep_patches")

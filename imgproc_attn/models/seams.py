@@ -73,8 +73,8 @@ RESIDUALS: dict[str, Factory] = {
     "neutreno": NeuTRENO,
     "pid": PID,
 }
-# Rules of the same kind around the whole branch; a stream has no heads.
-STREAMS: dict[str, Factory] = {
+# Rules of the same kind around the whole branch; a block residual has no heads.
+BLOCK_RESIDUALS: dict[str, Factory] = {
     "plain": Plain,
     "twicing": Twicing,
     "bregman": Bregman,
@@ -266,11 +266,11 @@ class Seams:
     kernel: Callable[[LayerSpec], nn.Module]
     positions: Positions
     residual: Callable[[LayerSpec], Any]
-    stream: Callable[[LayerSpec], Any]
+    block_residual: Callable[[LayerSpec], Any]
 
     @classmethod
     def resolve(
-        cls, kernel: Spec, positions: Spec | Iterable[Spec] | None, residual: Spec, stream: Spec, depth: int
+        cls, kernel: Spec, positions: Spec | Iterable[Spec] | None, residual: Spec, block_residual: Spec, depth: int
     ) -> "Seams":
         """From what a user wrote.
 
@@ -282,7 +282,7 @@ class Seams:
             resolve("kernel", kernel, KERNELS, lambda layer: DotProduct(layer.head_dim), depth),
             resolve_positions(positions, depth),
             resolve("residual", residual, RESIDUALS, lambda layer: Plain(), depth),
-            resolve("stream", stream, STREAMS, lambda layer: Plain(), depth),
+            resolve("block_residual", block_residual, BLOCK_RESIDUALS, lambda layer: Plain(), depth),
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
@@ -300,6 +300,6 @@ class Seams:
                 )
         return members
 
-    def stream_of(self, layer: LayerSpec) -> Any:
-        """The rule around the layer; a stream has no heads."""
-        return self.stream(replace(layer, num_heads=1))
+    def block_residual_of(self, layer: LayerSpec) -> Any:
+        """The rule around the layer; a block residual has no heads."""
+        return self.block_residual(replace(layer, num_heads=1))

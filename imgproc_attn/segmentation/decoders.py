@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_, use_fused_attn
 from torch import Tensor, nn
 
-from ..carried import Carried
 from ..checks import check_number, check_whole
 from ..geometry import grid_geometry
+from ..layer_state import LayerState
 from ..layers import FilterBlock
 from ..models.filter_vit import build_block
 from ..models.seams import Seams, Spec
@@ -66,7 +66,7 @@ class MaskDecoder(nn.Module):
         trunc_normal_(self.class_tokens, std=0.02)
         trunc_normal_(self.embed.weight, std=0.02)
         nn.init.zeros_(self.embed.bias)
-        self.carries = any(block.carries for block in blocks)
+        self.needs_state = any(block.needs_state for block in blocks)
 
     def no_weight_decay(self) -> set[str]:
         """The class tokens, as timm has it for its class token; and tables of log-weights."""
@@ -78,9 +78,9 @@ class MaskDecoder(nn.Module):
         patches = self.embed(features.flatten(2).transpose(1, 2))
         x = torch.cat([self.class_tokens.expand(count, -1, -1), patches], dim=1)
         geometry = grid_geometry(height, width, self.num_classes, x)
-        carried = Carried() if self.carries else None
+        state = LayerState() if self.needs_state else None
         for block in self.blocks:
-            x, carried = block(x, geometry, carried=carried)
+            x, state = block(x, geometry, state=state)
         x = self.norm(x)
         classes, patches = x[:, : self.num_classes] @ self.class_projection, x[:, self.num_classes :] @ self.patch_projection
         masks = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
@@ -99,7 +99,7 @@ def mask_decoder(
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = "none",
     residual: Spec = "plain",
-    stream: Spec = "plain",
+    block_residual: Spec = "plain",
 ) -> MaskDecoder:
     """A `MaskDecoder` whose blocks are made of the seams' members.
 
@@ -115,7 +115,7 @@ def mask_decoder(
         kernel: As in `FilterVisionTransformer`.
         positions: Likewise, but none that belong to the model's input (absolute, sincos, untied).
         residual: As in `FilterVisionTransformer`.
-        stream: Likewise.
+        block_residual: Likewise.
 
     Raises:
         ValueError: Unknown members, positions of the input, a width that heads do not divide, or fewer than 3 classes.
@@ -133,7 +133,7 @@ def mask_decoder(
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:
         raise ValueError(f"decoder: width {width} is not divisible by num_heads {num_heads}; give another of the two.")
-    seams = Seams.resolve(kernel, positions, residual, stream, depth)
+    seams = Seams.resolve(kernel, positions, residual, block_residual, depth)
     if seams.positions.table or seams.positions.embedded:
         raise ValueError(f"decoder: positions={positions!r} belong to the tokens of an image, which the encoder has.")
     rates = [drop_path * (i + 1) / depth for i in range(depth)]

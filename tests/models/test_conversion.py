@@ -43,13 +43,13 @@ OPTIONS = {
     "sos": {"residual": "sos"},
     "neutreno": {"residual": "neutreno"},
     "pid": {"residual": "pid"},
-    "twicing stream": {"stream": "twicing"},
-    "sos stream": {"stream": {"name": "sos", "rho": 0.3}},
-    "bregman stream": {"stream": "bregman"},
-    "l2 stream": {"stream": "l2_boosting"},
+    "twicing stream": {"block_residual": "twicing"},
+    "sos stream": {"block_residual": {"name": "sos", "rho": 0.3}},
+    "bregman stream": {"block_residual": "bregman"},
+    "l2 stream": {"block_residual": "l2_boosting"},
     "spatial": {"positions": "spatial_gaussian"},
     "alibi + table": {"positions": ["alibi", "relative_table"]},
-    "all at once": {"positions": "spatial_gaussian", "residual": "neutreno", "stream": "sos"},
+    "all at once": {"positions": "spatial_gaussian", "residual": "neutreno", "block_residual": "sos"},
 }
 
 
@@ -195,19 +195,22 @@ def test_only_the_layers_named_change():
         kernel={"name": "gaussian_range", **last},
         positions={"name": "spatial_gaussian", **last},
         residual={"name": "twicing", "gate": 1.0, **last},
-        stream={"name": "sos", **last},
+        block_residual={"name": "sos", **last},
     )
     assert [type(b.attn.kernel) for b in model.blocks] == [DotProduct, DotProduct, GaussianRange]
     assert [len(b.attn.positions) for b in model.blocks] == [0, 0, 1]
     assert [type(b.attn.residual) for b in model.blocks] == [Plain, Plain, Twicing]
     assert model.blocks[2].attn.residual.gate.strength is None  # a gate that is given is taken as it is
-    assert [b.stream.steps for b in model.blocks] == [0, 0, 1]
+    assert [b.block_residual.steps for b in model.blocks] == [0, 0, 1]
 
 
 def test_closed_gates_open():
     """Gradients reach every gate at zero, and what it closes off is trained once it has opened."""
     model = imgproc_attn.from_timm(
-        source("DINOv2 with registers"), positions=["spatial_gaussian", "relative_table"], residual="pid", stream="twicing"
+        source("DINOv2 with registers"),
+        positions=["spatial_gaussian", "relative_table"],
+        residual="pid",
+        block_residual="twicing",
     ).train()
     x = images(model)
     # twice, because the bandwidth behind a closed gate learns after it

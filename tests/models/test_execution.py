@@ -159,9 +159,9 @@ def test_interleaved_forwards(name):
     expected = [model.forward_features(x) for x in images]
     states = [(*model._embed(x), model._nothing_yet()) for x in images]
     for block in model.blocks:
-        for i, (x, geometry, carried) in enumerate(states):
-            x, carried = block(x, geometry, carried=carried)
-            states[i] = (x, geometry, carried)
+        for i, (x, geometry, state) in enumerate(states):
+            x, state = block(x, geometry, state=state)
+            states[i] = (x, geometry, state)
     for (x, *_), y in zip(states, expected):
         assert torch.equal(model.norm(x), y)
 

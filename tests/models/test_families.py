@@ -56,7 +56,7 @@ def test_the_smallest_models_are_configured_for_160_pixels():
 
 
 def test_what_the_families_are():
-    for family, kernel, positions, residual, stream in (
+    for family, kernel, positions, residual, block_residual in (
         ("plain", DotProduct, [], Plain, Plain),
         ("nlm", GaussianRange, [], Plain, Plain),
         ("bilateral", GaussianRange, [SpatialGaussian], Plain, Plain),
@@ -73,9 +73,9 @@ def test_what_the_families_are():
         for i, block in enumerate(model.blocks):
             assert type(block.attn.kernel) is (DotProduct if kernel is Elliptical and i == 0 else kernel)
             assert [type(p) for p in block.attn.positions] == positions
-            assert type(block.attn.residual) is (Plain if i == 0 and model.carries else residual)
-            assert type(block.stream) is stream
-        assert model.carries == (family in ("elliptical", "neutreno", "pid"))
+            assert type(block.attn.residual) is (Plain if i == 0 and model.needs_state else residual)
+            assert type(block.block_residual) is block_residual
+        assert model.needs_state == (family in ("elliptical", "neutreno", "pid"))
     assert timm.create_model("test_bilateral_untied_vit").pos_embed.shape[1] == 100
     assert timm.create_model("test_neutreno_vit").blocks[3].attn.residual.gate.initial == 0.6
     assert not timm.create_model("test_elliptical_vit").blocks[3].attn.kernel.mean_scale
@@ -88,7 +88,7 @@ def test_large(family):
 
 
 def test_the_two_by_two_differs_in_kernel_and_stream_alone():
-    """{plain, bilateral} x {plain, boosted stream}: same pooling, tokens and widths."""
+    """{plain, bilateral} x {plain, boosted block}: same pooling, tokens and widths."""
     corners = ("plain_vit", "bilateral_vit", "sos_stream_vit", "bilateral_sos_stream_vit")
     models = [timm.create_model(f"test_{name}") for name in corners]
     assert {(m.global_pool, m.num_prefix_tokens, m.embed_dim) for m in models} == {("avg", 0, 64)}

@@ -157,7 +157,7 @@ BAD = [
     ({"kernel": {"name": "elliptical", "scaling": "median"}}, ValueError, "scaling is 'median', but must be 'max' or 'mean'"),
     ({"residual": {"name": "sos", "tau": 2.5}}, ValueError, r"tau is 2\.5, but must lie in \(0, 2\)"),
     ({"residual": "l2_boosting"}, ValueError, "residual: unknown member 'l2_boosting'"),
-    ({"stream": "neutreno"}, ValueError, "stream: unknown member 'neutreno'"),
+    ({"block_residual": "neutreno"}, ValueError, "block_residual: unknown member 'neutreno'"),
     ({"positions": ["sincos", "absolute"]}, ValueError, "'absolute' and 'sincos' exclude each other"),
     ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
     ({"kernel": DotProduct(16)}, TypeError, "kernel: got DotProduct itself; give a factory"),
@@ -165,8 +165,8 @@ BAD = [
     ({"positions": ["absolute", SpatialGaussian(2, (4, 4))]}, TypeError, "positions: got SpatialGaussian itself"),
     ({"residual": {"name": "twicing", "gate": [1.0, 0.0]}}, ValueError, "gate is .*, but must be a finite number"),
     ({"residual": {"name": "twicing", "layers": "last"}}, TypeError, "layers has 'last', but takes whole numbers"),
-    ({"stream": lambda layer: NeuTRENO(1)}, ValueError, "stream: NeuTRENO feeds earlier values back"),
-    ({"residual": lambda layer: L2Boosting()}, ValueError, "residual: L2Boosting changes what is filtered first"),
+    ({"block_residual": lambda layer: NeuTRENO(1)}, ValueError, "block_residual must be a rule for blocks, got NeuTRENO"),
+    ({"residual": lambda layer: L2Boosting()}, ValueError, "residual must be a rule for filters, got L2Boosting"),
     ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
     (
         {"positions": lambda layer: SinCos(layer.embed_dim)},
@@ -217,7 +217,7 @@ def test_untied_positions_are_not_in_the_tokens():
         model.pos_embed.add_(1.0)
     after, geometry = model._embed(x)
     assert torch.equal(before, after)
-    assert torch.equal(geometry.stream[:, 1:], model.pos_embed)
+    assert torch.equal(geometry.position_embeddings[:, 1:], model.pos_embed)
 
 
 def test_distance_is_public_for_own_kernels():

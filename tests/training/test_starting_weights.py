@@ -117,11 +117,27 @@ def test_the_fine_tuning_recipe_on_trained_weights(data_folder, vit_weights, tmp
     """Some steps on Imagenette: the loss falls, and photographs it has not seen are told apart."""
     recipe = load_recipe(
         find_recipe("imagenet/converted_vit_small_finetune_30e"),
-        ["model.source=vit_small_patch14_dinov2", "model.pretrained=false", f"model.checkpoint={vit_weights}"]
-        + ["model.img_size=84", "data.input_size=[3,84,84]", "data.num_classes=10", "data.name=npz", "data.test_split=test"]
-        + [f"data.root={data_folder / 'imagenette128' / 'imagenette128_jpeg.npz'}", "data.broken_images=stop"]
-        + ["data.train_images=512", "data.validation_images=100", "data.test_images=200", "data.workers=0"]
-        + ["schedule.epochs=3", "schedule.warmup_epochs=1", "run.batch_size=32", "run.amp=null", "run.ema_decay=null"],
+        [
+            "model.source=vit_small_patch14_dinov2",
+            "model.pretrained=false",
+            f"model.checkpoint={vit_weights}",
+            "model.img_size=84",
+            "data.input_size=[3,84,84]",
+            "data.num_classes=10",
+            "data.name=npz",
+            "data.test_split=test",
+            f"data.root={data_folder / 'imagenette128' / 'imagenette128_jpeg.npz'}",
+            "data.broken_images=stop",
+            "data.train_images=512",
+            "data.validation_images=100",
+            "data.test_images=200",
+            "data.workers=0",
+            "schedule.epochs=3",
+            "schedule.warmup_epochs=1",
+            "run.batch_size=32",
+            "run.amp=null",
+            "run.ema_decay=null",
+        ],
     )
     lines = []
     result = train(recipe, tmp_path / "run", "cpu", say=lines.append)

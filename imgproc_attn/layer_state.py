@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Carried(NamedTuple):
+class LayerState(NamedTuple):
     """State passed from block to block; all None before the first one has spoken.
 
     A value, never an attribute of a module: forwards may interleave, be checkpointed, compiled and run in parallel.
@@ -24,22 +24,22 @@ class Carried(NamedTuple):
     tokens: Tensor | None = None
 
 
-def hand_on(carried: Carried | None, v: Tensor) -> Carried | None:
+def next_state(state: LayerState | None, v: Tensor) -> LayerState | None:
     """State after a layer with values ``v``; None stays None, which costs nothing."""
-    if carried is None:
+    if state is None:
         return None
-    first, drift = carried.first, carried.drift
+    first, drift = state.first, state.drift
     if first is None or drift is None:
-        return Carried(v, v, torch.zeros_like(v), carried.tokens)
-    return Carried(first, v, drift + (first - v), carried.tokens)
+        return LayerState(v, v, torch.zeros_like(v), state.tokens)
+    return LayerState(first, v, drift + (first - v), state.tokens)
 
 
-def remember_tokens(carried: Carried | None, x: Tensor) -> Carried | None:
+def remember_tokens(state: LayerState | None, x: Tensor) -> LayerState | None:
     """State that knows the tokens entering the first block."""
-    if carried is None or carried.tokens is not None:
-        return carried
-    return Carried(carried.first, carried.previous, carried.drift, x)
+    if state is None or state.tokens is not None:
+        return state
+    return LayerState(state.first, state.previous, state.drift, x)
 
 
-torch.fx.wrap("hand_on")
+torch.fx.wrap("next_state")
 torch.fx.wrap("remember_tokens")
