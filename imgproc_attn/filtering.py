@@ -13,7 +13,7 @@ from torch import Tensor
 from .bandwidths import at_least_float32
 from .checks import check_number
 from .filters import SoftmaxFilter, WindowedFilter, log_weights
-from .geometry import grid_geometry
+from .geometry import grid_geometry, take_tokens
 from .kernels import GaussianRange
 from .positions import SpatialGaussian
 from .terms import product
@@ -67,9 +67,8 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
         return _like(image, unit, _filter_whole(batch, batch, kernel, space))
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
-    geometry = grid_geometry(window_size, window_size, 0, batch)
-    place, centre = space(geometry, batch), window_size**2 // 2
-    row = log_weights(place._replace(q=[q[:, :, centre : centre + 1] for q in place.q]))
+    geometry, centre = grid_geometry(window_size, window_size, 0, batch), window_size**2 // 2
+    row = log_weights(space(take_tokens(geometry, slice(centre, centre + 1)), geometry, batch))
     window = (row - row.amax()).reshape(1, window_size, window_size)
     return _like(image, unit, _filter_windows(batch, 1, kernel, window))
 
@@ -109,7 +108,6 @@ def non_local_means(image: Tensor, range_bandwidth: float, patch_size: int, wind
 def _filter_windows(batch: Tensor, patch_size: int, kernel: GaussianRange, window: Tensor) -> Tensor:
     """Band by band of rows, each with the rows around it that its windows reach."""
     reach, height, width = window.shape[1] // 2, batch.shape[2], batch.shape[3]
-    filter = WindowedFilter(window)
     padded = _pad(batch, patch_size)
     rows = max(_BAND[0], _BAND[1] // (width * batch.shape[1] * patch_size**2))
     bands = []
@@ -118,7 +116,7 @@ def _filter_windows(batch: Tensor, patch_size: int, kernel: GaussianRange, windo
         first, last = max(0, top - reach), min(height, bottom + reach)
         features = _tokens(_unfold(padded[:, :, first : last + patch_size - 1], patch_size))
         values = _tokens(batch[:, :, first:last])
-        smoothed = filter.smooth(filter(kernel(features, features)), values, (last - first, width))
+        smoothed = WindowedFilter(window, (last - first, width))(kernel(features, features)).apply(values)
         bands.append(_picture(smoothed, (last - first, width))[:, :, top - first : bottom - first])
     return torch.cat(bands, dim=2)
 
@@ -137,10 +135,9 @@ def _filter_whole(features: Tensor, batch: Tensor, kernel: GaussianRange, space:
         terms = kernel(y[:, :, index], y)
         if space is not None:
             p = geometry.coordinates
-            near = p - (p[:, index[:1]] + p[:, index[-1:]]) / 2
-            place = space(geometry._replace(coordinates=near), batch)
-            terms = product(place._replace(q=[q[:, :, index] for q in place.q]), terms)
-        smoothed.append(filter.smooth(filter(terms), v))
+            near = geometry._replace(coordinates=p - (p[:, index[:1]] + p[:, index[-1:]]) / 2)
+            terms = product(space(take_tokens(near, index), near, batch), terms)
+        smoothed.append(filter(terms).apply(v))
     return _picture(torch.cat(smoothed, dim=2)[:, :, torch.cat(tiles).argsort()], (height, width))
 
 

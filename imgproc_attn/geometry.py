@@ -52,6 +52,21 @@ def _take(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index.unsqueeze(-1).expand(-1, -1, table.shape[2]))
 
 
+def take_tokens(geometry: Geometry, index: Tensor | slice) -> Geometry:
+    """Return the geometry of some tokens, the same ones in all samples.
+
+    Args:
+        geometry: Of all tokens.
+        index: ``[K]`` indices of tokens, or a slice.
+    """
+    is_patch, embeddings = geometry.is_patch[index], geometry.position_embeddings
+    return geometry._replace(
+        coordinates=geometry.coordinates[:, index],
+        is_patch=is_patch,
+        position_embeddings=None if embeddings is None else embeddings[:, index],
+    )
+
+
 def keep_patches(geometry: Geometry, keep: Tensor) -> Geometry:
     """Geometry of the tokens that patch dropout has kept.
 

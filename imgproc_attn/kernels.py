@@ -64,7 +64,7 @@ class GaussianRange(nn.Module):
         self.range_bandwidth = Bandwidth(initial, num_heads, floor, learned, "range_bandwidth", device=device, dtype=dtype)
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
-        return Terms([], [], Distance(q, k, self.range_bandwidth().pow(-2)[:, None, None], is_causal))
+        return Terms(distances=[Distance(q, k, self.range_bandwidth().pow(-2)[:, None, None], is_causal)])
 
 
 class Elliptical(nn.Module):
@@ -99,7 +99,7 @@ class Elliptical(nn.Module):
         Raises:
             ValueError: No layer in front has handed on its values.
         """
-        m = _metric(v, state, is_causal, self.mean_scale)
+        m = _metric(v, state, is_causal, self.mean_scale, q.shape[2])
         if self.detach and self.training:
             m = m.detach()
         return Terms([q * m.to(q.dtype)], [k], scale=self.scale)
@@ -108,8 +108,8 @@ class Elliptical(nn.Module):
         return f"{'mean' if self.mean_scale else 'max'} scale{', detached in training' if self.detach else ''}"
 
 
-def _metric(v: Tensor, state: LayerState | None, is_causal: bool, mean_scale: bool) -> Tensor:
-    """The diagonal of M, ``[B, H, 1, d]``, or one a query, ``[B, H, N, d]``, under causality."""
+def _metric(v: Tensor, state: LayerState | None, is_causal: bool, mean_scale: bool, queries: int) -> Tensor:
+    """Return the diagonal of M, ``[B, H, 1, d]``; under causality one per query, ``[B, H, N, d]``, of the last tokens."""
     previous = None if state is None else state.previous
     if previous is None:
         raise ValueError(
@@ -119,7 +119,7 @@ def _metric(v: Tensor, state: LayerState | None, is_causal: bool, mean_scale: bo
     change = (at_least_float32(v) - at_least_float32(previous)).abs()
     if is_causal:
         count = torch.arange(1, v.shape[2] + 1, device=v.device, dtype=change.dtype)
-        raw = change.cumsum(dim=2) / count[:, None]
+        raw = (change.cumsum(dim=2) / count[:, None])[:, :, v.shape[2] - queries :]
     else:
         raw = change.mean(dim=2, keepdim=True)
     largest = raw.mean(dim=-1, keepdim=True) if mean_scale else raw.amax(dim=-1, keepdim=True)

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .bandwidths import at_least_float32
-from .terms import Distance, Terms
+from .terms import Distance, PlaceDistance, Terms
+
+FLOAT16_SHIFT = 16.0  # norms of coordinates are stored divided by it in float16, and multiplied back by the flag of places
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -77,28 +79,100 @@ def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def lift(terms: Terms) -> tuple[Tensor, Tensor]:
-    """Query and key columns ``[B, H, N, C]`` of ``terms``, C padded with zeros to a multiple of 8.
+    """Return query columns ``[B, H, N, C]`` and key columns ``[B, H, M, C]``, C padded with zeros to a multiple of 8.
+
+    Columns of places come first: their sum is exact only before features join it.
 
     Raises:
         ValueError: ``terms`` hold neither columns nor a distance.
     """
-    if len(terms.q) == 0 and terms.distance is None:
+    q, k, key_bias = [], [], terms.key_bias
+    for place in terms.places:
+        columns_q, columns_k, bias = _place_columns(place)
+        q.append(columns_q)
+        k.append(columns_k)
+        key_bias = _sum(key_bias, bias)
+    q, k = [*q, *terms.q], [*k, *terms.k]
+    for distance in terms.distances[:-1]:
+        columns_q, columns_k, bias = _distance_columns(distance, _centre(distance))
+        q.append(columns_q)
+        k.append(columns_k)
+        key_bias = _sum(key_bias, bias)
+    if len(terms.distances) > 0:
+        return _lift_last(q, k, key_bias, terms.distances[-1])
+    if len(q) == 0:
         raise ValueError("Terms hold neither columns nor a distance; to a dense kernel's bias add zero columns, [B, H, N, 1].")
-    distance, key_bias = terms.distance, terms.key_bias
-    if distance is None:
-        if key_bias is None:
-            return _side_by_side(terms.q), _side_by_side(terms.k)
-        ones, biases = _bias_columns(key_bias, terms.k[0].dtype, terms.q[0].shape[2])
-        return _side_by_side([*terms.q, ones]), _side_by_side([*terms.k, biases])
+    if key_bias is not None:
+        ones, biases = _bias_columns(key_bias, k[0].dtype, q[0].shape[2])
+        q, k = [*q, ones], [*k, biases]
+    return _side_by_side(q), _side_by_side(k)
+
+
+def _lift_last(q: list[Tensor], k: list[Tensor], key_bias: Tensor | None, distance: Distance) -> tuple[Tensor, Tensor]:
+    """Lift a distance, behind other columns."""
     centre = _centre(distance)
     if torch.compiler.is_compiling() or is_half(distance.q.dtype) or _is_transformed():
         scaled, centred, bias = _distance_columns(distance, centre)
         ones, biases = _bias_columns(bias if key_bias is None else bias + key_bias, distance.q.dtype, distance.q.shape[2])
-        return _side_by_side([*terms.q, scaled, ones]), _side_by_side([*terms.k, centred, biases])
-    front_q = torch.cat(terms.q, dim=-1) if len(terms.q) > 0 else None
-    front_k = torch.cat(terms.k, dim=-1) if len(terms.k) > 0 else None
+        return _side_by_side([*q, scaled, ones]), _side_by_side([*k, centred, biases])
+    front_q = torch.cat(q, dim=-1) if len(q) > 0 else None
+    front_k = torch.cat(k, dim=-1) if len(k) > 0 else None
     lift_distance = _LiftDistance.apply if torch.is_grad_enabled() else _LiftDistance.forward
     return lift_distance(front_q, front_k, distance.q, distance.k, centre, distance.scale, key_bias)
+
+
+def _place_columns(place: PlaceDistance) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return query columns, key columns and key bias of ``-s |p_i - p_j|^2 = 2 s p_i.p_j - s |p_i|^2 - s |p_j|^2``.
+
+    The norms carry the flag of the other token, and a token without a place has coordinates 0: no other case is needed. The
+    scale stands on the side whose values have more bits; the other side is exact in every type.
+
+    Where all queries have a place, what the leading part leaves of the key norm can join the key bias, which saves columns.
+    """
+    dtype = place.like.dtype
+    heads, axes, dim = place.scale.shape[0], place.scale.shape[-1], place.k.shape[-1]
+    parts_q = _place_parts(place.q, place.scale, dtype)
+    parts_k = parts_q if place.k is place.q else _place_parts(place.k, place.scale, dtype)
+    flag_q = _flags(place.q, place.q_placed, heads, axes, dtype)
+    flag_k = flag_q if place.k is place.q else _flags(place.k, place.k_placed, heads, axes, dtype)
+    key = place.k[:, None].to(dtype).expand(-1, heads, -1, -1)
+    q, k, key_bias = [], [], None
+    for part_q, part_k in zip(parts_q, parts_k):  # a whole part at a time: its sum is exact before the next begins
+        q.append(part_q)
+        k += [key, flag_k]
+        rest = part_k[..., dim:]
+        if len(q) == 1 or place.q_placed is not None:
+            q.append(flag_q)
+            k.append(rest)
+        else:
+            rest = at_least_float32(rest.sum(dim=-1, keepdim=True) if axes > 1 else rest)
+            key_bias = _sum(key_bias, rest * _shift(dtype) if dtype == torch.float16 else rest)
+    return torch.cat(q, dim=-1), torch.cat(k, dim=-1), key_bias
+
+
+def _place_parts(coordinates: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return parts whose sum is ``s (2 p, -|p|^2)``, the norm divided by `_shift` and one per axis where s is."""
+    p = coordinates[:, None].to(scale.dtype)
+    norm = p * (p * (-1 / _shift(dtype)))
+    if scale.shape[-1] == 1:
+        norm = norm.sum(dim=-1, keepdim=True)
+    else:
+        scale = torch.cat([scale, scale], dim=-1)
+    return split_scale(scale, torch.cat([2 * p, norm], dim=-1), dtype)
+
+
+def _flags(coordinates: Tensor, placed: Tensor | None, heads: int, axes: int, dtype: torch.dtype) -> Tensor:
+    """Return columns that are `_shift` for tokens with a place and 0 for others."""
+    flags = coordinates.new_ones(coordinates.shape[1]) if placed is None else placed
+    return (flags * _shift(dtype)).to(dtype)[None, None, :, None].expand(coordinates.shape[0], heads, -1, axes)
+
+
+def _shift(dtype: torch.dtype) -> float:
+    return FLOAT16_SHIFT if dtype == torch.float16 else 1.0
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _is_transformed() -> bool:

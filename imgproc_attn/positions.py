@@ -1,15 +1,20 @@
 """Positions inside a filter: how close two tokens are, whatever they hold.
 
-Three kinds, told apart by what they have. Most map a `Geometry` to `Terms`; a layer takes any number of them and multiplies the
-kernels. Those with ``rotate`` turn queries and keys instead (`Rotary`). Those with ``embed`` act once, before the first layer,
-on the tokens (`SinCos`). Prefix tokens have no place: their log-weight is 0 with every token, in both directions; they are not
-rotated, and nothing is added to them. Learned absolute positions are timm's own ``pos_embed``. Of one's own, members of the
-first two kinds can be given; what adds to the tokens has its place in the model, not in a layer.
+Three kinds, told apart by their methods:
+
+- Most members map the places of queries and of keys, each a `Geometry`, to `Terms`. A layer takes any number and multiplies the
+  kernels.
+- Members with ``rotate`` turn queries and keys instead (`Rotary`).
+- Members with ``embed`` act once, before the first layer, on the tokens (`SinCos`).
+
+Prefix tokens have no place: their log-weight is 0 with every token, in both directions. They are not rotated, and nothing is
+added to them. Learned absolute positions are timm's own ``pos_embed``. You can give members of the first two kinds of your own;
+what adds to the tokens has its place in the model, not in a layer.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +25,8 @@ from .bandwidths import Bandwidth, at_least_float32
 from .checks import check_flag
 from .gates import Gate
 from .geometry import Geometry
-from .lifting import split_scale
-from .terms import Terms
-
-_FLOAT16_SHIFT = 16.0  # norms are stored divided by it in float16, and multiplied back by the patch flag
+from .lifting import FLOAT16_SHIFT
+from .terms import PlaceDistance, Terms
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
@@ -74,58 +77,30 @@ class SpatialGaussian(nn.Module):
             {name: Bandwidth(initial, num_heads, floor, learned, name, **dd) for name in names}
         )
 
-    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
-        """Terms ``[1 or B, H, N, C]`` in the type of ``like``.
+    def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
+        """Return the distance of the places, for a filter that computes in the type of ``like``.
 
         Raises:
             ValueError: float16, and the grid is so large beside the floor that a column would overflow.
         """
         bandwidths = torch.stack([bandwidth() for bandwidth in self.spatial_bandwidths.values()], dim=-1)
-        return _spatial_terms(geometry, self.gate(bandwidths.pow(-2)[:, None]), self.floor, like)
+        scale = self.gate(bandwidths.pow(-2)[:, None])
+        return Terms(places=[_place_distance(query, key, scale, self.floor, like)])
 
 
-def _spatial_terms(geometry: Geometry, scale: Tensor, floor: float, like: Tensor) -> Terms:
-    """``-s |p_i - p_j|^2 = 2 s p_i.p_j - s |p_i|^2 - s |p_j|^2``, 0 where i or j is a prefix token; s ``[H, 1, 1 or 2]``.
+def _place_distance(query: Geometry, key: Geometry, scale: Tensor, floor: float, like: Tensor) -> PlaceDistance:
+    if like.dtype == torch.float16:
+        _check_float16(key.grid_size, floor)
+    return PlaceDistance(query.coordinates, key.coordinates, _placed(query), _placed(key), scale, like)
 
-    The norms carry the patch flag of the other token, and a prefix token's coordinates are 0: no other case is needed. The
-    scale stands on the side whose values have more bits; the other side is exact in every type.
 
-    Without prefix tokens the flags are all 1, and what the leading part leaves of the key norm can join the key bias, which
-    saves columns.
-    """
-    dtype = like.dtype
-    if dtype == torch.float16:
-        _check_float16(geometry.grid_size, floor)
-    shift = _FLOAT16_SHIFT if dtype == torch.float16 else 1.0
-    p = geometry.coordinates[:, None].to(scale.dtype)  # [1 or B, 1, N, 2]
-    norm = p * (p * (-1 / shift))
-    if scale.shape[-1] == 1:
-        norm = norm[..., :1] + norm[..., 1:]
-    else:
-        scale = torch.cat([scale, scale], dim=-1)
-    heads, axes = scale.shape[0], norm.shape[-1]
-    flag = (geometry.is_patch * shift).to(dtype)[None, None, :, None].expand(p.shape[0], heads, -1, axes)
-    place = p.to(dtype).expand(-1, heads, -1, -1)
-    q, k, key_bias = [], [], None
-    for part in split_scale(scale, torch.cat([2 * p, norm], dim=-1), dtype):
-        q.append(part)  # a whole part at a time: its sum is exact before the next begins
-        k.append(place)
-        k.append(flag)
-        rest = part[..., 2:]
-        if len(q) == 1 or geometry.num_prefix_tokens > 0:
-            q.append(flag)
-            k.append(rest)
-        else:
-            if axes > 1:
-                rest = rest[..., :1] + rest[..., 1:]
-            rest = at_least_float32(rest) * shift if shift != 1.0 else at_least_float32(rest)
-            key_bias = rest if key_bias is None else key_bias + rest
-    return Terms([torch.cat(q, dim=-1)], [torch.cat(k, dim=-1)], None, key_bias)
+def _placed(geometry: Geometry) -> Tensor | None:
+    return geometry.is_patch if geometry.num_prefix_tokens > 0 else None
 
 
 def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
     limit = 65504.0
-    norm = ((grid_size[0] - 1) ** 2 + (grid_size[1] - 1) ** 2) / 4 / _FLOAT16_SHIFT
+    norm = ((grid_size[0] - 1) ** 2 + (grid_size[1] - 1) ** 2) / 4 / FLOAT16_SHIFT
     largest = max(norm, float(max(grid_size) - 1)) / floor**2
     if largest > limit:
         raise ValueError(
@@ -162,13 +137,20 @@ class UntiedPositions(nn.Module):
         # no bias: the zero vector of a prefix token has log-weight 0 with every token
         self.qk = nn.Linear(embed_dim, 2 * num_heads * head_dim, bias=False, device=device, dtype=dtype)
 
-    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
+    def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
+        q, k = self._projected(query, like)
+        if key is not query:
+            _, k = self._projected(key, like)
+        return Terms([q], [k], scale=self.head_dim**-0.5)
+
+    def _projected(self, geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return query and key columns of position vectors, ``[1 or B, H, N, d]``."""
         embeddings = _position_embeddings(geometry)
         batch, length, dim = embeddings.shape
         embeddings = F.layer_norm(embeddings, (dim,))  # a zero vector, of a prefix token, stays zero
         qk = self.qk(embeddings).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = qk.unbind(0)
-        return Terms([q.to(like.dtype)], [k.to(like.dtype)], scale=self.head_dim**-0.5)
+        return q.to(like.dtype), k.to(like.dtype)
 
 
 class RelativeTable(nn.Module):
@@ -193,18 +175,36 @@ class RelativeTable(nn.Module):
         """All offsets alike."""
         nn.init.zeros_(self.table)
 
-    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
-        return Terms([], [], bias=_look_up(self.table, geometry, like))
+    def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
+        return Terms(biases=[OffsetTable(self.table, query, key, like)])
 
     def extra_repr(self) -> str:
         return f"grid_size=({self.table.shape[1] // 2 + 1}, {self.table.shape[2] // 2 + 1})"
 
 
-def _offsets(geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """``p_i - p_j``, ``[1 or B, N, N, 2]``, and whether both i and j are patches, ``[N, N]``."""
-    p = geometry.coordinates
-    both = (geometry.is_patch[:, None] * geometry.is_patch) > 0
-    return p[:, :, None] - p[:, None], both
+class OffsetTable(NamedTuple):
+    """Log-weights looked up by the offset of two patches.
+
+    Attributes:
+        table: ``[H, 2 height - 1, 2 width - 1]``.
+        query: Places of the queries.
+        key: Places of the keys.
+        like: A tensor of the type that the filter computes in.
+    """
+
+    table: Tensor
+    query: Geometry
+    key: Geometry
+    like: Tensor
+
+    def dense(self) -> Tensor:
+        return _look_up(self.table, self.query, self.key, self.like)
+
+
+def _offsets(query: Geometry, key: Geometry) -> tuple[Tensor, Tensor]:
+    """Return ``p_i - p_j``, ``[1 or B, N, M, D]``, and whether both i and j are patches, ``[N, M]``."""
+    both = (query.is_patch[:, None] * key.is_patch) > 0
+    return query.coordinates[:, :, None] - key.coordinates[:, None], both
 
 
 def _stretch(table: Tensor, height: int, width: int) -> Tensor:
@@ -219,11 +219,11 @@ def stretch_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         state_dict[prefix + "table"] = _stretch(loaded, own.shape[1], own.shape[2]).to(loaded.dtype)
 
 
-def _look_up(table: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
-    height, width = 2 * geometry.grid_size[0] - 1, 2 * geometry.grid_size[1] - 1
+def _look_up(table: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Tensor:
+    height, width = 2 * key.grid_size[0] - 1, 2 * key.grid_size[1] - 1
     if table.shape[1] != height or table.shape[2] != width:
         table = _stretch(table, height, width)
-    offset, both = _offsets(geometry)
+    offset, both = _offsets(query, key)
     row, column = offset[..., 0].long() + height // 2, offset[..., 1].long() + width // 2
     # a prefix token stands at 0, from where patches of an even side are half a patch off: any index in range will do
     index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * both
@@ -266,13 +266,32 @@ class Alibi2D(nn.Module):
         self.gate = Gate(num_heads, gate, learned_gate, "alibi", **dd)
         self.spatial_bandwidth = Bandwidth(initial, num_heads, floor, learned, "spatial_bandwidth", **dd)
 
-    def forward(self, geometry: Geometry, like: Tensor) -> Terms:
+    def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
         slopes = self.gate(self.spatial_bandwidth().reciprocal()[:, None, None])
-        return Terms([], [], bias=_laplace(slopes, geometry, like))
+        return Terms(biases=[Laplace(slopes, query, key, like)])
 
 
-def _laplace(slopes: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
-    offset, both = _offsets(geometry)
+class Laplace(NamedTuple):
+    """The log-weights ``-|p_i - p_j| / b``; 0 where token i or token j has no place.
+
+    Attributes:
+        slopes: ``1 / b``, ``[H, 1, 1]``.
+        query: Places of the queries.
+        key: Places of the keys.
+        like: A tensor of the type that the filter computes in.
+    """
+
+    slopes: Tensor
+    query: Geometry
+    key: Geometry
+    like: Tensor
+
+    def dense(self) -> Tensor:
+        return _laplace(self.slopes, self.query, self.key, self.like)
+
+
+def _laplace(slopes: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Tensor:
+    offset, both = _offsets(query, key)
     distance = offset.square().sum(dim=-1).sqrt() * both
     return (-slopes * distance[:, None].to(slopes.dtype)).to(like.dtype)
 
@@ -299,10 +318,11 @@ class Rotary(nn.Module):
             raise ValueError(f"rotary: the head's width {head_dim} is not divisible by 4; change embed_dim= or num_heads=.")
         self.temperature = _check_temperature("rotary", temperature)
 
-    def rotate(self, q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """Queries and keys ``[B, H, N, d]``, turned by their places."""
-        waves = _waves(q, geometry, self.temperature)
-        return _turn(q, waves, geometry), _turn(k, waves, geometry)
+    def rotate(self, q: Tensor, k: Tensor, query: Geometry, key: Geometry) -> tuple[Tensor, Tensor]:
+        """Return queries ``[B, H, N, d]`` and keys ``[B, H, M, d]``, turned by their places."""
+        q_waves = _waves(q, query, self.temperature)
+        k_waves = q_waves if key is query else _waves(k, key, self.temperature)
+        return _turn(q, q_waves, query), _turn(k, k_waves, key)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
@@ -372,7 +392,7 @@ def _position_embeddings(geometry: Geometry) -> Tensor:
     return embeddings
 
 
-torch.fx.wrap("_spatial_terms")
+torch.fx.wrap("_place_distance")
 torch.fx.wrap("_position_embeddings")
 torch.fx.wrap("_look_up")
 torch.fx.wrap("_laplace")

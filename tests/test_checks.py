@@ -26,7 +26,6 @@ from imgproc_attn.evaluation import (
 )
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.subject import ImageSource, Subject
-from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.gates import Gate
 from imgproc_attn.kernels import Elliptical, GaussianRange
 from imgproc_attn.positions import Alibi2D, Rotary, SinCos, SpatialGaussian
@@ -46,7 +45,6 @@ FLAGS = {
     "twicing": lambda v: Twicing(2, learned=v),
     "neutreno": lambda v: NeuTRENO(2, learned=v),
     "l2_boosting": lambda v: L2Boosting(learned=v),
-    "filter": lambda v: SoftmaxFilter(fused=v),
     "targeted": lambda v: ThreatModel(0.1, targeted=v),
     "start_at_random": lambda v: PGD(0.1, start_at_random=v),
     "pretrained": lambda v: Subject("plain_vit_tiny", pretrained=v),
@@ -79,7 +77,6 @@ BY_KEYWORD = [
     ({"class_token": "false"}, "class_token must be True or False, got 'false'"),
     ({"qkv_bias": "no"}, "qkv_bias must be True or False"),
     ({"dynamic_img_size": "false"}, "dynamic_img_size must be True or False"),
-    ({"fused_attn": "false"}, "fused must be True or False"),
     ({"fc_norm": "false"}, "fc_norm must be True or False"),
     ({"pretrained": "false"}, "pretrained must be True or False"),
     ({"drop_path_rate": 2.0}, r"drop_path_rate must lie in \[0, 1\), got 2.0"),
@@ -106,12 +103,12 @@ def test_keywords_of_models(options, message):
 def test_keywords_that_are_right_still_build():
     built = model(class_token=True, global_pool="token", fc_norm=None, drop_path_rate=0.1, init_values=1e-5, reg_tokens=2)
     assert built.num_prefix_tokens == 3
-    assert model(num_classes=0, drop_rate=0.0, fused_attn=False)(torch.rand(1, 1, 8, 8)).shape == (1, 32)
+    assert model(num_classes=0, drop_rate=0.0, filter="dense")(torch.rand(1, 1, 8, 8)).shape == (1, 32)
 
 
 def test_keywords_of_conversions():
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    for options in ({"fused_attn": "false"}, {"residual": {"name": "twicing", "learned": "false"}}):
+    for options in ({"class_token": "false"}, {"residual": {"name": "twicing", "learned": "false"}}):
         with pytest.raises(TypeError, match="must be True or False, got 'false'"):
             from_timm(source, **options)
 

@@ -324,11 +324,22 @@ def test_refuses(call, error, message):
 
 def test_windowed_filter_refuses_what_it_cannot_do():
     q, k = torch.randn(2, 1, 1, 9, 3)
-    filter = WindowedFilter(torch.zeros(1, 3, 3))
-    with pytest.raises(ValueError, match="distance alone"):
+    filter = WindowedFilter(torch.zeros(1, 3, 3), (3, 3))
+    with pytest.raises(ValueError, match="distance of features only"):
         filter(DotProduct(3)(q, q))
     with pytest.raises(ValueError, match="features with themselves"):
         filter(GaussianRange(1, 3)(q, k))
+    with pytest.raises(ValueError, match="Use SoftmaxFilter for masks"):
+        filter(GaussianRange(1, 3)(q, q), is_causal=True)
+
+
+def test_windowed_filter_is_an_operator():
+    """Linear, with rows that sum to 1, and 0 outside of the window."""
+    q, v = torch.randn(2, 1, 1, 20, 3, dtype=torch.float64)
+    operator = WindowedFilter(torch.zeros(1, 3, 3), (4, 5))(GaussianRange(1, 3, dtype=torch.float64)(q, q))
+    torch.testing.assert_close(operator.apply(v), operator.dense() @ v)
+    torch.testing.assert_close(operator.dense().sum(-1), torch.ones(1, 1, 20, dtype=torch.float64))
+    assert operator.dense()[0, 0, 0].count_nonzero() == 4  # the corner sees a quarter of the window
 
 
 def test_is_the_attention_layer_with_identity_projections():

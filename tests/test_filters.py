@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from imgproc_attn.filters import SoftmaxFilter, log_weights
+from imgproc_attn.filters import DenseFilter, SoftmaxFilter, log_weights
 from imgproc_attn.kernels import DotProduct, GaussianRange
-from imgproc_attn.terms import Terms, product
+from imgproc_attn.terms import TensorBias, Terms, product
 
 
 def operands(dtype=torch.float64, length=9):
@@ -26,10 +26,10 @@ def test_fused_equals_dense(mask, is_causal, kernel):
     mask = MASKS[mask](9)
     results = []
     for fused in (True, False):
-        filter = SoftmaxFilter(fused)
-        results.append(filter.smooth(filter(kernel(q, k, is_causal), mask, is_causal), v))
+        filter = SoftmaxFilter() if fused else DenseFilter()
+        results.append(filter(kernel(q, k, is_causal), mask, is_causal).apply(v))
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
-    weights = SoftmaxFilter().weights(kernel(q, k, is_causal), mask, is_causal)
+    weights = SoftmaxFilter()(kernel(q, k, is_causal), mask, is_causal).dense()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
     if is_causal:
         assert torch.equal(weights, weights.tril())
@@ -49,23 +49,23 @@ def test_dense_bias_joins_the_mask(fused, mask_dtype):
     elif mask_dtype is not None:
         mask = torch.randn(9, 9, dtype=torch.float64)
         total = bias + mask
-    filter = SoftmaxFilter(fused)
-    terms = product(Terms([], [], bias=bias), DotProduct(8)(q, k))
-    result = filter.smooth(filter(terms, mask), v)
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    terms = product(Terms(biases=[TensorBias(bias)]), DotProduct(8)(q, k))
+    result = filter(terms, mask).apply(v)
     torch.testing.assert_close(result, scaled_dot_product_attention(q, k, v, attn_mask=total), rtol=1e-11, atol=1e-11)
 
 
 def test_terms_without_columns_are_refused_by_name():
     with pytest.raises(ValueError, match="neither columns nor a distance; to a dense kernel's bias add zero columns"):
-        SoftmaxFilter()(Terms([], [], bias=torch.zeros(1, 1, 3, 3)))
+        SoftmaxFilter()(Terms(biases=[TensorBias(torch.zeros(1, 1, 3, 3))]))
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_constants_pass_unchanged(fused):
     q, k, _ = operands()
     constant = torch.full_like(q, 2.5)
-    filter = SoftmaxFilter(fused)
-    torch.testing.assert_close(filter.smooth(filter(GaussianRange(3, 8, dtype=torch.float64)(q, k)), constant), constant)
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    torch.testing.assert_close(filter(GaussianRange(3, 8, dtype=torch.float64)(q, k)).apply(constant), constant)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -73,8 +73,8 @@ def test_constants_pass_unchanged(fused):
 @pytest.mark.parametrize("fused", [True, False])
 def test_one_token_and_an_empty_batch_simply_work(dtype, shape, fused):
     q = torch.randn(shape).to(dtype).requires_grad_()
-    filter = SoftmaxFilter(fused)
-    result = filter.smooth(filter(GaussianRange(2, 8)(q, q)), q)
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    result = filter(GaussianRange(2, 8)(q, q)).apply(q)
     result.float().sum().backward()
     assert result.shape == shape
     assert result.dtype == dtype
@@ -86,10 +86,10 @@ def test_one_token_and_an_empty_batch_simply_work(dtype, shape, fused):
 def test_autocast_does_not_round_dense_log_weights(kernel):
     """Columns hold norms, far larger than the log-weights that they add up to."""
     q, k, _ = (50 + x for x in operands(torch.float32))
-    terms, dense = kernel(q, k), SoftmaxFilter(fused=False)
-    expected = dense.weights(terms), dense(terms).weights, log_weights(terms)
+    terms, dense = kernel(q, k), DenseFilter()
+    expected = dense(terms).dense(), log_weights(terms)
     with torch.autocast("cpu", torch.bfloat16):
-        found = dense.weights(terms), dense(terms).weights, log_weights(terms)
+        found = dense(terms).dense(), log_weights(terms)
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
@@ -97,35 +97,35 @@ def test_autocast_does_not_round_dense_log_weights(kernel):
 def test_dense_filters_work_without_memory(kernel):
     """The meta device, on which recipes are tried before they run, knows no autocast."""
     q, k, v = (x.to("meta") for x in operands(torch.float32))
-    dense = SoftmaxFilter(fused=False).to("meta")
-    assert dense.smooth(dense(kernel.to("meta")(q, k)), v).shape == v.shape
+    dense = DenseFilter().to("meta")
+    assert dense(kernel.to("meta")(q, k)).apply(v).shape == v.shape
 
 
 def test_dropout_in_training_only():
     q, k, v = operands(torch.float32, length=64)
     for fused in (True, False):
-        filter = SoftmaxFilter(fused, dropout=0.5)
+        filter = (SoftmaxFilter if fused else DenseFilter)(0.5)
         terms = DotProduct(8)(q, k)
         filter.eval()
-        expected = filter.smooth(filter(terms), v)
+        expected = filter(terms).apply(v)
         torch.testing.assert_close(expected, scaled_dot_product_attention(q, k, v))
         filter.train()
-        assert not torch.allclose(filter.smooth(filter(terms), v), expected)
+        assert not torch.allclose(filter(terms).apply(v), expected)
 
 
 def test_dense_dropout_is_the_same_in_each_pass():
     q, k, v = operands(torch.float32)
-    filter = SoftmaxFilter(fused=False, dropout=0.5).train()
+    filter = DenseFilter(0.5).train()
     operator = filter(DotProduct(8)(q, k))
-    assert torch.equal(filter.smooth(operator, v), filter.smooth(operator, v))
+    assert torch.equal(operator.apply(v), operator.apply(v))
 
 
 def test_non_contiguous_operands():
     qkv = torch.randn(2, 9, 3, 3, 8).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     filter, kernel = SoftmaxFilter(), GaussianRange(3, 8)
-    expected = filter.smooth(filter(kernel(q.contiguous(), k.contiguous())), v.contiguous())
-    torch.testing.assert_close(filter.smooth(filter(kernel(q, k)), v), expected)
+    expected = filter(kernel(q.contiguous(), k.contiguous())).apply(v.contiguous())
+    torch.testing.assert_close(filter(kernel(q, k)).apply(v), expected)
 
 
 def test_a_mask_of_whole_numbers_is_refused():

@@ -50,7 +50,7 @@ def test_error_rule(dtype, prefix):
             exact = filter_values(log_weights(torch.float64), v.double())
             plain = filter_values(log_weights(torch.float32), v)
             fused = SoftmaxFilter()
-            result = fused.smooth(fused(product(positions(geometry, v), kernel(q, k))), v)
+            result = fused(product(positions(geometry, geometry, v), kernel(q, k))).apply(v)
             assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1], (grid, h)
 
 

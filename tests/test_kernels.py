@@ -5,7 +5,7 @@ import torch
 from reference import squared_distances
 from torch.nn.functional import scaled_dot_product_attention
 
-from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.filters import DenseFilter, SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.layer_state import LayerState, next_state
@@ -21,7 +21,7 @@ def test_dot_product_is_softmax_attention():
     q, k, v = operands()
     fused = SoftmaxFilter()
     torch.testing.assert_close(
-        fused.smooth(fused(DotProduct(8)(q, k)), v), scaled_dot_product_attention(q, k, v), rtol=1e-12, atol=1e-12
+        fused(DotProduct(8)(q, k)).apply(v), scaled_dot_product_attention(q, k, v), rtol=1e-12, atol=1e-12
     )
 
 
@@ -30,10 +30,10 @@ def test_gaussian_is_non_local_means(fused):
     q, k, v = operands()
     bandwidths = [1.3, 2.7]
     kernel = GaussianRange(2, 8, bandwidths, dtype=torch.float64)
-    filter = SoftmaxFilter(fused)
+    filter = SoftmaxFilter() if fused else DenseFilter()
     h = torch.tensor(bandwidths, dtype=torch.float64)[:, None, None]
     expected = (-squared_distances(q, k) / h**2).softmax(-1) @ v
-    torch.testing.assert_close(filter.smooth(filter(kernel(q, k)), v), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(filter(kernel(q, k)).apply(v), expected, rtol=1e-12, atol=1e-12)
 
 
 def bilateral_times_norm_factors_times_cross_terms(y, p, h, key_only=True):
@@ -42,12 +42,9 @@ def bilateral_times_norm_factors_times_cross_terms(y, p, h, key_only=True):
     kernel = GaussianRange(heads, dim, h, learned=False, dtype=y.dtype)
     space = GaussianRange(heads, dim, h, learned=False, dtype=y.dtype)
     range_terms, space_terms = kernel(y, y), space(p, p)
-    # a second distance is written as columns, as the error of `product` says
-    scale = space_terms.distance.scale
-    columns = Terms([2 * scale * p], [p], key_bias=-scale * p.square().sum(-1, keepdim=True))
     norms = (y.square().sum(-1, keepdim=True) + p.square().sum(-1, keepdim=True)) / h**2
     cross = Terms([y / dim**0.5, p / dim**0.5], [p, y], key_bias=norms)
-    return product(product(columns, range_terms), cross)
+    return product(product(space_terms, range_terms), cross)
 
 
 def test_identity_in_float64():
@@ -58,7 +55,7 @@ def test_identity_in_float64():
         fused = SoftmaxFilter()
         x = y + p
         attention = scaled_dot_product_attention(x, x, v)
-        identity = fused.smooth(fused(bilateral_times_norm_factors_times_cross_terms(y, p, h)), v)
+        identity = fused(bilateral_times_norm_factors_times_cross_terms(y, p, h)).apply(v)
         torch.testing.assert_close(identity, attention, rtol=1e-12, atol=1e-12)
 
 
@@ -73,7 +70,7 @@ def test_identity_in_float32_at_large_logits():
     x32 = (y.float() + p.float()).contiguous()
     own = (scaled_dot_product_attention(x32, x32, v.float()).double() - exact).square().mean().sqrt()
     terms = bilateral_times_norm_factors_times_cross_terms(y.float(), p.float(), h)
-    error = (fused.smooth(fused(terms), v.float()).double() - exact).square().mean().sqrt()
+    error = (fused(terms).apply(v.float()).double() - exact).square().mean().sqrt()
     assert error <= 2 * own
 
 
@@ -81,7 +78,7 @@ def test_gaussian_differs_from_attention_only_in_key_norms():
     q, k, v = operands()
     k = torch.nn.functional.normalize(k, dim=-1) * 3
     fused = SoftmaxFilter()
-    gaussian = fused.smooth(fused(GaussianRange(2, 8, dtype=torch.float64)(q, k)), v)
+    gaussian = fused(GaussianRange(2, 8, dtype=torch.float64)(q, k)).apply(v)
     torch.testing.assert_close(gaussian, scaled_dot_product_attention(q, k, v), rtol=1e-10, atol=1e-10)
 
 
@@ -95,10 +92,10 @@ def test_gradients_of_everything(prefix, per_axis, fused):
     kernel = GaussianRange(2, 3, [0.9, 1.4], dtype=torch.float64)
     positions = SpatialGaussian(2, (2, 3), [0.8, 1.7], per_axis=per_axis, dtype=torch.float64)
     parameters = [*kernel.parameters(), *positions.parameters()]
-    filter = SoftmaxFilter(fused)
+    filter = SoftmaxFilter() if fused else DenseFilter()
 
     def function(q, k, v, *_):
-        return filter.smooth(filter(product(positions(geometry, v), kernel(q, k))), v)
+        return filter(product(positions(geometry, geometry, v), kernel(q, k))).apply(v)
 
     assert len(parameters) == 2 + per_axis
     assert torch.autograd.gradcheck(function, (q, k, v, *parameters))
@@ -107,9 +104,9 @@ def test_gradients_of_everything(prefix, per_axis, fused):
 def test_wide_range_bandwidth_averages_and_narrow_selects():
     q, _, v = operands()
     filter = SoftmaxFilter()
-    wide = filter.smooth(filter(GaussianRange(2, 8, 1e4, dtype=torch.float64)(q, q)), v)
+    wide = filter(GaussianRange(2, 8, 1e4, dtype=torch.float64)(q, q)).apply(v)
     torch.testing.assert_close(wide, v.mean(2, keepdim=True).expand_as(v), rtol=1e-5, atol=1e-5)
-    narrow = filter.smooth(filter(GaussianRange(2, 8, 0.11, dtype=torch.float64)(q, q)), v)
+    narrow = filter(GaussianRange(2, 8, 0.11, dtype=torch.float64)(q, q)).apply(v)
     torch.testing.assert_close(narrow, v)
 
 
@@ -128,17 +125,19 @@ def test_float16_columns_do_not_overflow():
     """Keys whose squared norm lies far beyond 65,504."""
     q, k, v = (torch.randn(1, 2, 9, 64).half() * s for s in (300, 300, 1))
     fused = SoftmaxFilter()
-    result = fused.smooth(fused(GaussianRange(2, 64)(q, k)), v)
+    result = fused(GaussianRange(2, 64)(q, k)).apply(v)
     assert result.isfinite().all()
     exact = (-squared_distances(q.double(), k.double()) / 16).softmax(-1) @ v.double()
     torch.testing.assert_close(result.double(), exact, rtol=2e-3, atol=2e-3)
 
 
-def test_two_distances_are_refused():
-    q, k, _ = operands()
-    kernel = GaussianRange(2, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="two kernels hold a distance"):
-        product(kernel(q, k), kernel(q, k))
+def test_two_distances_multiply():
+    """Also of other widths: a kernel on the features, and one on half of them."""
+    q, k, v = operands()
+    wide, narrow = GaussianRange(2, 8, 1.5, dtype=torch.float64), GaussianRange(2, 8, 0.7, dtype=torch.float64)
+    terms = product(wide(q, k), narrow(q[..., :4], k[..., :4]))
+    expected = (-squared_distances(q, k) / 1.5**2 - squared_distances(q[..., :4], k[..., :4]) / 0.7**2).softmax(-1) @ v
+    torch.testing.assert_close(SoftmaxFilter()(terms).apply(v), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("mean_scale", [False, True])
@@ -149,14 +148,14 @@ def test_elliptical_is_its_formula(mean_scale):
     m = torch.stack([(v[:, :, i] - previous[:, :, i]).abs() for i in range(v.shape[2])]).sum(0) / 5  # the published delta
     m = m / (m.mean(-1, keepdim=True) if mean_scale else m.max(-1, keepdim=True).values)
     expected = torch.einsum("bhid,bhd,bhjd->bhij", q, m, k) / 8**0.5
-    a = SoftmaxFilter().weights(Elliptical(8, mean_scale)(q, k, False, v, next_state(LayerState(), previous)))
+    a = SoftmaxFilter()(Elliptical(8, mean_scale)(q, k, False, v, next_state(LayerState(), previous))).dense()
     torch.testing.assert_close(a, expected.softmax(-1), rtol=1e-10, atol=1e-12)
 
 
 def test_elliptical_without_change_is_the_dot_product():
     q, k, v = operands()
     terms = Elliptical(8)(q, k, False, v, next_state(LayerState(), v))
-    assert torch.equal(SoftmaxFilter().weights(terms), SoftmaxFilter().weights(DotProduct(8)(q, k)))
+    assert torch.equal(SoftmaxFilter()(terms).dense(), SoftmaxFilter()(DotProduct(8)(q, k)).dense())
 
 
 def test_elliptical_under_causality_knows_no_later_token():
@@ -166,7 +165,7 @@ def test_elliptical_under_causality_knows_no_later_token():
     filter, kernel = SoftmaxFilter(), Elliptical(8)
 
     def rows(q, k, v, previous):
-        return filter.weights(kernel(q, k, True, v, next_state(LayerState(), previous)), is_causal=True) @ v
+        return filter(kernel(q, k, True, v, next_state(LayerState(), previous)), is_causal=True).dense() @ v
 
     before = rows(q, k, v, previous)
     for tensor in (q, k, v, previous):
@@ -188,7 +187,7 @@ def test_gradient_flows_through_the_metric(mean_scale):
     kernel, filter = Elliptical(3, mean_scale), SoftmaxFilter()
 
     def function(q, k, v, previous):
-        return filter.weights(kernel(q, k, False, v, next_state(LayerState(), previous)))
+        return filter(kernel(q, k, False, v, next_state(LayerState(), previous))).dense()
 
     assert torch.autograd.gradcheck(function, (q, k, v, previous))
 

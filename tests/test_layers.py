@@ -4,7 +4,7 @@ import timm.models.vision_transformer
 import torch
 from torch import nn
 
-from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.filters import DenseFilter, SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.layer_state import LayerState
@@ -19,7 +19,7 @@ def layer(kernel=None, positions=(), residual=None, fused=True, dim=24, heads=3,
         QueryKeyValue(dim, heads),
         kernel or DotProduct(dim // heads),
         positions,
-        SoftmaxFilter(fused),
+        (SoftmaxFilter() if fused else DenseFilter()),
         residual or Plain(),
         nn.Linear(dim, dim),
         **kwargs,
@@ -46,7 +46,7 @@ def test_weights_explain_the_output(steps):
     attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], residual).double()
     x = torch.randn(2, 13, 24, dtype=torch.float64)
     geometry = grid_geometry(*grid, 1, x)
-    a = attn.weights(x, geometry)
+    a = attn.operator(x, geometry).dense()
     boosted = torch.eye(13, dtype=torch.float64) - torch.linalg.matrix_power(torch.eye(13, dtype=torch.float64) - a, steps + 1)
     _, _, v = attn.qkv(x)
     torch.testing.assert_close(attn.proj((boosted @ v).transpose(1, 2).flatten(2)), attn(x, geometry)[0])

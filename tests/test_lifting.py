@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imgproc_attn import lifting
-from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.filters import DenseFilter, SoftmaxFilter
 from imgproc_attn.geometry import grid_geometry
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.layer_state import LayerState, next_state
@@ -100,7 +100,7 @@ def test_error_at_most_twice_that_of_explicit_differences(dtype, grid, prefix):
             kernel, positions = GaussianRange(heads, 64), SpatialGaussian(heads, grid, h)
             exact = filter_values(log_weights(geometry, q, k, kernel, positions, torch.float64), v.double())
             plain = filter_values(log_weights(geometry, q, k, kernel, positions, torch.float32), v)
-            result = fused.smooth(fused(product(positions(geometry, v), kernel(q, k))), v)
+            result = fused(product(positions(geometry, geometry, v), kernel(q, k))).apply(v)
             (largest, rms), (plain_largest, plain_rms) = errors(result, exact), errors(plain, exact)
             assert rms <= 2 * plain_rms, (h, offset)
             largest_ratios.append(largest / plain_largest)
@@ -117,7 +117,7 @@ def _elliptical(q, k, v, geometry, previous):
 
 def _with_positions(positions, log_positions):
     def operator(q, k, v, geometry, previous):
-        terms = product(positions(geometry, v), DotProduct(64)(q, k))
+        terms = product(positions(geometry, geometry, v), DotProduct(64)(q, k))
         return terms, lambda to: q.to(to) @ k.to(to).mT / 8 + log_positions(geometry, to)
 
     return operator
@@ -131,10 +131,10 @@ def _alibi(geometry, to):
 
 def _rotary(q, k, v, geometry, previous):
     rope = Rotary(64)
-    turned = rope.rotate(q, k, geometry)
+    turned = rope.rotate(q, k, geometry, geometry)
 
     def log_weights(to):
-        turned_q, turned_k = rope.rotate(q.to(to), k.to(to), geometry)
+        turned_q, turned_k = rope.rotate(q.to(to), k.to(to), geometry, geometry)
         return turned_q @ turned_k.mT / 8
 
     return DotProduct(64)(*turned), log_weights
@@ -165,7 +165,7 @@ def test_error_of_the_other_members(name, dtype, offset):
     plain = filter_values(log_weights(torch.float32), v)
     fused = SoftmaxFilter()
     limit = {"rotary": 5, "elliptical": 3}.get(name, 2) if dtype in HALF and offset else 2
-    assert errors(fused.smooth(fused(terms), v), exact)[1] <= limit * errors(plain, exact)[1]
+    assert errors(fused(terms).apply(v), exact)[1] <= limit * errors(plain, exact)[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
@@ -186,7 +186,7 @@ def test_error_of_boosting(residual, dtype):
     plain = boost(lambda x: weights(torch.float32).to(dtype) @ x, v, previous)
     fused = SoftmaxFilter()
     operator = fused(DotProduct(64)(q, k))
-    result = boost(lambda x: fused.smooth(operator, x), v, previous)
+    result = boost(lambda x: operator.apply(x), v, previous)
     assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1]
 
 
@@ -210,7 +210,7 @@ def test_gradient_error(dtype, prefix):
             return lambda q, k, v: filter_values(log_weights(geometry, q, k, kernel, positions, compute), v)
 
         def lifted(q, k, v, geometry=geometry, kernel=kernel, positions=positions):
-            return fused.smooth(fused(product(positions(geometry, v), kernel(q, k))), v)
+            return fused(product(positions(geometry, geometry, v), kernel(q, k))).apply(v)
 
         exact = gradients(explicit(torch.float64), [t.double() for t in qkv])
         plain = gradients(explicit(torch.float32), qkv)
@@ -232,7 +232,7 @@ def test_every_pair_of_tokens(prefix, per_axis, dtype):
     positions = SpatialGaussian(2, grid, [1.5, 4.0], per_axis=per_axis, dtype=dtype)
     kernel = GaussianRange(2, 64, dtype=dtype)
     h = torch.stack([b() for b in positions.spatial_bandwidths.values()], -1)
-    weights = SoftmaxFilter().weights(product(positions(geometry, q), kernel(q, k)))
+    weights = SoftmaxFilter()(product(positions(geometry, geometry, q), kernel(q, k))).dense()
     log_range = -squared_distances(q, k) / kernel.range_bandwidth().square()[:, None, None]
     expected = (log_range + spatial_log_weights(geometry, h, dtype)).softmax(-1)
     torch.testing.assert_close(weights, expected, rtol=1e-10 if dtype == torch.float64 else 1e-4, atol=0)
@@ -272,10 +272,10 @@ def test_direct_lift_equals_plain_lift(front, biased):
 def test_causal_distance_ignores_later_tokens_to_the_bit():
     kernel, fused = GaussianRange(2, 16), SoftmaxFilter()
     q, k, v = (torch.randn(1, 2, 10, 16) for _ in range(3))
-    before = fused.smooth(fused(kernel(q, k, True), is_causal=True), v)
+    before = fused(kernel(q, k, True), is_causal=True).apply(v)
     k[:, :, 6:] += 5.0
     v[:, :, 6:] += 5.0
-    after = fused.smooth(fused(kernel(q, k, True), is_causal=True), v)
+    after = fused(kernel(q, k, True), is_causal=True).apply(v)
     assert torch.equal(before[:, :, :6], after[:, :, :6])
     assert not torch.equal(before[:, :, 6:], after[:, :, 6:])
 
@@ -283,12 +283,12 @@ def test_causal_distance_ignores_later_tokens_to_the_bit():
 @pytest.mark.parametrize("fused", [True, False])
 def test_transforms_of_torch_func(fused):
     """Gradients by sample and forward-mode derivatives, which an autograd function of its own would refuse."""
-    kernel, filter = GaussianRange(2, 4, dtype=torch.float64), SoftmaxFilter(fused)
+    kernel, filter = GaussianRange(2, 4, dtype=torch.float64), (SoftmaxFilter() if fused else DenseFilter())
     x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
 
     def loss(features, sample):
         terms = functional_call(kernel, features, (sample[None], sample[None]))
-        return filter.smooth(filter(terms), sample[None]).square().sum()
+        return filter(terms).apply(sample[None]).square().sum()
 
     features = dict(kernel.named_parameters())
     with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused one has no derivative forwards, whatever it is given

@@ -19,15 +19,16 @@ def test_bilateral_is_kornias():
         image, (2 * radius + 1, 2 * radius + 1), sigma_color, (sigma_space, sigma_space), color_distance_type="l2"
     )
     height, width = image.shape[-2:]
+    geometry = grid_geometry(height, width, 0, image)
     pixels = image.flatten(2).mT[:, None]
     kernel = GaussianRange(1, 3, 2**0.5 * sigma_color, dtype=torch.float64)
     positions = SpatialGaussian(1, (height, width), 2**0.5 * sigma_space, dtype=torch.float64)
-    terms = product(positions(grid_geometry(height, width, 0, image), pixels), kernel(pixels, pixels))
+    terms = product(positions(geometry, geometry, pixels), kernel(pixels, pixels))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         filter = SoftmaxFilter()
         if dtype == torch.float32:
             pixels, kernel, positions = pixels.float(), kernel.float(), positions.float()
-            terms = product(positions(grid_geometry(height, width, 0, image), pixels), kernel(pixels, pixels))
-        ours = filter.smooth(filter(terms), pixels)[:, 0].mT.reshape(image.shape)
+            terms = product(positions(geometry, geometry, pixels), kernel(pixels, pixels))
+        ours = filter(terms).apply(pixels)[:, 0].mT.reshape(image.shape)
         inner = (..., slice(radius, -radius), slice(radius, -radius))
         torch.testing.assert_close(ours.double()[inner], theirs[inner], rtol=0, atol=tolerance)

@@ -7,6 +7,7 @@ from reference import spatial_log_weights
 
 from imgproc_attn.filters import SoftmaxFilter
 from imgproc_attn.geometry import Geometry, grid_geometry
+from imgproc_attn.lifting import lift
 from imgproc_attn.positions import (
     Alibi2D,
     RelativeTable,
@@ -34,7 +35,7 @@ def test_default_bandwidths():
 def weights(positions, geometry, heads, dtype=torch.float64):
     like = torch.empty(0, dtype=dtype)
     zero = torch.zeros(1, heads, geometry.is_patch.shape[0], 8, dtype=dtype)
-    return SoftmaxFilter().weights(product(positions(geometry, like), Terms([zero], [zero])))
+    return SoftmaxFilter()(product(positions(geometry, geometry, like), Terms([zero], [zero]))).dense()
 
 
 def test_is_a_normalised_gaussian_blur():
@@ -90,19 +91,20 @@ def test_refuses_bandwidths(bad):
 def test_float16_overflow_is_refused_by_name():
     positions = SpatialGaussian(1, (64, 64), 1.0, floor=0.02)
     geometry = grid_geometry(64, 64, 0, torch.empty(0))
-    positions(geometry, torch.empty(0, dtype=torch.bfloat16))
+    positions(geometry, geometry, torch.empty(0, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"64 x 64 patches with floor 0\.02 .* float16's 6\.55e\+04; use bfloat16"):
-        positions(geometry, torch.empty(0, dtype=torch.float16))
+        positions(geometry, geometry, torch.empty(0, dtype=torch.float16))
 
 
 @pytest.mark.parametrize(("side", "floor"), [(14, 0.0101), (33, 0.02), (64, 0.03), (20, 0.016)])
 def test_float16_columns_are_finite_or_refused(side, floor):
     positions = SpatialGaussian(1, (side, side), floor * 1.0001, floor=floor)
+    geometry = grid_geometry(side, side, 1, torch.empty(0))
     try:
-        terms = positions(grid_geometry(side, side, 1, torch.empty(0)), torch.empty(0, dtype=torch.float16))
+        terms = positions(geometry, geometry, torch.empty(0, dtype=torch.float16))
     except ValueError:
         return
-    assert all(t.isfinite().all() for t in [*terms.q, *terms.k])
+    assert all(t.isfinite().all() for t in lift(terms))
 
 
 def test_untied_has_no_cross_terms_and_none_with_prefix_tokens():
@@ -111,7 +113,7 @@ def test_untied_has_no_cross_terms_and_none_with_prefix_tokens():
     stream[:, 0] = 0
     geometry = Geometry(geometry.coordinates, geometry.is_patch, 1, geometry.grid_size, stream)
     positions = UntiedPositions(12, 2, 6, dtype=torch.float64)
-    terms = positions(geometry, torch.empty(0, dtype=torch.float64))
+    terms = positions(geometry, geometry, torch.empty(0, dtype=torch.float64))
     w_q, w_k = positions.qk.weight.chunk(2)
     place = (stream - stream.mean(-1, keepdim=True)) / (stream.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     log = terms.scale * terms.q[0] @ terms.k[0].mT
@@ -123,9 +125,10 @@ def test_untied_has_no_cross_terms_and_none_with_prefix_tokens():
     assert torch.equal(log[:, :, :, 0], torch.zeros(1, 2, 10, dtype=torch.float64))
 
 
-def test_untied_without_a_stream_is_refused():
+def test_untied_without_position_embeddings_is_refused():
+    geometry = grid_geometry(3, 3, 0, torch.empty(0))
     with pytest.raises(ValueError, match="positions='untied'"):
-        UntiedPositions(12, 2, 6)(grid_geometry(3, 3, 0, torch.empty(0)), torch.empty(0))
+        UntiedPositions(12, 2, 6)(geometry, geometry, torch.empty(0))
 
 
 def test_reference_agrees_with_itself_on_one_pair():
@@ -137,7 +140,7 @@ def test_reference_agrees_with_itself_on_one_pair():
 
 def bias(positions, geometry, heads, dtype=torch.float64):
     """Dense log-weights of a member of that kind."""
-    return positions(geometry, torch.empty(0, dtype=dtype)).bias.expand(-1, heads, -1, -1)
+    return positions(geometry, geometry, torch.empty(0, dtype=dtype)).biases[0].dense().expand(-1, heads, -1, -1)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (5, 2), (1, 4)])
@@ -185,7 +188,8 @@ def test_rotary_is_timms(prefix):
     q, k = torch.randn(2, 2, 4, 15 + prefix, dim)
     ours = Rotary(dim, temperature=50.0)
     emb = timm.layers.RotaryEmbeddingCat(dim, temperature=50.0, in_pixels=False).get_embed(list(grid))
-    for x, turned in zip((q, k), ours.rotate(q, k, grid_geometry(*grid, prefix, q))):
+    geometry = grid_geometry(*grid, prefix, q)
+    for x, turned in zip((q, k), ours.rotate(q, k, geometry, geometry)):
         assert torch.equal(turned[:, :, :prefix], x[:, :, :prefix])
         torch.testing.assert_close(turned[:, :, prefix:], timm.layers.apply_rot_embed_cat(x[:, :, prefix:], emb))
 
@@ -194,7 +198,8 @@ def test_rotary_knows_offsets_alone():
     """One content everywhere: the log-weight depends on the offset of two places."""
     grid, dim = (5, 7), 16
     q, k = torch.randn(2, 1, 1, 1, dim, dtype=torch.float64).expand(2, 1, 1, 35, dim)
-    q, k = Rotary(dim).rotate(q, k, grid_geometry(*grid, 0, torch.empty(0)))
+    geometry = grid_geometry(*grid, 0, torch.empty(0))
+    q, k = Rotary(dim).rotate(q, k, geometry, geometry)
     scores = (q @ k.mT)[0, 0].reshape(5, 7, 5, 7)
     torch.testing.assert_close(scores[:4, :6, 0, 0], scores[1:, 1:, 1, 1], rtol=1e-6, atol=1e-6)
 

@@ -23,7 +23,7 @@ def boost(residual, a, v, state=None):
 @pytest.fixture
 def matrix():
     q, k = torch.randn(2, 1, 2, 11, 8, dtype=torch.float64)
-    return SoftmaxFilter().weights(GaussianRange(2, 8, dtype=torch.float64)(q, k))
+    return SoftmaxFilter()(GaussianRange(2, 8, dtype=torch.float64)(q, k)).dense()
 
 
 @pytest.fixture
@@ -222,6 +222,6 @@ def test_two_calls_of_the_fused_operator():
     q, k, v = torch.randn(3, 1, 2, 33, 8, dtype=torch.float64)
     filter = SoftmaxFilter()
     operator = filter(DotProduct(8)(q, k))
-    y = filter.smooth(operator, v)
-    a = filter.weights(DotProduct(8)(q, k))
-    torch.testing.assert_close(y + filter.smooth(operator, v - y), (2 * a - a @ a) @ v, rtol=1e-12, atol=1e-12)
+    y = operator.apply(v)
+    a = filter(DotProduct(8)(q, k)).dense()
+    torch.testing.assert_close(y + operator.apply(v - y), (2 * a - a @ a) @ v, rtol=1e-12, atol=1e-12)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..filters import SoftmaxFilter
+from ..filters import Operator
 from ..geometry import Geometry
 from ..layer_state import LayerState, next_state
 from ..residuals import Residual
@@ -21,9 +21,9 @@ class FilterAttention(nn.Module):
     Args:
         qkv: Projection, tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``.
         kernel: Kernel on features, ``(q, k, is_causal) -> Terms`` (see `imgproc_attn.kernels`).
-        positions: Kernels on positions, ``(geometry, like) -> Terms``, multiplied with the first, or rotations of queries and
-            keys, ``rotate(q, k, geometry)``.
-        filter: What makes a linear operator of the terms.
+        positions: Kernels on positions, ``(query, key, like) -> Terms``, multiplied with the first, or rotations of queries and
+            keys, ``rotate(q, k, query, key)``.
+        filter: Makes the linear operator, ``(terms, mask, is_causal) -> Operator`` (see `imgproc_attn.filters`).
         residual: Boosting rule.
         proj: Output projection.
         q_norm: Applied to the queries of each head; default none.
@@ -43,7 +43,7 @@ class FilterAttention(nn.Module):
         qkv: nn.Module,
         kernel: nn.Module,
         positions: Sequence[nn.Module],
-        filter: SoftmaxFilter,
+        filter: nn.Module,
         residual: Residual,
         proj: nn.Module,
         q_norm: nn.Module | None = None,
@@ -95,11 +95,11 @@ class FilterAttention(nn.Module):
         """
         q, k, v = self.qkv(x)
         operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, state), attn_mask, is_causal)
-        u = self.filter.smooth(operator, v)
+        u = operator.apply(v)
         last = v
         for _ in range(self.residual.steps):
             last = self.residual.operand(u, v, last)
-            u = self.residual.update(u, self.filter.smooth(operator, last))
+            u = self.residual.update(u, operator.apply(last))
         u = self.residual.feedback(u, v, state)
         u = u.transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
@@ -117,7 +117,7 @@ class FilterAttention(nn.Module):
         """Log-weights of all kernels of the layer, in the type of ``v``."""
         q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
         for rotation in self.rotations:
-            q, k = rotation.rotate(q, k, geometry)  # type: ignore[operator]
+            q, k = rotation.rotate(q, k, geometry, geometry)  # type: ignore[operator]
         if self.sees_all:
             _refuse_mask(attn_mask)
         if self.kernel_needs_state:
@@ -125,21 +125,22 @@ class FilterAttention(nn.Module):
         else:
             terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
-            terms = product(positions(geometry, v), terms)
+            terms = product(positions(geometry, geometry, v), terms)
         return terms
 
-    def weights(
+    def operator(
         self,
         x: Tensor,
         geometry: Geometry,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         state: LayerState | None = None,
-    ) -> Tensor:
-        """The dense filter A ``[B, H, N, N]`` of tokens ``x``, before boosting; whatever ``fused`` is."""
+    ) -> Operator:
+        """Return the filter of tokens ``x`` before boosting; its ``dense()`` is A ``[B, H, N, N]``."""
         q, k, v = self.qkv(x)
         terms = self.terms(q, k, v, geometry, attn_mask, is_causal, state)
-        return self.filter.weights(terms, attn_mask, is_causal)
+        operator: Operator = self.filter(terms, attn_mask, is_causal)
+        return operator
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:

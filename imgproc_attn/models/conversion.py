@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
-from timm.layers import Attention, use_fused_attn
+from timm.layers import Attention
 from timm.models import VisionTransformer, load_pretrained, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import nn
 
-from ..filters import SoftmaxFilter
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
 from .checkpoints import own_config
@@ -42,9 +41,9 @@ def from_timm(
     model: nn.Module,
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = None,
+    filter: Spec = "softmax",
     residual: Spec = "plain",
     block_residual: Spec = "plain",
-    fused_attn: bool | None = None,
 ) -> FilterVisionTransformer:
     """A filter backbone with the weights and names of a timm vision transformer.
 
@@ -60,9 +59,9 @@ def from_timm(
             of that class. Left as it is.
         kernel: Kernel on features, as in `FilterVisionTransformer`.
         positions: Kernels on positions beside the model's own absolute positions, which stay.
+        filter: What makes the operator, as in `FilterVisionTransformer`.
         residual: Boosting of the filter with its weights frozen.
-        block_residual: Boosting of the attention branch, the filter estimated anew.
-        fused_attn: As in `FilterVisionTransformer`.
+        block_residual: Boosting of the attention branch, the filter estimated again in each step.
 
     Returns:
         The new model, in the mode (training or evaluation), type and device of the source.
@@ -81,14 +80,14 @@ def from_timm(
             )
     depth = len(source.blocks)
     seams = Seams.resolve(
-        kernel,
-        [_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in members],
-        _start_closed(residual, RESIDUALS, "learned"),
-        _start_closed(block_residual, BLOCK_RESIDUALS, "learned"),
         depth,
+        kernel=kernel,
+        positions=[_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in members],
+        filter=filter,
+        residual=_start_closed(residual, RESIDUALS, "learned"),
+        block_residual=_start_closed(block_residual, BLOCK_RESIDUALS, "learned"),
     )
-    fused = use_fused_attn() if fused_attn is None else fused_attn
-    blocks = [_convert(block, i, source.patch_embed.grid_size, seams, fused) for i, block in enumerate(source.blocks)]
+    blocks = [_convert(block, i, source.patch_embed.grid_size, seams) for i, block in enumerate(source.blocks)]
     kept = set(source.modules())
     drop_rate = getattr(source.patch_drop, "prob", 0.0)
     source.__class__ = _CLASSES[type(source)]
@@ -96,7 +95,10 @@ def from_timm(
     for module in source.modules():
         if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
             module.training = model.training
-    _rename(source, {"kernel": kernel, "positions": positions, "residual": residual, "block_residual": block_residual})
+    _rename(
+        source,
+        {"kernel": kernel, "positions": positions, "filter": filter, "residual": residual, "block_residual": block_residual},
+    )
     return source
 
 
@@ -115,9 +117,9 @@ def converted_vit(
     source: str = "vit_tiny_patch16_224",
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = None,
+    filter: Spec = "softmax",
     residual: Spec = "plain",
     block_residual: Spec = "plain",
-    fused_attn: bool | None = None,
     pretrained_cfg: Any = None,
     **kwargs: Any,
 ) -> FilterVisionTransformer:
@@ -132,15 +134,15 @@ def converted_vit(
         source: timm's name of the model to convert.
         kernel: As in `from_timm`.
         positions: As in `from_timm`.
+        filter: As in `from_timm`.
         residual: As in `from_timm`.
         block_residual: As in `from_timm`.
-        fused_attn: As in `from_timm`.
         pretrained_cfg: timm's, of a folder or the hub.
         **kwargs: Of the source, as ``num_classes`` and ``img_size``.
     """
     own = own_config(pretrained_cfg, kwargs)
     plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
-    model: Any = from_timm(plain, kernel, positions, residual, block_residual, fused_attn)
+    model: Any = from_timm(plain, kernel, positions, filter, residual, block_residual)
     model._model_args["source"] = source
     if own is not None:
         model.pretrained_cfg = {**own, "architecture": "converted_vit"}
@@ -160,18 +162,18 @@ def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spe
     return {"gate": 0.0, learned: True, **options}
 
 
-def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams, fused: bool) -> FilterBlock:
+def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams) -> FilterBlock:
     """The block with a filter for attention; all else is the source's."""
     attn, weight = block.attn, block.attn.qkv.weight
     dd = {"device": weight.device, "dtype": weight.dtype}
     qkv = QueryKeyValue(weight.shape[1], attn.num_heads, attn.qkv.bias is not None, **dd)
     qkv.weight, qkv.bias = attn.qkv.weight, attn.qkv.bias
-    layer = LayerSpec(depth, weight.shape[1], attn.num_heads, attn.head_dim, grid_size, **dd)
+    layer = LayerSpec(depth, weight.shape[1], attn.num_heads, attn.head_dim, grid_size, attn.attn_drop.p, **dd)
     converted = FilterAttention(
         qkv,
         seams.kernel(layer),
         seams.positions_of(layer),
-        SoftmaxFilter(fused, attn.attn_drop.p),
+        seams.filter(layer),
         seams.residual(layer),
         attn.proj,
         attn.q_norm,

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple, use_fused_attn
+from timm.layers import DropPath, LayerScale, Mlp, PatchDropoutWithIndices, resample_abs_pos_embed, to_2tuple
 from timm.models import VisionTransformer, build_model_with_cfg
 from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_indices
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_flag, check_number, check_whole
-from ..filters import SoftmaxFilter
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layer_state import LayerState
 from ..layers import FilterAttention, FilterBlock
@@ -34,12 +33,12 @@ class FilterVisionTransformer(VisionTransformer):
         kernel: Kernel on features: ``"dot_product"``, ``"gaussian_range"`` or ``"elliptical"`` (layer 0 stays dot product).
         positions: One or several of ``"absolute"`` (learned, added to the tokens), ``"sincos"`` (fixed, added),
             ``"spatial_gaussian"``, ``"alibi"``, ``"relative_table"``, ``"rotary"``, ``"untied"``; or ``"none"``.
+        filter: What makes the operator: ``"softmax"`` (through fused attention, unless timm's `set_fused_attn` or
+            ``TIMM_FUSED_ATTN`` switches it off) or ``"dense"`` (a tensor of weights; faster on a few dozen tokens).
         residual: Boosting of the filter with its weights frozen: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
             ``"neutreno"`` or ``"pid"``.
         block_residual: Boosting of the block's attention branch, the filter estimated again in each step: ``"plain"``,
             ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
-        fused_attn: Whether filters are applied fused or as dense weights. Default: timm's switch (`set_fused_attn`,
-            ``TIMM_FUSED_ATTN``), read once, here.
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
 
     A seam is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.seams`).
@@ -58,9 +57,9 @@ class FilterVisionTransformer(VisionTransformer):
         *,
         kernel: Spec = "dot_product",
         positions: Spec | Iterable[Spec] | None = "absolute",
+        filter: Spec = "softmax",
         residual: Spec = "plain",
         block_residual: Spec = "plain",
-        fused_attn: bool | None = None,
         depth: int = 12,
         img_size: int | tuple[int, int] = 224,
         patch_size: int | tuple[int, int] = 16,
@@ -71,14 +70,11 @@ class FilterVisionTransformer(VisionTransformer):
             if name in kwargs:
                 raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
         _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
-        seams = Seams.resolve(kernel, positions, residual, block_residual, depth)
-        where = seams.positions
-        block_fn = partial(
-            build_block,
-            seams=seams,
-            grid_size=_grid_size(img_size, patch_size),
-            fused=use_fused_attn() if fused_attn is None else fused_attn,
+        seams = Seams.resolve(
+            depth, kernel=kernel, positions=positions, filter=filter, residual=residual, block_residual=block_residual
         )
+        where = seams.positions
+        block_fn = partial(build_block, seams=seams, grid_size=_grid_size(img_size, patch_size))
         if where.table and not where.added:
             if kwargs.get("no_embed_class") is False:
                 raise ValueError("no_embed_class=False: untied positions have a table of patches only; leave it out.")
@@ -237,7 +233,7 @@ class FilterVisionTransformer(VisionTransformer):
         block: Any
         for i, block in enumerate(self.blocks):
             if i in wanted:
-                maps[i] = block.attn.weights(block.norm1(block.block_residual.entry(x, state)), geometry, state=state)
+                maps[i] = block.attn.operator(block.norm1(block.block_residual.entry(x, state)), geometry, state=state).dense()
             x, state = block(x, geometry, state=state)
         return maps
 
@@ -269,7 +265,6 @@ def build_block(
     *,
     seams: Seams,
     grid_size: tuple[int, int],
-    fused: bool,
     norm_layer: Callable[..., nn.Module],
     act_layer: Callable[..., nn.Module],
     mlp_layer: Callable[..., nn.Module] = Mlp,
@@ -290,12 +285,12 @@ def build_block(
     """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the seams' factories."""
     dd = {"device": device, "dtype": dtype}
     qkv = QueryKeyValue(dim, num_heads, qkv_bias, **dd)
-    layer = LayerSpec(depth, dim, num_heads, qkv.head_dim, grid_size, device, dtype)
+    layer = LayerSpec(depth, dim, num_heads, qkv.head_dim, grid_size, attn_drop, device, dtype)
     attn = FilterAttention(
         qkv,
         seams.kernel(layer),
         seams.positions_of(layer),
-        SoftmaxFilter(fused, attn_drop),
+        seams.filter(layer),
         seams.residual(layer),
         nn.Linear(dim, dim, bias=proj_bias, **dd),
         q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,

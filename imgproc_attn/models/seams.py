@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+from timm.layers import use_fused_attn
 from torch import nn
 
+from ..filters import DenseFilter, SoftmaxFilter
 from ..kernels import DotProduct, Elliptical, GaussianRange
 from ..positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
 from ..residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
@@ -29,6 +31,7 @@ class LayerSpec:
         num_heads: Number of heads.
         head_dim: Width of a head.
         grid_size: (height, width) of the patch grid.
+        attn_drop: Probability of dropping a weight of the filter in training.
         device: Device of the parameters.
         dtype: Type of the parameters.
     """
@@ -38,6 +41,7 @@ class LayerSpec:
     num_heads: int
     head_dim: int
     grid_size: tuple[int, int]
+    attn_drop: float = 0.0
     device: Any = None
     dtype: Any = None
 
@@ -59,12 +63,18 @@ def _elliptical(head_dim: int, scaling: str = "max", detach: bool = False) -> nn
     return Elliptical(head_dim, scaling == "mean", detach)
 
 
+def _softmax(attn_drop: float) -> nn.Module:
+    """Fused unless timm's switch says otherwise (`timm.layers.set_fused_attn`, ``TIMM_FUSED_ATTN``)."""
+    return SoftmaxFilter(attn_drop) if use_fused_attn() else DenseFilter(attn_drop)
+
+
 def _nothing(layer: LayerSpec) -> None:
     return None
 
 
 # Members by name: constructors. What a `LayerSpec` has is handed to them by name; the rest of their arguments are options.
 KERNELS: dict[str, Factory] = {"dot_product": DotProduct, "gaussian_range": GaussianRange, "elliptical": _elliptical}
+FILTERS: dict[str, Factory] = {"softmax": _softmax, "dense": DenseFilter}
 RESIDUALS: dict[str, Factory] = {
     "plain": Plain,
     "twicing": Twicing,
@@ -265,12 +275,20 @@ class Seams:
 
     kernel: Callable[[LayerSpec], nn.Module]
     positions: Positions
+    filter: Callable[[LayerSpec], nn.Module]
     residual: Callable[[LayerSpec], Any]
     block_residual: Callable[[LayerSpec], Any]
 
     @classmethod
     def resolve(
-        cls, kernel: Spec, positions: Spec | Iterable[Spec] | None, residual: Spec, block_residual: Spec, depth: int
+        cls,
+        depth: int,
+        *,
+        kernel: Spec,
+        positions: Spec | Iterable[Spec] | None,
+        filter: Spec,
+        residual: Spec,
+        block_residual: Spec,
     ) -> "Seams":
         """From what a user wrote.
 
@@ -281,6 +299,7 @@ class Seams:
         return cls(
             resolve("kernel", kernel, KERNELS, lambda layer: DotProduct(layer.head_dim), depth),
             resolve_positions(positions, depth),
+            resolve("filter", filter, FILTERS, lambda layer: _softmax(layer.attn_drop), depth),
             resolve("residual", residual, RESIDUALS, lambda layer: Plain(), depth),
             resolve("block_residual", block_residual, BLOCK_RESIDUALS, lambda layer: Plain(), depth),
         )

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_, use_fused_attn
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..checks import check_number, check_whole
@@ -98,6 +98,7 @@ def mask_decoder(
     dropout: float = 0.1,
     kernel: Spec = "dot_product",
     positions: Spec | Iterable[Spec] | None = "none",
+    filter: Spec = "softmax",
     residual: Spec = "plain",
     block_residual: Spec = "plain",
 ) -> MaskDecoder:
@@ -114,7 +115,8 @@ def mask_decoder(
         dropout: Of filter weights, projections and pointwise layers; 0.1 as published.
         kernel: As in `FilterVisionTransformer`.
         positions: Likewise, but none that belong to the model's input (absolute, sincos, untied).
-        residual: As in `FilterVisionTransformer`.
+        filter: As in `FilterVisionTransformer`.
+        residual: Likewise.
         block_residual: Likewise.
 
     Raises:
@@ -133,7 +135,9 @@ def mask_decoder(
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:
         raise ValueError(f"decoder: width {width} is not divisible by num_heads {num_heads}; give another of the two.")
-    seams = Seams.resolve(kernel, positions, residual, block_residual, depth)
+    seams = Seams.resolve(
+        depth, kernel=kernel, positions=positions, filter=filter, residual=residual, block_residual=block_residual
+    )
     if seams.positions.table or seams.positions.embedded:
         raise ValueError(f"decoder: positions={positions!r} belong to the tokens of an image, which the encoder has.")
     rates = [drop_path * (i + 1) / depth for i in range(depth)]
@@ -144,7 +148,6 @@ def mask_decoder(
             i,
             seams=seams,
             grid_size=grid_size,
-            fused=use_fused_attn(),
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             act_layer=nn.GELU,
             proj_drop=dropout,

@@ -15,6 +15,7 @@ from torch import nn
 
 import imgproc_attn
 import imgproc_attn.segmentation
+from imgproc_attn.filters import DenseFilter
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.models import seam_names
 from imgproc_attn.positions import RelativeTable, SpatialGaussian
@@ -151,7 +152,7 @@ def in_common():
 def test_is_the_source_where_keys_have_much_in_common(option, fused, in_common):
     model, expected = in_common
     assert largest_logit(model, expected[0].float()) > 250
-    assert_equal_up_to_rounding(imgproc_attn.from_timm(model, fused_attn=fused, **option), *expected)
+    assert_equal_up_to_rounding(imgproc_attn.from_timm(model, filter="softmax" if fused else "dense", **option), *expected)
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +244,11 @@ def test_head_contract_after_conversion():
 
 def test_mode_type_and_dropout_are_the_source_s():
     model = timm.create_model("test_vit", patch_drop_rate=0.5, attn_drop_rate=0.1, drop_path_rate=0.2).bfloat16().train()
-    filtered = imgproc_attn.from_timm(model, residual="twicing", fused_attn=False)
+    filtered = imgproc_attn.from_timm(model, residual="twicing", filter="dense")
     assert filtered.training
     assert filtered.patch_drop.prob == 0.5
     assert filtered.blocks[1].attn.filter.attn_drop.p == 0.1
-    assert not filtered.blocks[1].attn.filter.fused
+    assert isinstance(filtered.blocks[1].attn.filter, DenseFilter)
     assert filtered.blocks[5].drop_path1.drop_prob == pytest.approx(0.2)
     assert {p.dtype for p in filtered.parameters()} == {torch.bfloat16}
 

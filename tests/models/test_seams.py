@@ -16,12 +16,12 @@ from imgproc_attn.kernels import DotProduct, GaussianRange
 from imgproc_attn.models import LayerSpec
 from imgproc_attn.positions import SinCos, SpatialGaussian
 from imgproc_attn.residuals import L2Boosting, NeuTRENO, Residual, Twicing
-from imgproc_attn.terms import Distance, Terms
+from imgproc_attn.terms import Distance, TensorBias, Terms
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_fused_equals_dense(variant):
-    models = [small(**variant, fused_attn=fused).double().eval() for fused in (True, False)]
+    models = [small(**variant, filter=filter).double().eval() for filter in ("softmax", "dense")]
     models[1].load_state_dict(models[0].state_dict())
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(models[0](x), models[1](x), rtol=1e-9, atol=1e-9)
@@ -98,10 +98,11 @@ def test_own_members_without_touching_the_package():
     class Rows(nn.Module):
         """Sees its own row of patches only."""
 
-        def forward(self, geometry, like):
-            y = geometry.coordinates[0, :, 0]
-            same = (y[:, None] == y[None, :]) | (geometry.is_patch[:, None] * geometry.is_patch == 0)
-            return Terms([], [], bias=torch.zeros_like(same, dtype=like.dtype).masked_fill(~same, float("-inf"))[None, None])
+        def forward(self, query, key, like):
+            same = query.coordinates[0, :, None, 0] == key.coordinates[0, None, :, 0]
+            same |= query.is_patch[:, None] * key.is_patch == 0
+            log = torch.zeros_like(same, dtype=like.dtype).masked_fill(~same, float("-inf"))
+            return Terms(biases=[TensorBias(log[None, None])])
 
     class Sharpen(Residual):
         def __init__(self, amount):
@@ -197,7 +198,7 @@ def test_positions_start_at_the_scale_of_content(member):
 
     def look(name):
         def hook(module, _, terms):
-            log = log_weights(terms) if terms.bias is None else terms.bias
+            log = terms.biases[0].dense() if terms.biases else log_weights(terms)
             found[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
 
         return hook
