@@ -19,7 +19,8 @@ class FilterBlock(nn.Module):
 
     Args:
         attn: The filter layer.
-        mlp: The pointwise layer.
+        mlp: The pointwise layer; None for a block of attention only. With ``has_skip = True`` it brings its own skip
+            connection, ``x = mlp(norm2(x))``.
         norm1: Norm in front of the filter.
         norm2: Norm in front of the pointwise layer.
         ls1: Layer scale of the filter.
@@ -38,7 +39,7 @@ class FilterBlock(nn.Module):
     def __init__(
         self,
         attn: FilterAttention,
-        mlp: nn.Module,
+        mlp: nn.Module | None,
         norm1: nn.Module,
         norm2: nn.Module,
         ls1: nn.Module | None = None,
@@ -55,10 +56,13 @@ class FilterBlock(nn.Module):
         self.attn = attn
         self.ls1 = ls1 or nn.Identity()
         self.drop_path1 = drop_path1 or nn.Identity()
-        self.norm2 = norm2
         self.mlp = mlp
-        self.ls2 = ls2 or nn.Identity()
-        self.drop_path2 = drop_path2 or nn.Identity()
+        self.has_skip = bool(getattr(mlp, "has_skip", False))
+        if mlp is not None:
+            self.norm2 = norm2
+        if mlp is not None and not self.has_skip:
+            self.ls2 = ls2 or nn.Identity()
+            self.drop_path2 = drop_path2 or nn.Identity()
         self.block_residual = block_residual or Plain()
         self.needs_state = attn.needs_state or self.block_residual.needs_state
 
@@ -82,8 +86,20 @@ class FilterBlock(nn.Module):
             u = self.block_residual.update(u, smoothed)
         handed_on = remember_tokens(handed_on, x)
         x = x + self.drop_path1(u)
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x, handed_on
+        return self.pointwise(x), handed_on
+
+    def pointwise(self, x: Tensor) -> Tensor:
+        """Apply the pointwise half of the block."""
+        if self.mlp is None:
+            return x
+        y: Tensor = self.mlp(self.norm2(x))
+        return y if self.has_skip else x + self.drop_path2(self.ls2(y))
+
+    def added_names(self) -> list[str]:
+        """Return the names of parameters and buffers that timm's block does not have, ``"attn.kernel.range_bandwidth..."``."""
+        parts = ("kernel", "positions", "rotations", "filter", "residual")
+        added = [*(f"attn.{part}." for part in parts), "block_residual."]
+        return [name for name in self.state_dict() if name.startswith(tuple(added))]
 
     def branch(
         self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None, is_causal: bool, state: LayerState | None

@@ -32,13 +32,19 @@ _logger = logging.getLogger(__name__)
 
 _TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of their rows in a position table
 _BLOCK = re.compile(r"blocks\.\d+\.")
-# where the seams keep what a plain vision transformer does not have
-_SEAMS = re.compile(r"^blocks\.\d+\.(attn\.(kernel|positions|rotations|residual)|block_residual)\.")
 
 
 def seam_names(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers of the seams: bandwidths, gates, tables; what a plain ViT does not have."""
-    return [name for name in model.state_dict() if _SEAMS.match(name)]
+    blocks: Any = getattr(model, "blocks", [])
+    own = ((i, block) for i, block in enumerate(blocks) if hasattr(block, "added_names"))
+    return [f"blocks.{i}.{name}" for i, block in own for name in block.added_names()]
+
+
+def _projection_names(model: nn.Module) -> set[str]:
+    """Names of the parameters of the blocks' input maps."""
+    blocks: Any = model.blocks
+    return {f"blocks.{i}.attn.qkv.{name}" for i, block in enumerate(blocks) for name in block.attn.qkv.state_dict()}
 
 
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -52,9 +58,9 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     Registered on `FilterVisionTransformer`, so it serves ``checkpoint_path=``, ``pretrained=True`` and ``load_state_dict``.
     """
     own = {prefix + name: value for name, value in model.state_dict().items()}
-    if not any(".attn.qkv." in name for name in state_dict if name in own):
+    if not any(prefix + name in state_dict for name in _projection_names(model)):
         return
-    new = _add_seams(state_dict, own, prefix)
+    new = _add_seams(state_dict, own, [prefix + name for name in seam_names(model)])
     left_out = [
         name
         for name in list(state_dict)
@@ -71,10 +77,9 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
         _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
 
-def _add_seams(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> list[str]:
+def _add_seams(state_dict: dict[str, Tensor], own: dict[str, Tensor], seams: list[str]) -> list[str]:
     """Add the model's own values of the seams that the checkpoint holds in no block, and return their names."""
     held = set(map(_in_any_block, state_dict))
-    seams = [name for name in own if _SEAMS.match(name.removeprefix(prefix))]
     new = [name for name in seams if _in_any_block(name) not in held]
     state_dict.update({name: own[name] for name in new})
     return new
@@ -335,7 +340,7 @@ def _for_backbone(
         if name in weights and name in own and weights[name].dim() == 4 and 3 == weights[name].shape[1] != own[name].shape[1]:
             weights[name] = adapt_input_conv(own[name].shape[1], weights[name])
             notes.channels.append(name)
-    notes.seams += _add_seams(weights, own, "")
+    notes.seams += _add_seams(weights, own, seam_names(model))
     return weights
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, get_type_hints
 
@@ -18,7 +19,6 @@ from ..checks import check_flag, check_number, check_whole
 from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layer_state import LayerState
 from ..layers import FilterAttention, FilterBlock
-from ..projections import QueryKeyValue
 from .checkpoints import adapt_vit_checkpoint
 from .seams import LayerSpec, Seams, Spec, layer_indices
 
@@ -39,6 +39,9 @@ class FilterVisionTransformer(VisionTransformer):
             ``"neutreno"`` or ``"pid"``.
         block_residual: Boosting of the block's attention branch, the filter estimated again in each step: ``"plain"``,
             ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
+        projection: Maps between tokens and heads: ``"qkv"``, with ``{"name": "qkv", "qk_dim": 59}`` for narrower queries
+            and keys.
+        mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
 
     A seam is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.seams`).
@@ -60,6 +63,8 @@ class FilterVisionTransformer(VisionTransformer):
         filter: Spec = "softmax",
         residual: Spec = "plain",
         block_residual: Spec = "plain",
+        projection: Spec = "qkv",
+        mlp: Spec = "mlp",
         depth: int = 12,
         img_size: int | tuple[int, int] = 224,
         patch_size: int | tuple[int, int] = 16,
@@ -71,7 +76,14 @@ class FilterVisionTransformer(VisionTransformer):
                 raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
         _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
         seams = Seams.resolve(
-            depth, kernel=kernel, positions=positions, filter=filter, residual=residual, block_residual=block_residual
+            depth,
+            projection=projection,
+            kernel=kernel,
+            positions=positions,
+            filter=filter,
+            residual=residual,
+            block_residual=block_residual,
+            mlp=mlp,
         )
         where = seams.positions
         block_fn = partial(build_block, seams=seams, grid_size=_grid_size(img_size, patch_size))
@@ -284,21 +296,8 @@ def build_block(
 ) -> FilterBlock:
     """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the seams' factories."""
     dd = {"device": device, "dtype": dtype}
-    qkv = QueryKeyValue(dim, num_heads, qkv_bias, **dd)
-    layer = LayerSpec(depth, dim, num_heads, qkv.head_dim, grid_size, attn_drop, device, dtype)
-    attn = FilterAttention(
-        qkv,
-        seams.kernel(layer),
-        seams.positions_of(layer),
-        seams.filter(layer),
-        seams.residual(layer),
-        nn.Linear(dim, dim, bias=proj_bias, **dd),
-        q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
-        k_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
-        norm=norm_layer(dim, **dd) if scale_attn_norm else None,
-        proj_drop=proj_drop,
-    )
-    mlp = mlp_layer(
+    make_mlp = partial(
+        mlp_layer,
         in_features=dim,
         hidden_features=int(dim * mlp_ratio),
         act_layer=act_layer,
@@ -307,9 +306,24 @@ def build_block(
         drop=proj_drop,
         **dd,
     )
+    layer = LayerSpec(depth, dim, num_heads, dim // num_heads, grid_size, attn_drop, qkv_bias, proj_bias, make_mlp, **dd)
+    qkv, proj = seams.projection(layer)
+    layer = replace(layer, head_dim=qkv.head_dim)
+    attn = FilterAttention(
+        qkv,
+        seams.kernel(layer),
+        seams.positions_of(layer),
+        seams.filter(layer),
+        seams.residual(layer),
+        proj,
+        q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
+        k_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
+        norm=norm_layer(dim, **dd) if scale_attn_norm else None,
+        proj_drop=proj_drop,
+    )
     return FilterBlock(
         attn,
-        mlp,
+        seams.mlp(layer),
         norm_layer(dim, **dd),
         norm_layer(dim, **dd),
         LayerScale(dim, init_values, **dd) if init_values else None,

@@ -18,6 +18,7 @@ from torch import nn
 from ..filters import DenseFilter, SoftmaxFilter
 from ..kernels import DotProduct, Elliptical, GaussianRange
 from ..positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from ..projections import Projection, QueryKeyValue
 from ..residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
 
@@ -32,6 +33,9 @@ class LayerSpec:
         head_dim: Width of a head.
         grid_size: (height, width) of the patch grid.
         attn_drop: Probability of dropping a weight of the filter in training.
+        qkv_bias: Whether the input map has an offset.
+        proj_bias: Whether the output map has an offset.
+        make_mlp: Makes the MLP that timm's arguments describe.
         device: Device of the parameters.
         dtype: Type of the parameters.
     """
@@ -42,6 +46,9 @@ class LayerSpec:
     head_dim: int
     grid_size: tuple[int, int]
     attn_drop: float = 0.0
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    make_mlp: Callable[[], nn.Module] | None = None
     device: Any = None
     dtype: Any = None
 
@@ -53,7 +60,7 @@ class LayerSpec:
 
 _OF_A_LAYER = frozenset(field.name for field in fields(LayerSpec))
 
-Factory = Callable[..., nn.Module]
+Factory = Callable[..., Any]
 Spec = str | Mapping[str, Any] | Callable[[LayerSpec], nn.Module]
 
 
@@ -61,6 +68,23 @@ def _elliptical(head_dim: int, scaling: str = "max", detach: bool = False) -> nn
     if scaling not in ("max", "mean"):
         raise ValueError(f"kernel='elliptical': scaling is {scaling!r}, but must be 'max' or 'mean'.")
     return Elliptical(head_dim, scaling == "mean", detach)
+
+
+def _qkv(
+    embed_dim: int,
+    num_heads: int,
+    qkv_bias: bool,
+    proj_bias: bool,
+    qk_dim: int | None = None,
+    device: Any = None,
+    dtype: Any = None,
+) -> Projection:
+    qkv = QueryKeyValue(embed_dim, num_heads, qkv_bias, qk_dim, device, dtype)
+    return Projection(qkv, nn.Linear(embed_dim, embed_dim, bias=proj_bias, device=device, dtype=dtype))
+
+
+def _mlp(make_mlp: Callable[[], nn.Module]) -> nn.Module:
+    return make_mlp()
 
 
 def _softmax(attn_drop: float) -> nn.Module:
@@ -73,6 +97,7 @@ def _nothing(layer: LayerSpec) -> None:
 
 
 # Members by name: constructors. What a `LayerSpec` has is handed to them by name; the rest of their arguments are options.
+PROJECTIONS: dict[str, Factory] = {"qkv": _qkv}
 KERNELS: dict[str, Factory] = {"dot_product": DotProduct, "gaussian_range": GaussianRange, "elliptical": _elliptical}
 FILTERS: dict[str, Factory] = {"softmax": _softmax, "dense": DenseFilter}
 RESIDUALS: dict[str, Factory] = {
@@ -91,6 +116,8 @@ BLOCK_RESIDUALS: dict[str, Factory] = {
     "sos": SOS,
     "l2_boosting": L2Boosting,
 }
+# The pointwise half of a block. A member whose ``has_skip`` is True brings its own skip connection.
+MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None}
 LAYER_POSITIONS: dict[str, Factory] = {
     "spatial_gaussian": SpatialGaussian,
     "alibi": Alibi2D,
@@ -164,6 +191,11 @@ def resolve(
 def options_of(factory: Factory) -> list[str]:
     """Names of the options of a member's constructor."""
     return [name for name in inspect.signature(factory).parameters if name not in _OF_A_LAYER]
+
+
+def _default(factory: Callable[..., Any]) -> Callable[[LayerSpec], Any]:
+    """Return the member that layers have which ``layers`` leaves out."""
+    return lambda layer: _build(factory, layer, {})
 
 
 def _build(factory: Factory, layer: LayerSpec, options: Mapping[str, Any]) -> nn.Module:
@@ -273,11 +305,13 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
 class Seams:
     """The seams of a model, resolved: from a `LayerSpec` to the modules of a layer."""
 
+    projection: Callable[[LayerSpec], Any]
     kernel: Callable[[LayerSpec], nn.Module]
     positions: Positions
     filter: Callable[[LayerSpec], nn.Module]
     residual: Callable[[LayerSpec], Any]
     block_residual: Callable[[LayerSpec], Any]
+    mlp: Callable[[LayerSpec], Any]
 
     @classmethod
     def resolve(
@@ -289,6 +323,8 @@ class Seams:
         filter: Spec,
         residual: Spec,
         block_residual: Spec,
+        projection: Spec = "qkv",
+        mlp: Spec = "mlp",
     ) -> "Seams":
         """From what a user wrote.
 
@@ -297,11 +333,13 @@ class Seams:
             TypeError: A seam is neither a name, nor a dictionary, nor a factory.
         """
         return cls(
+            resolve("projection", projection, PROJECTIONS, _default(PROJECTIONS["qkv"]), depth),
             resolve("kernel", kernel, KERNELS, lambda layer: DotProduct(layer.head_dim), depth),
             resolve_positions(positions, depth),
             resolve("filter", filter, FILTERS, lambda layer: _softmax(layer.attn_drop), depth),
             resolve("residual", residual, RESIDUALS, lambda layer: Plain(), depth),
             resolve("block_residual", block_residual, BLOCK_RESIDUALS, lambda layer: Plain(), depth),
+            resolve("mlp", mlp, MLPS, _default(MLPS["mlp"]), depth),
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
