@@ -1,9 +1,9 @@
 """Backbones. Importing this package registers them with timm."""
 
-from .checkpoints import seam_names
+from .checkpoints import component_names
+from .components import LayerSpec
 from .conversion import from_timm
 from .families import FAMILIES
 from .filter_vit import FilterVisionTransformer
-from .seams import LayerSpec
 
-__all__ = ["FAMILIES", "FilterVisionTransformer", "LayerSpec", "from_timm", "seam_names"]
+__all__ = ["FAMILIES", "FilterVisionTransformer", "LayerSpec", "component_names", "from_timm"]

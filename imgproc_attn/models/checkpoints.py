@@ -34,8 +34,8 @@ _TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of their rows
 _BLOCK = re.compile(r"blocks\.\d+\.")
 
 
-def seam_names(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers of the seams: bandwidths, gates, tables; what a plain ViT does not have."""
+def component_names(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers of the components: bandwidths, gates, tables; what a plain ViT does not have."""
     blocks: Any = getattr(model, "blocks", [])
     own = ((i, block) for i, block in enumerate(blocks) if hasattr(block, "added_names"))
     return [f"blocks.{i}.{name}" for i, block in own for name in block.added_names()]
@@ -48,9 +48,9 @@ def _projection_names(model: nn.Module) -> set[str]:
 
 
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: complete the checkpoint of another vision transformer, plain or with other seams, and log what was done.
+    """Before loading: complete the checkpoint of another vision transformer, plain or with other components, and log what was done.
 
-    A member of the seams the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
+    A member of the components the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
     refused as usual. Class and distillation tokens the model does not have are left out, with their rows of the position table
     and the distillation head; a final norm moves behind the pooling where the model has it there. Rules without parameters
     leave no trace in a checkpoint: whether it was trained with fixed twicing only its recipe tells.
@@ -60,7 +60,7 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     own = {prefix + name: value for name, value in model.state_dict().items()}
     if not any(prefix + name in state_dict for name in _projection_names(model)):
         return
-    new = _add_seams(state_dict, own, [prefix + name for name in seam_names(model)])
+    new = _add_components(state_dict, own, [prefix + name for name in component_names(model)])
     left_out = [
         name
         for name in list(state_dict)
@@ -77,10 +77,10 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
         _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
 
-def _add_seams(state_dict: dict[str, Tensor], own: dict[str, Tensor], seams: list[str]) -> list[str]:
-    """Add the model's own values of the seams that the checkpoint holds in no block, and return their names."""
+def _add_components(state_dict: dict[str, Tensor], own: dict[str, Tensor], components: list[str]) -> list[str]:
+    """Add the model's own values of the components that the checkpoint holds in no block, and return their names."""
     held = set(map(_in_any_block, state_dict))
-    new = [name for name in seams if _in_any_block(name) not in held]
+    new = [name for name in components if _in_any_block(name) not in held]
     state_dict.update({name: own[name] for name in new})
     return new
 
@@ -181,7 +181,7 @@ class Started:
     Attributes:
         num_classes: Of the model.
         head: Names of the classifier or decoder that keep their initial values.
-        seams: Names of the seams that keep their initial values; see `seam_names`.
+        components: Names of the components that keep their initial values; see `component_names`.
         left_out: Names of the checkpoint that the model has no place for.
         resampled: Names of tables and embeddings that were made for other image sizes or patches.
         channels: Names of convolutions that were made for other input channels.
@@ -190,7 +190,7 @@ class Started:
 
     num_classes: int
     head: list[str] = field(default_factory=list)
-    seams: list[str] = field(default_factory=list)
+    components: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     resampled: list[str] = field(default_factory=list)
     channels: list[str] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Started:
     def __str__(self) -> str:
         head = [f"{', '.join(self.head)} ({self.num_classes} classes)"] if self.head else []
         notes = (
-            ("new", [*head, *_listed(self.seams)]),
+            ("new", [*head, *_listed(self.components)]),
             ("left out", _listed(self.left_out)),
             ("resampled", _listed(self.resampled)),
             ("for other input channels", self.channels),
@@ -340,7 +340,7 @@ def _for_backbone(
         if name in weights and name in own and weights[name].dim() == 4 and 3 == weights[name].shape[1] != own[name].shape[1]:
             weights[name] = adapt_input_conv(own[name].shape[1], weights[name])
             notes.channels.append(name)
-    notes.seams += _add_seams(weights, own, seam_names(model))
+    notes.components += _add_components(weights, own, component_names(model))
     return weights
 
 

@@ -15,19 +15,19 @@ from torch import nn
 from ..layers import FilterAttention, FilterBlock
 from ..projections import QueryKeyValue
 from .checkpoints import own_config
-from .filter_vit import FilterVisionTransformer
-from .seams import (
+from .components import (
     BLOCK_RESIDUALS,
     LAYER_POSITIONS,
     MODEL_POSITIONS,
     RESIDUALS,
+    Components,
     Factory,
     LayerSpec,
-    Seams,
     Spec,
     options_of,
     position_specs,
 )
+from .filter_vit import FilterVisionTransformer
 
 
 class FilterVisionTransformerDistilled(FilterVisionTransformer, VisionTransformerDistilled):
@@ -50,7 +50,7 @@ def from_timm(
     With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
     starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
     from zeros. Another kernel, rotary positions and members of your own change the function at once (train them; a factory may
-    look at ``layer.depth``). What is new: `imgproc_attn.models.seam_names`. Hooks on the source's attention are not taken
+    look at ``layer.depth``). What is new: `imgproc_attn.models.component_names`. Hooks on the source's attention are not taken
     along. Its ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps
     it (an older timm, as 1.0.27, needs to be given ``model_args``).
 
@@ -79,7 +79,7 @@ def from_timm(
                 f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions."
             )
     depth = len(source.blocks)
-    seams = Seams.resolve(
+    components = Components.resolve(
         depth,
         kernel=kernel,
         positions=[_start_closed(spec, LAYER_POSITIONS, "learned_gate") for _, spec in members],
@@ -87,7 +87,7 @@ def from_timm(
         residual=_start_closed(residual, RESIDUALS, "learned"),
         block_residual=_start_closed(block_residual, BLOCK_RESIDUALS, "learned"),
     )
-    blocks = [_convert(block, i, source.patch_embed.grid_size, seams) for i, block in enumerate(source.blocks)]
+    blocks = [_convert(block, i, source.patch_embed.grid_size, components) for i, block in enumerate(source.blocks)]
     kept = set(source.modules())
     drop_rate = getattr(source.patch_drop, "prob", 0.0)
     source.__class__ = _CLASSES[type(source)]
@@ -102,11 +102,11 @@ def from_timm(
     return source
 
 
-def _rename(model: Any, seams: Mapping[str, Any]) -> None:
+def _rename(model: Any, components: Mapping[str, Any]) -> None:
     """What timm writes beside exported weights says how to make this model of its source."""
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg and "architecture" in cfg:  # timm's factory leaves both; a class that was called itself has none
-        told = {name: spec for name, spec in seams.items() if spec is not None}
+        told = {name: spec for name, spec in components.items() if spec is not None}
         model._model_args = {**getattr(model, "_model_args", {}), "source": cfg["architecture"], **told}
         model.pretrained_cfg = {**cfg, "architecture": "converted_vit"}
 
@@ -162,7 +162,7 @@ def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spe
     return {"gate": 0.0, learned: True, **options}
 
 
-def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams) -> FilterBlock:
+def _convert(block: Any, depth: int, grid_size: tuple[int, int], components: Components) -> FilterBlock:
     """The block with a filter for attention; all else is the source's."""
     attn, weight = block.attn, block.attn.qkv.weight
     dd = {"device": weight.device, "dtype": weight.dtype}
@@ -171,10 +171,10 @@ def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams) -
     layer = LayerSpec(depth, weight.shape[1], attn.num_heads, attn.head_dim, grid_size, attn.attn_drop.p, **dd)
     converted = FilterAttention(
         qkv,
-        seams.kernel(layer),
-        seams.positions_of(layer),
-        seams.filter(layer),
-        seams.residual(layer),
+        components.kernel(layer),
+        components.positions_of(layer),
+        components.filter(layer),
+        components.residual(layer),
         attn.proj,
         attn.q_norm,
         attn.k_norm,
@@ -182,14 +182,14 @@ def _convert(block: Any, depth: int, grid_size: tuple[int, int], seams: Seams) -
         attn.proj_drop.p,
     )
     parts = (block.norm1, block.norm2, block.ls1, block.ls2, block.drop_path1, block.drop_path2)
-    return FilterBlock(converted, block.mlp, *parts, block_residual=seams.block_residual_of(layer))
+    return FilterBlock(converted, block.mlp, *parts, block_residual=components.block_residual_of(layer))
 
 
 def _check_source(model: nn.Module) -> None:
     """Refuse, with the reason, what is not the class these filters replace."""
     if isinstance(model, FilterVisionTransformer):
         raise TypeError(
-            "from_timm: the source is a filter model already; create one with other seams, and load_state_dict its weights."
+            "from_timm: the source is a filter model already; create one with other components, and load_state_dict its weights."
         )
     if type(model) not in _CLASSES:
         raise TypeError(

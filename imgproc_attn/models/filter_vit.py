@@ -1,4 +1,4 @@
-"""The vision transformer whose attention is a filter: timm's, with the seams of this library open by keyword."""
+"""The vision transformer whose attention is a filter: timm's, with the components of this library open by keyword."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,14 +20,14 @@ from ..geometry import Geometry, grid_geometry, keep_patches
 from ..layer_state import LayerState
 from ..layers import FilterAttention, FilterBlock
 from .checkpoints import adapt_vit_checkpoint
-from .seams import LayerSpec, Seams, Spec, layer_indices
+from .components import Components, LayerSpec, Spec, layer_indices
 
 # Bandwidths, gates and tables of log-weights.
 _OF_HEADS = r"^blocks\.\d+\.(?:attn|block_residual)\..*\.(?:log_excess|strength|table)$"
 
 
 class FilterVisionTransformer(VisionTransformer):
-    """Vision transformer with filters for attention: all of timm's `VisionTransformer`, and the seams.
+    """Vision transformer with filters for attention: all of timm's `VisionTransformer`, and the components.
 
     Args:
         kernel: Kernel on features: ``"dot_product"``, ``"gaussian_range"`` or ``"elliptical"`` (layer 0 stays dot product).
@@ -42,14 +42,14 @@ class FilterVisionTransformer(VisionTransformer):
         projection: Maps between tokens and heads: ``"qkv"``, with ``{"name": "qkv", "qk_dim": 59}`` for narrower queries
             and keys.
         mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
-        **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the seams decide.
+        **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the components decide.
 
-    A seam is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.seams`).
+    A component is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.components`).
 
     Raises:
-        ValueError: Unknown names or options, members that exclude each other, an argument the seams decide, or a rate that is
+        ValueError: Unknown names or options, members that exclude each other, an argument the components decide, or a rate that is
             not in [0, 1).
-        TypeError: A seam, or its layers, of a type that is none of these; or an argument of timm's of another type.
+        TypeError: A component, or its layers, of a type that is none of these; or an argument of timm's of another type.
     """
 
     carry_positions: bool
@@ -73,9 +73,9 @@ class FilterVisionTransformer(VisionTransformer):
     ) -> None:
         for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
             if name in kwargs:
-                raise ValueError(f"{name}={kwargs[name]!r} is decided by the seams of a filter model; use {remedy}.")
+                raise ValueError(f"{name}={kwargs[name]!r} is decided by the components of a filter model; use {remedy}.")
         _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
-        seams = Seams.resolve(
+        components = Components.resolve(
             depth,
             projection=projection,
             kernel=kernel,
@@ -85,8 +85,8 @@ class FilterVisionTransformer(VisionTransformer):
             block_residual=block_residual,
             mlp=mlp,
         )
-        where = seams.positions
-        block_fn = partial(build_block, seams=seams, grid_size=_grid_size(img_size, patch_size))
+        where = components.positions
+        block_fn = partial(build_block, components=components, grid_size=_grid_size(img_size, patch_size))
         if where.table and not where.added:
             if kwargs.get("no_embed_class") is False:
                 raise ValueError("no_embed_class=False: untied positions have a table of patches only; leave it out.")
@@ -275,7 +275,7 @@ def build_block(
     num_heads: int,
     depth: int,
     *,
-    seams: Seams,
+    components: Components,
     grid_size: tuple[int, int],
     norm_layer: Callable[..., nn.Module],
     act_layer: Callable[..., nn.Module],
@@ -294,7 +294,7 @@ def build_block(
     device=None,
     dtype=None,
 ) -> FilterBlock:
-    """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the seams' factories."""
+    """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the components' factories."""
     dd = {"device": device, "dtype": dtype}
     make_mlp = partial(
         mlp_layer,
@@ -307,14 +307,14 @@ def build_block(
         **dd,
     )
     layer = LayerSpec(depth, dim, num_heads, dim // num_heads, grid_size, attn_drop, qkv_bias, proj_bias, make_mlp, **dd)
-    qkv, proj = seams.projection(layer)
+    qkv, proj = components.projection(layer)
     layer = replace(layer, head_dim=qkv.head_dim)
     attn = FilterAttention(
         qkv,
-        seams.kernel(layer),
-        seams.positions_of(layer),
-        seams.filter(layer),
-        seams.residual(layer),
+        components.kernel(layer),
+        components.positions_of(layer),
+        components.filter(layer),
+        components.residual(layer),
         proj,
         q_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
         k_norm=norm_layer(qkv.head_dim, **dd) if qk_norm else None,
@@ -323,14 +323,14 @@ def build_block(
     )
     return FilterBlock(
         attn,
-        seams.mlp(layer),
+        components.mlp(layer),
         norm_layer(dim, **dd),
         norm_layer(dim, **dd),
         LayerScale(dim, init_values, **dd) if init_values else None,
         LayerScale(dim, init_values, **dd) if init_values else None,
         DropPath(drop_path) if drop_path > 0 else None,
         DropPath(drop_path) if drop_path > 0 else None,
-        block_residual=seams.block_residual_of(layer),
+        block_residual=components.block_residual_of(layer),
     )
 
 

@@ -12,8 +12,8 @@ from ..checks import check_number, check_whole
 from ..geometry import grid_geometry
 from ..layer_state import LayerState
 from ..layers import FilterBlock
+from ..models.components import Components, Spec
 from ..models.filter_vit import build_block
-from ..models.seams import Seams, Spec
 
 
 class LinearDecoder(nn.Module):
@@ -102,7 +102,7 @@ def mask_decoder(
     residual: Spec = "plain",
     block_residual: Spec = "plain",
 ) -> MaskDecoder:
-    """A `MaskDecoder` whose blocks are made of the seams' members.
+    """A `MaskDecoder` whose blocks are made of the components' members.
 
     Args:
         in_channels: Of the features.
@@ -135,10 +135,10 @@ def mask_decoder(
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:
         raise ValueError(f"decoder: width {width} is not divisible by num_heads {num_heads}; give another of the two.")
-    seams = Seams.resolve(
+    components = Components.resolve(
         depth, kernel=kernel, positions=positions, filter=filter, residual=residual, block_residual=block_residual
     )
-    if seams.positions.table or seams.positions.embedded:
+    if components.positions.table or components.positions.embedded:
         raise ValueError(f"decoder: positions={positions!r} belong to the tokens of an image, which the encoder has.")
     rates = [drop_path * (i + 1) / depth for i in range(depth)]
     blocks = [
@@ -146,7 +146,7 @@ def mask_decoder(
             width,
             num_heads,
             i,
-            seams=seams,
+            components=components,
             grid_size=grid_size,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             act_layer=nn.GELU,

@@ -21,7 +21,7 @@ from ..data import Preparation
 from ..files import UNFINISHED
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside, first_line
-from ..models.seams import Seams
+from ..models.components import Components
 from .augmentation import training_transform
 from .checkpoints import save_weights
 from .folder import BEST, LAST
@@ -176,7 +176,7 @@ def _hint(message: str, recipe: Recipe) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is not None:
         word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
-        if word in {seam.name for seam in fields(Seams)}:
+        if word in {component.name for component in fields(Components)}:
             return f"; only models of this package have it; of a ViT: model.name=converted_vit model.source={recipe.model.name}"
     else:
         missing = re.search(r"Unknown model \((\S+)\)", message)  # the recipe's, or its backbone

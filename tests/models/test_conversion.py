@@ -17,7 +17,7 @@ import imgproc_attn
 import imgproc_attn.segmentation
 from imgproc_attn.filters import DenseFilter
 from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
-from imgproc_attn.models import seam_names
+from imgproc_attn.models import component_names
 from imgproc_attn.positions import RelativeTable, SpatialGaussian
 from imgproc_attn.residuals import Plain, Twicing
 from imgproc_attn.training.checkpoints import save_weights
@@ -180,7 +180,7 @@ def test_keeps_what_the_source_is(kind):
     assert filtered.pretrained_cfg == {**model.pretrained_cfg, "architecture": "converted_vit"}
     assert timm.data.resolve_model_data_config(filtered) == timm.data.resolve_model_data_config(model)
     names = set(filtered.state_dict())
-    assert names - set(before) == set(seam_names(filtered))
+    assert names - set(before) == set(component_names(filtered))
     for name, value in before.items():
         assert torch.equal(filtered.state_dict()[name], value)
     assert type(model) in (timm.models.VisionTransformer, timm.models.deit.VisionTransformerDistilled)
@@ -220,7 +220,7 @@ def test_closed_gates_open():
         optimiser.zero_grad()
         model(x).square().sum().backward()
         optimiser.step()
-    for name in seam_names(model):
+    for name in component_names(model):
         gradient = dict(model.named_parameters())[name].grad
         last = name.startswith("blocks.2.") and ".positions." in name
         assert gradient.abs().max() > 0 or last, name
@@ -407,11 +407,11 @@ def test_inside_a_wrapper(tmp_path):
 
 def test_what_is_new():
     model = timm.create_model("test_bilateral_vit")
-    names = seam_names(model)
+    names = component_names(model)
     assert len(names) == 12
     assert all(name.endswith("log_excess") for name in names)
     assert isinstance(model.blocks[0].attn.positions[0], SpatialGaussian)
-    assert not seam_names(timm.create_model("test_twicing_vit"))
+    assert not component_names(timm.create_model("test_twicing_vit"))
     assert isinstance(
         imgproc_attn.from_timm(source("DeiT"), positions="relative_table").blocks[0].attn.positions[0], RelativeTable
     )
@@ -460,12 +460,12 @@ def test_by_name(tmp_path):
 
 @pytest.mark.skipif(not hasattr(timm.models, "get_model_args"), reason="an older timm, which exports what it is told alone")
 @pytest.mark.parametrize(
-    "seams", [{"residual": "twicing"}, {"residual": {"name": "twicing", "gate": 1.0}}, {"positions": "rotary"}]
+    "components", [{"residual": "twicing"}, {"residual": {"name": "twicing", "gate": 1.0}}, {"positions": "rotary"}]
 )
-def test_timms_export_brings_the_conversion_back(seams, tmp_path):
-    """Not the source under its own name, whose weights would load just as well where the seams have none."""
+def test_timms_export_brings_the_conversion_back(components, tmp_path):
+    """Not the source under its own name, whose weights would load just as well where the components have none."""
     source = timm.create_model("test_vit", img_size=64, num_classes=5, embed_dim=32).eval()
-    model = imgproc_attn.from_timm(source, **seams)
+    model = imgproc_attn.from_timm(source, **components)
     save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(1, 3, 64, 64)

@@ -1,8 +1,8 @@
 """From what a user writes (names, dictionaries, own factories) to a module a layer: the only place where strings are read.
 
-A seam is given as a name (``"twicing"``), a dictionary with options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``),
+A component is given as a name (``"twicing"``), a dictionary with options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``),
 or a factory of one's own: a callable from `LayerSpec` to a module. ``layers`` restricts a member to some layers; the others get
-the seam's default.
+the component's default.
 """
 
 import difflib
@@ -125,7 +125,7 @@ LAYER_POSITIONS: dict[str, Factory] = {
     "rotary": Rotary,
     "untied": UntiedPositions,
 }
-# Members that use what earlier layers hand on: without `layers`, they leave the first layer its seam's default.
+# Members that use what earlier layers hand on: without `layers`, they leave the first layer its component's default.
 FROM_THE_SECOND_LAYER = frozenset({"elliptical", "neutreno", "pid", "l2_boosting"})
 # Members that act once, on the tokens of the model, instead of in each layer. Untied positions do both: the model owns the
 # table, the layers project it.
@@ -133,28 +133,28 @@ EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": SinCos}
 MODEL_POSITIONS = ("absolute", "sincos", "untied")
 
 
-def _unknown(seam: str, what: str, name: str, known: Iterable[str]) -> ValueError:
+def _unknown(component: str, what: str, name: str, known: Iterable[str]) -> ValueError:
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{seam}: unknown {what} {name!r}; there are {', '.join(map(repr, known))}.{hint}")
+    return ValueError(f"{component}: unknown {what} {name!r}; there are {', '.join(map(repr, known))}.{hint}")
 
 
-def _is_factory(seam: str, spec: Any) -> bool:
+def _is_factory(component: str, spec: Any) -> bool:
     """Whether ``spec`` is a factory; a module or a class in its place is a slip."""
     if isinstance(spec, nn.Module) or (isinstance(spec, type) and issubclass(spec, nn.Module)):
         name = spec.__name__ if isinstance(spec, type) else type(spec).__name__
-        raise TypeError(f"{seam}: got {name} itself; give a factory, which makes one a layer: lambda layer: {name}(...).")
+        raise TypeError(f"{component}: got {name} itself; give a factory, which makes one a layer: lambda layer: {name}(...).")
     return callable(spec)
 
 
 def resolve(
-    seam: str, spec: Spec, table: Mapping[str, Factory], default: Callable[[LayerSpec], Any], depth: int
+    component: str, spec: Spec, table: Mapping[str, Factory], default: Callable[[LayerSpec], Any], depth: int
 ) -> Callable[[LayerSpec], Any]:
     """A factory for every layer of a model.
 
     Args:
-        seam: What messages call it.
+        component: What messages call it.
         spec: Name, dictionary or factory, as in the module's docstring.
         table: Members by name.
         default: Factory of the layers that ``layers`` leaves out.
@@ -164,27 +164,29 @@ def resolve(
         ValueError: Unknown name or option (the nearest is named), or a layer the model does not have.
         TypeError: ``spec`` is none of the three forms.
     """
-    if _is_factory(seam, spec):
+    if _is_factory(component, spec):
         return spec  # type: ignore[return-value]
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise TypeError(f"{seam}: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory.")
+        raise TypeError(f"{component}: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory.")
     options = {key: value for key, value in spec.items() if key not in ("name", "layers")}
     name, layers = spec["name"], spec.get("layers")
     if name not in table:
-        raise _unknown(seam, "member", name, table)
+        raise _unknown(component, "member", name, table)
     factory = table[name]
-    check_options(f"{seam}={name!r}", factory, options, ["layers"])
+    check_options(f"{component}={name!r}", factory, options, ["layers"])
     if layers is None and name not in FROM_THE_SECOND_LAYER:
         return lambda layer: _build(factory, layer, options)
-    chosen = frozenset(range(1, depth)) if layers is None else layer_indices(seam, layers, depth)
+    chosen = frozenset(range(1, depth)) if layers is None else layer_indices(component, layers, depth)
     if not chosen and layers is not None:
         raise ValueError(
-            f"{seam}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, {seam} for none."
+            f"{component}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, {component} for none."
         )
     if name in FROM_THE_SECOND_LAYER and 0 in chosen:
-        raise ValueError(f"{seam}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on.")
+        raise ValueError(
+            f"{component}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on."
+        )
     return lambda layer: _build(factory, layer, options) if layer.depth in chosen else default(layer)
 
 
@@ -212,16 +214,16 @@ def check_options(where: str, factory: Factory, options: Iterable[str], more: Se
             raise _unknown(where, "option", option, [*known, *more])
 
 
-def layer_indices(seam: str, layers: Iterable[int], depth: int) -> frozenset[int]:
+def layer_indices(component: str, layers: Iterable[int], depth: int) -> frozenset[int]:
     """Block indices, negative ones counted from the end."""
     chosen = set()
     for index in [layers] if isinstance(layers, int | str) else layers:
         if not isinstance(index, int) or isinstance(index, bool):
             raise TypeError(
-                f"{seam}: layers has {index!r}, but takes whole numbers, 0 to {depth - 1}, or negative from the end."
+                f"{component}: layers has {index!r}, but takes whole numbers, 0 to {depth - 1}, or negative from the end."
             )
         if not -depth <= index < depth:
-            raise ValueError(f"{seam}: layer {index} does not exist in a model of depth {depth}; give 0 to {depth - 1}.")
+            raise ValueError(f"{component}: layer {index} does not exist in a model of depth {depth}; give 0 to {depth - 1}.")
         chosen.add(index % depth)
     return frozenset(chosen)
 
@@ -302,8 +304,8 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
 
 
 @dataclass(frozen=True)
-class Seams:
-    """The seams of a model, resolved: from a `LayerSpec` to the modules of a layer."""
+class Components:
+    """The components of a model, resolved: from a `LayerSpec` to the modules of a layer."""
 
     projection: Callable[[LayerSpec], Any]
     kernel: Callable[[LayerSpec], nn.Module]
@@ -325,12 +327,12 @@ class Seams:
         block_residual: Spec,
         projection: Spec = "qkv",
         mlp: Spec = "mlp",
-    ) -> "Seams":
+    ) -> "Components":
         """From what a user wrote.
 
         Raises:
             ValueError: Unknown names or options, members that exclude each other, or a layer the model does not have.
-            TypeError: A seam is neither a name, nor a dictionary, nor a factory.
+            TypeError: A component is neither a name, nor a dictionary, nor a factory.
         """
         return cls(
             resolve("projection", projection, PROJECTIONS, _default(PROJECTIONS["qkv"]), depth),
