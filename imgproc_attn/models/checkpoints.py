@@ -48,7 +48,7 @@ def _projection_names(model: nn.Module) -> set[str]:
 
 
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: complete the checkpoint of another vision transformer, plain or with other components, and log what was done.
+    """Complete the checkpoint of another vision transformer, plain or with other components, before it is loaded; log the changes.
 
     A member of the components the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
     refused as usual. Class and distillation tokens the model does not have are left out, with their rows of the position table

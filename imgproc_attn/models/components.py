@@ -1,8 +1,8 @@
-"""From what a user writes (names, dictionaries, own factories) to a module a layer: the only place where strings are read.
+"""Components: from what a user writes (names, dictionaries, factories) to one module per layer.
 
-A component is given as a name (``"twicing"``), a dictionary with options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``),
-or a factory of one's own: a callable from `LayerSpec` to a module. ``layers`` restricts a member to some layers; the others get
-the component's default.
+This is the only place where names of members are read. A component is given as a name (``"twicing"``), as a dictionary with options
+(``{"name": "twicing", "steps": 2, "layers": [10, 11]}``), or as a factory of your own: a callable from `LayerSpec` to a module.
+``layers`` restricts a member to some layers. The other layers get the component's default.
 """
 
 import difflib
@@ -181,7 +181,8 @@ def resolve(
     chosen = frozenset(range(1, depth)) if layers is None else layer_indices(component, layers, depth)
     if not chosen and layers is not None:
         raise ValueError(
-            f"{component}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, {component} for none."
+            f"{component}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, "
+            f"{component} for none."
         )
     if name in FROM_THE_SECOND_LAYER and 0 in chosen:
         raise ValueError(

@@ -189,7 +189,7 @@ def _check_source(model: nn.Module) -> None:
     """Refuse, with the reason, what is not the class these filters replace."""
     if isinstance(model, FilterVisionTransformer):
         raise TypeError(
-            "from_timm: the source is a filter model already; create one with other components, and load_state_dict its weights."
+            "from_timm: the source is a filter model already. Create one with other components, and load its weights into it."
         )
     if type(model) not in _CLASSES:
         raise TypeError(

@@ -44,11 +44,12 @@ class FilterVisionTransformer(VisionTransformer):
         mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the components decide.
 
-    A component is a name, a dictionary with options and ``layers``, or a factory of your own (see `imgproc_attn.models.components`).
+    A component is a name, a dictionary with options and ``layers``, or a factory of your own (see
+    `imgproc_attn.models.components`).
 
     Raises:
-        ValueError: Unknown names or options, members that exclude each other, an argument the components decide, or a rate that is
-            not in [0, 1).
+        ValueError: Unknown names or options, members that exclude each other, an argument that the components decide, or a rate that
+            is not in [0, 1).
         TypeError: A component, or its layers, of a type that is none of these; or an argument of timm's of another type.
     """
 
