@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from skimage import data
 
-from imgproc_attn.filters import SoftmaxFilter
-from imgproc_attn.geometry import grid_geometry
-from imgproc_attn.kernels import GaussianRange
-from imgproc_attn.positions import SpatialGaussian
-from imgproc_attn.terms import Terms, product
+from imgproc_attn.core.filters import SoftmaxFilter
+from imgproc_attn.core.geometry import grid_geometry
+from imgproc_attn.core.kernels import GaussianRange
+from imgproc_attn.core.positions import SpatialGaussian
+from imgproc_attn.core.terms import Terms, product
 
 SIDE, PIXEL = 56, (16, 14)
 
@@ -21,7 +21,7 @@ picture = torch.tensor(data.astronaut()[20:188:3, 150:318:3] / 255)
 features = picture.reshape(1, 1, SIDE * SIDE, 3)
 geometry = grid_geometry(SIDE, SIDE, 0, features)
 range_terms = GaussianRange(1, 3, range_bandwidth=0.25, dtype=torch.float64)(features, features)
-spatial_terms = SpatialGaussian(1, (SIDE, SIDE), spatial_bandwidth=9.0, dtype=torch.float64)(geometry, features)
+spatial_terms = SpatialGaussian(1, (SIDE, SIDE), spatial_bandwidth=9.0, dtype=torch.float64)(geometry, geometry, features)
 nothing = Terms([torch.zeros_like(features)], [torch.zeros_like(features)])
 
 panels = {
@@ -34,7 +34,7 @@ figure = Figure(figsize=(9, 3.0), layout="constrained")
 for ax, (title, terms) in zip(figure.subplots(1, 4), panels.items()):
     ax.imshow(picture)
     if terms is not None:
-        row = SoftmaxFilter().weights(terms)[0, 0, PIXEL[0] * SIDE + PIXEL[1]].detach().reshape(SIDE, SIDE)
+        row = SoftmaxFilter()(terms).dense()[0, 0, PIXEL[0] * SIDE + PIXEL[1]].detach().reshape(SIDE, SIDE)
         ax.imshow(row, cmap="inferno", alpha=0.85)
     ax.plot(PIXEL[1], PIXEL[0], "c+", markersize=10, markeredgewidth=2)
     ax.set(title=title, xticks=[], yticks=[])

@@ -6,9 +6,8 @@ neither does the help of the console command.
 
 import lazy_loader
 
+from ._version import __version__
 from .registration import register_after_timm
-
-__version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]

@@ -27,7 +27,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .bandwidths import at_least_float32
+from .core.attention import FilterAttention
+from .core.bandwidths import at_least_float32
+from .core.filters import SoftmaxFilter
+from .core.geometry import grid_geometry
+from .core.kernels import DotProduct, Elliptical, GaussianRange
+from .core.layer_state import LayerState, next_state
+from .core.positions import Alibi2D, RelativeTable, SpatialGaussian
+from .core.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from .data import ALONE, Images, Preparation
 from .evaluation import NormalizedModel
 from .evaluation.conditions import Condition
@@ -36,18 +43,11 @@ from .evaluation.evaluator import Evaluator
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.samples import Samples
 from .evaluation.subject import ImageSource
-from .filtering import bilateral_filter, non_local_means
-from .filters import SoftmaxFilter
-from .geometry import grid_geometry
-from .kernels import DotProduct, Elliptical, GaussianRange
-from .layer_state import LayerState, next_state
-from .layers import FilterAttention
+from .image_filters import bilateral_filter, non_local_means
 from .models import FAMILIES
-from .positions import Alibi2D, RelativeTable, SpatialGaussian
-from .progress import progress_bar
-from .residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from .training import Trainer, find_recipe, load_recipe
 from .training.run import Run
+from .utils.progress import progress_bar
 
 HEADS, HEAD_DIM = 6, 64
 

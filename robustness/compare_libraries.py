@@ -34,14 +34,14 @@ from tqdm import tqdm
 
 from imgproc_attn.benchmark import markdown, measure, summarise, synchronizer
 from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, at_least, number, source_of, subject_of
-from imgproc_attn.environment import environment, keep_freed_memory
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
 from imgproc_attn.evaluation.attacks import is_correct
 from imgproc_attn.evaluation.evaluator import Batch, only_readable
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.evaluation.subject import ImageSource
-from imgproc_attn.files import write_json
-from imgproc_attn.records import strength_text
+from imgproc_attn.utils.environment import environment, keep_freed_memory
+from imgproc_attn.utils.io import write_json
+from imgproc_attn.utils.serialization import strength_text
 
 Find = Callable[[Tensor, Tensor, Tensor], Tensor]  # adversarial images of images in [0, 1], labels, numbers of the images
 

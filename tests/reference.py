@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imgproc_attn.geometry import Geometry
+from imgproc_attn.core.geometry import Geometry
 
 
 def squared_distances(q: Tensor, k: Tensor) -> Tensor:

@@ -9,18 +9,18 @@ import torch
 from reference import errors, filter_values, sharpened, spatial_log_weights, squared_distances
 
 from imgproc_attn.cli import main
+from imgproc_attn.core.filters import SoftmaxFilter
+from imgproc_attn.core.geometry import grid_geometry
+from imgproc_attn.core.kernels import GaussianRange
+from imgproc_attn.core.positions import SpatialGaussian
+from imgproc_attn.core.terms import product
 from imgproc_attn.data import ALONE
-from imgproc_attn.environment import without_tf32
-from imgproc_attn.filters import SoftmaxFilter
-from imgproc_attn.geometry import grid_geometry
-from imgproc_attn.kernels import GaussianRange
 from imgproc_attn.models import FAMILIES
 from imgproc_attn.models.checkpoints import load_weights
-from imgproc_attn.positions import SpatialGaussian
 from imgproc_attn.segmentation import segment
-from imgproc_attn.terms import product
 from imgproc_attn.training import load_recipe, train
 from imgproc_attn.training.run import Run
+from imgproc_attn.utils.environment import without_tf32
 
 pytestmark = pytest.mark.gpu
 

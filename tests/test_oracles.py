@@ -4,11 +4,11 @@ import kornia.filters
 import torch
 from skimage import data
 
-from imgproc_attn.filters import SoftmaxFilter
-from imgproc_attn.geometry import grid_geometry
-from imgproc_attn.kernels import GaussianRange
-from imgproc_attn.positions import SpatialGaussian
-from imgproc_attn.terms import product
+from imgproc_attn.core.filters import SoftmaxFilter
+from imgproc_attn.core.geometry import grid_geometry
+from imgproc_attn.core.kernels import GaussianRange
+from imgproc_attn.core.positions import SpatialGaussian
+from imgproc_attn.core.terms import product
 
 
 def test_bilateral_is_kornias():

@@ -22,7 +22,7 @@ from imgproc_attn import cli
 from imgproc_attn.data import Digits, Images, evaluation_loader
 from imgproc_attn.data.loaders import Preparation
 from imgproc_attn.evaluation.flags import FlagFile
-from imgproc_attn.files import check_output_file, check_output_folder, write_atomically, write_json, write_text
+from imgproc_attn.utils.io import check_output_file, check_output_folder, write_atomically, write_json, write_text
 
 # nothing that these name is there, nor can be trained in a test: what comes first is the output
 MODEL = "test_vit num_classes=10 --checkpoint none.pt --data digits --split test --device cpu"

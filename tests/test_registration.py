@@ -45,7 +45,7 @@ def python(code):
     [
         ALONE,
         ADDED,
-        "from imgproc_attn.layers import FilterAttention\nimport timm",  # models need it while it is half imported
+        "from imgproc_attn.core import FilterAttention\nimport timm",  # models need it while it is half imported
         "from imgproc_attn import from_timm\nimport timm",
     ],
     ids=["package first", "timm first", "layers", "from_timm"],

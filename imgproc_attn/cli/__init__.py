@@ -9,9 +9,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from .. import __version__
-from ..errors import USER_ERRORS, one_line
-from ..extensions import import_extension
+from .._version import __version__
+from ..utils.errors import USER_ERRORS, one_line
+from ..utils.plugins import import_extension
 from . import benchmark, evaluation, training
 from .console import console, reader_left
 
@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         changes.extend(rest)  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
     if getattr(args, "device", "") in ("cpu", "auto"):
-        from ..environment import keep_freed_memory
+        from ..utils.environment import keep_freed_memory
 
         keep_freed_memory()
     if getattr(args, "threads", None) is not None:

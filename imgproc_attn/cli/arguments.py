@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..records import SEEDS
+from ..utils.serialization import SEEDS
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -141,7 +141,7 @@ def output_of(args: argparse.Namespace, subject: Any) -> Path:
     """Where results go: as given, else a folder of this model and these images alone, below that of a label for several."""
     import hashlib
 
-    from ..files import slug
+    from ..utils.io import slug
 
     images = {key: str(getattr(args, key, None)) for key in ("data", "root", "split", "limit", "classes")}
     which = hashlib.sha256(f"{subject.identity}{images}".encode()).hexdigest()[:8]

@@ -36,8 +36,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     import torch
 
     from .. import benchmark as b
-    from ..environment import environment
-    from ..files import check_output_file, write_json
+    from ..utils.environment import environment
+    from ..utils.io import check_output_file, write_json
 
     check_output_file(args.output, MARK)
     dtype, models = getattr(torch, args.dtype), args.models or b.MODELS

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper, UnsupportedOperation
 
-from ..errors import one_line
+from ..utils.errors import one_line
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE: the status that a shell reports for a Unix tool whose reader has closed the pipe
 

@@ -72,8 +72,8 @@ def _train(args: argparse.Namespace) -> None:
 
 def _output(recipe: Path) -> Path:
     """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
-    from ..manifest import MANIFEST
     from ..training import list_recipes
+    from ..utils.manifest import MANIFEST
 
     if recipe.name == "recipe.yaml" and (recipe.parent / MANIFEST).exists():
         return recipe.parent
@@ -82,7 +82,7 @@ def _output(recipe: Path) -> Path:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from ..comparison import compare
+    from ..experiments.comparison import compare
     from ..training import find_recipe, load_recipe
 
     output = args.output or _output(find_recipe(args.recipe))
@@ -113,8 +113,8 @@ def _list() -> None:
 
 
 def _copy(name: str, to: Path | None) -> None:
-    from ..files import check_output_file, write_text
     from ..training import find_recipe
+    from ..utils.io import check_output_file, write_text
 
     path = find_recipe(name)
     target = to or Path(path.name)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from timm.data.readers.reader import Reader
 
-from ..manifest import MANIFEST
+from ..utils.manifest import MANIFEST
 from .decoding import IMAGE_EXTENSIONS
 
 FOLDERS_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}

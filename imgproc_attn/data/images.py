@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..files import printable
+from ..utils.io import printable
 from .decoding import CANNOT_READ, to_8_bits
 
 IGNORED = -1  # label of an image that could not be read

@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from ..bandwidths import Bandwidth
+from ..core.bandwidths import Bandwidth
 from ..models import FilterVisionTransformer
 
 SATURATED_SHARE = 0.01  # of filter rows, above which a model is warned of

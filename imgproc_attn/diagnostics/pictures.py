@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..models import FilterVisionTransformer
-from ..records import METRICS
+from ..utils.serialization import METRICS
 
 
 def _picture(image: Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ALONE, IGNORED, Processes
-from ..files import markdown_text, printable
+from ..utils.io import markdown_text, printable
 from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
 from .contract import check_classes_of_labels, check_logits

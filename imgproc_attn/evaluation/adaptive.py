@@ -6,8 +6,8 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from ..bandwidths import Bandwidth
-from ..kernels import DotProduct, Elliptical
+from ..core.bandwidths import Bandwidth
+from ..core.kernels import DotProduct, Elliptical
 
 
 class StraightThrough(nn.Module):

@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, Preparation, Processes
-from ..environment import arithmetic, environment, sources_hash, versions
-from ..files import check_output_folder, printable, read_json, write_atomically, write_json
-from ..manifest import claimed
-from ..progress import print_line, progress_bar
-from ..records import describe
+from ..utils.environment import arithmetic, environment, sources_hash, versions
+from ..utils.io import check_output_folder, printable, read_json, write_atomically, write_json
+from ..utils.manifest import claimed
+from ..utils.progress import print_line, progress_bar
+from ..utils.serialization import describe
 from .conditions import Condition, SampleAttack
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
 from .findings import Checks, Finding

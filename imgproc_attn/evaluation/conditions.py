@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..records import describe
+from ..utils.serialization import describe
 from .attacks import Attack, AttackResult, Passes
 from .attacks.base import checked_logits, predict
 from .contract import check_batch

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bandwidths import at_least_float32
+from ..core.bandwidths import at_least_float32
 
 BOUNDS = (0.0, 1.0)
 

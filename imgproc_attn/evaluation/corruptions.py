@@ -7,7 +7,7 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from ..checks import check_number, check_whole
+from ..utils.checks import check_number, check_whole
 from .contract import check_images
 from .draws import draw
 

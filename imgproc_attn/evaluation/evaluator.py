@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data import ALONE, Processes, readable
-from ..locks import locked
+from ..utils.locks import locked
 from .conditions import Condition, Verdict
 from .flags import FlagFile, Flags
 from .samples import Prepared, Samples

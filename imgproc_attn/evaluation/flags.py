@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..files import cannot_write, slug
-from ..records import changes
+from ..utils.io import cannot_write, slug
+from ..utils.serialization import changes
 from .conditions import Verdict
 from .forms import Line
 

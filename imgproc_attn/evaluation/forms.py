@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..records import METRICS
+from ..utils.serialization import METRICS
 
 _Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 

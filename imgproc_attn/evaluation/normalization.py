@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_statistics
+from ..utils.checks import check_statistics
 
 Statistics = Sequence[float] | Tensor  # one value per channel; arrays too
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_whole
+from ..utils.checks import check_whole
 from .attacks import is_correct
 from .conditions import SampleAttack, judge_of
 from .contract import check_batch, check_corrupted

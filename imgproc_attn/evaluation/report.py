@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from .. import __version__
+from .._version import __version__
 from ..diagnostics import draw_curves
-from ..files import check_output_file, write_text
-from ..records import METRICS, changes, flat
+from ..utils.io import check_output_file, write_text
+from ..utils.serialization import METRICS, changes, flat
 from .classification import paired_interval
 from .conditions import CLEAN
 from .results import (

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import markdown_text, read_json, write_csv, write_json, write_text
-from ..locks import locked
-from ..manifest import Manifest
-from ..records import METRICS
+from ..utils.io import markdown_text, read_json, write_csv, write_json, write_text
+from ..utils.locks import locked
+from ..utils.manifest import Manifest
+from ..utils.serialization import METRICS
 from .conditions import Condition
 from .flags import Flags, remove_flags
 from .forms import Result

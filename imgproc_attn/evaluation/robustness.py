@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..diagnostics import draw_curves, draw_grid, draw_heat_map
-from ..records import flat
+from ..utils.serialization import flat
 from .accuracy import count_real, load_real
 from .assessment import Assessment
 from .attacks.base import gradient_by

@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
-from ..environment import arithmetic, environment
-from ..files import check_output_folder, write_csv, write_json, write_text
-from ..manifest import claimed
-from ..progress import progress_bar
+from ..utils.environment import arithmetic, environment
+from ..utils.io import check_output_folder, write_csv, write_json, write_text
+from ..utils.manifest import claimed
+from ..utils.progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 from .evaluator import architecture_hash, weights_hash
 from .results import BY_CLASS, MARKDOWN, OUTPUTS, PREDICTIONS, RESULT

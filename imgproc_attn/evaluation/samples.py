@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import Prepares, evaluation_loader
-from ..files import printable
+from ..utils.io import printable
 from .accuracy import names_hash
 from .contract import check_pixels
 

@@ -11,11 +11,11 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from .. import extensions
-from ..checks import check_flag, check_whole
 from ..data import Images, Preparation, StreamedImages, check_classes, open_images, some_of
-from ..files import printable
 from ..models.checkpoints import check_folder, load_weights
+from ..utils import plugins
+from ..utils.checks import check_flag, check_whole
+from ..utils.io import printable
 from .classes import IMAGENET_CLASSES, ClassMap
 from .measures import LabelMeasure
 
@@ -84,7 +84,7 @@ class Subject:
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, **self.options)
         except (RuntimeError, TypeError, AssertionError, UnpicklingError, EOFError) as error:
-            raise ValueError(f"{self.model}: {error}{extensions.hint(str(error))}") from error
+            raise ValueError(f"{self.model}: {error}{plugins.hint(str(error))}") from error
         known = model.pretrained_cfg.get("num_classes")
         if pretrained and known is not None and known != model.num_classes:  # timm then leaves the classifier random
             raise ValueError(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bandwidths import at_least_float32
-from ..checks import check_flag, check_number
+from ..core.bandwidths import at_least_float32
+from ..utils.checks import check_flag, check_number
 
 
 class Norm(ABC):

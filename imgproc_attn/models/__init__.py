@@ -1,7 +1,7 @@
 """Backbones. Importing this package registers them with timm."""
 
+from ..core.components import LayerSpec
 from .checkpoints import component_names
-from .components import LayerSpec
 from .conversion import from_timm
 from .families import FAMILIES
 from .filter_vit import FilterVisionTransformer

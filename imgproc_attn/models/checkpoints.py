@@ -22,9 +22,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from ..files import read_json
-from ..manifest import check_listed
-from ..positions import RelativeTable, stretch_loaded
+from ..core.positions import RelativeTable, stretch_loaded
+from ..utils.io import read_json
+from ..utils.manifest import check_listed
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a folder
 
@@ -48,7 +48,7 @@ def _projection_names(model: nn.Module) -> set[str]:
 
 
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Complete the checkpoint of another vision transformer, plain or with other components, before it is loaded; log the changes.
+    """Complete the checkpoint of another vision transformer before it is loaded, and log the changes.
 
     A member of the components the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
     refused as usual. Class and distillation tokens the model does not have are left out, with their rows of the position table

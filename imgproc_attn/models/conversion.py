@@ -12,10 +12,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import nn
 
-from ..layers import FilterAttention, FilterBlock
-from ..projections import QueryKeyValue
-from .checkpoints import own_config
-from .components import (
+from ..core.attention import FilterAttention
+from ..core.block import FilterBlock
+from ..core.components import (
     BLOCK_RESIDUALS,
     LAYER_POSITIONS,
     MODEL_POSITIONS,
@@ -27,6 +26,8 @@ from .components import (
     options_of,
     position_specs,
 )
+from ..core.projections import QueryKeyValue
+from .checkpoints import own_config
 from .filter_vit import FilterVisionTransformer
 
 

@@ -137,7 +137,7 @@ FAMILIES: Mapping[str, Family] = {
         ``u = A v + P e_l + I (e_1 + ... + e_l) + D (e_l - e_(l - 1))`` in layer l, with ``e_l = v_0 - v_l``. Learned positions
         are added to the tokens.
 
-        Formula and gains are second-hand, unverified (`imgproc_attn.residuals.PID`).
+        Formula and gains are second-hand, unverified (`imgproc_attn.core.residuals.PID`).
         """,
         {"kernel": "dot_product", "positions": "absolute", "residual": "pid"},
     ),

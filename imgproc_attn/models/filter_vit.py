@@ -15,12 +15,13 @@ from timm.models.vision_transformer import checkpoint_filter_fn, feature_take_in
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_flag, check_number, check_whole
-from ..geometry import Geometry, grid_geometry, keep_patches
-from ..layer_state import LayerState
-from ..layers import FilterAttention, FilterBlock
+from ..core.attention import FilterAttention
+from ..core.block import FilterBlock
+from ..core.components import Components, LayerSpec, Spec, layer_indices
+from ..core.geometry import Geometry, grid_geometry, keep_patches
+from ..core.layer_state import LayerState
+from ..utils.checks import check_flag, check_number, check_whole
 from .checkpoints import adapt_vit_checkpoint
-from .components import Components, LayerSpec, Spec, layer_indices
 
 # Bandwidths, gates and tables of log-weights.
 _OF_HEADS = r"^blocks\.\d+\.(?:attn|block_residual)\..*\.(?:log_excess|strength|table)$"
@@ -45,11 +46,11 @@ class FilterVisionTransformer(VisionTransformer):
         **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the components decide.
 
     A component is a name, a dictionary with options and ``layers``, or a factory of your own (see
-    `imgproc_attn.models.components`).
+    `imgproc_attn.core.components`).
 
     Raises:
-        ValueError: Unknown names or options, members that exclude each other, an argument that the components decide, or a rate that
-            is not in [0, 1).
+        ValueError: Unknown names or options, members that exclude each other, an argument that the components
+            decide, or a rate that is not in [0, 1).
         TypeError: A component, or its layers, of a type that is none of these; or an argument of timm's of another type.
     """
 

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from ..data import find_root
 from ..data.decoding import IMAGE_EXTENSIONS, check_bit_depth, to_8_bits
 from ..data.folders import list_images, report_left_out
-from ..files import printable
+from ..utils.io import printable
 from .metrics import IGNORED
 from .palettes import CAMVID
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from ..checks import check_number, check_whole
-from ..geometry import grid_geometry
-from ..layer_state import LayerState
-from ..layers import FilterBlock
-from ..models.components import Components, Spec
+from ..core.block import FilterBlock
+from ..core.components import Components, Spec
+from ..core.geometry import grid_geometry
+from ..core.layer_state import LayerState
 from ..models.filter_vit import build_block
+from ..utils.checks import check_number, check_whole
 
 
 class LinearDecoder(nn.Module):

@@ -15,9 +15,9 @@ from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.results import BY_CLASS
 from ..evaluation.subject import Subject
-from ..files import check_output_folder, write_atomically, write_csv
-from ..manifest import claimed
-from ..progress import progress_bar
+from ..utils.io import check_output_folder, write_atomically, write_csv
+from ..utils.manifest import claimed
+from ..utils.progress import progress_bar
 from .data import find_pictures, read_picture
 from .measure import PixelsAsGiven, Windows
 from .model import Segmenter

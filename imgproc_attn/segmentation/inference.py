@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_number, check_whole
 from ..evaluation.contract import check_evaluation_mode, check_logits
+from ..utils.checks import check_flag, check_number, check_whole
 
 Segments = Callable[[Tensor], Tensor]  # images [B, C, H, W] to logits [B, classes, H, W]
 

@@ -13,9 +13,9 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..bandwidths import at_least_float32
-from ..checks import check_flag, check_whole
+from ..core.bandwidths import at_least_float32
 from ..models.checkpoints import load_own_weights, own_config
+from ..utils.checks import check_flag, check_whole
 from .decoders import LinearDecoder, mask_decoder
 
 DECODERS: Mapping[str, Callable[..., nn.Module]] = {"linear": LinearDecoder, "mask": mask_decoder}

@@ -16,12 +16,12 @@ from timm.data import resolve_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .. import extensions
+from ..core.components import Components
 from ..data import Preparation
-from ..files import UNFINISHED
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside, first_line
-from ..models.components import Components
+from ..utils import plugins
+from ..utils.io import UNFINISHED
 from .augmentation import training_transform
 from .checkpoints import save_weights
 from .folder import BEST, LAST
@@ -183,7 +183,7 @@ def _hint(message: str, recipe: Recipe) -> str:
         word, known = (missing[1], timm.list_models()) if missing else ("", [])
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
     found = f"; near it: {', '.join(near)}" if near else ""
-    return found + extensions.hint(message)
+    return found + plugins.hint(message)
 
 
 def _check_other_sizes(recipe: Recipe, model: nn.Module, device: str) -> None:

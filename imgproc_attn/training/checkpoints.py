@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import dump_json, write_atomically
 from ..models.checkpoints import CONFIG, WEIGHTS, first_line
+from ..utils.io import dump_json, write_atomically
 
 STATE = "state.pt"
 

@@ -13,11 +13,11 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from ..data import Fingerprint, Unreadable, fingerprint
-from ..environment import arithmetic, environment
-from ..files import dump_json, printable, read_json, remove_unfinished, slug, write_json
-from ..manifest import Manifest
 from ..models.checkpoints import CONFIG, WEIGHTS
-from ..records import changes
+from ..utils.environment import arithmetic, environment
+from ..utils.io import dump_json, printable, read_json, remove_unfinished, slug, write_json
+from ..utils.manifest import Manifest
+from ..utils.serialization import changes
 from .checkpoints import STATE, Files, load_state
 from .journal import METRICS, PICTURE, Journal
 from .problems import problem_of

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from ..diagnostics import draw_run
-from ..files import write_atomically, write_text
+from ..utils.io import write_atomically, write_text
 
 METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
 OWN = ".imgproc-attn"  # what the names of our files of curves end with

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..cores import OtherPrograms
 from ..data import Preparation, Processes, Unreadable
-from ..files import check_output_folder, write_json
-from ..locks import locked
-from ..manifest import Manifest
 from ..models.checkpoints import WEIGHTS, start_from
-from ..progress import on_terminal, print_line, progress_bar
-from ..records import METRICS
+from ..utils.cores import OtherPrograms
+from ..utils.io import check_output_folder, write_json
+from ..utils.locks import locked
+from ..utils.manifest import Manifest
+from ..utils.progress import on_terminal, print_line, progress_bar
+from ..utils.serialization import METRICS
 from .augmentation import mixup
 from .building import arguments, check, check_return, checkpoint_of, create
 from .checkpoints import STATE, Files, load_state, state_file, weight_files

@@ -14,11 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from ..checks import check_statistics
 from ..data.readers import check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
-from ..records import SEEDS
 from ..segmentation.data import READERS as LABELLED
+from ..utils.checks import check_statistics
+from ..utils.serialization import SEEDS
 from .yaml_text import free_value, number_of
 
 

@@ -11,15 +11,15 @@ from evaluated import arguments, run
 from timm.models import save_for_hf
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.comparison import Result as Compared
-from imgproc_attn.comparison import table
-from imgproc_attn.errors import one_line
 from imgproc_attn.evaluation.accuracy import accuracy_table
 from imgproc_attn.evaluation.assessment import _read as kept_checks
 from imgproc_attn.evaluation.results import markdown
 from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.files import markdown_text, slug
+from imgproc_attn.experiments.comparison import Result as Compared
+from imgproc_attn.experiments.comparison import table
 from imgproc_attn.training import load_recipe
+from imgproc_attn.utils.errors import one_line
+from imgproc_attn.utils.io import markdown_text, slug
 
 ATTACK = "--attacks fgsm --eps 10/255 --limit 12 --checks 2 --batch-size 6 --output"
 

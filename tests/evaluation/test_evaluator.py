@@ -26,7 +26,7 @@ from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.evaluation.samples import Samples
-from imgproc_attn.records import describe
+from imgproc_attn.utils.serialization import describe
 
 
 def test_flags_are_the_attacks_own_whatever_the_batch(exact_model, samples, tmp_path):

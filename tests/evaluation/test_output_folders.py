@@ -11,8 +11,8 @@ from PIL import Image
 from imgproc_attn.evaluation.report import write_report
 from imgproc_attn.evaluation.results import OUTPUTS
 from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.locks import locked
 from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.utils.locks import locked
 
 QUICK = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
 

@@ -10,6 +10,7 @@ from digits import SMALL, convolutions, tensors, trained
 from torch import nn
 
 import imgproc_attn  # noqa: F401 - registers the models
+from imgproc_attn.core.kernels import GaussianRange
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
 from imgproc_attn.evaluation.adaptive import StraightThrough, widened, with_wider_gradients
 from imgproc_attn.evaluation.derivatives import check_gradients
@@ -22,7 +23,6 @@ from imgproc_attn.evaluation.sanity import (
     check_strength,
     sanity_checks,
 )
-from imgproc_attn.kernels import GaussianRange
 
 EPS = ThreatModel(0.08)
 SMALL_EPS = ThreatModel(0.03)  # PGD of 20 steps finds what 100 steps find: its difference is far from what is allowed

@@ -15,11 +15,11 @@ from torch import nn
 
 import imgproc_attn
 import imgproc_attn.segmentation
-from imgproc_attn.filters import DenseFilter
-from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.core.filters import DenseFilter
+from imgproc_attn.core.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.core.positions import RelativeTable, SpatialGaussian
+from imgproc_attn.core.residuals import Plain, Twicing
 from imgproc_attn.models import component_names
-from imgproc_attn.positions import RelativeTable, SpatialGaussian
-from imgproc_attn.residuals import Plain, Twicing
 from imgproc_attn.training.checkpoints import save_weights
 
 # One of each kind, at its own widths where these are small, and on few patches.

@@ -9,10 +9,10 @@ import timm
 import timm.layers
 import timm.optim
 
-from imgproc_attn.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.core.kernels import DotProduct, Elliptical, GaussianRange
+from imgproc_attn.core.positions import SpatialGaussian, UntiedPositions
+from imgproc_attn.core.residuals import PID, SOS, NeuTRENO, Plain, Twicing
 from imgproc_attn.models import FAMILIES
-from imgproc_attn.positions import SpatialGaussian, UntiedPositions
-from imgproc_attn.residuals import PID, SOS, NeuTRENO, Plain, Twicing
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ import timm.optim
 import torch
 from backbones import BILATERAL, VARIANTS, small
 
-from imgproc_attn.filters import SoftmaxFilter
+from imgproc_attn.core.filters import SoftmaxFilter
 
 
 def test_attention_weights_of_a_fused_model():

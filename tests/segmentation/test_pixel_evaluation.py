@@ -20,7 +20,7 @@ from imgproc_attn.data import ALONE, Processes
 from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.report import _curves_of, find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions
-from imgproc_attn.examination import PixelExamination
+from imgproc_attn.experiments.examination import PixelExamination
 from imgproc_attn.segmentation import Areas
 from imgproc_attn.segmentation.attacks import (
     PixelFGSM,

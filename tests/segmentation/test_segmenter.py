@@ -8,10 +8,10 @@ from segmented import TINY
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
-from imgproc_attn.files import write_json
 from imgproc_attn.models import checkpoints
 from imgproc_attn.segmentation import segment
 from imgproc_attn.training.checkpoints import timm_config
+from imgproc_attn.utils.io import write_json
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from shapes import recipe_of, shapes_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from imgproc_attn.comparison import compare
 from imgproc_attn.data import ALONE
+from imgproc_attn.experiments.comparison import compare
 from imgproc_attn.segmentation import Areas
 from imgproc_attn.segmentation.data import open_labelled_folder
 from imgproc_attn.training import train

@@ -11,10 +11,10 @@ import sys
 import pytest
 from runs import quiet, run_of, same, small, stop_after, weights
 
-from imgproc_attn.manifest import Manifest
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state, state_file
+from imgproc_attn.utils.manifest import Manifest
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imgproc_attn.locks import LOCK
+from imgproc_attn.utils.locks import LOCK
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -25,7 +25,7 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-import imgproc_attn.files as files
+import imgproc_attn.utils.io as files
 from imgproc_attn.training import find_recipe, load_recipe, train
 from imgproc_attn.data import Digits
 from imgproc_attn.training import run, journal

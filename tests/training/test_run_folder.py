@@ -13,11 +13,11 @@ from runs import CPU, quiet, same, small, stop_after, weights
 import imgproc_attn
 from imgproc_attn.data import ALONE, Preparation, Processes
 from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.files import UNFINISHED
 from imgproc_attn.training import train
 from imgproc_attn.training.building import create
 from imgproc_attn.training.folder import Folder
 from imgproc_attn.training.run import Run
+from imgproc_attn.utils.io import UNFINISHED
 
 
 def test_what_a_run_leaves(finished):
@@ -53,7 +53,7 @@ def test_timm_loads_what_a_run_leaves(finished):
     model = timm.create_model(f"local-dir:{folder / 'best'}", pretrained=True).eval()
     assert same(model.state_dict(), weights(folder, "best"))
     assert (list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["input_size"])) == ([0.5], [1, 8, 8])
-    assert isinstance(model.blocks[0].attn.residual, imgproc_attn.residuals.Twicing)
+    assert isinstance(model.blocks[0].attn.residual, imgproc_attn.core.residuals.Twicing)
     run = Run(small(), folder, CPU, Processes(0, 1))
     run.model.load_state_dict(model.state_dict())
     assert run.evaluate(run.splits.test) == result["test"]

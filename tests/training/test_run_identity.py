@@ -14,9 +14,9 @@ from PIL import Image
 from runs import Stop, quiet, same, small, stop_after, weights
 
 from imgproc_attn import cli
-from imgproc_attn.locks import LOCK, locked
 from imgproc_attn.training import load_recipe, train
 from imgproc_attn.training.folder import Folder
+from imgproc_attn.utils.locks import LOCK, locked
 
 TWO = small("schedule.epochs=2")
 

@@ -13,8 +13,8 @@ import torch
 from runs import SMALL, quiet, same, small, weights
 
 from imgproc_attn import cli
-from imgproc_attn.files import write_json
 from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.utils.io import write_json
 
 
 @pytest.mark.parametrize(

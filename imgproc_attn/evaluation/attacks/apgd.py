@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...bandwidths import at_least_float32
+from ...core.bandwidths import at_least_float32
 from ..objectives import (
     cross_entropy,
     difference_of_logits_ratio,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...bandwidths import at_least_float32
-from ...checks import check_whole
+from ...core.bandwidths import at_least_float32
+from ...utils.checks import check_whole
 from ..contract import check_batch, check_classes_of_labels, finite_logits
 from ..draws import draw
 from ..threat import ThreatModel

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...bandwidths import at_least_float32
-from ...checks import check_number
+from ...core.bandwidths import at_least_float32
+from ...utils.checks import check_number
 from ..draws import draw, mix
 from ..objectives import margin, targeted_margin
 from ..threat import LINF

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...bandwidths import at_least_float32
-from ...checks import check_flag, check_number
+from ...core.bandwidths import at_least_float32
+from ...utils.checks import check_flag, check_number
 from ..objectives import cross_entropy, targeted_cross_entropy
 from .base import Attack, Objective, Passes, check_at_least, gradient_of
 

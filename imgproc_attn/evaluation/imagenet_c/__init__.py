@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_whole
+from ...utils.checks import check_whole
 from ..contract import check_images
 from ..corruption_names import COMMON, CORRUPTIONS, EXTRA
 from .noise import Generator, Picture

@@ -1,0 +1,53 @@
+"""What the core offers, for type checkers, and for `lazy_loader`, which loads it on first use."""
+
+from .attention import FilterAttention
+from .bandwidths import Bandwidth
+from .block import FilterBlock
+from .components import LayerSpec
+from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter
+from .geometry import Geometry, grid_geometry
+from .kernels import DotProduct, Elliptical, GaussianRange
+from .layer_state import LayerState
+from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from .projections import Projection, QueryKeyValue
+from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Residual, Twicing
+from .terms import DenseBias, Distance, PlaceDistance, TensorBias, Terms, product
+
+__all__ = [
+    "PID",
+    "SOS",
+    "Alibi2D",
+    "Bandwidth",
+    "Bregman",
+    "DenseBias",
+    "DenseFilter",
+    "Distance",
+    "DotProduct",
+    "Elliptical",
+    "FilterAttention",
+    "FilterBlock",
+    "GaussianRange",
+    "Geometry",
+    "L2Boosting",
+    "LayerSpec",
+    "LayerState",
+    "NeuTRENO",
+    "Operator",
+    "PlaceDistance",
+    "Plain",
+    "Projection",
+    "QueryKeyValue",
+    "RelativeTable",
+    "Residual",
+    "Rotary",
+    "SinCos",
+    "SoftmaxFilter",
+    "SpatialGaussian",
+    "TensorBias",
+    "Terms",
+    "Twicing",
+    "UntiedPositions",
+    "WindowedFilter",
+    "grid_geometry",
+    "product",
+]

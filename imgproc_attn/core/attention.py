@@ -1,0 +1,161 @@
+"""The one attention layer: a projection, a kernel, positions, a filter and a residual, composed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .filters import Operator
+from .geometry import Geometry
+from .layer_state import LayerState, next_state
+from .residuals import Residual
+from .terms import Terms, product
+
+
+class FilterAttention(nn.Module):
+    """Attention as an image filter, ``x -> proj(u)`` with ``u = residual(A, v)`` and ``A = filter(positions * kernel(q, k))``.
+
+    The parts are ready modules. Names of parameters follow timm's ``Attention`` (``qkv``, ``q_norm``, ``k_norm``, ``norm``,
+    ``proj``), so its checkpoints fit.
+
+    Args:
+        qkv: Projection, tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``.
+        kernel: Kernel on features, ``(q, k, is_causal) -> Terms`` (see `imgproc_attn.core.kernels`).
+        positions: Kernels on positions, ``(query, key, like) -> Terms``, multiplied with the first, or rotations of queries and
+            keys, ``rotate(q, k, query, key)``.
+        filter: Makes the linear operator, ``(terms, mask, is_causal) -> Operator`` (see `imgproc_attn.core.filters`).
+        residual: Boosting rule.
+        proj: Output projection.
+        q_norm: Applied to the queries of each head; default none.
+        k_norm: Applied to the keys of each head; default none.
+        norm: Applied to the merged heads before the output projection; default none.
+        proj_drop: Dropout after the output projection.
+
+    Raises:
+        ValueError: ``residual`` is a rule for blocks only.
+
+    Attributes:
+        needs_state: Whether the layer needs what earlier layers hand on.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Module,
+        kernel: nn.Module,
+        positions: Sequence[nn.Module],
+        filter: nn.Module,
+        residual: Residual,
+        proj: nn.Module,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if type(residual).entry is not Residual.entry:
+            name = type(residual).__name__
+            raise ValueError(f"residual must be a rule for filters, got {name}, a rule for blocks. Give block_residual=.")
+        self.qkv = qkv
+        self.q_norm = q_norm or nn.Identity()
+        self.k_norm = k_norm or nn.Identity()
+        self.kernel = kernel
+        self.kernel_needs_state = bool(getattr(kernel, "needs_state", False))
+        self.sees_all = bool(getattr(kernel, "sees_all", False))
+        self.rotations = nn.ModuleList(p for p in positions if hasattr(p, "rotate"))
+        self.positions = nn.ModuleList(p for p in positions if not hasattr(p, "rotate"))
+        self.needs_state = self.kernel_needs_state or residual.needs_state
+        self.filter = filter
+        self.residual = residual
+        self.norm = norm or nn.Identity()
+        self.proj = proj
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, LayerState | None]:
+        """Filter the tokens.
+
+        Args:
+            x: Tokens ``[B, N, C]``.
+            geometry: Their positions.
+            attn_mask: Boolean (True: may be seen) or additive, broadcastable to ``[B, H, N, N]``.
+            is_causal: Token i sees tokens 0 to i only.
+            state: What the layer before returned, `LayerState()` for the first; None where no layer of the model carries.
+
+        Returns:
+            The filtered tokens, and what to hand to the next layer: None if ``state`` is.
+
+        Raises:
+            ValueError: A part needs what earlier layers hand on, or cannot obey a mask.
+        """
+        q, k, v = self.qkv(x)
+        operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, state), attn_mask, is_causal)
+        u = operator.apply(v)
+        last = v
+        for _ in range(self.residual.steps):
+            last = self.residual.operand(u, v, last)
+            u = self.residual.update(u, operator.apply(last))
+        u = self.residual.feedback(u, v, state)
+        u = u.transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
+
+    def terms(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        state: LayerState | None,
+    ) -> Terms:
+        """Log-weights of all kernels of the layer, in the type of ``v``."""
+        q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
+        for rotation in self.rotations:
+            q, k = rotation.rotate(q, k, geometry, geometry)  # type: ignore[operator]
+        if self.sees_all:
+            _refuse_mask(attn_mask)
+        if self.kernel_needs_state:
+            terms = self.kernel(q, k, is_causal, v, state)
+        else:
+            terms = self.kernel(q, k, is_causal)
+        for positions in self.positions:
+            terms = product(positions(geometry, geometry, v), terms)
+        return terms
+
+    def operator(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        state: LayerState | None = None,
+    ) -> Operator:
+        """Return the filter of tokens ``x`` before boosting; its ``dense()`` is A ``[B, H, N, N]``."""
+        q, k, v = self.qkv(x)
+        terms = self.terms(q, k, v, geometry, attn_mask, is_causal, state)
+        operator: Operator = self.filter(terms, attn_mask, is_causal)
+        return operator
+
+
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` in the type of ``like``: norms return float32 under autocast."""
+    return x.to(like.dtype)
+
+
+def _refuse_mask(attn_mask: Tensor | None) -> None:
+    if attn_mask is not None:
+        raise ValueError(
+            "attn_mask: this kernel's metric is taken from all tokens, so a mask would not hide any; drop the tokens instead "
+            "(patch_drop_rate=), or use is_causal=, which the metric obeys."
+        )
+
+
+torch.fx.wrap("_as")
+torch.fx.wrap("_refuse_mask")
+torch.fx.wrap("product")

@@ -1,0 +1,109 @@
+"""The pre-norm block around the filter."""
+
+from torch import Tensor, nn
+
+from .attention import FilterAttention
+from .geometry import Geometry
+from .layer_state import LayerState, remember_tokens
+from .residuals import Plain, Residual
+
+
+class FilterBlock(nn.Module):
+    """Pre-norm transformer block, ``x + f(x)`` with ``f(x) = attn(norm1(x))``, then ``x + mlp(norm2(x))``; named as timm's.
+
+    A *block residual* boosts f as a residual boosts the filter, but estimates f anew on each operand: ``x + u`` with u from the
+    recurrence of `imgproc_attn.core.residuals`, f for A and x for v. A step costs one more attention. One reading of the
+    "boosting residual scheme" of arXiv 2506.10371, whose exact update is not public: each rule is named by its formula.
+
+    The parts are ready modules; those left out do nothing.
+
+    Args:
+        attn: The filter layer.
+        mlp: The pointwise layer; None for a block of attention only. With ``has_skip = True`` it brings its own skip
+            connection, ``x = mlp(norm2(x))``.
+        norm1: Norm in front of the filter.
+        norm2: Norm in front of the pointwise layer.
+        ls1: Layer scale of the filter.
+        ls2: Layer scale of the pointwise layer.
+        drop_path1: Stochastic depth of the filter.
+        drop_path2: Stochastic depth of the pointwise layer.
+        block_residual: Boosting rule around the attention branch; default plain, ``x + f(x)``.
+
+    Raises:
+        ValueError: ``block_residual`` is a rule for filters alone.
+
+    Attributes:
+        needs_state: Whether the block needs what earlier blocks hand on.
+    """
+
+    def __init__(
+        self,
+        attn: FilterAttention,
+        mlp: nn.Module | None,
+        norm1: nn.Module,
+        norm2: nn.Module,
+        ls1: nn.Module | None = None,
+        ls2: nn.Module | None = None,
+        drop_path1: nn.Module | None = None,
+        drop_path2: nn.Module | None = None,
+        block_residual: Residual | None = None,
+    ) -> None:
+        super().__init__()
+        if block_residual is not None and type(block_residual).feedback is not Residual.feedback:
+            name = type(block_residual).__name__
+            raise ValueError(f"block_residual must be a rule for blocks, got {name}, a rule for filters. Give residual=.")
+        self.norm1 = norm1
+        self.attn = attn
+        self.ls1 = ls1 or nn.Identity()
+        self.drop_path1 = drop_path1 or nn.Identity()
+        self.mlp = mlp
+        self.has_skip = bool(getattr(mlp, "has_skip", False))
+        if mlp is not None:
+            self.norm2 = norm2
+        if mlp is not None and not self.has_skip:
+            self.ls2 = ls2 or nn.Identity()
+            self.drop_path2 = drop_path2 or nn.Identity()
+        self.block_residual = block_residual or Plain()
+        self.needs_state = attn.needs_state or self.block_residual.needs_state
+
+    def forward(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, LayerState | None]:
+        """Tokens ``[B, N, C]`` to tokens, and what to hand on; arguments as `FilterAttention`'s.
+
+        The steps of a block residual see what earlier blocks handed on; the values handed on are those of the first evaluation.
+        """
+        last = self.block_residual.entry(x, state)
+        u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state)
+        for _ in range(self.block_residual.steps):
+            last = self.block_residual.operand(u, x, last)
+            smoothed, _ = self.branch(last, geometry, attn_mask, is_causal, state)
+            u = self.block_residual.update(u, smoothed)
+        handed_on = remember_tokens(handed_on, x)
+        x = x + self.drop_path1(u)
+        return self.pointwise(x), handed_on
+
+    def pointwise(self, x: Tensor) -> Tensor:
+        """Apply the pointwise half of the block."""
+        if self.mlp is None:
+            return x
+        y: Tensor = self.mlp(self.norm2(x))
+        return y if self.has_skip else x + self.drop_path2(self.ls2(y))
+
+    def added_names(self) -> list[str]:
+        """Return the names of parameters and buffers that timm's block does not have, ``"attn.kernel.range_bandwidth..."``."""
+        parts = ("kernel", "positions", "rotations", "filter", "residual")
+        added = [*(f"attn.{part}." for part in parts), "block_residual."]
+        return [name for name in self.state_dict() if name.startswith(tuple(added))]
+
+    def branch(
+        self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None, is_causal: bool, state: LayerState | None
+    ) -> tuple[Tensor, LayerState | None]:
+        """f: norm, attention and layer scale."""
+        y, state = self.attn(self.norm1(x), geometry, attn_mask, is_causal, state)
+        return self.ls1(y), state

@@ -1,0 +1,328 @@
+"""Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from matplotlib.figure import Figure
+from timm.utils import world_info_from_env
+
+from ..diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
+from ..evaluation import NormalizedModel, paired_difference
+from ..evaluation.statistics import mean_and_std
+from ..training import Recipe, train
+from ..training.building import check
+from ..training.folder import FINAL, Folder, run_folder
+from ..training.processes import start_processes
+from ..training.watch import SaturationWarning
+from ..utils.cores import one_thread, usable_cores
+from ..utils.environment import environment, without_tf32
+from ..utils.io import check_output_folder, markdown_text, read_json, slug, write_atomically, write_json, write_text
+from ..utils.locks import locked
+from ..utils.manifest import claimed
+from ..utils.progress import JobsProgress
+from ..utils.serialization import METRICS, strength_text
+from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
+from .jobs import Job, run_jobs
+
+# Disturbances by the recipe's key: name in tables and unit.
+DISTURBANCES = {
+    "fgsm": ("FGSM", "eps"),
+    "pgd": ("PGD", "eps"),
+    "segpgd": ("SegPGD", "eps"),
+    "maskedpgd": ("MaskedPGD", "eps"),
+    "gaussian_noise": ("noise", "standard deviation"),
+    "gaussian_blur": ("blur", "sigma / pixels"),
+}
+
+
+@dataclass
+class Result:
+    """One trained and evaluated model."""
+
+    label: str
+    seed: int
+    parameters: int
+    train_seconds: float
+    losses: list[float]
+    metrics: dict[str, dict[str, float]]
+    largest_perturbation: dict[str, float]
+    bandwidths: dict[str, dict[str, list[float]]]
+    findings: list[str]
+
+    @property
+    def first(self) -> dict[str, float]:
+        """The metric models are judged by, ``{condition: percent}``."""
+        return next(iter(self.metrics.values()))
+
+
+def check_comparison(recipe: Recipe) -> None:
+    """Build every model and the optimiser once, without memory, so that no mistake waits behind hours of training.
+
+    Raises:
+        ValueError: A recipe of one model, a model or optimiser that cannot be built, or labels that would share a folder.
+    """
+    if recipe.comparison is None:
+        raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
+    labels = list(recipe.comparison.variants)
+    if len({slug(label) for label in labels}) != len(labels):
+        raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
+    for label in labels:
+        try:
+            check(recipe.variant(label, 0))
+        except ValueError as error:
+            raise ValueError(f"comparison.variants.{label}: {error}") from error
+
+
+@dataclass
+class Experimenter:
+    """Train and examine models of a comparison, one after another, in one process.
+
+    Args:
+        recipe: The comparison.
+        output: Its folder.
+        device: Where to run.
+    """
+
+    recipe: Recipe
+    output: Path
+    device: str
+
+    @cached_property
+    def examination(self) -> Examination:
+        """The held-out images, read once."""
+        return examination_of(self.recipe, self.device)
+
+    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> Result:
+        """Train and examine one model. What its folder holds already is not repeated."""
+        single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
+            final = train(single, folder, self.device, resume=True, say=say, progress=progress)
+        progress(single.schedule.epochs)
+        model = self.model(job)
+        with without_tf32():
+            found = self.examination(model, folder, say)
+        return Result(
+            job.label,
+            job.seed,
+            final["parameters"],
+            final["seconds"],
+            final["losses"],
+            found.metrics,
+            found.largest_perturbation,
+            bandwidths(model),
+            found.findings,
+        )
+
+    def model(self, job: Job) -> NormalizedModel:
+        """The trained model of a job, from its folder, with the statistics that it was trained with."""
+        folder = self.output / run_folder(job.label, job.seed)
+        weights = read_json(folder / FINAL)["checkpoint"]
+        inner = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
+        return self.examination.wrap(inner).to(self.device).eval()
+
+
+def devices_of(device: str, jobs: int | None, count: int) -> list[str]:
+    """Return the device of each process: one process per core on the CPU, one per GPU on GPUs, never more than ``count``.
+
+    Args:
+        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
+        jobs: Number of processes. Beyond the number of GPUs, they share them.
+        count: Number of jobs.
+
+    Raises:
+        ValueError: There is no such device, or ``jobs`` is below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}. Leave it out for one process per core or GPU.")
+    first = str(start_processes(device)[0])
+    found = [first] * usable_cores() if first == "cpu" else [first]
+    if device in ("auto", "cuda") and first != "cpu":
+        found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [found[i % len(found)] for i in range(min(jobs or len(found), count))]
+
+
+def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False, jobs: int | None = None) -> Path:
+    """Run the comparison and write a report.
+
+    Every model has its folder in ``output/runs``, as `imgproc_attn.training.train` leaves it; called again, finished runs are
+    not repeated, and broken off ones go on.
+
+    Models are trained and examined in parallel processes. On the CPU each computes with one thread, so that no number depends
+    on ``jobs`` or on the machine's number of cores. Each process loads the held-out images into its own memory. Processes
+    import the script that calls: it must do so below ``if __name__ == "__main__":``, or with ``jobs=1``, which starts none.
+
+    Args:
+        recipe: What to train and evaluate.
+        output: Folder of the report; made if need be.
+        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
+        restart: Forget its runs that ``output/runs`` holds.
+        jobs: Number of processes. Default: one per core, or one per GPU.
+
+    Returns:
+        The report, ``output/report.md``.
+
+    Raises:
+        FileExistsError: ``output`` holds files that would be overwritten, and that no comparison wrote.
+        ValueError: A mistake in the recipe, runs of another recipe or on other data in ``output``, or another process that
+            writes to it.
+        JobFailed: The training or examination of a model failed. The others are stopped, and go on with the next call.
+    """
+    check_comparison(recipe)
+    assert recipe.comparison is not None
+    if world_info_from_env()[2] > 1:
+        raise ValueError("A comparison starts its own processes; train its variants under torchrun with `imgproc-attn train`.")
+    check_output_folder(output)
+    todo = [Job(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
+    devices = devices_of(device, jobs, len(todo))
+    with claimed(output, _outputs(recipe)), one_thread(devices[0]):
+        here = Experimenter(recipe, output, devices[0])
+        examination = here.examination  # what is wrong with the images is found before anything is trained
+        protocol = {"recipe": recipe.model_dump(), **environment(devices[0]), "dtype": "float32"}
+        for job in todo:
+            _check_folder(recipe.variant(*job), output / run_folder(*job), restart)
+        start = (lambda device: here) if len(devices) == 1 else partial(Experimenter, recipe, output)
+        with JobsProgress(len(todo), recipe.schedule.epochs + 1) as progress:
+            results = run_jobs(start, todo, devices, progress)
+        models = {label: here.model(Job(label, recipe.comparison.seeds[0])) for label in recipe.comparison.variants}
+        return write_report(recipe, list(results.values()), models, examination, protocol, output)
+
+
+def _outputs(recipe: Recipe) -> list[str]:
+    """What a report may consist of."""
+    pictures = ["learning", "curves", "bandwidths", "adversarial", "segmented"]
+    pictures += [f"kernel-rows-{slug(label)}" for label in _variants(recipe)]
+    return ["results.json", "report.md", *(f"{name}.png" for name in pictures)]
+
+
+def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
+    """Refuse a run of another recipe before anything is trained, or remove it.
+
+    Raises:
+        ValueError: The folder holds a run of another recipe.
+    """
+    if restart:
+        with locked(folder):
+            Folder.clear(folder)
+            forget(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training warns again
+        Folder(folder, recipe, resume=True)
+
+
+def _variants(recipe: Recipe) -> list[str]:
+    return list(recipe.comparison.variants) if recipe.comparison else []
+
+
+def table(recipe: Recipe, results: list[Result], metric: str) -> str:
+    """A metric by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
+    by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
+    conditions = list(results[0].metrics[metric])
+    lines = ["| model | " + " | ".join(conditions) + " |", "|---" * (len(conditions) + 1) + "|"]
+    for label, runs in by_label.items():
+        cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs])) for c in conditions]
+        lines.append(f"| {markdown_text(label)} | " + " | ".join(cells) + " |")
+    baseline = next(iter(by_label))
+    for label, runs in by_label.items():
+        if label == baseline:
+            continue
+        cells = []
+        for c in conditions:
+            d = paired_difference([r.metrics[metric][c] for r in runs], [r.metrics[metric][c] for r in by_label[baseline]])
+            cells.append(_plus_minus(d.mean, d.std, "+"))
+        lines.append(f"| {markdown_text(f'{label} − {baseline}')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def sanity(recipe: Recipe, results: list[Result]) -> str:
+    """Clean accuracy against the baseline, with the one-sided 95 % bound that decides whether a model trains as well."""
+    assert recipe.comparison is not None
+    least = -recipe.comparison.tolerance
+    by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
+    baseline = next(iter(by_label))
+    lines = [f"| model | difference, clean | lower 95 % bound (one-sided) | not below {least:g} |", "|---|---|---|---|"]
+    for label, values in by_label.items():
+        if label != baseline:
+            d = paired_difference(values, by_label[baseline])
+            bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
+            verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= least else "NO"
+            lines.append(
+                f"| {markdown_text(f'{label} − {baseline}')} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |"
+            )
+    return "\n".join(lines)
+
+
+def _plus_minus(mean: float, std: float, sign: str = "") -> str:
+    return f"{mean:{sign}.1f}" if math.isnan(std) else f"{mean:{sign}.1f} ± {std:.1f}"
+
+
+def write_report(
+    recipe: Recipe,
+    results: list[Result],
+    models: Mapping[str, NormalizedModel],
+    examination: Examination,
+    protocol: dict[str, Any],
+    output: Path,
+) -> Path:
+    """JSON, pictures and ``report.md`` in ``output``."""
+    doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
+    write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
+    pictures = {**_pictures(recipe, results), **examination.pictures(models)}
+    for name, figure in pictures.items():
+        write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
+    seeds, metrics, e = sorted({r.seed for r in results}), list(results[0].metrics), recipe.evaluation
+    tables = [f"In {METRICS[metric]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric) for metric in metrics]
+    parts = [
+        f"# {markdown_text(recipe.title)}",
+        f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "
+        f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
+        "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
+        *tables,
+        f"Clean {METRICS[metrics[0]]} against the baseline:\n\n" + sanity(recipe, results)
+        if len(_variants(recipe)) > 1
+        else "",
+        f"Sanity checks on {examination.checked} a model (`imgproc_attn.evaluation.sanity`): "
+        + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {markdown_text(d)}" for d in doubts)),
+        *(f"![{name}]({name}.png)" for name in pictures),
+        "Training time, mean: "
+        + ", ".join(f"{markdown_text(label)} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))
+        + f". Versions: {', '.join(f'{k} {v}' for k, v in protocol['versions'].items())}; {protocol['device']}.",
+    ]
+    report = output / "report.md"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    write_text(report, text)
+    return report
+
+
+def _mean_seconds(results: list[Result], label: str) -> float:
+    return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
+
+
+def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
+    labels = list(_variants(recipe))
+    runs = {label: [r for r in results if r.label == label] for label in labels}
+    pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
+    curves, units = {}, {}
+    for key, (family, unit) in DISTURBANCES.items():
+        strengths = getattr(recipe.evaluation, key)
+        name = f"{family}-{recipe.evaluation.pgd_steps}" if key.endswith("pgd") else family
+        if strengths:
+            units[name] = unit
+            curves[name] = {
+                label: {0.0: [r.first.get(CLEAN_OF_DISTURBED, r.first["clean"]) for r in runs[label]]}
+                | {s: [r.first[f"{name} {strength_text(s)}"] for r in runs[label]] for s in strengths}
+                for label in labels
+            }
+    if curves:
+        pictures["curves"] = draw_curves(curves, units, next(iter(results[0].metrics)))
+    learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
+    if learned:
+        pictures["bandwidths"] = draw_bandwidths(learned)
+    return pictures

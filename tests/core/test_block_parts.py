@@ -1,0 +1,110 @@
+"""Projections and pointwise halves as components of a model."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import imgproc_attn  # noqa: F401
+from imgproc_attn.core.projections import Projection, QueryKeyValue
+
+NAME = "test_bilateral_vit"
+
+
+def images(model, batch=2):
+    return torch.rand(batch, *model.pretrained_cfg["input_size"])
+
+
+def test_the_default_has_timms_names():
+    """Of the attention and the MLP: timm's checkpoints fit."""
+    ours = {n for n in timm.create_model(NAME).state_dict() if ".attn.kernel" not in n and ".attn.positions" not in n}
+    plain = timm.create_model("test_vit", class_token=False, global_pool="avg", img_size=160)
+    assert ours == set(plain.state_dict())
+
+
+@pytest.mark.parametrize("filter", ["softmax", "dense"])
+@pytest.mark.parametrize("residual", ["plain", "twicing"])
+def test_narrow_queries_and_keys(filter, residual):
+    """Width d of queries and keys; values keep theirs. The lifted width of a bilateral filter is a multiple of 8 at once."""
+    model = timm.create_model(NAME, projection={"name": "qkv", "qk_dim": 11}, filter=filter, residual=residual)
+    attn = model.blocks[0].attn
+    assert attn.qkv.weight.shape == (2 * (11 + 11 + 32), 64)
+    q, k, v = attn.qkv(torch.rand(1, 5, 64))
+    assert (q.shape, k.shape, v.shape) == ((1, 2, 5, 11), (1, 2, 5, 11), (1, 2, 5, 32))
+    x = images(model)
+    model(x).sum().backward()
+    assert attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_narrow_projection_is_three_linear_maps():
+    layer = QueryKeyValue(12, 3, qk_dim=2, dtype=torch.float64)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    for found, rows, width in zip(layer(x), (slice(0, 6), slice(6, 12), slice(12, 24)), (2, 2, 4)):
+        expected = (x @ layer.weight[rows].mT + layer.bias[rows]).reshape(2, 5, 3, width).transpose(1, 2)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, True])
+def test_widths_that_are_none_are_refused(value):
+    with pytest.raises((ValueError, TypeError), match="qk_dim"):
+        timm.create_model(NAME, projection={"name": "qkv", "qk_dim": value})
+
+
+def test_a_projection_of_your_own():
+    class Same(nn.Module):
+        """One map for queries, keys and values."""
+
+        def __init__(self, dim, num_heads):
+            super().__init__()
+            self.map, self.num_heads, self.head_dim = nn.Linear(dim, dim), num_heads, dim // num_heads
+
+        def forward(self, x):
+            y = self.map(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            return y, y, y
+
+    model = timm.create_model(
+        NAME,
+        projection=lambda layer: Projection(
+            Same(layer.embed_dim, layer.num_heads), nn.Linear(layer.embed_dim, layer.embed_dim)
+        ),
+    )
+    assert model(images(model)).isfinite().all()
+    other = timm.create_model(
+        NAME,
+        projection=lambda layer: Projection(
+            Same(layer.embed_dim, layer.num_heads), nn.Linear(layer.embed_dim, layer.embed_dim)
+        ),
+    )
+    weights = {n: v for n, v in model.state_dict().items() if "bandwidth" not in n}
+    other.load_state_dict(weights)  # bandwidths keep their initial values: the checkpoint is of such a model
+    assert torch.equal(other.blocks[0].attn.qkv.map.weight, model.blocks[0].attn.qkv.map.weight)
+
+
+def test_blocks_of_attention_only():
+    """``mlp="none"``: what a block adds is its attention, and neither norm nor MLP is left over."""
+    model = timm.create_model(NAME, mlp="none").double().eval()
+    assert not any(".mlp." in name or ".norm2." in name for name in model.state_dict())
+    x, geometry = model._embed(images(model).double())
+    block = model.blocks[0]
+    result, _ = block(x, geometry)
+    torch.testing.assert_close(result, x + block.attn(block.norm1(x), geometry)[0])
+
+
+def test_attention_only_in_some_layers():
+    model = timm.create_model(NAME, mlp={"name": "none", "layers": [0, -1]})
+    assert [block.mlp is None for block in model.blocks] == [True, False, False, False, False, True]
+    model(images(model)).sum().backward()
+
+
+def test_a_pointwise_layer_that_brings_its_own_skip_connection():
+    class Halve(nn.Module):
+        has_skip = True
+
+        def forward(self, x):
+            return x / 2
+
+    model = timm.create_model(NAME, mlp=lambda layer: Halve()).double().eval()
+    x, geometry = model._embed(images(model).double())
+    block = model.blocks[0]
+    result, _ = block(x, geometry)
+    torch.testing.assert_close(result, block.norm2(x + block.attn(block.norm1(x), geometry)[0]) / 2)

@@ -1,0 +1,226 @@
+"""Components by keyword: members act where they are asked to, mistakes are named."""
+
+import pytest
+import seeding
+import timm
+import timm.layers
+import timm.optim
+import torch
+from backbones import SMALL, VARIANTS, small
+from torch import nn
+
+import imgproc_attn
+from imgproc_attn.core.bandwidths import Bandwidth
+from imgproc_attn.core.filters import log_weights
+from imgproc_attn.core.kernels import DotProduct, GaussianRange
+from imgproc_attn.core.positions import SinCos, SpatialGaussian
+from imgproc_attn.core.residuals import L2Boosting, NeuTRENO, Residual, Twicing
+from imgproc_attn.core.terms import Distance, TensorBias, Terms
+from imgproc_attn.models import LayerSpec
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_fused_equals_dense(variant):
+    models = [small(**variant, filter=filter).double().eval() for filter in ("softmax", "dense")]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(models[0](x), models[1](x), rtol=1e-9, atol=1e-9)
+
+
+def test_dot_product_absolute_is_timms_vit():
+    """Same names, same initial draws, same numbers."""
+    seeding.seed(1)
+    theirs = timm.models.VisionTransformer(**SMALL).eval()
+    seeding.seed(1)
+    ours = small().eval()
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_gate_zero_is_the_plain_model():
+    plain = small().double().eval()
+    gated = small(residual={"name": "twicing", "gate": 0.0}).double().eval()
+    gated.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert torch.equal(plain(x), gated(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_parameter_gets_a_gradient_that_counts(variant):
+    model = small(**variant)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    last = f"blocks.{len(model.blocks) - 1}."
+    for name, parameter in model.named_parameters():
+        # with class-token pooling the last block's only row that counts is one without a place
+        spatial = "spatial_bandwidth" in name or ".positions." in name
+        boosted = "twicing" in str(variant) or "bregman" in str(variant)
+        if model.global_pool == "token" and spatial and name.startswith(last) and not boosted:
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_layers_choose_where_a_member_acts():
+    model = small(
+        kernel={"name": "gaussian_range", "layers": [0, -1], "range_bandwidth": 3.0},
+        positions=["absolute", {"name": "spatial_gaussian", "layers": [1]}],
+        residual={"name": "twicing", "steps": 2, "layers": [2]},
+    )
+    assert [type(b.attn.kernel) for b in model.blocks] == [GaussianRange, DotProduct, GaussianRange]
+    assert [len(b.attn.positions) for b in model.blocks] == [0, 1, 0]
+    assert [b.attn.residual.steps for b in model.blocks] == [0, 0, 2]
+
+
+def test_fixed_bandwidths_are_no_parameters():
+    model = small(
+        kernel={"name": "gaussian_range", "range_bandwidth": [2.0, 5.0], "learned": False},
+        positions={"name": "spatial_gaussian", "spatial_bandwidth": 1.5, "learned": False},
+    )
+    assert not [n for n, _ in model.named_parameters() if "bandwidth" in n]
+    for module in model.modules():
+        if isinstance(module, Bandwidth):
+            assert module().tolist() in ([pytest.approx(2.0), pytest.approx(5.0)], [pytest.approx(1.5)] * 2)
+
+
+def test_own_members_without_touching_the_package():
+    class Cosine(nn.Module):
+        def __init__(self, temperature):
+            super().__init__()
+            self.temperature = temperature
+
+        def forward(self, q, k, is_causal=False):
+            normalize = nn.functional.normalize
+            return Terms([normalize(q, dim=-1) / self.temperature], [normalize(k, dim=-1)])
+
+    class Rows(nn.Module):
+        """Sees its own row of patches only."""
+
+        def forward(self, query, key, like):
+            same = query.coordinates[0, :, None, 0] == key.coordinates[0, None, :, 0]
+            same |= query.is_patch[:, None] * key.is_patch == 0
+            log = torch.zeros_like(same, dtype=like.dtype).masked_fill(~same, float("-inf"))
+            return Terms(biases=[TensorBias(log[None, None])])
+
+    class Sharpen(Residual):
+        def __init__(self, amount):
+            super().__init__(steps=1)
+            self.amount = amount
+
+        def operand(self, u, v, last):
+            return u
+
+        def update(self, u, smoothed):
+            return u + self.amount * (u - smoothed)
+
+    seen = []
+
+    def kernel(layer: LayerSpec):
+        seen.append(layer.depth)
+        return Cosine(0.1)
+
+    model = timm.create_model(
+        "test_nlm_vit", kernel=kernel, positions=["absolute", lambda layer: Rows()], residual=lambda layer: Sharpen(0.5)
+    ).eval()
+    assert seen == list(range(6))
+    assert model(torch.randn(1, 3, 160, 160)).isfinite().all()
+    weights = model.attention_weights(torch.randn(1, 3, 160, 160), [0])[0]
+    assert weights[0, 0, 1, 11:].abs().max() == 0  # first row of 10 patches, behind the class token
+
+
+BAD = [
+    ({"kernel": "gausian_range"}, ValueError, "kernel: unknown member 'gausian_range'; .* Did you mean 'gaussian_range'"),
+    ({"residual": "twiceing"}, ValueError, "Did you mean 'twicing'"),
+    ({"positions": "absolut"}, ValueError, "Did you mean 'absolute'"),
+    ({"residual": {"name": "twicing", "step": 2}}, ValueError, "unknown option 'step'; .* Did you mean 'steps'"),
+    ({"residual": {"name": "twicing", "layers": [3]}}, ValueError, "layer 3 does not exist in a model of depth 3; give 0 to 2"),
+    ({"residual": {"name": "twicing", "steps": 0}}, ValueError, "steps is 0, but must be a whole number, at least 1"),
+    ({"residual": {"name": "twicing", "gate": float("nan")}}, ValueError, "gate is nan"),
+    ({"positions": 5}, TypeError, "5 is neither a name"),
+    ({"positions": "untied", "no_embed_class": False}, ValueError, "no_embed_class=False"),
+    ({"residual": 3}, TypeError, "3 is neither a name"),
+    ({"positions": ["absolute", "untied"]}, ValueError, "exclude each other"),
+    ({"positions": ["none", "absolute"]}, ValueError, "'none' excludes"),
+    ({"positions": ["spatial_gaussian", "spatial_gaussian"]}, ValueError, "given twice"),
+    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, "takes no options"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": -1.0}}, ValueError, r"range_bandwidth is -1\.0"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": float("nan")}}, ValueError, "range_bandwidth is nan"),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": [1.0] * 3}}, ValueError, "3 values given for 2 heads"),
+    ({"positions": {"name": "spatial_gaussian", "spatial_bandwidth": float("inf")}}, ValueError, "spatial_bandwidth is inf"),
+    ({"pos_embed": "learn"}, ValueError, "use positions="),
+    ({"block_fn": nn.Identity}, ValueError, "use kernel="),
+    ({"img_size": 30}, ValueError, "30 x 30 is not divisible by patch_size 8 x 8; use 24 x 24"),
+    ({"embed_dim": 33}, ValueError, "33 is not divisible by 2 heads"),
+    ({"not_an_argument": 1}, TypeError, "not_an_argument"),
+    ({"kernel": {"name": "elliptical", "layers": [0, 1]}}, ValueError, "layer 0 has no layer in front"),
+    ({"kernel": {"name": "elliptical", "scaling": "median"}}, ValueError, "scaling is 'median', but must be 'max' or 'mean'"),
+    ({"residual": {"name": "sos", "tau": 2.5}}, ValueError, r"tau is 2\.5, but must lie in \(0, 2\)"),
+    ({"residual": "l2_boosting"}, ValueError, "residual: unknown member 'l2_boosting'"),
+    ({"block_residual": "neutreno"}, ValueError, "block_residual: unknown member 'neutreno'"),
+    ({"positions": ["sincos", "absolute"]}, ValueError, "'absolute' and 'sincos' exclude each other"),
+    ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
+    ({"kernel": DotProduct(16)}, TypeError, "kernel: got DotProduct itself; give a factory"),
+    ({"residual": Twicing}, TypeError, "residual: got Twicing itself; give a factory"),
+    ({"positions": ["absolute", SpatialGaussian(2, (4, 4))]}, TypeError, "positions: got SpatialGaussian itself"),
+    ({"residual": {"name": "twicing", "gate": [1.0, 0.0]}}, ValueError, "gate is .*, but must be a finite number"),
+    ({"residual": {"name": "twicing", "layers": "last"}}, TypeError, "layers has 'last', but takes whole numbers"),
+    ({"block_residual": lambda layer: NeuTRENO(1)}, ValueError, "block_residual must be a rule for blocks, got NeuTRENO"),
+    ({"residual": lambda layer: L2Boosting()}, ValueError, "residual must be a rule for filters, got L2Boosting"),
+    ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
+    (
+        {"positions": lambda layer: SinCos(layer.embed_dim)},
+        TypeError,
+        "SinCos adds to the tokens .* name 'sincos'",
+    ),
+    ({"positions": {"name": "rotary", "temperature": 0}}, ValueError, "rotary: the temperature is 0, but must"),
+    (
+        {"positions": {"name": "sincos", "temperature": "9"}},
+        ValueError,
+        "sincos: the temperature is '9', but must",
+    ),
+    ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, "1 values given for 2 heads"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "message"), BAD)
+def test_refuses(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        small(**kwargs)
+
+
+@pytest.mark.parametrize("member", ["spatial_gaussian", "alibi", "untied"])
+def test_positions_start_at_the_scale_of_content(member):
+    """A kernel much flatter than content's would hardly learn. (Closed gates and relative tables start at 0 by design.)"""
+    model = small(positions=member, embed_dim=192, num_heads=3, img_size=112)
+    found = {}
+
+    def look(name):
+        def hook(module, _, terms):
+            log = terms.biases[0].dense() if terms.biases else log_weights(terms)
+            found[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
+
+        return hook
+
+    attn = model.blocks[1].attn
+    attn.kernel.register_forward_hook(look("content"))
+    attn.positions[0].register_forward_hook(look("position"))
+    model(torch.randn(2, 3, 112, 112))
+    assert (found["position"] > 0.1 * found["content"]).all(), found
+
+
+def test_untied_positions_are_not_in_the_tokens():
+    model = small(positions="untied").eval()
+    x = torch.randn(1, 3, 32, 32)
+    before, _ = model._embed(x)
+    with torch.no_grad():
+        model.pos_embed.add_(1.0)
+    after, geometry = model._embed(x)
+    assert torch.equal(before, after)
+    assert torch.equal(geometry.position_embeddings[:, 1:], model.pos_embed)
+
+
+def test_distance_is_public_for_own_kernels():
+    assert Distance._fields == ("q", "k", "scale", "is_causal")
+    assert imgproc_attn.LayerSpec is LayerSpec

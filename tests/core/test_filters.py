@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from imgproc_attn.core.filters import DenseFilter, SoftmaxFilter, log_weights
+from imgproc_attn.core.kernels import DotProduct, GaussianRange
+from imgproc_attn.core.terms import TensorBias, Terms, product
+
+
+def operands(dtype=torch.float64, length=9):
+    return [torch.randn(2, 3, length, 8, dtype=dtype) for _ in range(3)]
+
+
+MASKS = {
+    "none": lambda n: None,
+    "boolean": lambda n: (torch.rand(2, 1, n, n) > 0.3) | torch.eye(n, dtype=torch.bool),
+    "additive": lambda n: torch.randn(1, 3, n, n, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8, dtype=torch.float64)])
+def test_fused_equals_dense(mask, is_causal, kernel):
+    q, k, v = operands()
+    mask = MASKS[mask](9)
+    results = []
+    for fused in (True, False):
+        filter = SoftmaxFilter() if fused else DenseFilter()
+        results.append(filter(kernel(q, k, is_causal), mask, is_causal).apply(v))
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+    weights = SoftmaxFilter()(kernel(q, k, is_causal), mask, is_causal).dense()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
+    if is_causal:
+        assert torch.equal(weights, weights.tril())
+    torch.testing.assert_close(weights @ v, results[0], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.float64])
+def test_dense_bias_joins_the_mask(fused, mask_dtype):
+    q, k, v = operands()
+    bias = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    mask = None
+    total = bias
+    if mask_dtype == torch.bool:
+        mask = (torch.rand(9, 9) > 0.3) | torch.eye(9, dtype=torch.bool)
+        total = bias.masked_fill(~mask, float("-inf"))
+    elif mask_dtype is not None:
+        mask = torch.randn(9, 9, dtype=torch.float64)
+        total = bias + mask
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    terms = product(Terms(biases=[TensorBias(bias)]), DotProduct(8)(q, k))
+    result = filter(terms, mask).apply(v)
+    torch.testing.assert_close(result, scaled_dot_product_attention(q, k, v, attn_mask=total), rtol=1e-11, atol=1e-11)
+
+
+def test_terms_without_columns_are_refused_by_name():
+    with pytest.raises(ValueError, match="neither columns nor a distance; to a dense kernel's bias add zero columns"):
+        SoftmaxFilter()(Terms(biases=[TensorBias(torch.zeros(1, 1, 3, 3))]))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_constants_pass_unchanged(fused):
+    q, k, _ = operands()
+    constant = torch.full_like(q, 2.5)
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    torch.testing.assert_close(filter(GaussianRange(3, 8, dtype=torch.float64)(q, k)).apply(constant), constant)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 8), (0, 2, 5, 8)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_token_and_an_empty_batch_simply_work(dtype, shape, fused):
+    q = torch.randn(shape).to(dtype).requires_grad_()
+    filter = SoftmaxFilter() if fused else DenseFilter()
+    result = filter(GaussianRange(2, 8)(q, q)).apply(q)
+    result.float().sum().backward()
+    assert result.shape == shape
+    assert result.dtype == dtype
+    if shape[2] == 1:
+        torch.testing.assert_close(result, q)
+
+
+@pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
+def test_autocast_does_not_round_dense_log_weights(kernel):
+    """Columns hold norms, far larger than the log-weights that they add up to."""
+    q, k, _ = (50 + x for x in operands(torch.float32))
+    terms, dense = kernel(q, k), DenseFilter()
+    expected = dense(terms).dense(), log_weights(terms)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dense(terms).dense(), log_weights(terms)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
+def test_dense_filters_work_without_memory(kernel):
+    """The meta device, on which recipes are tried before they run, knows no autocast."""
+    q, k, v = (x.to("meta") for x in operands(torch.float32))
+    dense = DenseFilter().to("meta")
+    assert dense(kernel.to("meta")(q, k)).apply(v).shape == v.shape
+
+
+def test_dropout_in_training_only():
+    q, k, v = operands(torch.float32, length=64)
+    for fused in (True, False):
+        filter = (SoftmaxFilter if fused else DenseFilter)(0.5)
+        terms = DotProduct(8)(q, k)
+        filter.eval()
+        expected = filter(terms).apply(v)
+        torch.testing.assert_close(expected, scaled_dot_product_attention(q, k, v))
+        filter.train()
+        assert not torch.allclose(filter(terms).apply(v), expected)
+
+
+def test_dense_dropout_is_the_same_in_each_pass():
+    q, k, v = operands(torch.float32)
+    filter = DenseFilter(0.5).train()
+    operator = filter(DotProduct(8)(q, k))
+    assert torch.equal(operator.apply(v), operator.apply(v))
+
+
+def test_non_contiguous_operands():
+    qkv = torch.randn(2, 9, 3, 3, 8).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    filter, kernel = SoftmaxFilter(), GaussianRange(3, 8)
+    expected = filter(kernel(q.contiguous(), k.contiguous())).apply(v.contiguous())
+    torch.testing.assert_close(filter(kernel(q, k)).apply(v), expected)
+
+
+def test_a_mask_of_whole_numbers_is_refused():
+    """It would be taken for log-weights of 0 and 1."""
+    q, k, _ = operands()
+    with pytest.raises(TypeError, match=r"The mask is torch.int64, .* give mask.bool\(\)"):
+        SoftmaxFilter()(DotProduct(8)(q, k), torch.ones(9, 9, dtype=torch.long).tril())
