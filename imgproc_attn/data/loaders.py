@@ -180,11 +180,8 @@ class _Batches(PrefetchLoader):
     """
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        try:
-            for images, labels in super().__iter__():
-                yield images, labels if labels.is_cuda else labels.clone()
-        except UnboundLocalError:  # timm before 1.0.31 ends so without any batch
-            return
+        for images, labels in super().__iter__():
+            yield images, labels if labels.is_cuda else labels.clone()
 
 
 class _CountedBatches(_Batches):
@@ -219,16 +216,14 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """timm's, which before 1.0.31 knows no label maps."""
-    if getattr(batch[0][1], "ndim", 0) == 0:
-        return fast_collate(batch)
-    images, maps = ([torch.as_tensor(thing) for thing in things] for things in zip(*batch))
-    return torch.stack(images), torch.stack(maps).long()
+    """Collate with timm's function; label maps become int64, as class indices do."""
+    images, labels = fast_collate(batch)
+    return images, labels.long()
 
 
 def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
-        images.set_loader_cfg(num_workers=max(1, workers))  # timm before 1.0.31 divides by it
+        images.set_loader_cfg(num_workers=workers)
     # workers are started anew each epoch, so that their random numbers depend on the epoch's seed alone
     return DataLoader(
         images,

@@ -53,7 +53,7 @@ def from_timm(
     from zeros. Another kernel, rotary positions and members of your own change the function at once (train them; a factory may
     look at ``layer.depth``). What is new: `imgproc_attn.models.component_names`. Hooks on the source's attention are not taken
     along. Its ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps
-    it (an older timm, as 1.0.27, needs to be given ``model_args``).
+    it.
 
     Args:
         model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
