@@ -63,7 +63,8 @@ def _moved(x: Picture, corner: float, rng: Generator) -> Picture:
     """The affine map that moves three points about the centre by up to ``corner`` pixels each way."""
     height, width = x.shape[:2]
     centre, side = np.array([height // 2, width // 2], dtype=np.float64), min(height, width) // 3
-    points = np.stack([centre + side, [*centre, side, -side], centre - side])  # (x, y), as the published code takes them
+    # (x, y), as the published code takes them
+    points = np.stack([centre + side, centre + np.array([side, -side]), centre - side])
     moved = points + rng.uniform(-corner, corner, size=points.shape)
     # result(x, y) = picture(inverse of the map)
     back = np.linalg.solve(np.c_[moved, np.ones(3)], points).T
