@@ -47,6 +47,7 @@ from .image_filters import bilateral_filter, non_local_means
 from .models import FAMILIES
 from .training import Trainer, find_recipe, load_recipe
 from .training.run import Run
+from .utils.markdown import markdown_table
 from .utils.progress import progress_bar
 
 HEADS, HEAD_DIM = 6, 64
@@ -519,10 +520,9 @@ def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    """Rows as a table."""
-    lines = [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    """Return rows as a table under a title."""
+    table = markdown_table(list(columns), ([show(row) for show in columns.values()] for row in rows))
+    return f"### {title}\n\n{table}"
 
 
 TIME_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {

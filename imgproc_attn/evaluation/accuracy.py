@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ALONE, IGNORED, Processes
-from ..utils.io import markdown_text, printable
+from ..utils.io import printable
+from ..utils.markdown import markdown_table, markdown_text
 from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
 from .contract import check_classes_of_labels, check_logits
@@ -184,14 +185,14 @@ def names_hash(names: Sequence[str]) -> str:
 def accuracy_table(result: Mapping[str, Any], worst: int = 5) -> str:
     """The numbers of `count_accuracy`, and of `count_real` under ``real``, as Markdown; then the worst classes."""
 
-    def cells(name: str, part: Mapping[str, Any], key: str) -> str:
+    def cells(name: str, part: Mapping[str, Any], key: str) -> list[str]:
         low, high = part[f"{key}_interval"]
-        return f"| {name} | {part[key]:.2f} | {low:.2f} to {high:.2f} | {part['n']} |"
+        return [name, f"{part[key]:.2f}", f"{low:.2f} to {high:.2f}", part["n"]]
 
-    lines = ["| | accuracy / % | 95 % interval | images |", "|---|---|---|---|"]
-    lines += [cells("top-1", result, "top1"), cells("top-5", result, "top5")]
+    shares = [cells("top-1", result, "top1"), cells("top-5", result, "top5")]
     if "real" in result:
-        lines.append(cells("ReaL top-1", result["real"], "top1"))
+        shares.append(cells("ReaL top-1", result["real"], "top1"))
+    table = markdown_table(["", "accuracy / %", "95 % interval", "images"], shares)
     ranked = sorted(result["per_class"], key=lambda row: (row["top1"], row["label"]))[:worst]
     rows = ", ".join(f"{markdown_text(row['name'])} {row['top1']:.0f} % of {row['n']}" for row in ranked)
-    return "\n".join(lines) + f"\n\nWorst classes, top-1: {rows}."
+    return f"{table}\n\nWorst classes, top-1: {rows}."

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.io import markdown_text, read_json, write_csv, write_json, write_text
+from ..utils.io import read_json, write_csv, write_json, write_text
 from ..utils.locks import locked
 from ..utils.manifest import Manifest
+from ..utils.markdown import markdown_table, markdown_text
 from ..utils.serialization import METRICS
 from .conditions import Condition
 from .flags import Flags, remove_flags
@@ -149,18 +150,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table of a result, its means, what could not be read, and the reasons to doubt."""
     attacked = any("eps" in r for r in result["conditions"])
     first, *others = result["metrics"]
-    heads = [f"{METRICS[first]} / %", "95 % interval", *(f"{METRICS[metric]} / %" for metric in others)]
-    lines = [
-        "| condition | " + " | ".join(heads) + " | images |" + (" largest perturbation |" if attacked else ""),
-        "|---" * (len(heads) + (3 if attacked else 2)) + "|",
-    ]
+    heads = ["condition", f"{METRICS[first]} / %", "95 % interval", *(f"{METRICS[metric]} / %" for metric in others), "images"]
+    rows = []
     for r in result["conditions"]:
         low, high = interval(r, first)
         cells = [f"{r[first]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric]:.2f}" for metric in others)]
-        lines.append(
-            f"| {markdown_text(r['name'])} | {' | '.join(cells)} | {r['n']} |" + (f" {perturbation(r)} |" if attacked else "")
-        )
-    parts = ["\n".join(lines), *means(result.get("summary", {})), *map(markdown_text, cautions(result))]
+        rows.append([markdown_text(r["name"]), *cells, r["n"], *([perturbation(r)] if attacked else [])])
+    table = markdown_table(heads + ["largest perturbation"] * attacked, rows)
+    parts = [table, *means(result.get("summary", {})), *map(markdown_text, cautions(result))]
     if result["findings"]:
         found = [f"- {f['check']}: {markdown_text(f['message'])}" for f in result["findings"]]
         parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(found))

@@ -23,9 +23,10 @@ from ..training.processes import start_processes
 from ..training.watch import SaturationWarning
 from ..utils.cores import one_thread, usable_cores
 from ..utils.environment import environment, without_tf32
-from ..utils.io import check_output_folder, markdown_text, read_json, slug, write_atomically, write_json, write_text
+from ..utils.io import check_output_folder, read_json, slug, write_atomically, write_json, write_text
 from ..utils.locks import locked
 from ..utils.manifest import claimed
+from ..utils.markdown import markdown_table, markdown_text
 from ..utils.progress import JobsProgress
 from ..utils.serialization import METRICS, strength_text
 from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
@@ -225,10 +226,10 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
     """A metric by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
     by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
     conditions = list(results[0].metrics[metric])
-    lines = ["| model | " + " | ".join(conditions) + " |", "|---" * (len(conditions) + 1) + "|"]
+    rows = []
     for label, runs in by_label.items():
         cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs])) for c in conditions]
-        lines.append(f"| {markdown_text(label)} | " + " | ".join(cells) + " |")
+        rows.append([markdown_text(label), *cells])
     baseline = next(iter(by_label))
     for label, runs in by_label.items():
         if label == baseline:
@@ -237,8 +238,8 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
         for c in conditions:
             d = paired_difference([r.metrics[metric][c] for r in runs], [r.metrics[metric][c] for r in by_label[baseline]])
             cells.append(_plus_minus(d.mean, d.std, "+"))
-        lines.append(f"| {markdown_text(f'{label} − {baseline}')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([markdown_text(f"{label} − {baseline}"), *cells])
+    return markdown_table(["model", *conditions], rows)
 
 
 def sanity(recipe: Recipe, results: list[Result]) -> str:
@@ -247,16 +248,14 @@ def sanity(recipe: Recipe, results: list[Result]) -> str:
     least = -recipe.comparison.tolerance
     by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
     baseline = next(iter(by_label))
-    lines = [f"| model | difference, clean | lower 95 % bound (one-sided) | not below {least:g} |", "|---|---|---|---|"]
+    rows = []
     for label, values in by_label.items():
         if label != baseline:
             d = paired_difference(values, by_label[baseline])
             bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
             verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= least else "NO"
-            lines.append(
-                f"| {markdown_text(f'{label} − {baseline}')} | {_plus_minus(d.mean, d.std, '+')} | {bound} | {verdict} |"
-            )
-    return "\n".join(lines)
+            rows.append([markdown_text(f"{label} − {baseline}"), _plus_minus(d.mean, d.std, "+"), bound, verdict])
+    return markdown_table(["model", "difference, clean", "lower 95 % bound (one-sided)", f"not below {least:g}"], rows)
 
 
 def _plus_minus(mean: float, std: float, sign: str = "") -> str:

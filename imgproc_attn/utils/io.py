@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,12 +33,6 @@ def remove_unfinished(folder: Path) -> None:
 def printable(text: str) -> str:
     """``text`` with the bytes of file names that are not UTF-8 written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def markdown_text(text: str) -> str:
-    """``text`` as Markdown shows it, on one line: names of files, classes and models may hold anything."""
-    line = "".join(c if c.isprintable() else " " for c in printable(text))
-    return re.sub(r"[\\`*|<]|\](?=[(\[:])", r"\\\g<0>", line)
 
 
 def cannot_write(path: Path, error: Exception) -> OSError:

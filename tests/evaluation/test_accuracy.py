@@ -9,7 +9,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from scipy.stats import binomtest
 from skimage import data as photographs
 
 from imgproc_attn import cli
@@ -19,9 +18,13 @@ from imgproc_attn.training.checkpoints import save_weights
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (874, 1000), (1, 1)])
-def test_interval_is_scipys(correct, n):
-    expected = binomtest(correct, n).proportion_ci(0.95, "wilson")
-    assert wilson_interval(correct, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+def test_interval_is_wilsons(correct, n):
+    """The score interval: the shares p whose z score ``|share - p| / sqrt(p (1 - p) / n)`` is at most 1.96."""
+    share = correct / n
+    for bound, edge in zip(wilson_interval(correct, n), (0.0, 100.0)):
+        p = bound / 100
+        on_the_edge = bound == pytest.approx(edge, abs=1e-9)
+        assert on_the_edge or abs(share - p) / (p * (1 - p) / n) ** 0.5 == pytest.approx(1.959963984540054)
 
 
 def predictions(top, labels):

@@ -19,7 +19,8 @@ from imgproc_attn.experiments.comparison import Result as Compared
 from imgproc_attn.experiments.comparison import table
 from imgproc_attn.training import load_recipe
 from imgproc_attn.utils.errors import one_line
-from imgproc_attn.utils.io import markdown_text, slug
+from imgproc_attn.utils.io import slug
+from imgproc_attn.utils.markdown import markdown_text
 
 ATTACK = "--attacks fgsm --eps 10/255 --limit 12 --checks 2 --batch-size 6 --output"
 
