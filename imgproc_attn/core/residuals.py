@@ -71,7 +71,7 @@ class Boosting(Residual):
         num_heads: Number of heads; 1 for a block residual.
         steps: How often A is applied again.
         gate: Strength g; 1 is the published one, 0 is plain filtering.
-        learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
+        learned: Whether g is a parameter, one per head, starting from ``gate``; else it is a constant.
 
     Raises:
         ValueError: ``gate`` is not finite.
@@ -85,14 +85,13 @@ class Boosting(Residual):
 class Iterated(Boosting):
     """Base of the rules that apply A again.
 
+    Other arguments are those of `Boosting`.
+
     Args:
-        num_heads: Number of heads; 1 for a block residual.
         steps: k, at least 1.
-        gate: Strength g; 1 is the published one, 0 is plain filtering.
-        learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
 
     Raises:
-        ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
+        ValueError: ``steps`` is no whole number of at least 1, or as for `Boosting`.
     """
 
     def __init__(
@@ -111,14 +110,7 @@ class Twicing(Iterated):
     The filtered residual is put back, which lowers the bias of the kernel estimate: eigenvalue a of A becomes
     ``1 - (1 - a)^(k + 1)``.
 
-    Args:
-        num_heads: Number of heads; 1 for a block residual.
-        steps: k, at least 1.
-        gate: Strength g; 1 is the published one, 0 is plain filtering.
-        learned: Whether g is a parameter, one a head, starting from ``gate``; else it is a constant.
-
-    Raises:
-        ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
+    Arguments and errors are those of `Iterated`.
     """
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -134,14 +126,10 @@ class Bregman(Iterated):
     All that was ever removed is added to the input. For a frozen A the same as `Twicing`, in one step or with g = 1; not so for
     an A estimated anew.
 
-    Args:
-        num_heads: Number of heads; 1 for a block residual.
-        steps: k, at least 1.
-        gate: Strength g of the step, ``u + g (A (v + r) - u)``; 0 is plain filtering.
-        learned: Whether g is a parameter.
+    Other arguments, and errors, are those of `Iterated`.
 
-    Raises:
-        ValueError: ``steps`` is no whole number of at least 1, or ``gate`` is not finite.
+    Args:
+        gate: Strength g of the step, ``u + g (A (v + r) - u)``; 0 is plain filtering.
     """
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -157,14 +145,13 @@ class SOS(Iterated):
     Its limit ``(I + rho (I - A))^-1 A v`` does not depend on tau. For frozen weights and rho > 0 it smooths more than one
     pass does, for rho < 0 less.
 
+    Other arguments are those of `Iterated`.
+
     Args:
-        num_heads: Number of heads; 1 for a block residual.
-        steps: k, at least 1.
         rho: How much of the estimate strengthens the input. A negative rho sharpens.
         tau: Step length in (0, 2). Below ``2 / max(1, 1 + 2 rho)``, for rho > -1/2, the recurrence converges for any
             row-stochastic A. Default 1, or nine tenths of that limit where this is less.
         gate: Strength g, a factor on tau; 0 is plain filtering.
-        learned: Whether g is a parameter.
 
     Raises:
         ValueError: tau outside (0, 2), where constants themselves diverge; rho or gate not finite; ``steps`` below 1.
@@ -212,13 +199,10 @@ class NeuTRENO(Boosting):
 
     The published lambda is the gate g.
 
-    Args:
-        num_heads: Number of heads.
-        gate: lambda; 0.6 is published for DeiT-tiny.
-        learned: Whether it is a parameter, one a head.
+    Other arguments, and errors, are those of `Boosting`.
 
-    Raises:
-        ValueError: ``gate`` is not finite.
+    Args:
+        gate: lambda; 0.6 is published for DeiT-tiny.
     """
 
     needs_state: ClassVar[bool] = True
@@ -237,13 +221,13 @@ class PID(Boosting):
     After PIDformer (arXiv 2402.15989), whose code is not public: formula and gains are second-hand, unverified; the published
     scale of the reference is left out. `NeuTRENO` is P alone.
 
+    Other arguments are those of `Boosting`.
+
     Args:
-        num_heads: Number of heads.
         proportional: P.
         integral: I; sums over all layers in front, whatever their rule.
         derivative: D.
         gate: Strength g of all three; 0 is plain filtering.
-        learned: Whether g is a parameter, one a head.
 
     Raises:
         ValueError: A gain is not finite.
@@ -289,13 +273,10 @@ class L2Boosting(Boosting):
     The network itself is the iteration; no block is evaluated twice. What a gate g between 0 and 1 feeds the block is
     ``(1 - g) z + g (y - z)``. The first block, where y - z vanishes, is plain.
 
-    Args:
-        num_heads: 1; block residuals have no heads.
-        gate: g; 1 is the published rule, 0 the plain residual.
-        learned: Whether g is a parameter.
+    Other arguments, and errors, are those of `Boosting`.
 
-    Raises:
-        ValueError: ``gate`` is not finite.
+    Args:
+        gate: g; 1 is the published rule, 0 the plain residual.
     """
 
     needs_state: ClassVar[bool] = True
