@@ -83,9 +83,16 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         small = torch.tensor(picture).permute(2, 0, 1)
         size = [int(side * 64 / min(small.shape[-2:])) for side in small.shape[-2:]]
         small = F.interpolate(small[None].float(), size=size, mode="bilinear", antialias=True).round() / 255
+        # Pillow's resizing may round a value to the next grey level: labels may differ where that decides
+        signs = torch.randint(2, small.shape).float() * 2 - 1
         with torch.no_grad():
-            expected = F.interpolate(model(small), size=labels.shape, mode="bilinear").argmax(1)[0].numpy()
-        assert (labels == expected).mean() > 0.999
+            logits, others = (
+                F.interpolate(model(x), size=labels.shape, mode="bilinear")[0] for x in (small, small + signs / 255)
+            )
+        expected, (first, second) = logits.argmax(0).numpy(), logits.topk(2, dim=0).values
+        differ = torch.tensor(labels != expected)
+        assert differ.float().mean() < 0.1
+        assert not ((first - second)[differ] > 2 * (logits - others).abs().max()).any()
         drawn = np.asarray(Image.open(tmp_path / "overlays" / f"{name}.png"))
         height, width = labels.shape
         assert drawn.shape[0] > height
