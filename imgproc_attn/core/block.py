@@ -56,10 +56,10 @@ class FilterBlock(nn.Module):
         self.attn = attn
         self.ls1 = ls1 or nn.Identity()
         self.drop_path1 = drop_path1 or nn.Identity()
-        self.mlp = mlp
         self.has_skip = bool(getattr(mlp, "has_skip", False))
         if mlp is not None:
-            self.norm2 = norm2
+            self.norm2 = norm2  # in timm's order, in which norms of gradients are summed
+        self.mlp = mlp
         if mlp is not None and not self.has_skip:
             self.ls2 = ls2 or nn.Identity()
             self.drop_path2 = drop_path2 or nn.Identity()

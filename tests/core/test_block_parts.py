@@ -108,3 +108,10 @@ def test_a_pointwise_layer_that_brings_its_own_skip_connection():
     block = model.blocks[0]
     result, _ = block(x, geometry)
     torch.testing.assert_close(result, block.norm2(x + block.attn(block.norm1(x), geometry)[0]) / 2)
+
+
+def test_parameters_stand_in_timms_order():
+    """Optimizers keep their state by place, and the norm of all gradients is a sum in this order."""
+    plain = timm.create_model("test_vit", class_token=False, global_pool="avg", img_size=160, init_values=1e-5)
+    ours = timm.create_model("test_plain_vit", init_values=1e-5)
+    assert list(ours.state_dict()) == list(plain.state_dict())
