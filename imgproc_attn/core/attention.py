@@ -9,7 +9,7 @@ from .filters import Operator
 from .geometry import Geometry
 from .layer_state import LayerState, next_state
 from .residuals import Residual
-from .terms import Terms, product
+from .terms import product
 
 
 class FilterAttention(nn.Module):
@@ -85,7 +85,7 @@ class FilterAttention(nn.Module):
             geometry: Their positions.
             attn_mask: Boolean (True: may be seen) or additive, broadcastable to ``[B, H, N, N]``.
             is_causal: Token i sees tokens 0 to i only.
-            state: What the layer before returned, `LayerState()` for the first; None where no layer of the model carries.
+            state: What the layer before returned, `LayerState()` for the first; None where no layer of the model needs it.
 
         Returns:
             The filtered tokens, and what to hand to the next layer: None if ``state`` is.
@@ -94,7 +94,7 @@ class FilterAttention(nn.Module):
             ValueError: A part needs what earlier layers hand on, or cannot obey a mask.
         """
         q, k, v = self.qkv(x)
-        operator = self.filter(self.terms(q, k, v, geometry, attn_mask, is_causal, state), attn_mask, is_causal)
+        operator = self._operator(q, k, v, geometry, attn_mask, is_causal, state)
         u = operator.apply(v)
         last = v
         for _ in range(self.residual.steps):
@@ -103,30 +103,6 @@ class FilterAttention(nn.Module):
         u = self.residual.feedback(u, v, state)
         u = u.transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
-
-    def terms(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        geometry: Geometry,
-        attn_mask: Tensor | None,
-        is_causal: bool,
-        state: LayerState | None,
-    ) -> Terms:
-        """Log-weights of all kernels of the layer, in the type of ``v``."""
-        q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
-        for rotation in self.rotations:
-            q, k = rotation.rotate(q, k, geometry, geometry)  # type: ignore[operator]
-        if self.sees_all:
-            _refuse_mask(attn_mask)
-        if self.kernel_needs_state:
-            terms = self.kernel(q, k, is_causal, v, state)
-        else:
-            terms = self.kernel(q, k, is_causal)
-        for positions in self.positions:
-            terms = product(positions(geometry, geometry, v), terms)
-        return terms
 
     def operator(
         self,
@@ -138,7 +114,30 @@ class FilterAttention(nn.Module):
     ) -> Operator:
         """Return the filter of tokens ``x`` before boosting; its ``dense()`` is A ``[B, H, N, N]``."""
         q, k, v = self.qkv(x)
-        terms = self.terms(q, k, v, geometry, attn_mask, is_causal, state)
+        return self._operator(q, k, v, geometry, attn_mask, is_causal, state)
+
+    def _operator(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        state: LayerState | None,
+    ) -> Operator:
+        """Return the filter of the product of all kernels of the layer."""
+        q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
+        for rotation in self.rotations:
+            q, k = rotation.rotate(q, k, geometry, geometry)  # type: ignore[operator]
+        if self.sees_all:
+            _refuse_mask(attn_mask)
+        if self.kernel_needs_state:
+            terms = self.kernel(q, k, is_causal, v, state)
+        else:
+            terms = self.kernel(q, k, is_causal)
+        for positions in self.positions:
+            terms = product(positions(geometry, geometry, v), terms)
         operator: Operator = self.filter(terms, attn_mask, is_causal)
         return operator
 

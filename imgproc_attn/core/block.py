@@ -11,8 +11,8 @@ from .residuals import Plain, Residual
 class FilterBlock(nn.Module):
     """Pre-norm transformer block, ``x + f(x)`` with ``f(x) = attn(norm1(x))``, then ``x + mlp(norm2(x))``; named as timm's.
 
-    A *block residual* boosts f as a residual boosts the filter, but estimates f anew on each operand: ``x + u`` with u from the
-    recurrence of `imgproc_attn.core.residuals`, f for A and x for v. A step costs one more attention. One reading of the
+    A *block residual* boosts f as a residual boosts the filter, but estimates f again on each operand: ``x + u`` with u from
+    the recurrence of `imgproc_attn.core.residuals`, f for A and x for v. A step costs one more attention. One reading of the
     "boosting residual scheme" of arXiv 2506.10371, whose exact update is not public: each rule is named by its formula.
 
     The parts are ready modules; those left out do nothing.

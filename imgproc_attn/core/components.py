@@ -336,13 +336,13 @@ class Components:
             TypeError: A component is neither a name, nor a dictionary, nor a factory.
         """
         return cls(
-            resolve("projection", projection, PROJECTIONS, _default(PROJECTIONS["qkv"]), depth),
-            resolve("kernel", kernel, KERNELS, lambda layer: DotProduct(layer.head_dim), depth),
+            resolve("projection", projection, PROJECTIONS, _default(_qkv), depth),
+            resolve("kernel", kernel, KERNELS, _default(DotProduct), depth),
             resolve_positions(positions, depth),
-            resolve("filter", filter, FILTERS, lambda layer: _softmax(layer.attn_drop), depth),
-            resolve("residual", residual, RESIDUALS, lambda layer: Plain(), depth),
-            resolve("block_residual", block_residual, BLOCK_RESIDUALS, lambda layer: Plain(), depth),
-            resolve("mlp", mlp, MLPS, _default(MLPS["mlp"]), depth),
+            resolve("filter", filter, FILTERS, _default(_softmax), depth),
+            resolve("residual", residual, RESIDUALS, _default(Plain), depth),
+            resolve("block_residual", block_residual, BLOCK_RESIDUALS, _default(Plain), depth),
+            resolve("mlp", mlp, MLPS, _default(_mlp), depth),
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:

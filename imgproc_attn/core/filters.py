@@ -37,7 +37,7 @@ class FusedSoftmax(NamedTuple):
         scale: Factor on their inner products.
         mask: Dense log-weights or boolean mask, broadcastable to ``[B, H, N, M]``, or None.
         is_causal: Token i sees tokens 0 to i only.
-        dropout: Probability of dropping a weight; each application draws anew.
+        dropout: Probability of dropping a weight; each application draws again.
     """
 
     q: Tensor
@@ -93,9 +93,7 @@ class SoftmaxFilter(nn.Module):
             mask: Boolean (True: may be seen) or additive log-weights, broadcastable to ``[B, H, N, M]``.
             is_causal: A query sees no key after its own. With fewer queries than keys, the queries are the last tokens.
         """
-        q, k = lift(terms)
-        mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
-        return FusedSoftmax(q, k, terms.scale, mask, is_causal, self.attn_drop.p if self.training else 0.0)
+        return _fuse(terms, mask, is_causal, self.attn_drop.p if self.training else 0.0)
 
 
 class DenseFilter(nn.Module):
@@ -114,9 +112,7 @@ class DenseFilter(nn.Module):
 
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Weights:
         """Compute the operator of ``terms``; arguments are those of `SoftmaxFilter`."""
-        q, k = lift(terms)
-        mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
-        weights = _dense_weights(q, k, terms.scale, mask, is_causal)
+        weights = _fuse(terms, mask, is_causal).dense()
         return Weights(weights, self.attn_drop(weights))
 
 
@@ -189,6 +185,13 @@ class Windowed(NamedTuple):
         return self.apply(
             torch.eye(pixels, dtype=self.distance.k.dtype, device=self.window.device).expand(batch, heads, -1, -1)
         )
+
+
+def _fuse(terms: Terms, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> FusedSoftmax:
+    """Lift ``terms`` to columns, and join all that is dense in one mask."""
+    q, k = lift(terms)
+    mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
+    return FusedSoftmax(q, k, terms.scale, mask, is_causal, dropout)
 
 
 def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ def take_tokens(geometry: Geometry, index: Tensor | slice) -> Geometry:
         geometry: Of all tokens.
         index: ``[K]`` indices of tokens, or a slice.
     """
-    is_patch, embeddings = geometry.is_patch[index], geometry.position_embeddings
+    embeddings = geometry.position_embeddings
     return geometry._replace(
         coordinates=geometry.coordinates[:, index],
-        is_patch=is_patch,
+        is_patch=geometry.is_patch[index],
         position_embeddings=None if embeddings is None else embeddings[:, index],
     )
 

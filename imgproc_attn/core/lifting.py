@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .bandwidths import at_least_float32
-from .terms import Distance, PlaceDistance, Terms
+from .terms import Distance, PlaceDistance, Terms, sum_of
 
 FLOAT16_SHIFT = 16.0  # norms of coordinates are stored divided by it in float16, and multiplied back by the flag of places
 
@@ -91,13 +91,13 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
         columns_q, columns_k, bias = _place_columns(place)
         q.append(columns_q)
         k.append(columns_k)
-        key_bias = _sum(key_bias, bias)
+        key_bias = sum_of(key_bias, bias)
     q, k = [*q, *terms.q], [*k, *terms.k]
     for distance in terms.distances[:-1]:
         columns_q, columns_k, bias = _distance_columns(distance, _centre(distance))
         q.append(columns_q)
         k.append(columns_k)
-        key_bias = _sum(key_bias, bias)
+        key_bias = sum_of(key_bias, bias)
     if len(terms.distances) > 0:
         return _lift_last(q, k, key_bias, terms.distances[-1])
     if len(q) == 0:
@@ -146,7 +146,7 @@ def _place_columns(place: PlaceDistance) -> tuple[Tensor, Tensor, Tensor | None]
             k.append(rest)
         else:
             rest = at_least_float32(rest.sum(dim=-1, keepdim=True) if axes > 1 else rest)
-            key_bias = _sum(key_bias, rest * _shift(dtype) if dtype == torch.float16 else rest)
+            key_bias = sum_of(key_bias, rest * _shift(dtype) if dtype == torch.float16 else rest)
     return torch.cat(q, dim=-1), torch.cat(k, dim=-1), key_bias
 
 
@@ -169,10 +169,6 @@ def _flags(coordinates: Tensor, placed: Tensor | None, heads: int, axes: int, dt
 
 def _shift(dtype: torch.dtype) -> float:
     return FLOAT16_SHIFT if dtype == torch.float16 else 1.0
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
 
 
 def _is_transformed() -> bool:

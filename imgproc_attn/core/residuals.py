@@ -9,7 +9,7 @@ add what earlier layers carry, ``u <- feedback(u, v, state)``. All preserve cons
 filtering.
 
 The same rules serve in two places. In a layer, A is frozen: its weights are computed once and applied again. Around a layer, as
-the *block residual*, A is the whole branch (norm, attention, projection) and is estimated anew on each operand.
+the *block residual*, A is the whole branch (norm, attention, projection) and is estimated again on each operand.
 """
 
 import math
@@ -38,7 +38,7 @@ class Residual(nn.Module):
         self.steps = steps
 
     def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
-        """What is filtered first; only block residuals ask. A filter's rule must leave it alone."""
+        """Return the first operand; only block residuals ask. A filter's rule must not change it."""
         return v
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Bregman(Iterated):
     """Bregman iteration (Osher et al. 2005): ``r <- r + (v - u)``, ``u <- A (v + r)``.
 
     All that was ever removed is added to the input. For a frozen A the same as `Twicing`, in one step or with g = 1; not so for
-    an A estimated anew.
+    an A estimated again.
 
     Other arguments, and errors, are those of `Iterated`.
 

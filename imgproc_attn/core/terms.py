@@ -105,7 +105,7 @@ def product(first: Terms, second: Terms) -> Terms:
         [*first.k, *second.k],
         [*first.distances, *second.distances],
         [*first.places, *second.places],
-        _sum(first.key_bias, second.key_bias),
+        sum_of(first.key_bias, second.key_bias),
         [*first.biases, *second.biases],
     )
 
@@ -115,7 +115,8 @@ def _scaled(terms: Terms) -> Sequence[Tensor]:
     return terms.q if terms.scale == 1.0 else [q * terms.scale for q in terms.q]
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return the sum of two tensors, of which either may be missing."""
     if a is None:
         return b
     if b is None:
