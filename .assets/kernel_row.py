@@ -1,6 +1,6 @@
 """Draws kernel_row.png: one row of each kernel over a photograph that ships with scikit-image.
 
-The library's own kernels, with the picture's colours for queries and keys: what attention averages for the marked pixel.
+The library's own kernels, with the picture's colors for queries and keys: what attention averages for the marked pixel.
 """
 
 from pathlib import Path

@@ -35,7 +35,7 @@ from .core.kernels import DotProduct, Elliptical, GaussianRange
 from .core.layer_state import LayerState, next_state
 from .core.positions import Alibi2D, RelativeTable, SpatialGaussian
 from .core.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
-from .data import ALONE, Images, Preparation
+from .data import SINGLE_PROCESS, Images, Preprocessing
 from .evaluation import NormalizedModel
 from .evaluation.conditions import Condition
 from .evaluation.corruption_names import CORRUPTIONS
@@ -45,7 +45,8 @@ from .evaluation.samples import Samples
 from .evaluation.subject import ImageSource
 from .image_filters import bilateral_filter, non_local_means
 from .models import FAMILIES
-from .training import Trainer, find_recipe, load_recipe
+from .recipe import find_recipe, load_recipe
+from .training import Trainer
 from .training.run import Run
 from .utils.markdown import markdown_table
 from .utils.progress import progress_bar
@@ -149,7 +150,7 @@ def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: Any = Non
     return times
 
 
-def summarise(times: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+def summarize(times: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
     """Median, quartiles and ratio of medians to the baseline's."""
     base = statistics.median(times[baseline])
     rows = []
@@ -228,7 +229,7 @@ def benchmark_operators(
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
                 operators = build_cases("operators", OperatorWork(grid, device))
                 steps = {name: _operator_step(operator, qkv, train) for name, operator in operators.items()}
-                found = summarise(measure(steps, runs, synchronize, bar), baseline_of("operators"))
+                found = summarize(measure(steps, runs, synchronize, bar), baseline_of("operators"))
                 rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in found]
     return rows
 
@@ -256,7 +257,7 @@ class ModelWork:
         size = (16 * math.isqrt(self.tokens), 16 * math.isqrt(self.tokens))
         model = timm.create_model(name, img_size=size, device=self.device, dtype=self.dtype).train(self.train)
         images = torch.randn(self.batch, 3, *size, device=self.device, dtype=self.dtype)
-        optimiser = torch.optim.AdamW(model.parameters())
+        optimizer = torch.optim.AdamW(model.parameters())
 
         def step():
             with torch.set_grad_enabled(self.train):
@@ -264,8 +265,8 @@ class ModelWork:
                 if self.train:
                     labels = torch.zeros(self.batch, dtype=torch.long, device=self.device)
                     F.cross_entropy(logits.float(), labels).backward()
-                    optimiser.step()
-                    optimiser.zero_grad()
+                    optimizer.step()
+                    optimizer.zero_grad()
 
         return step
 
@@ -283,7 +284,7 @@ def benchmark_models(
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
                 work = ModelWork(n, batch, train, device, dtype)
                 steps = {name: work.step(name) for name in names}
-                found = summarise(measure(steps, runs, synchronize, bar), names[0])
+                found = summarize(measure(steps, runs, synchronize, bar), names[0])
                 rows += [
                     {
                         "tokens": n,
@@ -298,7 +299,7 @@ def benchmark_models(
 
 
 def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None:
-    """In a fresh process: bytes a training step adds at its peak, optimiser state and gradients included."""
+    """In a fresh process: bytes a training step adds at its peak, optimizer state and gradients included."""
     try:
         step = ModelWork(n, 1, True, device, dtype).step(name)
         if device.startswith("cuda"):
@@ -393,13 +394,13 @@ class FilteringWork:
 
 
 def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Time of the filters on a 512 x 512 colour photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
+    """Time of the filters on a 512 x 512 color photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
 
     Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
     """
     steps = build_cases("filtering", FilteringWork(device))
     with progress_bar(runs + 2, "rounds", "filtering") as bar:
-        return summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("filtering"))
+        return summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("filtering"))
 
 
 class TrainingWork:
@@ -416,11 +417,11 @@ class TrainingWork:
         self._folder, self._device = folder, torch.device(device)
 
     def _trainer(self, name: str) -> Trainer:
-        return Run(self.recipe, self._folder / name, self._device, ALONE).trainer
+        return Run(self.recipe, self._folder / name, self._device, SINGLE_PROCESS).trainer
 
     def bare_loop(self) -> Step:
         """Return an epoch of the least loop one could write."""
-        trainer, clip_grad = self._trainer("bare"), self.recipe.optimiser.clip_grad or math.inf
+        trainer, clip_grad = self._trainer("bare"), self.recipe.optimizer.clip_grad or math.inf
 
         def epoch() -> None:
             model, loss_function = trainer.task.get_trainable_module(), nn.CrossEntropyLoss()
@@ -430,8 +431,8 @@ class TrainingWork:
                 loss = loss_function(model(images), targets)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-                trainer.optimiser.step()
-                trainer.optimiser.zero_grad()
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad()
 
         return epoch
 
@@ -448,7 +449,7 @@ def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         for size, overrides in TRAINING_SIZES.items():
             with tempfile.TemporaryDirectory() as folder:
                 steps = build_cases("training", TrainingWork(overrides, Path(folder), device))
-                found = summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("training"))
+                found = summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("training"))
             rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in found]
     return rows
 
@@ -468,7 +469,7 @@ def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
     steps = build_cases("corruptions", CorruptionWork())
     with progress_bar(runs + 2, "rounds", "corruptions") as bar:
-        rows = summarise(measure(steps, runs, lambda: None, bar), baseline_of("corruptions"))
+        rows = summarize(measure(steps, runs, lambda: None, bar), baseline_of("corruptions"))
     return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]
 
 
@@ -492,8 +493,8 @@ class EvaluationWork:
             timm.data.create_dataset("", root=str(folder)), config["input_size"], 32, num_workers=0, device=self.device,
             interpolation=config["interpolation"], mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
         )  # fmt: skip
-        self.preparation = Preparation.of(config)
-        normalized = NormalizedModel(self.model, self.preparation.mean, self.preparation.std)
+        self.preprocessing = Preprocessing.of(config)
+        normalized = NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
         self.normalized = normalized.to(self.device).eval()
         images = ImageSource("folder", str(folder)).open(self.model, 3)
         assert isinstance(images, Images)
@@ -508,7 +509,7 @@ class EvaluationWork:
     def evaluator(self) -> Any:
         """Evaluate the condition ``clean``."""
         with tempfile.TemporaryDirectory() as flags:
-            evaluator = Evaluator(self.normalized, self.preparation, Path(flags), {}, self.device, batch_size=32)
+            evaluator = Evaluator(self.normalized, self.preprocessing, Path(flags), {}, self.device, batch_size=32)
             return evaluator([Condition("clean", self.samples)])
 
 
@@ -516,7 +517,7 @@ def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]
     """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
     with tempfile.TemporaryDirectory() as folder, progress_bar(runs + 2, "rounds", "evaluation") as bar:
         steps = build_cases("evaluation", EvaluationWork(Path(folder), device))
-        return summarise(measure(steps, runs, synchronizer(device), bar), baseline_of("evaluation"))
+        return summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("evaluation"))
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:

@@ -37,7 +37,7 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
     """Bilateral filter: each pixel becomes a mean of pixels, weighted by likeness and nearness.
 
     ``w_ij = exp(-|y_i - y_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998), the squared difference summed
-    over channels, weights normalised over the pixels there are: no padding at the border.
+    over channels, weights normalized over the pixels there are: no padding at the border.
 
     Args:
         image: ``[C, H, W]`` or ``[B, C, H, W]``, floating point, of any range.
@@ -67,8 +67,8 @@ def bilateral_filter(image: Tensor, range_bandwidth: float, spatial_bandwidth: f
         return _like(image, unit, _filter_whole(batch, batch, kernel, space))
     _check_window("window_size", window_size, batch)
     space = _space(batch, spatial_bandwidth, (window_size, window_size))
-    geometry, centre = grid_geometry(window_size, window_size, 0, batch), window_size**2 // 2
-    row = log_weights(space(take_tokens(geometry, slice(centre, centre + 1)), geometry, batch))
+    geometry, center = grid_geometry(window_size, window_size, 0, batch), window_size**2 // 2
+    row = log_weights(space(take_tokens(geometry, slice(center, center + 1)), geometry, batch))
     window = (row - row.amax()).reshape(1, window_size, window_size)
     return _like(image, unit, _filter_windows(batch, 1, kernel, window))
 
@@ -239,7 +239,7 @@ def _check_window(name: str, size: int, batch: Tensor) -> None:
         raise TypeError(f"{name} is {size!r}, but must be one odd whole number, for both sides, as 5.")
     if size < 1 or size % 2 == 0:
         raise ValueError(
-            f"{name} is {size}, but must be an odd whole number, so that it has a centre; try {max(size, 0) // 2 * 2 + 1}."
+            f"{name} is {size}, but must be an odd whole number, so that it has a center; try {max(size, 0) // 2 * 2 + 1}."
         )
     if size > 2 * side - 1:
         raise ValueError(

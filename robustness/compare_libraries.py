@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imgproc_attn.benchmark import markdown, measure, summarise, synchronizer
+from imgproc_attn.benchmark import markdown, measure, summarize, synchronizer
 from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, at_least, number, source_of, subject_of
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
 from imgproc_attn.evaluation.attacks import is_correct
@@ -122,7 +122,7 @@ def speed(model: nn.Module, batches: Callable[[], Iterator[Batch]], eps: float, 
     ours = {"PGD": PGD(eps, args.steps)}
     steps[OURS] = lambda: evaluate(model, images, labels, ours, batch_size=args.batch_size)
     with tqdm(total=args.runs + 2, desc="speed", unit="round", dynamic_ncols=True) as bar:
-        rows = summarise(measure(steps, args.runs, synchronizer(args.device), bar), PEERS[0])
+        rows = summarize(measure(steps, args.runs, synchronizer(args.device), bar), PEERS[0])
     return [
         {
             "library": row["name"],
@@ -181,12 +181,12 @@ def main() -> None:
     if not isinstance(source, ImageSource):
         raise SystemExit("The other libraries attack classifiers; pictures with label maps are not for them.")
     keep_freed_memory()
-    model, preparation = subject_of(args).build()
-    samples = Samples(source.open(model, preparation.input_size[0]))
-    asked = NormalizedModel(source.restrict(model), preparation.mean, preparation.std).to(args.device).eval()
+    model, preprocessing = subject_of(args).build()
+    samples = Samples(source.open(model, preprocessing.input_size[0]))
+    asked = NormalizedModel(source.restrict(model), preprocessing.mean, preprocessing.std).to(args.device).eval()
 
     def batches() -> Iterator[Batch]:
-        return map(only_readable, samples.batches(preparation, args.batch_size, args.workers, torch.device(args.device)))
+        return map(only_readable, samples.batches(preprocessing, args.batch_size, args.workers, torch.device(args.device)))
 
     versions = {name: version(name) for name in PEERS}
     print(", ".join(f"{name} {found}" for name, found in versions.items()))

@@ -28,10 +28,10 @@ def trained(model: nn.Module, epochs: int = 40) -> nn.Module:
     """On the training split."""
     seeding.seed()
     images, labels = tensors("train")
-    optimiser = torch.optim.AdamW(model.parameters(), 4e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(256):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimiser.step()
+            optimizer.step()
     return model.eval()

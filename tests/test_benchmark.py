@@ -50,7 +50,7 @@ def test_interleaved():
     times = benchmark.measure(steps, 3, lambda: None)
     assert order == ["a", "b"] * 5
     assert [len(t) for t in times.values()] == [3, 3]
-    rows = benchmark.summarise({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}, "a")
+    rows = benchmark.summarize({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}, "a")
     assert [row["ratio"] for row in rows] == [1.0, 2.0]
 
 

@@ -18,9 +18,9 @@ from imgproc_attn.data import (
     Digits,
     Images,
     PackedImages,
-    Preparation,
-    Processes,
+    Preprocessing,
     Unreadable,
+    World,
     check_classes,
     evaluation_loader,
     find_root,
@@ -28,12 +28,12 @@ from imgproc_attn.data import (
     training_loader,
 )
 from imgproc_attn.data.readers import TorchvisionImages
+from imgproc_attn.recipe.schema import Augmentation
 from imgproc_attn.training.augmentation import mixup, training_transform
-from imgproc_attn.training.schema import Augmentation
 
 CPU = torch.device("cpu")
-DIGITS = Preparation((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)
-COLOUR = Preparation((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+DIGITS = Preprocessing((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)
+COLOR = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
 
 @pytest.fixture
@@ -203,11 +203,11 @@ def test_webdataset(folder, tmp_path):
         '"shard_lengths": [6, 6]}}}'
     )
     dataset = open_images("wds/shards", str(tmp_path), "train", batch_size=4)
-    loader = evaluation_loader(dataset, COLOUR, 4, 0, CPU)
+    loader = evaluation_loader(dataset, COLOR, 4, 0, CPU)
     labels = torch.cat([y for _, y in loader])
     assert labels.bincount().tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="evaluate it in one process"):
-        evaluation_loader(dataset, COLOUR, 4, 0, CPU, Processes(0, 2))
+        evaluation_loader(dataset, COLOR, 4, 0, CPU, World(0, 2))
 
 
 def test_hugging_face_set(folder, monkeypatch, tmp_path):
@@ -268,7 +268,7 @@ def test_broken_images(folder, workers, tmp_path):
     path = break_one(folder)
     reader = open_images("folder", str(folder), "train")
     unreadable = Unreadable(tmp_path / "unreadable.txt")
-    loader = evaluation_loader(Images(reader, 3, on_unreadable="ignore", unreadable=unreadable), COLOUR, 5, workers, CPU)
+    loader = evaluation_loader(Images(reader, 3, on_unreadable="ignore", unreadable=unreadable), COLOR, 5, workers, CPU)
     labels = torch.cat([y for _, y in loader])
     assert labels.tolist().count(-1) == 1
     assert unreadable.names() == [f"{path.parent.name}/{path.name}"]
@@ -278,7 +278,7 @@ def test_broken_images(folder, workers, tmp_path):
     assert images[4][1] == images[5][1]
     assert len(unreadable.names()) == 1
     stop = Images(reader, 3)
-    with pytest.raises(ValueError, match=r"Cannot read image .*png: .*data.broken_images=skip"):
+    with pytest.raises(ValueError, match=r"Cannot read image .*png: .*data.on_broken_image=skip"):
         [stop[i] for i in range(12)]
     Images(reader, 3, on_unreadable="ignore", unreadable=unreadable.of("val"))[4]
     assert unreadable.names()[1:] == [f"val/{path.parent.name}/{path.name}"], "equal names in two splits are two images"
@@ -292,17 +292,17 @@ def test_evaluation_sees_every_image_once(world):
     images = Images(Digits("test"), 10, channels=1)
     seen = []
     for rank in range(world):
-        loader = evaluation_loader(images, DIGITS, 64, 0, CPU, Processes(rank, world))
+        loader = evaluation_loader(images, DIGITS, 64, 0, CPU, World(rank, world))
         for x, _ in loader:
             seen += [image.numpy().tobytes() for image in x]
     expected = [np.asarray(images.reader[i][0]).astype(np.float32) / 255 for i in range(360)]
     assert sorted(seen) == sorted(e.tobytes() for e in expected)
 
 
-def training(world=1, rank=0, batch=64, workers=0, repeats=1, indices=None):
+def training(world=1, rank=0, batch=64, workers=0, aug_repeats=1, indices=None):
     images = Images(Digits("train"), 10, indices, channels=1)
     images.transform = training_transform(Augmentation(), DIGITS)
-    return training_loader(images, DIGITS, batch // world, workers, CPU, Processes(rank, world), repeats)
+    return training_loader(images, DIGITS, batch // world, workers, CPU, World(rank, world), aug_repeats)
 
 
 @pytest.mark.parametrize("count", [1437, 192, 191])
@@ -328,14 +328,14 @@ def test_epochs_differ_and_return():
 
 
 def test_repeated_augmentation_repeats():
-    loader = training(repeats=3)
+    loader = training(aug_repeats=3)
     labels = next(iter(loader))[0]
     assert len({image.numpy().tobytes() for image in labels}) == 22  # 64 images, three of each
 
 
 def test_fewer_images_than_processes():
     with pytest.raises(ValueError, match="There are 2 images for 3 processes"):
-        evaluation_loader(Images(Digits("test"), 10, [0, 1], 1), DIGITS, 4, 0, CPU, Processes(0, 3))
+        evaluation_loader(Images(Digits("test"), 10, [0, 1], 1), DIGITS, 4, 0, CPU, World(0, 3))
 
 
 def test_too_few_images_and_too_many_workers():
@@ -350,7 +350,7 @@ def test_too_few_images_and_too_many_workers():
 
 def test_augmentation():
     picture = next(crops(1, 40))[1]
-    size = COLOUR._replace(input_size=(3, 40, 40))
+    size = COLOR._replace(input_size=(3, 40, 40))
     plain = training_transform(Augmentation(), size)
     assert np.array_equal(np.asarray(plain(picture)), np.asarray(picture).transpose(2, 0, 1)), "off by default"
     for a in (
@@ -368,7 +368,7 @@ def test_augmentation():
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
     wide = Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[:, None, None] * 4, 32, 1).repeat(3, 2))
     for a in (Augmentation(), Augmentation(crop_padding=1)):  # all rows of a picture of the input's shape, or all but one
-        rows = np.asarray(training_transform(a, COLOUR._replace(input_size=(3, 64, 32)))(wide))[0, :, 16].astype(int)
+        rows = np.asarray(training_transform(a, COLOR._replace(input_size=(3, 64, 32)))(wide))[0, :, 16].astype(int)
         assert rows[0] <= 8
         assert rows[-1] >= 244
     large, small = (next(crops(1, side))[1] for side in (400, 30))
@@ -380,9 +380,9 @@ def test_augmentation():
     strongest = training_transform(Augmentation(auto_augment="rand-m10-inc1"), size)
     for _ in range(60):  # posterising to no bits at all, which Pillow 13 refuses, is among it
         assert np.asarray(strongest(picture)).shape == (3, 40, 40)
-    grey = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
+    gray = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
     for _ in range(60):  # policies fill what moves into view by the mean, of as many values as there are channels
-        assert np.asarray(grey(picture.convert("L"))).shape == (1, 8, 8)
+        assert np.asarray(gray(picture.convert("L"))).shape == (1, 8, 8)
     assert mixup(Augmentation(), 10, 0.1) is None
     mixed = mixup(Augmentation(mixup=0.8, cutmix=1.0), 10, 0.1)
     _, targets = mixed(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
@@ -401,6 +401,6 @@ def test_images_are_prepared_as_timm_prepares_them(name, folder):
     Image.fromarray(picture).save(folder / "train" / "cat" / "wide.png")
     reader = open_images("folder", str(folder), "train")
     index = [reader.filename(i) for i in range(len(reader))].index("cat/wide.png")
-    loader = evaluation_loader(Images(reader, 3, [index]), Preparation.of(config), 1, 0, CPU)
+    loader = evaluation_loader(Images(reader, 3, [index]), Preprocessing.of(config), 1, 0, CPU)
     expected = timm.data.create_transform(**config)(Image.fromarray(picture))
     torch.testing.assert_close(next(iter(loader))[0][0], expected, rtol=1e-5, atol=1e-5)

@@ -13,23 +13,23 @@ from safetensors.torch import load_file
 from shapes import shapes_folder
 
 from imgproc_attn import cli
-from imgproc_attn.data import Processes
-from imgproc_attn.training.processes import first_alone, start_processes
+from imgproc_attn.data import World
+from imgproc_attn.training.distributed import first_alone, start_processes
 
 PLAIN = [  # what draws random numbers in each process is off
     "augmentation.degrees=0",
     "augmentation.translate=0",
-    "augmentation.magnify=[1,1]",
+    "augmentation.zoom=[1,1]",
     "schedule.epochs=4",
     "schedule.warmup_epochs=1",
     "data.validation_images=101",
     "data.train_images=999",
     "data.test_images=99",
     "model.depth=2",
-    "run.accumulate=2",
+    "run.grad_accum_steps=2",
     "run.ema_decay=0.8",
-    "optimiser.name=sgd",
-    "optimiser.lr=0.05",
+    "optimizer.name=sgd",
+    "optimizer.lr=0.05",
 ]
 STOP = """
 import sys
@@ -164,18 +164,18 @@ def test_flags_are_the_same_in_two_processes(runs, tmp_path):
 def test_segmentation_in_two_processes(tmp_path):
     """Each picture's areas count once, in training's evaluation and under attack."""
     root = shapes_folder(tmp_path / "data")
-    changes = [f"data.root={root}", "data.name=labelled", "data.test_split=val", "data.num_classes=6", "data.workers=0"]
+    changes = [f"data.root={root}", "data.name=labeled", "data.test_split=val", "data.num_classes=6", "data.workers=0"]
     changes += ["data.input_size=[3,48,72]", "segmentation.short_side=48", "segmentation.scale=[1,1]", "augmentation.hflip=0"]
     changes += ["segmentation.photometric=false", "model.decoder=linear", "model.drop_path_rate=0", "schedule.epochs=3"]
     changes += ["model.img_size=[48,72]", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "run.batch_size=2"]
-    changes += ["run.amp=null", "optimiser.name=sgd", "optimiser.lr=0.05"]
+    changes += ["run.amp=null", "optimizer.name=sgd", "optimizer.lr=0.05"]
     runs = []
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
         launch(processes, "train", "camvid/comparison_half", *changes, "--variant", "plain", "--output", str(run))
         runs.append(run)
     one, two = (json.loads((run / "final.json").read_text()) for run in runs)
-    assert one["losses"] == pytest.approx(two["losses"], rel=rounding(3))  # means over the labelled pixels of all processes
+    assert one["losses"] == pytest.approx(two["losses"], rel=rounding(3))  # means over the labeled pixels of all processes
     assert one["test"]["pixels"] == two["test"]["pixels"]
     assert one["test"]["miou"] == pytest.approx(two["test"]["miou"], abs=1)
     for processes in (1, 2):
@@ -208,6 +208,6 @@ def test_a_failed_process_does_not_wait_for_the_others(backend, failed, left, mo
 def test_downloads_are_one_process_s_work(rank, order, monkeypatch):
     calls = []
     monkeypatch.setattr(dist, "barrier", lambda: calls.append("barrier"))
-    with first_alone(Processes(rank, 2)):
+    with first_alone(World(rank, 2)):
         calls.append("work")
     assert calls == order

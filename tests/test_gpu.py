@@ -14,11 +14,12 @@ from imgproc_attn.core.geometry import grid_geometry
 from imgproc_attn.core.kernels import GaussianRange
 from imgproc_attn.core.positions import SpatialGaussian
 from imgproc_attn.core.terms import product
-from imgproc_attn.data import ALONE
+from imgproc_attn.data import SINGLE_PROCESS
 from imgproc_attn.models import FAMILIES
 from imgproc_attn.models.checkpoints import load_weights
+from imgproc_attn.recipe import load_recipe
 from imgproc_attn.segmentation import segment
-from imgproc_attn.training import load_recipe, train
+from imgproc_attn.training import train
 from imgproc_attn.training.run import Run
 from imgproc_attn.utils.environment import without_tf32
 
@@ -96,7 +97,7 @@ def test_training(overrides, tmp_path):
     result = train(single, tmp_path, "cuda")
     assert result["test"]["top1"] > 80
     assert train(single, tmp_path, "cuda", resume=True) == result
-    on_cpu = Run(single, tmp_path, torch.device("cpu"), ALONE)
+    on_cpu = Run(single, tmp_path, torch.device("cpu"), SINGLE_PROCESS)
     load_weights(on_cpu.model, tmp_path / "best")
     assert on_cpu.evaluate(on_cpu.splits.test)["top1"] == pytest.approx(result["test"]["top1"], abs=1.0)
 

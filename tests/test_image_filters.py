@@ -105,23 +105,23 @@ def test_is_kornias_bilateral_blur(dtype, sigma_color, sigma_space, size):
 def model_of_skimages_bilateral(image, sigma_color, sigma_space, size, quirks):
     """Its interior, [H, W, C], with or without its quirks.
 
-    Colour weights come from a table of 10,000 bins, entered by the floor of the distance over the number of channels. The
+    Color weights come from a table of 10,000 bins, entered by the floor of the distance over the number of channels. The
     table of places has size + 1 points a row, but is read with rows of `size`, which shears it.
     """
     bins, radius, (height, width, channels) = 10000, size // 2, image.shape
     largest = image.max()
-    colours = np.exp(-((np.linspace(0, largest, bins, endpoint=False) / sigma_color) ** 2) / 2)
+    colors = np.exp(-((np.linspace(0, largest, bins, endpoint=False) / sigma_color) ** 2) / 2)
     points = np.arange(-size // 2, size // 2 + 1)
     places = np.exp(-(points[:, None] ** 2 + points**2) / (2 * sigma_space**2)).ravel()
-    centre = image[radius : height - radius, radius : width - radius]
-    total, weights = np.zeros_like(centre), np.zeros(centre.shape[:2])
+    center = image[radius : height - radius, radius : width - radius]
+    total, weights = np.zeros_like(center), np.zeros(center.shape[:2])
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             other = image[radius + dy : height - radius + dy, radius + dx : width - radius + dx]
-            distance = np.sqrt(((centre - other) ** 2).sum(-1))
+            distance = np.sqrt(((center - other) ** 2).sum(-1))
             if quirks:
-                colour = colours[np.minimum((distance * (bins // channels / largest)).astype(int), bins - 1)]
-                weight = colour * places[(dy + radius) * size + dx + radius]
+                color = colors[np.minimum((distance * (bins // channels / largest)).astype(int), bins - 1)]
+                weight = color * places[(dy + radius) * size + dx + radius]
             else:
                 weight = np.exp(-((distance / sigma_color) ** 2) / 2 - (dy**2 + dx**2) / (2 * sigma_space**2))
             total += weight[..., None] * other
@@ -194,7 +194,7 @@ def decibels(clean, result):
 
 
 def test_denoises_as_well_as_scikit_image():
-    """Within 0.1 dB on a colour photograph with noise of 0.1, where its quirks can be put into our bandwidths."""
+    """Within 0.1 dB on a color photograph with noise of 0.1, where its quirks can be put into our bandwidths."""
     clean = photograph(96, 96)
     noisy = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=clean.dtype)).clamp(0, 1)
     array = noisy[0].permute(1, 2, 0).contiguous().numpy()
@@ -361,7 +361,7 @@ def test_is_the_attention_layer_with_identity_projections():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of a process from /proc")
 def test_memory_is_bounded():
-    """A 512 x 512 colour photograph, 11 x 11 window: peak of a process of its own."""
+    """A 512 x 512 color photograph, 11 x 11 window: peak of a process of its own."""
     code = (
         "import torch, skimage.data, imgproc_attn\n"
         "def peak():  # of this program; ru_maxrss begins with that of the process that started it\n"

@@ -20,8 +20,8 @@ from timm.models import save_for_hf
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn import cli
 from imgproc_attn.data import Digits, Images, evaluation_loader
-from imgproc_attn.data.loaders import Preparation
-from imgproc_attn.evaluation.flags import FlagFile
+from imgproc_attn.data.loaders import Preprocessing
+from imgproc_attn.evaluation.flags import ResultsLog
 from imgproc_attn.utils.io import check_output_file, check_output_folder, write_atomically, write_json, write_text
 
 # nothing that these name is there, nor can be trained in a test: what comes first is the output
@@ -107,7 +107,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_room(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=message):
         write_json(tmp_path / "x.json", {"new": 2})
-    flags = FlagFile(tmp_path / "flags", "clean", {})
+    flags = ResultsLog(tmp_path / "flags", "clean", {})
     with pytest.raises(OSError, match=r"clean.process-0.jsonl cannot be written: No space left.* MiB are free"):
         flags.add(torch.tensor([1]), None, torch.tensor([], dtype=torch.int64))
     monkeypatch.undo()
@@ -174,16 +174,16 @@ FEW_FILES = """
 import resource, torch
 from contextlib import nullcontext
 from imgproc_attn.data import Digits, Images, evaluation_loader
-from imgproc_attn.data.loaders import Preparation
+from imgproc_attn.data.loaders import Preprocessing
 from imgproc_attn.evaluation.accuracy import predict
 from imgproc_attn.evaluation.samples import Samples
 resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
-preparation, device = Preparation((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0), torch.device("cpu")
+preprocessing, device = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0), torch.device("cpu")
 images = Images(Digits("test"), 10, range(120), channels=1)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
-print(len(list(evaluation_loader(images, preparation, 1, 1, device))))
-print(len(list(Samples(images).batches(preparation, 1, 1, device))))
-print(len(predict(model, evaluation_loader(images, preparation, 1, 1, device), nullcontext).labels))
+print(len(list(evaluation_loader(images, preprocessing, 1, 1, device))))
+print(len(list(Samples(images).batches(preprocessing, 1, 1, device))))
+print(len(predict(model, evaluation_loader(images, preprocessing, 1, 1, device), nullcontext).labels))
 """
 
 
@@ -200,7 +200,7 @@ def test_batches_that_are_kept_keep_no_file_open():
 
 def test_batches_own_their_labels():
     images = Images(Digits("test"), 10, range(8), channels=1)
-    loader = evaluation_loader(images, Preparation((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0), 4, 1, torch.device("cpu"))
+    loader = evaluation_loader(images, Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0), 4, 1, torch.device("cpu"))
     assert not any(labels.is_shared() for _, labels in loader)
     assert np.concatenate([labels.numpy() for _, labels in loader]).tolist() == [images[i][1] for i in range(8)]
 

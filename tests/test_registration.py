@@ -26,7 +26,7 @@ added = {name.partition(".")[0] for name in sys.modules.keys() - before} - sys.s
 if not added <= {"imgproc_attn", "einops", "lazy_loader"}:
     sys.exit(f"imports {added}")
 """
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 import imgproc_attn, imgproc_attn.evaluation, imgproc_attn.segmentation, imgproc_attn.training
 found = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"imgproc_attn", "lazy_loader"}
@@ -43,7 +43,7 @@ def python(code):
 @pytest.mark.parametrize(
     "imports",
     [
-        ALONE,
+        SINGLE_PROCESS,
         ADDED,
         "from imgproc_attn.core import FilterAttention\nimport timm",  # models need it while it is half imported
         "from imgproc_attn import from_timm\nimport timm",

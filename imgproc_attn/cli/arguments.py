@@ -46,7 +46,7 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
         parser.add_argument(
             "--data",
             help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; of segmenters ade20k, camvid, "
-            "labelled (default: a run's own, else folder)",
+            "labeled (default: a run's own, else folder)",
         )
         parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
         parser.add_argument(
@@ -98,7 +98,7 @@ def _pixels(word: str) -> Callable[[str], int | str]:
 
 def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
     """The arguments of `add_views`; what is not given is the recipe's of the ``run`` that is evaluated, if it is one."""
-    from ..segmentation.measure import Windows
+    from ..segmentation.measure import SlidingWindow
 
     section = None if run is None else run.segmentation
     short_side, window, stride = args.short_side, args.window, args.stride
@@ -106,7 +106,7 @@ def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
         short_side = short_side or section.short_side
         if window is None:  # a run's stride belongs to its window
             window, stride = section.window, stride or section.stride
-    windows = Windows(None if window == "whole" else window, stride)
+    windows = SlidingWindow(None if window == "whole" else window, stride)
     views = {"scales": tuple(getattr(args, "scales", (1.0,))), "flip": getattr(args, "flip", False)}
     return {"short_side": None if short_side == "own" else short_side, "windows": windows, **views}
 
@@ -151,11 +151,11 @@ def output_of(args: argparse.Namespace, subject: Any) -> Path:
 
 
 def subject_of(args: argparse.Namespace) -> Any:
-    """The `Subject` of `add_subject`."""
-    from ..evaluation.subject import Subject
+    """The `ModelSpec` of `add_subject`."""
+    from ..evaluation.subject import ModelSpec
 
     run = run_of(args)
-    return Subject(
+    return ModelSpec(
         args.model,
         args.checkpoint,
         args.pretrained,
@@ -173,7 +173,7 @@ def source_of(args: argparse.Namespace) -> Any:
         ValueError: Options that do not go together.
     """
     from ..data.readers import check_columns, check_reader, reads_from_a_place
-    from ..evaluation.classes import class_map
+    from ..evaluation.imagenet_subsets import class_map
     from ..evaluation.subject import ImageSource
     from ..segmentation.data import READERS
     from ..segmentation.source import PictureSource
@@ -223,7 +223,7 @@ def _split(args: argparse.Namespace, run: Any) -> str:
 
 def run_of(args: argparse.Namespace) -> Any:
     """The recipe of the run that is evaluated; None if it is none."""
-    from ..training import load_recipe
+    from ..recipe import load_recipe
 
     model = Path(args.model.removeprefix("local-dir:"))
     if len(model.parts) > 1 and not model.is_dir() and not args.model.startswith("hf-hub:"):  # timm's names have no slash
@@ -234,8 +234,8 @@ def run_of(args: argparse.Namespace) -> Any:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    from ..training.recipe import value_of
-    from ..training.yaml_text import free_value
+    from ..recipe.loading import value_of
+    from ..recipe.yaml_text import free_value
 
     key, separator, value = text.partition("=")
     if not separator:

@@ -31,7 +31,7 @@ ATTACK_TEXT = """\
 Accuracy of a classifier, or mIoU of a segmenter, under adversarial attacks, with sanity checks that say when not to believe
 it.
 
-Images are attacked in [0, 1], with normalisation inside the model; eps is in the same units (4/255: four grey levels). Random
+Images are attacked in [0, 1], with normalization inside the model; eps is in the same units (4/255: four gray levels). Random
 draws belong to the sample, so batch size and number of processes change nothing. Killed at any moment, the same command goes
 on where it was.
 In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL ...
@@ -89,9 +89,9 @@ def _add_evaluate(commands: Any) -> None:
 def _add_segment(commands: Any) -> None:
     s = commands.add_parser(
         "segment",
-        help="colour overlays and label maps of pictures",
-        description="Segment pictures: overlays/NAME.png, colours over the picture with a legend, and labels/NAME.png, class "
-        "numbers as 8-bit grey.",
+        help="color overlays and label maps of pictures",
+        description="Segment pictures: overlays/NAME.png, colors over the picture with a legend, and labels/NAME.png, class "
+        "numbers as 8-bit gray.",
         formatter_class=HelpFormatter,
     )
     s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="a picture, or a folder of pictures and folders")
@@ -209,14 +209,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     subject, source = subject_of(args), source_of(args)
     if isinstance(source, PictureSource):
         return _evaluate_segmenter(args, source)
-    device, processes = _start(args)
+    device, world = _start(args)
     output = output_of(args, subject)
     result = evaluate_classifier(
         subject,
         source,
         output,
         device,
-        processes,
+        world,
         batch_size=args.batch_size or args.usual_batch_size,
         workers=args.workers,
         autocast=autocast(device.type, args.amp),
@@ -224,7 +224,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         real=args.real_labels is not None,
         real_labels=Path(args.real_labels) if args.real_labels else None,
     )
-    if processes.rank == 0:
+    if world.rank == 0:
         print(accuracy_table(result))
         if result["unreadable"]:
             print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
@@ -241,14 +241,14 @@ def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    from ..evaluation.subject import Subject
+    from ..evaluation.subject import ModelSpec
     from ..segmentation.evaluate import segment_pictures
-    from ..training.processes import start_processes
+    from ..training.distributed import start_processes
 
     if not Path(args.model).is_dir():
         raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
     written = segment_pictures(
-        Subject(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args, run_of(args))
+        ModelSpec(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args, run_of(args))
     )
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 
@@ -257,7 +257,7 @@ def _start(args: argparse.Namespace) -> Any:
     """Device and processes of a command that only evaluates."""
     import torch
 
-    from ..training.processes import start_processes
+    from ..training.distributed import start_processes
 
     torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
     return start_processes(args.device)
@@ -269,9 +269,9 @@ def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
     from ..segmentation.source import PictureSource
     from ..training.loop import autocast
 
-    device, processes = _start(args)
+    device, world = _start(args)
     subject, usual = subject_of(args), 1 if isinstance(source, PictureSource) else args.usual_batch_size
-    place = Place(output_of(args, subject) / part, device, processes, args.batch_size or usual, args.workers)
+    place = Place(output_of(args, subject) / part, device, world, args.batch_size or usual, args.workers)
     context = None if args.amp is None else autocast(device.type, args.amp)
     return Assessment(subject, source, place, args.label, context, args.amp or "float32", getattr(args, "seed", 0))
 
@@ -329,11 +329,11 @@ def _corrupt(args: argparse.Namespace) -> None:
         if not isinstance(source, ImageSource):
             raise ValueError("--files are of ImageNet-C and CIFAR-10-C, which have no label maps; leave it out.")
         names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(source.root))
-        conditions = published_conditions(source, assessment.inner, assessment.preparation, names, args.severities)
+        conditions = published_conditions(source, assessment.inner, assessment.preprocessing, names, args.severities)
     else:
         asked = args.corruptions or ["common"]
         names = known_corruptions(asked, args.frost_folder)
-        if assessment.place.processes.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
+        if assessment.place.world.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
             print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
         conditions = corruption_conditions(
             assessment.samples(), names, args.severities, assessment.measure, args.seed, args.frost_folder
@@ -347,7 +347,7 @@ def _corrupt(args: argparse.Namespace) -> None:
 
 def _shift(args: argparse.Namespace) -> None:
     from ..data import find_root
-    from ..evaluation.classes import class_map, classes_of
+    from ..evaluation.imagenet_subsets import class_map, classes_of
     from ..evaluation.robustness import run_shift, run_unknown, shift_conditions, unknown_conditions
     from ..evaluation.subject import ImageSource
 
@@ -393,7 +393,7 @@ def _plan(args: argparse.Namespace, assessment: Any, conditions: Any, preface: s
     """Print what would be done."""
     from ..evaluation.robustness import plan
 
-    if assessment.place.processes.rank == 0:
+    if assessment.place.world.rank == 0:
         print(preface + plan(assessment, conditions, getattr(args, "checks", None) or assessment.measure.checked), end="\n\n")
 
 

@@ -59,8 +59,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from ..training import find_recipe, load_recipe, train
-    from ..training.folder import run_folder
+    from ..recipe import find_recipe, load_recipe
+    from ..training import train
+    from ..training.run_dir import run_folder
 
     recipe, output = load_recipe(args.recipe, args.overrides), _output(find_recipe(args.recipe))
     if args.variant is not None:
@@ -72,7 +73,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _output(recipe: Path) -> Path:
     """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
-    from ..training import list_recipes
+    from ..recipe import list_recipes
     from ..utils.manifest import MANIFEST
 
     if recipe.name == "recipe.yaml" and (recipe.parent / MANIFEST).exists():
@@ -83,7 +84,7 @@ def _output(recipe: Path) -> Path:
 
 def _compare(args: argparse.Namespace) -> None:
     from ..experiments.comparison import compare
-    from ..training import find_recipe, load_recipe
+    from ..recipe import find_recipe, load_recipe
 
     output = args.output or _output(find_recipe(args.recipe))
     report = compare(load_recipe(args.recipe, args.overrides), output, args.device, args.restart, args.jobs)
@@ -97,7 +98,7 @@ def _recipes(args: argparse.Namespace) -> None:
     if args.copy is not None:
         _copy(args.copy, args.to)
     elif args.show is not None:
-        from ..training.recipe import recipe_text
+        from ..recipe.loading import recipe_text
 
         print(recipe_text(args.show), end="")
     else:
@@ -105,7 +106,7 @@ def _recipes(args: argparse.Namespace) -> None:
 
 
 def _list() -> None:
-    from ..training import list_recipes
+    from ..recipe import list_recipes
 
     for name, file in list_recipes().items():
         purpose = file.read_text(encoding="utf-8").partition("Purpose:")[2].partition("\n# Source:")[0]
@@ -113,7 +114,7 @@ def _list() -> None:
 
 
 def _copy(name: str, to: Path | None) -> None:
-    from ..training import find_recipe
+    from ..recipe import find_recipe
     from ..utils.io import check_output_file, write_text
 
     path = find_recipe(name)
@@ -122,8 +123,8 @@ def _copy(name: str, to: Path | None) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists; give another name with --to.")
     check_output_file(target)
-    from ..training import load_recipe
-    from ..training.recipe import recipe_text
+    from ..recipe import load_recipe
+    from ..recipe.loading import recipe_text
 
     write_text(target, recipe_text(path))
     command = "train" if load_recipe(path).comparison is None else "compare"

@@ -21,7 +21,7 @@ class Bandwidth(nn.Module):
     """Bandwidth ``h`` of a Gaussian kernel ``exp(-distance^2 / h^2)``, one value a head (so ``h = sqrt(2) sigma``).
 
     Stored as ``log(h - floor)``, a 1-D tensor of ``num_heads`` values: a learned bandwidth cannot leave its domain, never
-    gets stuck on the floor, and timm's optimiser factory exempts it from weight decay as it does all 1-D parameters. The floor
+    gets stuck on the floor, and timm's optimizer factory exempts it from weight decay as it does all 1-D parameters. The floor
     is no part of a checkpoint: a model with another one has other bandwidths after loading.
 
     Args:

@@ -133,7 +133,7 @@ class WindowedFilter(nn.Module):
         self.register_buffer("window", window)
         self.grid_size = grid_size
 
-    def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> "Windowed":
+    def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> "WindowedOperator":
         """Freeze the operator of ``terms``, of features with themselves.
 
         Raises:
@@ -146,10 +146,10 @@ class WindowedFilter(nn.Module):
         distance = terms.distances[0]
         if distance.q is not distance.k:
             raise ValueError("WindowedFilter takes features with themselves, q and k one tensor, so that no row is empty.")
-        return Windowed(distance, self.window, self.grid_size)
+        return WindowedOperator(distance, self.window, self.grid_size)
 
 
-class Windowed(NamedTuple):
+class WindowedOperator(NamedTuple):
     """A filter over windows of pixels.
 
     Attributes:

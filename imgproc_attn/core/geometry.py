@@ -10,7 +10,7 @@ class Geometry(NamedTuple):
     """The positions of a token sequence.
 
     Attributes:
-        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the centre of the grid (so
+        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the center of the grid (so
             they are whole or half numbers, exact in every floating-point type up to a side of 256). Zero for prefix
             tokens, which have no place.
         is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).

@@ -8,11 +8,11 @@ not depend on it. Causal filters take the first key for m, which every query may
 float32 the sum is exact all the same if ``1/h^2`` has few bits: coordinates are small whole or half numbers, so that every
 product and every partial sum is a floating-point number. `split_scale` cuts ``1/h^2`` into its first 9 bits and the rest,
 one set of columns each. These columns come first: a sum runs over columns in order, and stays exact until features join it.
-Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from centre to corner.
+Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from center to corner.
 
 **Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
-the 24 bits of a float32; products accumulate in float32. Keys stay uncentred, hence unrounded: ``<2 s (q - m), m>`` is constant
-in the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
+the 24 bits of a float32; products accumulate in float32. Keys stay uncentered, hence unrounded: ``<2 s (q - m), m>`` is constant in
+the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
 but off by percents on a single small batch in bfloat16. float16 ends at 65,504, so large columns are stored divided by a power
 of two that the other side multiplies back.
 """
@@ -94,7 +94,7 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
         key_bias = sum_of(key_bias, bias)
     q, k = [*q, *terms.q], [*k, *terms.k]
     for distance in terms.distances[:-1]:
-        columns_q, columns_k, bias = _distance_columns(distance, _centre(distance))
+        columns_q, columns_k, bias = _distance_columns(distance, _center(distance))
         q.append(columns_q)
         k.append(columns_k)
         key_bias = sum_of(key_bias, bias)
@@ -110,15 +110,15 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
 
 def _lift_last(q: list[Tensor], k: list[Tensor], key_bias: Tensor | None, distance: Distance) -> tuple[Tensor, Tensor]:
     """Lift a distance, behind other columns."""
-    centre = _centre(distance)
+    center = _center(distance)
     if torch.compiler.is_compiling() or is_half(distance.q.dtype) or _is_transformed():
-        scaled, centred, bias = _distance_columns(distance, centre)
+        scaled, centered, bias = _distance_columns(distance, center)
         ones, biases = _bias_columns(bias if key_bias is None else bias + key_bias, distance.q.dtype, distance.q.shape[2])
-        return _side_by_side([*q, scaled, ones]), _side_by_side([*k, centred, biases])
+        return _side_by_side([*q, scaled, ones]), _side_by_side([*k, centered, biases])
     front_q = torch.cat(q, dim=-1) if len(q) > 0 else None
     front_k = torch.cat(k, dim=-1) if len(k) > 0 else None
     lift_distance = _LiftDistance.apply if torch.is_grad_enabled() else _LiftDistance.forward
-    return lift_distance(front_q, front_k, distance.q, distance.k, centre, distance.scale, key_bias)
+    return lift_distance(front_q, front_k, distance.q, distance.k, center, distance.scale, key_bias)
 
 
 def _place_columns(place: PlaceDistance) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -176,21 +176,21 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
-def _centre(distance: Distance) -> Tensor:
+def _center(distance: Distance) -> Tensor:
     """Any m will do: the mean of every fourth key is as good as that of all, and cheaper."""
     k = distance.k[:, :, :1] if distance.is_causal else distance.k[:, :, ::4]
     return at_least_float32(k).mean(dim=2, keepdim=True).detach()
 
 
-def _distance_columns(distance: Distance, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _distance_columns(distance: Distance, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query columns, key columns and key bias of a distance: plain tensor code, for every type."""
-    scale = distance.scale.to(centre.dtype)
-    scaled = torch.addcmul(centre * (-2 * scale), at_least_float32(distance.q), 2 * scale)
-    centred = at_least_float32(distance.k) - centre
-    bias = centred.square().sum(dim=-1, keepdim=True) * -scale
+    scale = distance.scale.to(center.dtype)
+    scaled = torch.addcmul(center * (-2 * scale), at_least_float32(distance.q), 2 * scale)
+    centered = at_least_float32(distance.k) - center
+    bias = centered.square().sum(dim=-1, keepdim=True) * -scale
     dtype = distance.q.dtype
     if not is_half(dtype):
-        return scaled, centred, bias
+        return scaled, centered, bias
     if dtype == torch.float16:
         scaled = scaled.clamp(-65504.0, 65504.0)
     return scaled.to(dtype), distance.k, bias
@@ -240,7 +240,7 @@ class _LiftDistance(torch.autograd.Function):
         front_k: Tensor | None,
         q: Tensor,
         k: Tensor,
-        centre: Tensor,
+        center: Tensor,
         scale: Tensor,
         key_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -255,38 +255,38 @@ class _LiftDistance(torch.autograd.Function):
             lifted_k[..., :start] = front_k
         stop = start + dim
         scale = scale.to(q.dtype)
-        centred = lifted_k[..., start:stop]
-        torch.addcmul(centre * (-2 * scale), q, 2 * scale, out=lifted_q[..., start:stop])
-        torch.sub(k, centre, out=centred)
+        centered = lifted_k[..., start:stop]
+        torch.addcmul(center * (-2 * scale), q, 2 * scale, out=lifted_q[..., start:stop])
+        torch.sub(k, center, out=centered)
         lifted_q[..., stop:] = 1.0  # on the padding too, where the keys are 0
-        bias = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square_().mul_(-scale)
+        bias = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square_().mul_(-scale)
         lifted_k[..., stop : stop + 1] = bias if key_bias is None else bias.add_(key_bias)
         lifted_k[..., stop + 1 :] = 0.0
         return lifted_q, lifted_k
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        front_q, front_k, q, k, centre, scale, key_bias = inputs
+        front_q, front_k, q, k, center, scale, key_bias = inputs
         ctx.start = 0 if front_q is None else front_q.shape[-1]
         ctx.front_shapes = None if front_q is None else (front_q.shape, front_k.shape)
         ctx.key_bias_shape = None if key_bias is None else key_bias.shape
-        ctx.save_for_backward(q, k, centre, scale)
+        ctx.save_for_backward(q, k, center, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_q, grad_k = grads
-        q, k, centre, scale = ctx.saved_tensors
+        q, k, center, scale = ctx.saved_tensors
         s = scale.to(q.dtype)
         start, stop = ctx.start, ctx.start + q.shape[-1]
-        grad_scaled, grad_centred = grad_q[..., start:stop], grad_k[..., start:stop]
+        grad_scaled, grad_centered = grad_q[..., start:stop], grad_k[..., start:stop]
         grad_bias = grad_k[..., stop : stop + 1]
-        centred = k - centre
+        centered = k - center
         result_q = grad_scaled * (2 * s)
-        result_k = torch.addcmul(grad_centred, centred, grad_bias * (-2 * s))
+        result_k = torch.addcmul(grad_centered, centered, grad_bias * (-2 * s))
         result_scale = None
         if ctx.needs_input_grad[5]:
-            along_q = (grad_scaled * (q - centre)).sum(dim=(0, 2, 3))
-            along_k = (grad_bias[..., 0] * centred.square().sum(dim=-1)).sum(dim=(0, 2))
+            along_q = (grad_scaled * (q - center)).sum(dim=(0, 2, 3))
+            along_k = (grad_bias[..., 0] * centered.square().sum(dim=-1)).sum(dim=(0, 2))
             result_scale = (2 * along_q - along_k)[:, None, None].to(scale.dtype)
         front: list[Tensor | None] = [None, None]
         if ctx.front_shapes is not None:

@@ -113,9 +113,9 @@ def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
 class UntiedPositions(nn.Module):
     """Position-to-position log-weights ``<W_q n(p_i), W_k n(p_j)> / sqrt(d)`` of learned position vectors, without cross terms.
 
-    ``n`` is layer normalisation without weights, as a block normalises its tokens before it projects them: else the
+    ``n`` is layer normalization without weights, as a block normalizes its tokens before it projects them: else the
     log-weights begin 2,500 times flatter than content's (timm draws positions of standard deviation 0.02), and how
-    sharp they become is up to the optimiser's step size.
+    sharp they become is up to the optimizer's step size.
 
     The positions are not added to the tokens but kept beside them (`Geometry.position_embeddings`) and projected in each
     layer, so that a score is content similarity plus position similarity: the product of two kernels of the bilateral

@@ -1,30 +1,30 @@
 """Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
 
 from .fingerprint import Fingerprint, fingerprint
-from .images import IGNORED, Images, Unreadable, check_label, readable, some_of
-from .loaders import ALONE, Preparation, Prepares, Processes, evaluation_loader, training_loader
+from .images import UNREADABLE_LABEL, Images, Unreadable, check_label, random_subset, readable
+from .loaders import SINGLE_PROCESS, Prepares, Preprocessing, World, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 from .streams import StreamedImages
 
 __all__ = [
-    "ALONE",
-    "IGNORED",
+    "SINGLE_PROCESS",
+    "UNREADABLE_LABEL",
     "Digits",
     "Fingerprint",
     "Images",
     "PackedImages",
-    "Preparation",
     "Prepares",
-    "Processes",
+    "Preprocessing",
     "StreamedImages",
     "Unreadable",
+    "World",
     "check_classes",
     "check_label",
     "evaluation_loader",
     "find_root",
     "fingerprint",
     "open_images",
+    "random_subset",
     "readable",
-    "some_of",
     "training_loader",
 ]

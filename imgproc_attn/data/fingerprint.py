@@ -22,7 +22,7 @@ def fingerprint(split: Any) -> Fingerprint:
     """Describe a split without decoding an image.
 
     Args:
-        split: An opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabelledPictures`.
+        split: An opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabeledPictures`.
 
     Returns:
         A record that JSON can hold.

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..utils.io import printable
 from .decoding import CANNOT_READ, to_8_bits
 
-IGNORED = -1  # label of an image that could not be read
+UNREADABLE_LABEL = -1  # label of an image that could not be read
 
 
 class Source(Protocol):
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
 
-def some_of(count: int, wanted: int | None, seed: int) -> list[int] | None:
+def random_subset(count: int, wanted: int | None, seed: int) -> list[int] | None:
     """Numbers of ``wanted`` random images out of ``count``; None for all.
 
     Random, because the first of a class folder are of one class.
@@ -75,7 +75,7 @@ class Unreadable:
 
 def readable(labels: torch.Tensor) -> torch.Tensor:
     """``[B]`` bool, of what a loader gives: false for images that could not be read. ``labels`` are numbers or maps."""
-    return (labels.long() != IGNORED).view(len(labels), -1).any(dim=1)
+    return (labels.long() != UNREADABLE_LABEL).view(len(labels), -1).any(dim=1)
 
 
 def check_label(label: Any, num_classes: int, name: str = "") -> int:
@@ -106,7 +106,7 @@ class Images(Dataset):
         reader: Gives ``(file or PIL image, label)``.
         num_classes: Labels must lie in 0 to ``num_classes - 1``.
         indices: Which, in which order. Default: all.
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for gray, 3 for color.
         on_unreadable: ``stop``: an error; ``replace``: the next one in its place (training); ``ignore``: an empty image with
             the label -1, which counts nowhere (evaluation).
         unreadable: Where they are noted.
@@ -131,7 +131,7 @@ class Images(Dataset):
         self.unreadable = unreadable or Unreadable()
         self._mode = {1: "L", 3: "RGB"}.get(channels)
         if self._mode is None:
-            raise ValueError(f"data.input_size: {channels} channels; pictures have 1 (grey) or 3 (colour).")
+            raise ValueError(f"data.input_size: {channels} channels; pictures have 1 (gray) or 3 (color).")
 
     @property
     def classes(self) -> dict[str, int] | None:
@@ -150,7 +150,7 @@ class Images(Dataset):
             return self._get(index)
         for step in range(len(self)):
             image, label = self._get((index + step) % len(self))
-            if label != IGNORED:
+            if label != UNREADABLE_LABEL:
                 return image, label
         raise self.none_readable()
 
@@ -170,7 +170,7 @@ class Images(Dataset):
         try:
             image, label = self._open(self.indices[index])
         except CANNOT_READ:
-            return repr((IGNORED, None)).encode()
+            return repr((UNREADABLE_LABEL, None)).encode()
         label = check_label(label, self.num_classes, self.name(index))
         return repr((label, image.size)).encode() + image.tobytes()
 
@@ -186,10 +186,10 @@ class Images(Dataset):
             if self.on_unreadable == "stop":
                 raise ValueError(
                     f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or have such images left out "
-                    "(data.broken_images=skip in a recipe, --skip-broken in a command)."
+                    "(data.on_broken_image=skip in a recipe, --skip-broken in a command)."
                 ) from error
             self.unreadable.add(self.name(index), error)
-            image, label = Image.new(self._mode or "RGB", (256, 256)), IGNORED
+            image, label = Image.new(self._mode or "RGB", (256, 256)), UNREADABLE_LABEL
         else:
             label = check_label(label, self.num_classes, self.name(index))
         return (image if self.transform is None else self.transform(image)), label

@@ -19,17 +19,22 @@ from .images import Images
 from .streams import StreamedImages
 
 
-class Processes(NamedTuple):
-    """Which of how many processes this is."""
+class World(NamedTuple):
+    """The processes that work together.
+
+    Attributes:
+        rank: Rank of this process, from 0.
+        size: Number of processes.
+    """
 
     rank: int
-    world: int
+    size: int
 
 
-ALONE = Processes(0, 1)
+SINGLE_PROCESS = World(0, 1)
 
 
-class Preparation(NamedTuple):
+class Preprocessing(NamedTuple):
     """How a model wants its images; the names are timm's.
 
     Attributes:
@@ -37,7 +42,7 @@ class Preparation(NamedTuple):
         mean: Subtracted from images in [0, 1].
         std: What they are divided by.
         interpolation: Of resizing.
-        crop_pct: For evaluation the short side is resized to ``input_size / crop_pct``, and the centre cropped.
+        crop_pct: For evaluation the short side is resized to ``input_size / crop_pct``, and the center cropped.
         crop_mode: ``center``; or ``squash``, both sides resized; or ``border``, the long side resized, the rest filled.
     """
 
@@ -49,7 +54,7 @@ class Preparation(NamedTuple):
     crop_mode: str = "center"
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Preparation":
+    def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """From timm's data configuration, or a model's ``pretrained_cfg``."""
         size, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
         return cls(size, mean, std, config["interpolation"], config["crop_pct"], config.get("crop_mode", "center"))
@@ -60,7 +65,7 @@ class Preparation(NamedTuple):
         known = {key: config[key] for key in ("mean", "std") if key in config and len(config[key]) != channels}
         return {**config, **{key: (statistics.fmean(values),) * channels for key, values in known.items()}}
 
-    def without_normalisation(self) -> "Preparation":
+    def without_normalization(self) -> "Preprocessing":
         """The same images, in [0, 1]."""
         channels = self.input_size[0]
         return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -77,7 +82,7 @@ class Preparation(NamedTuple):
 
 
 class Prepares(Protocol):
-    """What prepares pictures for evaluation: `Preparation`, or the likes of it for pictures with label maps."""
+    """What prepares pictures for evaluation: `Preprocessing`, or the likes of it for pictures with label maps."""
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -96,80 +101,80 @@ class Prepares(Protocol):
 
 def training_loader(
     images: Images | IterableDataset,
-    preparation: Prepares,
+    preprocessing: Prepares,
     batch_size: int,
     workers: int,
     device: torch.device,
-    processes: Processes = ALONE,
-    repeats: int = 1,
-    erasing: float = 0.0,
+    world: World = SINGLE_PROCESS,
+    aug_repeats: int = 1,
+    random_erasing: float = 0.0,
 ) -> PrefetchLoader:
-    """Shuffled whole batches on the device, normalised.
+    """Shuffled whole batches on the device, normalized.
 
     Before each epoch call ``loader.sampler.set_epoch``; of the images of update ``i``, this process takes every
-    ``processes.world``-th.
+    ``world.size``-th.
 
     Args:
         images: With their transform set.
-        preparation: Of which the normalisation is used.
+        preprocessing: Of which the normalization is used.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
-        processes: Which this is.
-        repeats: Each image so many times.
-        erasing: Probability of random erasing.
+        world: Rank of this process and number of processes.
+        aug_repeats: Each image so many times.
+        random_erasing: Probability of random erasing.
 
     Raises:
         ValueError: Fewer images than one batch of all processes.
     """
     sampler: Any = None
     if not isinstance(images, IterableDataset):
-        total = batch_size * processes.world
+        total = batch_size * world.size
         if len(images) < total:
             raise ValueError(
                 f"run.batch_size needs {total} images at a time, but there are {len(images)} for training; lower it."
             )
-        if repeats > 1:
-            sampler = RepeatAugSampler(images, processes.world, processes.rank, num_repeats=repeats, selected_round=0)
+        if aug_repeats > 1:
+            sampler = RepeatAugSampler(images, world.size, world.rank, num_repeats=aug_repeats, selected_round=0)
         else:
-            sampler = DistributedSampler(images, processes.world, processes.rank, drop_last=True)
+            sampler = DistributedSampler(images, world.size, world.rank, drop_last=True)
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=True)
-    return _prefetch(loader, preparation, device, re_prob=erasing, re_mode="pixel")
+    return _prefetch(loader, preprocessing, device, re_prob=random_erasing, re_mode="pixel")
 
 
 def evaluation_loader(
     images: Any,
-    preparation: Prepares,
+    preprocessing: Prepares,
     batch_size: int,
     workers: int,
     device: torch.device,
-    processes: Processes = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> PrefetchLoader:
-    """All images in order, prepared and normalised; each in exactly one process.
+    """All images in order, prepared and normalized; each in exactly one process.
 
     Args:
-        images: Whose ``transform`` becomes the preparation's: `Images`, or what has one likewise.
-        preparation: Size, resizing and normalisation.
+        images: Whose ``transform`` becomes the preprocessing's: `Images`, or what has one likewise.
+        preprocessing: Size, resizing and normalization.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
-        processes: Which this is.
+        world: Rank of this process and number of processes.
 
     Raises:
         ValueError: A set that can only be iterated over, in several processes; or fewer images than processes.
     """
-    images.transform = preparation.transform()
+    images.transform = preprocessing.transform()
     sampler = None
     if not isinstance(images, IterableDataset):
-        sampler = range(processes.rank, len(images), processes.world)
-        if len(images) < processes.world:
-            raise ValueError(f"There are {len(images)} images for {processes.world} processes; evaluate in fewer.")
-    elif processes.world > 1:
+        sampler = range(world.rank, len(images), world.size)
+        if len(images) < world.size:
+            raise ValueError(f"There are {len(images)} images for {world.size} processes; evaluate in fewer.")
+    elif world.size > 1:
         raise ValueError(
             "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without torchrun."
         )
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=False)
-    return _prefetch(loader, preparation, device, _CountedBatches if isinstance(images, StreamedImages) else _Batches)
+    return _prefetch(loader, preprocessing, device, _CountedBatches if isinstance(images, StreamedImages) else _Batches)
 
 
 class _Batches(PrefetchLoader):
@@ -197,13 +202,13 @@ class _CountedBatches(_Batches):
 
 def _prefetch(
     loader: DataLoader,
-    preparation: Prepares,
+    preprocessing: Prepares,
     device: torch.device,
     kind: type[_Batches] = _Batches,
-    **erasing: Any,
+    **random_erasing: Any,
 ) -> PrefetchLoader:
-    channels = len(preparation.mean)
-    found = kind(loader, preparation.mean, preparation.std, channels, device, torch.float32, **erasing)
+    channels = len(preprocessing.mean)
+    found = kind(loader, preprocessing.mean, preprocessing.std, channels, device, torch.float32, **random_erasing)
     if device.type == "cuda":  # memory belongs to streams: what one loader leaves, the next could not use on its own
         found.stream = _stream(device)  # type: ignore[assignment]  # timm's to fill
     return found

@@ -24,7 +24,7 @@ SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evalu
 
 
 class Digits(Reader):
-    """The 1,797 scanned digits of scikit-learn, 8 x 8 pixels of 17 grey levels, split class by class; 360 are the test split.
+    """The 1,797 scanned digits of scikit-learn, 8 x 8 pixels of 17 gray levels, split class by class; 360 are the test split.
 
     Args:
         split: ``train`` or ``test``.
@@ -194,7 +194,7 @@ def open_images(
     """The reader of one split; a stream for what can only be iterated over (WebDataset and its like).
 
     Args:
-        name: As in `imgproc_attn.training.schema.Data`.
+        name: As in `imgproc_attn.recipe.schema.Data`.
         root: Folder or file.
         split: Name of the split, for folders a subfolder; empty for ``root`` itself.
         seed: Of the digits' split, and of the shuffling of what can only be iterated over.

@@ -40,7 +40,7 @@ def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float 
 
     Args:
         model: In eval mode.
-        images: ``[B, C, H, W]``, normalised as the model expects.
+        images: ``[B, C, H, W]``, normalized as the model expects.
         threshold: What counts as saturated.
     """
     shares = []

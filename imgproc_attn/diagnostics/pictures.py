@@ -32,13 +32,13 @@ def draw_curves(
     figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     labels = dict.fromkeys(model for models in curves.values() for model in models)
-    colours = {model: f"C{i}" for i, model in enumerate(labels)}  # the same in every panel, whoever is missing there
+    colors = {model: f"C{i}" for i, model in enumerate(labels)}  # the same in every panel, whoever is missing there
     for ax, (disturbance, models) in zip(axes, curves.items()):
         for model, by_strength in models.items():
             strengths = sorted(by_strength)
             values = np.array([by_strength[s] for s in strengths])
-            ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model, color=colours[model])
-            ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=colours[model], alpha=0.15)
+            ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model, color=colors[model])
+            ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=colors[model], alpha=0.15)
         ax.set(title=disturbance, xlabel=units[disturbance], ylim=(0, 100))
         ax.xaxis.set_major_locator(MaxNLocator(4))  # radii such as 4/255 have long labels
         ax.grid(alpha=0.3)

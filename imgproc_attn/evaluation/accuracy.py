@@ -15,12 +15,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import ALONE, IGNORED, Processes
+from ..data import SINGLE_PROCESS, UNREADABLE_LABEL, World
 from ..utils.io import printable
 from ..utils.markdown import markdown_table, markdown_text
-from .classes import IMAGENET_CLASSES
 from .classification import wilson_interval
 from .contract import check_classes_of_labels, check_logits
+from .imagenet_subsets import IMAGENET_CLASSES
 
 _REAL = "Use real.json of ReaL (arXiv 2006.07159), or leave the file out for timm's copy of it."
 
@@ -47,7 +47,7 @@ def predict(
     model: Callable[[Tensor], Tensor],
     loader: Any,
     autocast: Callable[[], Any],
-    processes: Processes = ALONE,
+    world: World = SINGLE_PROCESS,
     progress: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
     """Run a model over a loader of `imgproc_attn.data.evaluation_loader`; every process gets all predictions.
@@ -67,17 +67,17 @@ def predict(
                 "The model gives logits that are not finite; it is broken, or overflows in this precision."
             )
         check_classes_of_labels(labels, logits)
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        losses = F.cross_entropy(logits, labels, ignore_index=UNREADABLE_LABEL, reduction="none")
         parts.append((logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu(), labels.cpu(), losses.cpu()))
-        progress(len(images) * processes.world)
+        progress(len(images) * world.size)
     seconds = time.perf_counter() - start
     if not parts:
         raise ValueError("No image to evaluate on: the split is empty.")
     top, labels, losses = (torch.cat(column) for column in zip(*parts))
     own = Predictions(top, labels, losses, seconds)
     shares = [own]
-    if processes.world > 1:
-        shares = [own] * processes.world
+    if world.size > 1:
+        shares = [own] * world.size
         dist.all_gather_object(shares, own)
     return Predictions(
         _interleave([share.top for share in shares]),
@@ -101,7 +101,7 @@ def count_accuracy(predictions: Predictions, classes: Mapping[str, int] | None =
     Raises:
         ValueError: No image could be read.
     """
-    kept = predictions.labels != IGNORED
+    kept = predictions.labels != UNREADABLE_LABEL
     labels, found = predictions.labels[kept], predictions.top[kept] == predictions.labels[kept, None]
     n = len(labels)
     if n == 0:
@@ -170,7 +170,7 @@ def count_real(predicted: Tensor, labels: Tensor, real: Sequence[Sequence[int]])
         ValueError: No image has a label.
     """
     given = zip(real, predicted.tolist(), labels.tolist())
-    right = [top in answers for answers, top, label in given if answers and label != IGNORED]
+    right = [top in answers for answers, top, label in given if answers and label != UNREADABLE_LABEL]
     if not right:
         raise ValueError(f"None of the {len(real)} images has a ReaL label.")
     n = len(right)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ..data import ALONE, Preparation, Processes
+from ..data import SINGLE_PROCESS, Preprocessing, World
 from ..utils.environment import arithmetic, environment, sources_hash, versions
 from ..utils.io import check_output_folder, printable, read_json, write_atomically, write_json
 from ..utils.manifest import claimed
@@ -21,14 +21,14 @@ from ..utils.progress import print_line, progress_bar
 from ..utils.serialization import describe
 from .conditions import Condition, SampleAttack
 from .evaluator import Evaluator, architecture_hash, only_readable, weights_hash
-from .findings import Checks, Finding
-from .flags import Flags
+from .findings import Finding, SanityReport
+from .flags import SampleResults
 from .forms import Kept
 from .measures import Measure
 from .normalization import InPrecision, NormalizedModel
 from .results import CHECKS, OUTPUTS, forget, row, write_result
 from .samples import Prepared, Samples
-from .subject import Subject
+from .subject import ModelSpec
 
 FLAG_FOLDER = "flags"
 
@@ -40,14 +40,14 @@ class Place:
     Attributes:
         output: Folder of the results, made if need be; one for all processes.
         device: Of this process.
-        processes: Which process this is.
+        world: Rank of this process and number of processes.
         batch_size: Of this process.
         workers: Processes that read.
     """
 
     output: Path
     device: torch.device
-    processes: Processes = ALONE
+    world: World = SINGLE_PROCESS
     batch_size: int = 64
     workers: int = 2
 
@@ -62,7 +62,7 @@ class Source(Protocol):
         """The images, by number."""
         ...
 
-    def prepare(self, preparation: Preparation) -> Prepared:
+    def prepare(self, preprocessing: Preprocessing) -> Prepared:
         """How they are prepared for the model."""
         ...
 
@@ -104,7 +104,7 @@ class Assessment:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: ModelSpec,
         source: Source,
         place: Place,
         label: str | None = None,
@@ -115,14 +115,14 @@ class Assessment:
         check_output_folder(place.output)
         self.subject, self.source, self.place, self.seed = subject, source, place, seed
         self.label, self.dtype = printable(label or subject.label), dtype
-        inner, preparation = subject.build()
-        self.preparation = source.prepare(preparation)
+        inner, preprocessing = subject.build()
+        self.preprocessing = source.prepare(preprocessing)
         self.weights, self.architecture = weights_hash(inner), architecture_hash(inner)
         self.parameters = sum(p.numel() for p in inner.parameters())
         self.measure, self.inner = source.measure(inner), inner
         asked = source.restrict(inner)
         asked = asked if autocast is None else InPrecision(asked, autocast)
-        self.model = NormalizedModel(asked, self.preparation.mean, self.preparation.std).to(place.device).eval()
+        self.model = NormalizedModel(asked, self.preprocessing.mean, self.preprocessing.std).to(place.device).eval()
 
     def samples(self) -> Samples:
         """The images of the source.
@@ -130,7 +130,7 @@ class Assessment:
         Raises:
             ValueError: A reader that only iterates: flags belong to numbered images.
         """
-        images = self.source.open(self.inner, len(self.preparation.mean))
+        images = self.source.open(self.inner, len(self.preprocessing.mean))
         if isinstance(images, IterableDataset):
             raise ValueError(f"{self.source.data!r} gives no images by number, which flags are kept by; use another reader.")
         return Samples(images)
@@ -149,11 +149,11 @@ class Assessment:
             "sources_sha256": sources_hash(),
         }
 
-    def ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
+    def ask(self, conditions: Sequence[Condition]) -> dict[str, SampleResults]:
         """The flags of all conditions; what the folder holds already is not computed again."""
         place = self.place
         total = sum(len(condition.samples) for condition in conditions)
-        with progress_bar(total, shown=place.processes.rank == 0) as bar:
+        with progress_bar(total, shown=place.world.rank == 0) as bar:
 
             def progress(condition: str, samples: int) -> None:
                 bar.set_description(condition, refresh=False)
@@ -161,11 +161,11 @@ class Assessment:
 
             evaluator = Evaluator(
                 self.model,
-                self.preparation,
+                self.preprocessing,
                 place.output / FLAG_FOLDER,
                 self.protocol,
                 place.device,
-                place.processes,
+                place.world,
                 place.batch_size,
                 place.workers,
                 progress,
@@ -177,8 +177,8 @@ class Assessment:
         samples: Samples,
         attacks: Sequence[SampleAttack] = (),
         count: int | None = None,
-        preparation: Prepared | None = None,
-    ) -> Checks:
+        preprocessing: Prepared | None = None,
+    ) -> SanityReport:
         """Sanity checks on ``count`` of the samples, drawn at random; not repeated if the folder holds them.
 
         Without attacks, those of the outputs alone. By default the measure says how many are enough.
@@ -190,21 +190,21 @@ class Assessment:
         known = _read(file)
         if known.get("key") != key:
             few = samples.only(samples.ids[chosen])
-            batches = list(few.batches(preparation or self.preparation, self.place.batch_size, 0, self.place.device))
+            batches = list(few.batches(preprocessing or self.preprocessing, self.place.batch_size, 0, self.place.device))
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             if attacks:  # many attacks on few images: what else would look like standing still
                 print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
             found = self.measure.check(self.model, kept, attacks, self.seed)
             known = {"key": key, **asdict(found)}
             write_json(file, known)
-        return Checks(known["done"], known["images"], [Finding(**found) for found in known["findings"]])
+        return SanityReport(known["done"], known["images"], [Finding(**found) for found in known["findings"]])
 
     def write(
         self,
         kind: str,
         conditions: Sequence[Condition],
-        flags: Mapping[str, Flags],
-        checked: Checks,
+        flags: Mapping[str, SampleResults],
+        checked: SanityReport,
         figures: Mapping[str, Figure],
         **more: Any,
     ) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Assessment:
         place.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             write_atomically(place.output / f"{name}.png", partial(figure.savefig, dpi=120))
-        rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in conditions]
+        rows = [row(condition, flags[condition.name], self.measure, self.preprocessing.std) for condition in conditions]
         result = {
             "kind": kind,
             "label": self.label,
@@ -224,13 +224,13 @@ class Assessment:
             **self.protocol,
             "data": self.source.record,
             "seed": self.seed,
-            "preparation": self.preparation._asdict(),
+            "preprocessing": self.preprocessing._asdict(),
             "metrics": list(self.measure.metrics),
             "conditions": rows,
             "checked": {"what": ", ".join(checked.done), "images": checked.images},
             "findings": [asdict(finding) for finding in [*checked.findings, *self.measure.doubt(rows, flags)]],
             "pictures": [f"{name}.png" for name in figures],
-            "environment": {**environment(str(place.device)), "processes": place.processes.world},
+            "environment": {**environment(str(place.device)), "processes": place.world.size},
             **more,
         }
         write_result(place.output, result, conditions, flags, self.measure)
@@ -238,11 +238,11 @@ class Assessment:
 
     def claimed(self) -> AbstractContextManager[None]:
         """From `ask` to `write`, nobody else writes to the folder; the first process sees to that, as `manifest.claimed`."""
-        return nullcontext() if self.place.processes.rank else claimed(self.place.output, OUTPUTS)
+        return nullcontext() if self.place.world.rank else claimed(self.place.output, OUTPUTS)
 
     def forget(self) -> None:
         """Remove what an earlier evaluation left in the folder; before `ask`, in all processes."""
-        if self.place.processes.rank == 0:
+        if self.place.world.rank == 0:
             forget(self.place.output, self.place.output / FLAG_FOLDER)
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import IGNORED
+from ..data import UNREADABLE_LABEL
 
 
 class TopAccuracy:
@@ -29,7 +29,7 @@ class TopAccuracy:
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch: logits ``[B, classes]`` and labels ``[B]``."""
-        kept = target != IGNORED
+        kept = target != UNREADABLE_LABEL
         output, target = output[kept].float(), target[kept]
         found = output.topk(min(5, output.shape[1]), dim=1).indices == target[:, None]
         loss = F.cross_entropy(output, target, reduction="sum")

@@ -15,8 +15,8 @@ from ..utils.serialization import describe
 from .attacks import Attack, AttackResult, Passes
 from .attacks.base import checked_logits, predict
 from .contract import check_batch
-from .draws import mix
 from .normalization import NormalizedModel
+from .per_sample_rng import mix
 from .samples import Prepared, Samples
 from .threat import ThreatModel
 
@@ -148,7 +148,7 @@ def targets_of(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:
 class AsPublished:
     """The convention of the attention papers' code (papers that attack DeiT by cleverhans), for comparison with their numbers.
 
-    The attack works on normalised tensors, without a range, against the model's own predictions; each image is attacked once,
+    The attack works on normalized tensors, without a range, against the model's own predictions; each image is attacked once,
     broken already or not, and the last point is what counts: right where the label is predicted for it.
 
     Args:
@@ -164,7 +164,7 @@ class AsPublished:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Judged:
         if not isinstance(model, NormalizedModel):
-            raise ValueError("An attack on normalised tensors needs a NormalizedModel, which says how they are normalised.")
+            raise ValueError("An attack on normalized tensors needs a NormalizedModel, which says how they are normalized.")
         images = check_batch(model, images, labels)
         inner, normalized = model.model, model.normalize(images)
         own = predict(inner, normalized, labels)
@@ -178,13 +178,13 @@ def judge_of(attack: SampleAttack) -> UnderAttack | AsPublished:
     """By the space of the attack's threat model: `UnderAttack` or, without a range, `AsPublished`.
 
     Raises:
-        ValueError: Several attacks as one, or targets, on normalised tensors: the papers' code has neither.
+        ValueError: Several attacks as one, or targets, on normalized tensors: the papers' code has neither.
     """
     if attack.threat.bounds is not None:
         return UnderAttack(attack)
     if not isinstance(attack, Attack) or attack.threat.targeted or attack.restarts > 1:
         raise ValueError(
-            "On normalised tensors, as the papers do it, only single attacks of one start and without targets exist; attack "
+            "On normalized tensors, as the papers do it, only single attacks of one start and without targets exist; attack "
             "images in [0, 1]."
         )
     return AsPublished(attack)
@@ -198,15 +198,15 @@ class Condition:
         name: Unique in an evaluation; stands in tables.
         samples: Asked about.
         judge: Says what counts.
-        preparation: Of the images, if it is not the evaluation's.
+        preprocessing: Of the images, if it is not the evaluation's.
         family: What it is one strength of, for curves and heat maps.
-        strength: Of that: an eps in grey levels (L-infinity) or as it is (L2), a severity.
+        strength: Of that: an eps in gray levels (L-infinity) or as it is (L2), a severity.
     """
 
     name: str
     samples: Samples
     judge: Judge = AsGiven()
-    preparation: Prepared | None = None
+    preprocessing: Prepared | None = None
     family: str | None = None
     strength: float | None = None
 

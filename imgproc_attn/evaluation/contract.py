@@ -225,6 +225,6 @@ def check_pixels(name: str, found: Any, pixels: np.ndarray) -> np.ndarray:
     if (found.shape, found.dtype) != (pixels.shape, pixels.dtype):
         raise ValueError(
             f"Pixels of corruption {name!r} must stay {pixels.dtype} of shape {list(pixels.shape)}, got {found.dtype} of shape "
-            f"{list(found.shape)}. Return whole grey levels, 0 to 255, of an image of the same size."
+            f"{list(found.shape)}. Return whole gray levels, 0 to 255, of an image of the same size."
         )
     return found

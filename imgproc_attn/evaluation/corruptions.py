@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..utils.checks import check_number, check_whole
 from .contract import check_images
-from .draws import draw
+from .per_sample_rng import draw
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..data import ALONE, Processes, readable
+from ..data import SINGLE_PROCESS, World, readable
 from ..utils.locks import locked
 from .conditions import Condition, Verdict
-from .flags import FlagFile, Flags
+from .flags import ResultsLog, SampleResults
 from .samples import Prepared, Samples
 
 
@@ -41,35 +41,35 @@ def architecture_hash(model: nn.Module) -> str:
 class Evaluator:
     """Asks a model under conditions, and keeps a flag a sample.
 
-    Flags depend on nothing but the model, the sample and the condition: on no batch, no number of processes, no interruption.
+    SampleResults depend on nothing but the model, the sample and the condition: on no batch, no number of processes, no interruption.
     (Up to rounding: batches of another size may be summed in another order.) Data is told apart by names, and by the content
     of a few images.
 
     Args:
         model: Maps images in [0, 1] to logits, in evaluation mode.
-        preparation: How it wants its images; normalisation is the model's own business.
+        preprocessing: How it wants its images; normalization is the model's own business.
         folder: Where flags are kept, one for all processes. What it holds already is not computed again.
         protocol: What else the flags depend on; flags of another protocol are refused.
         device: Of this process.
-        processes: Which process this is.
+        world: Rank of this process and number of processes.
         batch_size: Of this process.
         workers: Processes that read.
         progress: Called with the number of samples that have been done, all processes together.
     """
 
     model: nn.Module
-    preparation: Prepared
+    preprocessing: Prepared
     folder: Path
     protocol: Mapping[str, Any]
     device: torch.device
-    processes: Processes = ALONE
+    world: World = SINGLE_PROCESS
     batch_size: int = 64
     workers: int = 0
     progress: Callable[[str, int], Any] = lambda condition, samples: None
 
     _group: Any = None
 
-    def __call__(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
+    def __call__(self, conditions: Sequence[Condition]) -> dict[str, SampleResults]:
         """The flags of every condition, by name; in all processes.
 
         Raises:
@@ -79,10 +79,10 @@ class Evaluator:
         names = [condition.name for condition in conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"Conditions need names of their own, but these are {', '.join(names)}.")
-        with locked(self.folder) if self.processes.rank == 0 else nullcontext():
+        with locked(self.folder) if self.world.rank == 0 else nullcontext():
             return self._ask(conditions)
 
-    def _ask(self, conditions: Sequence[Condition]) -> dict[str, Flags]:
+    def _ask(self, conditions: Sequence[Condition]) -> dict[str, SampleResults]:
         self._wait()  # nobody reads what another one is about to remove
         files = {condition.name: self._file(condition) for condition in conditions}
         done = {name: file.done for name, file in files.items()}
@@ -90,37 +90,37 @@ class Evaluator:
         for condition in conditions:
             left = condition.samples.without(done[condition.name])
             self.progress(condition.name, len(condition.samples) - len(left))
-            self._judge(condition, left.share(*self.processes), files[condition.name])
+            self._judge(condition, left.share(*self.world), files[condition.name])
         self._wait()
         return {condition.name: self._flags(condition, files[condition.name]) for condition in conditions}
 
-    def _file(self, condition: Condition) -> FlagFile:
+    def _file(self, condition: Condition) -> ResultsLog:
         protocol = {
             **self.protocol,
             "images": condition.samples.identity,
-            "preparation": self._preparation(condition)._asdict(),
+            "preprocessing": self._preprocessing(condition)._asdict(),
             "condition": {"name": condition.name, **condition.settings},
         }
-        file = FlagFile(self.folder, condition.name, protocol, self.processes.rank)
+        file = ResultsLog(self.folder, condition.name, protocol, self.world.rank)
         file.check_ids(condition.samples.ids)
         return file
 
-    def _preparation(self, condition: Condition) -> Prepared:
-        return condition.preparation or self.preparation
+    def _preprocessing(self, condition: Condition) -> Prepared:
+        return condition.preprocessing or self.preprocessing
 
     @torch.no_grad()
-    def _judge(self, condition: Condition, samples: Samples, file: FlagFile) -> None:
-        preparation = self._preparation(condition)
-        for images, labels, ids in samples.batches(preparation, self.batch_size, self.workers, self.device):
+    def _judge(self, condition: Condition, samples: Samples, file: ResultsLog) -> None:
+        preprocessing = self._preprocessing(condition)
+        for images, labels, ids in samples.batches(preprocessing, self.batch_size, self.workers, self.device):
             kept = readable(labels)
             judged: Verdict | None = None
             if kept.any():
                 judged = condition.judge(self.model, images[kept], labels[kept], ids[kept])
             file.add(ids[kept], judged, ids[~kept])
-            self.progress(condition.name, len(ids) * self.processes.world)
+            self.progress(condition.name, len(ids) * self.world.size)
         file.close()
 
-    def _flags(self, condition: Condition, file: FlagFile) -> Flags:
+    def _flags(self, condition: Condition, file: ResultsLog) -> SampleResults:
         file.read()
         missing = condition.samples.without(torch.cat([file.done, file.unreadable]))
         if len(missing):
@@ -131,7 +131,7 @@ class Evaluator:
         return file.flags
 
     def _wait(self) -> None:
-        if self.processes.world == 1:
+        if self.world.size == 1:
             return
         if self._group is None:  # gloo, and patient: attacks take some processes hours longer than others
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
@@ -147,6 +147,6 @@ def only_readable(batch: Batch) -> Batch:
     return batch[0][kept], batch[1][kept], batch[2][kept]
 
 
-def images_of(samples: Samples, preparation: Prepared, device: torch.device, ids: Tensor) -> Batch:
+def images_of(samples: Samples, preprocessing: Prepared, device: torch.device, ids: Tensor) -> Batch:
     """Images in [0, 1], labels and numbers of a few samples of one size, by number; unreadable ones left out."""
-    return only_readable(next(samples.only(ids).batches(preparation, max(len(ids), 1), 0, device)))
+    return only_readable(next(samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)))

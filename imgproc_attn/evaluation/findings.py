@@ -20,7 +20,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checks:
+class SanityReport:
     """What came of checking.
 
     Attributes:

@@ -22,7 +22,7 @@ FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 
 
-class Flags(NamedTuple):
+class SampleResults(NamedTuple):
     """What is known of the samples of a condition, in the order of their numbers.
 
     Attributes:
@@ -39,7 +39,7 @@ class Flags(NamedTuple):
     highest: float
     unreadable: list[int]
 
-    def only(self, ids: Tensor) -> "Flags":
+    def only(self, ids: Tensor) -> "SampleResults":
         """Of these samples alone, as far as they are here."""
         kept = torch.isin(self.ids, ids).nonzero()[:, 0].tolist()
         columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
@@ -53,7 +53,9 @@ class Flags(NamedTuple):
         """
         if name not in self.columns:
             known = ", ".join(self.columns)
-            raise ValueError(f"Flags must have {name!r}, got {known}. They are damaged: compute them anew with --restart.")
+            raise ValueError(
+                f"SampleResults must have {name!r}, got {known}. They are damaged: compute them anew with --restart."
+            )
         return self.columns[name]
 
     @property
@@ -77,14 +79,14 @@ class Flags(NamedTuple):
         return torch.tensor(self.column("scores"))
 
 
-def of_common_samples(flags: Mapping[str, Flags]) -> dict[str, Flags]:
+def of_common_samples(flags: Mapping[str, SampleResults]) -> dict[str, SampleResults]:
     """Of the samples that all conditions have: an image may have become unreadable between two of them."""
     counts = Counter(i for found in flags.values() for i in found.ids.tolist())
     ids = torch.tensor(sorted(i for i, count in counts.items() if count == len(flags)), dtype=torch.int64)
     return {name: found if len(found.ids) == len(ids) else found.only(ids) for name, found in flags.items()}
 
 
-class FlagFile:
+class ResultsLog:
     """The flags of a condition that one process adds to, and those that others have added.
 
     Lines of JSON: first the protocol, then a line a batch. What a crash leaves of a last line is dropped.
@@ -153,7 +155,7 @@ class FlagFile:
         return ids[~torch.isin(ids, self.done)]
 
     @property
-    def flags(self) -> Flags:
+    def flags(self) -> SampleResults:
         """All that has been read, each sample once.
 
         Raises:
@@ -165,7 +167,7 @@ class FlagFile:
         ids, first = np.unique([i for line in lines for i in line["ids"]], return_index=True)
         names = [name for name in lines[0] if name not in _OF_THE_LINE]
         columns = {name: [value for line in lines for value in line[name]] for name in names}
-        return Flags(
+        return SampleResults(
             torch.from_numpy(ids),
             {name: [values[i] for i in first] for name, values in columns.items()},
             min(line["range"][0] for line in lines),
@@ -210,7 +212,7 @@ class FlagFile:
             self._writer = None
 
 
-def remove_flags(folder: Path) -> None:
+def remove_results(folder: Path) -> None:
     """Remove the flags in ``folder`` and below, and folders that are empty then; nothing else."""
     ours = [file for file in folder.rglob(FILES) if file.is_file() and _is_ours(file)]
     for file in ours:
@@ -221,7 +223,7 @@ def remove_flags(folder: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether it begins as a `FlagFile` does; one that a kill left without a whole line is empty."""
+    """Whether it begins as a `ResultsLog` does; one that a kill left without a whole line is empty."""
     with file.open("rb") as lines:
         first = lines.readline()
     return not first or first.startswith(b'{"protocol": ')

@@ -130,7 +130,7 @@ class Result(_Form):
     dtype: str
     data: _Data
     seed: int
-    preparation: _Preparation
+    preprocessing: _Preparation
     metrics: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
     conditions: Annotated[list[_AttackedRow | _Row], Field(min_length=1)]
     checked: _Checked

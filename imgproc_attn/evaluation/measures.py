@@ -12,11 +12,11 @@ from ..diagnostics import draw_adversarial
 from .classification import wilson_interval
 from .conditions import CLEAN, AsGiven, AsPublished, Condition, Judge, SampleAttack, judge_of
 from .evaluator import Batch
-from .findings import Checks, Finding
-from .flags import Flags, of_common_samples
+from .findings import Finding, SanityReport
+from .flags import SampleResults, of_common_samples
 from .imagenet_c.errors import corruption_summary
 from .normalization import NormalizedModel
-from .presets import ATTACKS, PRESETS, Catalogue, Preset
+from .presets import ATTACKS, PRESETS, Catalog, Preset
 from .sanity import check_rows, sanity_checks
 from .threat import LINF, ThreatModel
 
@@ -30,7 +30,7 @@ class Measure(Protocol):
         ...
 
     @property
-    def attacks(self) -> Catalogue:
+    def attacks(self) -> Catalog:
         """Those that fit."""
         ...
 
@@ -57,23 +57,23 @@ class Measure(Protocol):
         """The model as judges look at images with it."""
         ...
 
-    def count(self, flags: Flags) -> dict[str, Any]:
+    def count(self, flags: SampleResults) -> dict[str, Any]:
         """The numbers of a condition: `metrics`, the count ``n`` of its samples, and more."""
         ...
 
-    def intervals(self, flags: Flags) -> Mapping[str, list[float]]:
+    def intervals(self, flags: SampleResults) -> Mapping[str, list[float]]:
         """The 95 % intervals of `metrics`."""
         ...
 
-    def of_samples(self, flags: Flags) -> list[float]:
+    def of_samples(self, flags: SampleResults) -> list[float]:
         """The share that is right of each sample."""
         ...
 
-    def draws(self, flags: Flags) -> Mapping[str, list[float]]:
+    def draws(self, flags: SampleResults) -> Mapping[str, list[float]]:
         """Of metrics that are no means over samples, values under a bootstrap; draws depend on the number of samples alone."""
         ...
 
-    def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         """Means of the first metric, ``{corruption: {severity: percent}}``."""
         ...
 
@@ -82,15 +82,15 @@ class Measure(Protocol):
         """So many samples are enough for `check`."""
         ...
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> SanityReport:
         """Reasons to doubt what these attacks leave, from a few samples; without attacks the outputs alone."""
         ...
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, SampleResults]) -> list[Finding]:
         """Reasons to doubt, from the numbers and the flags of all conditions."""
         ...
 
-    def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+    def broken(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
         """Numbers of samples that an attack harmed, a few of which are worth looking at."""
         ...
 
@@ -123,31 +123,33 @@ class LabelMeasure:
     def view(self, model: nn.Module) -> nn.Module:
         return model
 
-    def count(self, flags: Flags) -> dict[str, Any]:
+    def count(self, flags: SampleResults) -> dict[str, Any]:
         n, correct = len(flags.ids), int(flags.correct.sum())
         return {"n": n, "correct": correct, "accuracy": 100 * correct / n}
 
-    def intervals(self, flags: Flags) -> Mapping[str, list[float]]:
+    def intervals(self, flags: SampleResults) -> Mapping[str, list[float]]:
         return {"accuracy": list(wilson_interval(int(flags.correct.sum()), len(flags.ids)))}
 
-    def of_samples(self, flags: Flags) -> list[float]:
+    def of_samples(self, flags: SampleResults) -> list[float]:
         return flags.correct.int().tolist()
 
-    def draws(self, flags: Flags) -> Mapping[str, list[float]]:
+    def draws(self, flags: SampleResults) -> Mapping[str, list[float]]:
         return {}
 
-    def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         return corruption_summary(by_corruption, self.of_imagenet)
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> SanityReport:
         if not batches:
-            return Checks([], 0, [Finding("nothing to check", "None of the images that were to be looked at could be read.")])
+            return SanityReport(
+                [], 0, [Finding("nothing to check", "None of the images that were to be looked at could be read.")]
+            )
         images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
         threat = check_threat([attack.threat for attack in attacks], _std(model)) if attacks else None
         return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
-        """On normalised tensors attacks turn images from the model's own answer: those it gets wrong may become right."""
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, SampleResults]) -> list[Finding]:
+        """On normalized tensors attacks turn images from the model's own answer: those it gets wrong may become right."""
         attacked = [row for row in rows if "eps" in row]
         compared = {CLEAN, *(row["name"] for row in attacked)}
         flags = of_common_samples({name: found for name, found in flags.items() if name in compared})
@@ -157,7 +159,7 @@ class LabelMeasure:
             correct = {name: right & clean.correct for name, right in correct.items()}
         return check_rows(attacked, correct)
 
-    def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+    def broken(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
         clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
         return clean.ids[clean.correct & ~attacked.correct]
 
@@ -174,7 +176,7 @@ class LabelMeasure:
 
 
 def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> ThreatModel:
-    """What sanity is checked under: the smallest ball on images; of normalised tensors, with their widest channel's radius."""
+    """What sanity is checked under: the smallest ball on images; of normalized tensors, with their widest channel's radius."""
     least = min(threats, key=lambda threat: (threat.space, threat.eps))  # images come before normalized
     return ThreatModel(min(1.0, max(least.pixel_eps(std))) if least.norm == LINF else max(least.pixel_eps(std)), least.norm)
 

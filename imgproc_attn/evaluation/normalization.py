@@ -22,7 +22,7 @@ class NormalizedModel(nn.Module):
         std: One value per channel, likewise. Default: of the model's ``pretrained_cfg``.
 
     Raises:
-        ValueError: The model normalizes already; no values are given and it has none; statistics in grey levels, or not
+        ValueError: The model normalizes already; no values are given and it has none; statistics in gray levels, or not
             as many as channels; or ``std`` is not positive.
     """
 
@@ -56,7 +56,7 @@ class NormalizedModel(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
 
     def no_weight_decay(self) -> set[str]:
-        """The inner model's, for timm's optimiser factory."""
+        """The inner model's, for timm's optimizer factory."""
         inner = getattr(self.model, "no_weight_decay", set)
         return {f"model.{name}" for name in inner()}
 

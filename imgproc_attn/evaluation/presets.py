@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Attacks = dict[str, "SampleAttack"]
 
 # By name on the command line: the name in tables, and a function that loads the class.
-Catalogue = Mapping[str, tuple[str, Callable[[], type[Any]]]]
-ATTACKS: Catalogue = {
+Catalog = Mapping[str, tuple[str, Callable[[], type[Any]]]]
+ATTACKS: Catalog = {
     "fgsm": ("FGSM", lambda: evaluation.FGSM),
     "pgd": ("PGD", lambda: evaluation.PGD),
     "mifgsm": ("MI-FGSM", lambda: evaluation.MIFGSM),
@@ -50,28 +50,28 @@ def build_attacks(
     threats: Sequence[ThreatModel],
     num_classes: int,
     seed: int = 0,
-    catalogue: Catalogue = ATTACKS,
+    catalog: Catalog = ATTACKS,
     **settings: Any,
 ) -> Attacks:
     """Every attack of ``names`` under every threat model, named as in ``PGD-20 4/255``.
 
     Args:
-        names: Of the catalogue, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
+        names: Of the catalog, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
         threats: Threat models.
         num_classes: Of the model.
         seed: Of all draws.
-        catalogue: What there is.
+        catalog: What there is.
         **settings: Of the attacks that have such a field; None is the attack's own default.
 
     Raises:
         ValueError: An unknown attack, a setting that none of them has, too few classes.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    there = [*catalogue, *([ENSEMBLE] if catalogue is ATTACKS else [])]
+    there = [*catalog, *([ENSEMBLE] if catalog is ATTACKS else [])]
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(f"There is no attack {unknown[0]!r}; there are {', '.join(there)}.")
-    kinds = {name: catalogue[name][1]() for name in names if name in catalogue}
+    kinds = {name: catalog[name][1]() for name in names if name in catalog}
     for key in given:
         if not any(key in kind.__dataclass_fields__ for kind in kinds.values()):
             raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
@@ -92,7 +92,7 @@ def build_attacks(
                 continue
             own = {key: value for key, value in {**given, "seed": seed}.items() if key in kinds[name].__dataclass_fields__}
             attack = kinds[name](threat, **own)
-            attacks[f"{attack_name(catalogue[name][0], attack)} {radius_name(threat)}"] = attack
+            attacks[f"{attack_name(catalog[name][0], attack)} {radius_name(threat)}"] = attack
     return attacks
 
 
@@ -142,18 +142,18 @@ def _as_published(radii: Sequence[int]) -> Callable[[int, int], Attacks]:
 _NOT_AUTOATTACK = "AutoAttack's protocol without {}: the ensemble here is not AutoAttack, whose numbers may be lower"
 _LINF, _L2 = _NOT_AUTOATTACK.format("FAB"), _NOT_AUTOATTACK.format("FAB and Square")
 PRESETS: Mapping[str, Preset] = {
-    "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 grey levels: a first look", _grid),
+    "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 gray levels: a first look", _grid),
     "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_LINF}", _ensemble("Linf", 4 / 255)),
     "imagenet-l2": Preset(f"ImageNet, L2, 3.0, which RobustBench does not list. {_L2}", _ensemble("L2", 3.0)),
     "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble("Linf", 8 / 255)),
     "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble("L2", 0.5)),
     "twicing-paper": Preset(
-        "FGSM, PGD and SPSA with the settings of arXiv 2503.00687's and 2406.13770's code, at 1/255 and 4/255 of NORMALISED "
-        "tensors, about 4.4 times weaker than grey levels; labels are the model's predictions; SPSA as in arXiv 1802.05666 "
+        "FGSM, PGD and SPSA with the settings of arXiv 2503.00687's and 2406.13770's code, at 1/255 and 4/255 of NORMALIZED "
+        "tensors, about 4.4 times weaker than gray levels; labels are the model's predictions; SPSA as in arXiv 1802.05666 "
         "finds more than cleverhans', which estimates its gradients at twice the image",
         _as_published((1, 4)),
     ),
     "elliptical-paper": Preset(
-        "the same at 1/255 to 6/255 of NORMALISED tensors, the grid of arXiv 2406.13770's scripts", _as_published(range(1, 7))
+        "the same at 1/255 to 6/255 of NORMALIZED tensors, the grid of arXiv 2406.13770's scripts", _as_published(range(1, 7))
     ),
 }

@@ -21,7 +21,7 @@ class Evaluation:
 
     Attributes:
         correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean
-            image and not fooled; under attacks on normalised tensors, as published: the label is predicted in the end.
+            image and not fooled; under attacks on normalized tensors, as published: the label is predicted in the end.
         largest_perturbation: ``{attack: distance of an adversarial image}``, in the norm of its threat model.
     """
 

@@ -91,8 +91,8 @@ class Entry:
     @property
     def model(self) -> str:
         """Equal for the same model: its weights, modules and options, and how it wants its images (sizes of pictures apart)."""
-        preparation = {key: value for key, value in self.result["preparation"].items() if key != "short_side"}
-        return json.dumps([preparation, *(self.result[key] for key in ("weights_sha256", "architecture_sha256", "options"))])
+        preprocessing = {key: value for key, value in self.result["preprocessing"].items() if key != "short_side"}
+        return json.dumps([preprocessing, *(self.result[key] for key in ("weights_sha256", "architecture_sha256", "options"))])
 
 
 @dataclass

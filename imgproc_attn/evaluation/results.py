@@ -11,7 +11,7 @@ from ..utils.manifest import Manifest
 from ..utils.markdown import markdown_table, markdown_text
 from ..utils.serialization import METRICS
 from .conditions import Condition
-from .flags import Flags, remove_flags
+from .flags import SampleResults, remove_results
 from .forms import Result
 from .measures import Measure
 
@@ -30,18 +30,18 @@ def forget(folder: Path, flags: Path) -> None:
         ValueError: Another process writes to it.
     """
     with locked(folder):
-        remove_flags(flags)
+        remove_results(flags)
         Manifest(folder).remove(OUTPUTS)
 
 
-def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
+def row(condition: Condition, flags: SampleResults, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
     """The numbers of a condition, as JSON takes them.
 
     Args:
         condition: The condition.
         flags: Its flags.
         measure: Counts them.
-        std: Of the model's normalisation, for radii on normalised tensors.
+        std: Of the model's normalization, for radii on normalized tensors.
     """
     names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
     found: dict[str, Any] = {
@@ -67,7 +67,11 @@ def row(condition: Condition, flags: Flags, measure: Measure, std: Sequence[floa
 
 
 def write_result(
-    folder: Path, result: Mapping[str, Any], conditions: Sequence[Condition], flags: Mapping[str, Flags], measure: Measure
+    folder: Path,
+    result: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    flags: Mapping[str, SampleResults],
+    measure: Measure,
 ) -> None:
     """Write ``result.json``, ``result.md``, ``results.csv``, ``flags.csv``; ``bootstrap.csv`` of metrics that have draws.
 
@@ -85,7 +89,7 @@ def write_result(
     write_json(folder / RESULT, result)
 
 
-def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, Flags], measure: Measure) -> list[list[Any]]:
+def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, SampleResults], measure: Measure) -> list[list[Any]]:
     """A row an image: name, label if it has one, and for each condition the share that is right, nothing if unreadable."""
     labels: dict[str, Any] = {}
     columns: dict[str, dict[str, float]] = {}
@@ -177,8 +181,8 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     found = []
     if any(r.get("space") == "normalized" for r in result["conditions"]):
         found.append(
-            "Attacks on normalised tensors, as the papers' code has them, against the model's own predictions: not comparable "
-            "with the usual attacks on images in [0, 1]; equivalent radii in grey levels stand beside them."
+            "Attacks on normalized tensors, as the papers' code has them, against the model's own predictions: not comparable "
+            "with the usual attacks on images in [0, 1]; equivalent radii in gray levels stand beside them."
         )
     if result.get("generated") and "mce_alexnet" in result.get("summary", {}):
         found.append(
@@ -187,7 +191,7 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
         )
     if any("fooled_by" in r for r in result["conditions"]):
         found.append("An ensemble counts the worst of its attacks, sample by sample. It is not AutoAttack: FAB is left out.")
-    size = result["preparation"].get("input_size", IMAGENET_SIZE)
+    size = result["preprocessing"].get("input_size", IMAGENET_SIZE)
     if result.get("generated") and (size[1], size[2]) != IMAGENET_SIZE[1:]:
         found.append(
             f"Corruptions have ImageNet-C's constants, for pictures of 224 x 224; on {size[1]} x {size[2]} they are other "
@@ -206,7 +210,7 @@ def summary_values(summary: Mapping[str, Any]) -> dict[str, float]:
     names = {
         "mean_miou": "mean mIoU of 15 corruptions and 5 severities",
         "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities",
-        "mean_error": "mean error, unnormalised",
+        "mean_error": "mean error, unnormalized",
         "mce_alexnet": "mCE, errors divided by AlexNet's",
         "mean_miou_extra": "mean mIoU of the 4 extra corruptions",
         "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions",
@@ -227,18 +231,18 @@ def means(summary: Mapping[str, Any]) -> list[str]:
 
 def eps_unit(norm: str, space: str) -> str:
     """What an axis of radii shows, L-infinity's times 255."""
-    levels = "eps (L-infinity, grey levels)" if norm == "Linf" else "eps (L2, of images in [0, 1])"
+    levels = "eps (L-infinity, gray levels)" if norm == "Linf" else "eps (L2, of images in [0, 1])"
     normalized = "eps (L-infinity) x 255" if norm == "Linf" else "eps (L2)"
-    return levels if space == "images" else f"{normalized} of normalised tensors"
+    return levels if space == "images" else f"{normalized} of normalized tensors"
 
 
 def perturbation(row: Mapping[str, Any]) -> str:
-    """The largest that was found, in grey levels for L-infinity, and what it is on images if it was made elsewhere."""
+    """The largest that was found, in gray levels for L-infinity, and what it is on images if it was made elsewhere."""
     if "largest_perturbation" not in row:
         return ""
     size, unit = row["largest_perturbation"], 255 if row["norm"] == "Linf" else 1
     text = f"{size * 255:.3f}/255" if row["norm"] == "Linf" else f"{size:.4f}"
     if row["space"] == "normalized":
         levels = ", ".join(f"{unit * eps:.3f}" for eps in dict.fromkeys(row["pixel_eps"]))
-        text += f" of normalised tensors: by channel {levels} {'grey levels' if unit == 255 else 'on images'}"
+        text += f" of normalized tensors: by channel {levels} {'gray levels' if unit == 255 else 'on images'}"
     return text

@@ -19,7 +19,7 @@ from .classification import area_under_precision_recall
 from .conditions import CLEAN, Condition, SampleAttack
 from .corruption_names import COMMON, EXTRA
 from .evaluator import images_of
-from .flags import Flags
+from .flags import SampleResults
 from .imagenet_c import ImageNetC
 from .measures import Measure
 from .results import eps_unit
@@ -31,8 +31,8 @@ def attack_conditions(samples: Samples, attacks: Mapping[str, SampleAttack], mea
     """Clean, then every attack, on the same samples; names as in ``PGD-20 4/255``."""
 
     def condition(name: str, attack: SampleAttack) -> Condition:
-        grey = attack.threat.eps * (255 if attack.threat.norm == LINF else 1)
-        return Condition(name, samples, measure.under(attack), family=name.rpartition(" ")[0], strength=grey)
+        gray = attack.threat.eps * (255 if attack.threat.norm == LINF else 1)
+        return Condition(name, samples, measure.under(attack), family=name.rpartition(" ")[0], strength=gray)
 
     return [Condition(CLEAN, samples, measure.clean), *(condition(name, attack) for name, attack in attacks.items())]
 
@@ -98,7 +98,7 @@ def run_attacks(
     conditions = attack_conditions(assessment.samples(), attacks, assessment.measure)
     with assessment.claimed():
         flags = assessment.ask(conditions)
-        if assessment.place.processes.rank:
+        if assessment.place.world.rank:
             return {}
         found = assessment.check(conditions[0].samples, list(attacks.values()), checked)
         figures = {"curves": _curves(assessment, conditions, flags), **_gallery(assessment, conditions, flags)}
@@ -109,14 +109,14 @@ def run_corruptions(assessment: Assessment, conditions: Sequence[Condition], **m
     """Accuracy on corrupted images, and its means; as `run_attacks` otherwise."""
     with assessment.claimed():
         flags = assessment.ask(conditions)
-        if assessment.place.processes.rank:
+        if assessment.place.world.rank:
             return {}
         by_name: dict[str, dict[int, float]] = {}
         for c in conditions:
             if c.family is not None and c.strength is not None:
                 by_name.setdefault(c.family, {})[int(c.strength)] = _headline(assessment.measure, flags[c.name])
-        summary = assessment.measure.summarise(by_name)
-        found = assessment.check(conditions[0].samples, preparation=conditions[0].preparation)
+        summary = assessment.measure.summarize(by_name)
+        found = assessment.check(conditions[0].samples, preprocessing=conditions[0].preprocessing)
         figures = {
             "corruptions": draw_heat_map(by_name, assessment.label, assessment.measure.metrics[0]),
             "gallery": _corruption_gallery(assessment, conditions, flags),
@@ -138,7 +138,7 @@ def run_shift(assessment: Assessment, title: str, real: bool = False, real_label
     answers = load_real(samples.names, real_labels) if real else None
     with assessment.claimed():
         flags = assessment.ask(conditions)
-        if assessment.place.processes.rank:
+        if assessment.place.world.rank:
             return {}
         summary: dict[str, Any] = {}
         if answers is not None:
@@ -159,7 +159,7 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
     conditions = unknown_conditions(unknown, known)
     with unknown.claimed():
         flags = unknown.ask(conditions)
-        if unknown.place.processes.rank:
+        if unknown.place.world.rank:
             return {}
         sure_of_unknown, sure_of_known = (flags[condition.name].scores for condition in conditions)
         summary = {
@@ -170,11 +170,11 @@ def run_unknown(unknown: Assessment, known: Assessment) -> dict[str, Any]:
         return unknown.write("shift", conditions[1:], flags, checked, {}, summary=summary)  # of unknown classes none is right
 
 
-def _headline(measure: Measure, flags: Flags) -> float:
+def _headline(measure: Measure, flags: SampleResults) -> float:
     return measure.count(flags)[measure.metrics[0]]
 
 
-def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
+def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, SampleResults]) -> Figure:
     """The first metric over eps, a panel an attack and kind of ball."""
     label, measure = assessment.label, assessment.measure
     values = {name: [_headline(measure, found)] for name, found in flags.items()}
@@ -190,24 +190,24 @@ def _curves(assessment: Assessment, conditions: Sequence[Condition], flags: Mapp
 
 
 def _gallery(
-    assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags], count: int = 6
+    assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, SampleResults], count: int = 6
 ) -> dict[str, Figure]:
     """Some samples that the attack that leaves least has harmed; nothing if none was."""
     measure = assessment.measure
     for condition in sorted(conditions[1:], key=lambda c: _headline(measure, flags[c.name])):
         broken = measure.broken(flags[CLEAN], flags[condition.name])[: min(count, assessment.place.batch_size)]
         if len(broken):
-            batch = images_of(condition.samples, assessment.preparation, assessment.place.device, broken)
+            batch = images_of(condition.samples, assessment.preprocessing, assessment.place.device, broken)
             return {"gallery": measure.gallery(assessment.model, batch, condition, assessment.label)}
     return {}
 
 
-def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, Flags]) -> Figure:
+def _corruption_gallery(assessment: Assessment, conditions: Sequence[Condition], flags: Mapping[str, SampleResults]) -> Figure:
     """One image under all conditions, a row a corruption."""
     pictures: dict[str, dict[str, Tensor]] = {}
     for c in conditions:
         if c.family is not None:
-            first, prepared = flags[c.name].ids[:1], c.preparation or assessment.preparation
+            first, prepared = flags[c.name].ids[:1], c.preprocessing or assessment.preprocessing
             image = images_of(c.samples, prepared, assessment.place.device, first)[0][0]
             pictures.setdefault(c.family, {})[f"severity {c.strength:g}"] = image
     return draw_grid(pictures)
@@ -218,7 +218,7 @@ def plan(assessment: Assessment, conditions: Sequence[Condition], checked: int =
     place, judges = assessment.place, [condition.judge.passes for condition in conditions]
     size = min(place.batch_size, max(len(condition.samples) for condition in conditions))
     forward, backward = _seconds(assessment, conditions[0], size)
-    share = size * place.processes.world
+    share = size * place.world.size
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, judges))
     lines = [f"{'conditions':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes an image and condition, at most"]
     for name, alike in _families(conditions).items():
@@ -248,7 +248,11 @@ def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
 
 def _protocol(assessment: Assessment, conditions: Sequence[Condition]) -> list[str]:
     """Everything that numbers would depend on, a line a family of conditions."""
-    told = {"images": conditions[0].samples.identity, "preparation": assessment.preparation._asdict(), "seed": assessment.seed}
+    told = {
+        "images": conditions[0].samples.identity,
+        "preprocessing": assessment.preprocessing._asdict(),
+        "seed": assessment.seed,
+    }
     lines = [f"  {name}: {_settings([value])}" for name, value in told.items()]
     return lines + [f"  {name}: {_settings([c.settings for c in alike])}" for name, alike in _families(conditions).items()]
 
@@ -267,8 +271,8 @@ def _settings(several: Sequence[Any]) -> str:
 
 def _seconds(assessment: Assessment, condition: Condition, size: int) -> tuple[float, float]:
     """Of a forward and a backward pass of a batch; the second of two runs counts."""
-    preparation = condition.preparation or assessment.preparation
-    images = images_of(condition.samples, preparation, assessment.place.device, condition.samples.ids[:size])[0]
+    preprocessing = condition.preprocessing or assessment.preprocessing
+    images = images_of(condition.samples, preprocessing, assessment.place.device, condition.samples.ids[:size])[0]
     times, model = (0.0, 0.0), assessment.measure.view(assessment.model)
     for _ in range(2):
         marks = [time.perf_counter()]

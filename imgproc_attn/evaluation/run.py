@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from ..data import ALONE, IGNORED, Images, Processes, evaluation_loader
+from ..data import SINGLE_PROCESS, UNREADABLE_LABEL, Images, World, evaluation_loader
 from ..utils.environment import arithmetic, environment
 from ..utils.io import check_output_folder, write_csv, write_json, write_text
 from ..utils.manifest import claimed
@@ -15,15 +15,15 @@ from ..utils.progress import progress_bar
 from .accuracy import Predictions, accuracy_table, count_accuracy, count_real, load_real, names_hash, predict
 from .evaluator import architecture_hash, weights_hash
 from .results import BY_CLASS, MARKDOWN, OUTPUTS, PREDICTIONS, RESULT
-from .subject import ImageSource, Subject
+from .subject import ImageSource, ModelSpec
 
 
 def evaluate_classifier(
-    subject: Subject,
+    subject: ModelSpec,
     source: ImageSource,
     output: Path,
     device: torch.device,
-    processes: Processes = ALONE,
+    world: World = SINGLE_PROCESS,
     *,
     batch_size: int = 128,
     workers: int = 2,
@@ -39,7 +39,7 @@ def evaluate_classifier(
         source: Images.
         output: Made if need be.
         device: Of this process.
-        processes: Which process this is.
+        world: Rank of this process and number of processes.
         batch_size: Of this process.
         workers: Processes that read.
         autocast: Context of the forward pass.
@@ -55,8 +55,8 @@ def evaluate_classifier(
         ValueError: Settings that do not fit model or images; another process writes to ``output``.
     """
     check_output_folder(output)
-    model, preparation = subject.build()
-    images = source.open(model, preparation.input_size[0])
+    model, preprocessing = subject.build()
+    images = source.open(model, preprocessing.input_size[0])
     weights, architecture = weights_hash(model), architecture_hash(model)
     model = source.restrict(model).to(device)
     if isinstance(images, IterableDataset) and (source.limit is not None or not source.skip_broken):
@@ -67,11 +67,11 @@ def evaluate_classifier(
     if real and not names:
         raise ValueError(f"ReaL labels belong to files by name, and {source.data!r} has none; give --data folder.")
     real_answers = load_real(names, real_labels) if real else None
-    with nullcontext() if processes.rank else claimed(output, OUTPUTS):
-        loader = evaluation_loader(images, preparation, batch_size, workers, device, processes)
-        with progress_bar(len(names) or None, shown=processes.rank == 0) as bar:
-            predictions = predict(model, loader, autocast, processes, bar.update)
-        if isinstance(images, Images) and (predictions.labels == IGNORED).all():
+    with nullcontext() if world.rank else claimed(output, OUTPUTS):
+        loader = evaluation_loader(images, preprocessing, batch_size, workers, device, world)
+        with progress_bar(len(names) or None, shown=world.rank == 0) as bar:
+            predictions = predict(model, loader, autocast, world, bar.update)
+        if isinstance(images, Images) and (predictions.labels == UNREADABLE_LABEL).all():
             raise images.none_readable()
         names = names or [str(i) for i in range(len(predictions.labels))]
         result: dict[str, Any] = {
@@ -84,14 +84,14 @@ def evaluate_classifier(
             "dtype": dtype,
             "arithmetic": arithmetic(device),
             "data": {**source.record, "names_sha256": names_hash(names)},
-            "preparation": preparation._asdict(),
+            "preprocessing": preprocessing._asdict(),
             **count_accuracy(predictions, getattr(images, "classes", None)),
             **({} if real_answers is None else {"real": count_real(predictions.top[:, 0], predictions.labels, real_answers)}),
-            "unreadable": [name for name, label in zip(names, predictions.labels.tolist()) if label == IGNORED],
+            "unreadable": [name for name, label in zip(names, predictions.labels.tolist()) if label == UNREADABLE_LABEL],
             "images_per_second": len(names) / predictions.seconds,
-            "environment": {**environment(str(device)), "processes": processes.world},
+            "environment": {**environment(str(device)), "processes": world.size},
         }
-        if processes.rank == 0:
+        if world.rank == 0:
             _write(result, predictions, names, output)
         return result
 
@@ -102,5 +102,5 @@ def _write(result: dict[str, Any], predictions: Predictions, names: list[str], o
     write_csv(output / BY_CLASS, [list(result["per_class"][0]), *(list(r.values()) for r in result["per_class"])])
     found = zip(names, predictions.labels.tolist(), predictions.top.tolist())
     ranks = [f"top{i + 1}" for i in range(predictions.top.shape[1])]
-    rows = [[name, label, *top] for name, label, top in found if label != IGNORED]
+    rows = [[name, label, *top] for name, label, top in found if label != UNREADABLE_LABEL]
     write_csv(output / PREDICTIONS, [["image", "label", *ranks], *rows])

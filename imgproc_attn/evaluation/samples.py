@@ -56,9 +56,9 @@ class Numbered(Protocol):
 
 
 class Prepared(Prepares, Protocol):
-    """A preparation that can do without normalisation, and be recorded."""
+    """A preprocessing that can do without normalization, and be recorded."""
 
-    def without_normalisation(self) -> Prepares:
+    def without_normalization(self) -> Prepares:
         """The same images, in [0, 1]."""
         ...
 
@@ -146,12 +146,12 @@ class Samples(Dataset):
         return check_pixels(getattr(self.corruption, "name", type(self.corruption).__name__), found, pixels), label
 
     def batches(
-        self, preparation: Prepared, batch_size: int, workers: int, device: torch.device
+        self, preprocessing: Prepared, batch_size: int, workers: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images in [0, 1], labels and ids, on the device; unreadable images have the label -1."""
         if len(self) == 0:
             return
-        loader = evaluation_loader(self, preparation.without_normalisation(), batch_size, min(workers, len(self)), device)
+        loader = evaluation_loader(self, preprocessing.without_normalization(), batch_size, min(workers, len(self)), device)
         try:
             for (images, labels), ids in zip(loader, self.ids.split(batch_size)):
                 yield images, labels, ids.to(device)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer, from_timm
-from .adaptive import widened, with_wider_gradients
 from .attacks import FGSM, PGD, Attack, Square, is_correct
+from .bpda import widened, with_wider_gradients
 from .classification import paired_interval, wilson_interval
 from .contract import check_batch, check_logits
-from .derivatives import check_gradients
-from .findings import Checks, Finding
+from .findings import Finding, SanityReport
+from .gradient_checks import check_gradients
 from .normalization import NormalizedModel
 from .threat import LINF, ThreatModel
 
@@ -37,7 +37,7 @@ WIDER = (2, 4, 8)  # times, in the backward pass of the adaptive attack
 
 
 @dataclass
-class Trial:
+class AttackProbe:
     """A model, images it gets right, and the threat model its robustness is judged under.
 
     Attributes:
@@ -206,7 +206,7 @@ def _check_ensemble(row: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def check_strength(trial: Trial) -> list[Finding]:
+def check_strength(trial: AttackProbe) -> list[Finding]:
     """Whether PGD has converged, whether it wins in the end, and whether the scale of the logits holds it back."""
     found, threat = [], trial.threat
     few, many = trial.withstand_pgd, trial.withstand_long_pgd
@@ -234,7 +234,7 @@ def check_strength(trial: Trial) -> list[Finding]:
     return found
 
 
-def _check_large_radii(trial: Trial) -> list[Finding]:
+def _check_large_radii(trial: AttackProbe) -> list[Finding]:
     """In the L-infinity ball, whatever the threat's norm."""
     own = trial.threat.norm == LINF
     radii = [radius for radius in (0.25, 0.5) if not own or radius > trial.threat.eps] or [1.0]
@@ -254,7 +254,7 @@ def _check_large_radii(trial: Trial) -> list[Finding]:
     ]
 
 
-def check_saturation(trial: Trial) -> list[Finding]:
+def check_saturation(trial: AttackProbe) -> list[Finding]:
     """Saturated filters, and what an attack gains that widens the kernels in its backward pass (2, 4, 8 times).
 
     The forward pass stays the model's; only gradients are those of wider kernels, which are not flat.
@@ -285,7 +285,7 @@ def check_saturation(trial: Trial) -> list[Finding]:
     return found
 
 
-def _saturated_rows(trial: Trial) -> float:
+def _saturated_rows(trial: AttackProbe) -> float:
     """Of the filters in the model; 0 if there are none."""
     if trial.filters is None:
         return 0.0
@@ -303,7 +303,7 @@ def sanity_checks(
     threat: ThreatModel | float | None,
     seed: int = 0,
     batch_size: int = 64,
-) -> Checks:
+) -> SanityReport:
     """All checks on a few images, those the model gets right; no finding if none of the known signs shows.
 
     Args:
@@ -317,18 +317,18 @@ def sanity_checks(
     images = check_batch(model, images, labels)
     found = check_outputs(model, images[:batch_size])
     if threat is None:
-        return Checks(["outputs"], len(images), found)
+        return SanityReport(["outputs"], len(images), found)
     right = torch.cat([is_correct(model, x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size))])
     if not right.any():
         message = f"The model gets none of {len(images)} images right: nothing can be attacked, or labels are not the model's."
-        return Checks(["outputs"], len(images), [*found, Finding("nothing to check", message)])
-    trial = Trial(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
+        return SanityReport(["outputs"], len(images), [*found, Finding("nothing to check", message)])
+    trial = AttackProbe(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
     robust, black_box = {"FGSM": trial.robust(FGSM(trial.threat)), "PGD": trial.withstand_pgd}, []
     robust["PGD of 100 steps"] = trial.withstand_long_pgd
     if trial.threat.norm == LINF:
         robust["Square"], black_box = trial.robust(Square(trial.threat, 300, seed=seed)), ["Square"]
     few = list(zip(trial.images[:32].split(batch_size), trial.labels[:32].split(batch_size)))
-    return Checks(
+    return SanityReport(
         _names_of_checks(trial),
         len(images),
         [
@@ -341,7 +341,7 @@ def sanity_checks(
     )
 
 
-def _names_of_checks(trial: Trial) -> list[str]:
+def _names_of_checks(trial: AttackProbe) -> list[str]:
     """Not all fit every model and threat model."""
     names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
     names += ["a black box"] * (trial.threat.norm == LINF) + ["large radii"] * (trial.threat.bounds is not None)

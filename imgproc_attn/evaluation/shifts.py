@@ -10,7 +10,7 @@ class Shift:
 
     Attributes:
         title: Its name.
-        classes: Of its folders, and which logits count: a name that `imgproc_attn.evaluation.classes.class_map` knows.
+        classes: Of its folders, and which logits count: a name that `imgproc_attn.evaluation.imagenet_subsets.class_map` knows.
         source: The paper.
     """
 

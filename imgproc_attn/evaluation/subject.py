@@ -11,17 +11,17 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from ..data import Images, Preparation, StreamedImages, check_classes, open_images, some_of
+from ..data import Images, Preprocessing, StreamedImages, check_classes, open_images, random_subset
 from ..models.checkpoints import check_folder, load_weights
 from ..utils import plugins
 from ..utils.checks import check_flag, check_whole
 from ..utils.io import printable
-from .classes import IMAGENET_CLASSES, ClassMap
+from .imagenet_subsets import IMAGENET_CLASSES, ClassMap
 from .measures import LabelMeasure
 
 
 @dataclass
-class Subject:
+class ModelSpec:
     """What is evaluated.
 
     Attributes:
@@ -63,7 +63,7 @@ class Subject:
         checkpoint = None if self.checkpoint is None else os.path.relpath(self.checkpoint.resolve())
         return name, checkpoint, self.pretrained, self.options, self.input_size, self.crop_pct
 
-    def build(self) -> tuple[nn.Module, Preparation]:
+    def build(self) -> tuple[nn.Module, Preprocessing]:
         """The model in evaluation mode, and how it wants its images.
 
         Raises:
@@ -96,10 +96,10 @@ class Subject:
             load_weights(model, self.checkpoint)
         config = resolve_model_data_config(model, use_test_size=True)
         config["input_size"] = self.input_size or _size_of(model, config["input_size"])
-        config = Preparation.for_channels(config, config["input_size"][0])
+        config = Preprocessing.for_channels(config, config["input_size"][0])
         if self.crop_pct is not None:
             config["crop_pct"] = self.crop_pct
-        return model.eval(), Preparation.of(config)
+        return model.eval(), Preprocessing.of(config)
 
     def _check_size(self, model: Any) -> None:
         """Many of timm's models take one size alone, and say so by an assertion."""
@@ -170,12 +170,12 @@ class ImageSource:
         if isinstance(reader, StreamedImages):
             reader.num_classes = num_classes
             return reader
-        chosen = some_of(len(reader), self.limit, self.seed)
+        chosen = random_subset(len(reader), self.limit, self.seed)
         return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")
 
-    def prepare(self, preparation: Preparation) -> Preparation:
+    def prepare(self, preprocessing: Preprocessing) -> Preprocessing:
         """How these images want to be prepared: as the model says."""
-        return preparation
+        return preprocessing
 
     def measure(self, model: Any) -> LabelMeasure:
         """Right labels."""

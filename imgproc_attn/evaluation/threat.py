@@ -1,7 +1,7 @@
 """Threat models: how far an adversarial image may lie from its image, and in which space.
 
 A threat model is an object: a norm, a radius, whether labels are targets, and the range images must keep. By default it is the
-usual one, on images in [0, 1]; `ThreatModel.normalized` is that of papers which attack normalised tensors without a range.
+usual one, on images in [0, 1]; `ThreatModel.normalized` is that of papers which attack normalized tensors without a range.
 """
 
 import math
@@ -122,7 +122,7 @@ LINF, L2_NORM = Linf(), L2()
 
 
 def _one_step_towards(images: Tensor, values: Tensor) -> Tensor:
-    """The neighbours of ``values`` that are nearer to ``images``, in a type of 16 bits.
+    """The neighbors of ``values`` that are nearer to ``images``, in a type of 16 bits.
 
     The bits of a floating-point number, read as a whole number, count its magnitude. (`torch.nextafter` does not know half
     precision on every device.)
@@ -136,7 +136,7 @@ class ThreatModel:
     """What an adversary may do.
 
     Args:
-        eps: Radius of the ball, in the units of the images: 8/255 is 8 grey levels.
+        eps: Radius of the ball, in the units of the images: 8/255 is 8 gray levels.
         norm: Of the ball.
         targeted: Labels are classes the adversary wants, not those to avoid.
         bounds: Range every value must keep; None for no range.
@@ -162,7 +162,7 @@ class ThreatModel:
             raise ValueError(f"bounds must be a range (low, high), got {self.bounds}. Give (0.0, 1.0), or None for no range.")
         if self.bounds is not None and self.norm == LINF and self.eps > self.bounds[1] - self.bounds[0]:
             low, high = self.bounds
-            raise ValueError(f"eps is {self.eps}, but images range from {low:g} to {high:g}; 8 grey levels are eps=8/255.")
+            raise ValueError(f"eps is {self.eps}, but images range from {low:g} to {high:g}; 8 gray levels are eps=8/255.")
 
     @classmethod
     def of(cls, threat: "ThreatModel | float") -> "ThreatModel":
@@ -171,7 +171,7 @@ class ThreatModel:
 
     @classmethod
     def normalized(cls, eps: float, norm: Norm = LINF) -> "ThreatModel":
-        """The convention of the papers' code: eps in units of normalised tensors, no range (see `pixel_eps`)."""
+        """The convention of the papers' code: eps in units of normalized tensors, no range (see `pixel_eps`)."""
         return cls(eps, norm, bounds=None)
 
     @property

@@ -16,11 +16,12 @@ from timm.utils import world_info_from_env
 from ..diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from ..evaluation import NormalizedModel, paired_difference
 from ..evaluation.statistics import mean_and_std
-from ..training import Recipe, train
-from ..training.building import check
-from ..training.folder import FINAL, Folder, run_folder
-from ..training.processes import start_processes
-from ..training.watch import SaturationWarning
+from ..recipe import Recipe
+from ..training import train
+from ..training.distributed import start_processes
+from ..training.model_factory import check
+from ..training.run_dir import FINAL, Folder, run_folder
+from ..training.saturation_callback import SaturationWarning
 from ..utils.cores import one_thread, usable_cores
 from ..utils.environment import environment, without_tf32
 from ..utils.io import check_output_folder, read_json, slug, write_atomically, write_json, write_text
@@ -64,10 +65,10 @@ class Result:
 
 
 def check_comparison(recipe: Recipe) -> None:
-    """Build every model and the optimiser once, without memory, so that no mistake waits behind hours of training.
+    """Build every model and the optimizer once, without memory, so that no mistake waits behind hours of training.
 
     Raises:
-        ValueError: A recipe of one model, a model or optimiser that cannot be built, or labels that would share a folder.
+        ValueError: A recipe of one model, a model or optimizer that cannot be built, or labels that would share a folder.
     """
     if recipe.comparison is None:
         raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")

@@ -14,25 +14,25 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..core.attention import FilterAttention
-from ..data import Images, Preparation, Unreadable, evaluation_loader, some_of
+from ..data import Images, Preprocessing, Unreadable, evaluation_loader, random_subset
 from ..diagnostics import draw_adversarial, draw_kernel_rows
 from ..evaluation import FGSM, PGD, GaussianBlur, GaussianNoise, NormalizedModel, WorstOf, evaluate
 from ..evaluation.attacks import apgd_attacks
 from ..evaluation.conditions import Condition
 from ..evaluation.evaluator import Evaluator, architecture_hash, weights_hash
-from ..evaluation.flags import remove_flags
+from ..evaluation.flags import remove_results
 from ..evaluation.imagenet_c import ImageNetC
 from ..evaluation.results import row
 from ..evaluation.robustness import attack_conditions, corrupted_condition
 from ..evaluation.samples import Samples
 from ..evaluation.sanity import check_rows, sanity_checks
 from ..models import FilterVisionTransformer
+from ..recipe.schema import EvaluationSection, Recipe
 from ..segmentation.attacks import MaskedPGD, PixelFGSM, PixelPGD, SegPGD
-from ..segmentation.measure import PixelMeasure, PixelsUnderAttack, Windows
+from ..segmentation.measure import PixelMeasure, PixelsUnderAttack, SlidingWindow
 from ..segmentation.overlays import draw_looks
-from ..training.building import create
+from ..training.model_factory import create
 from ..training.problems import SegmentationProblem
-from ..training.schema import EvaluationSection, Recipe
 from ..training.splits import open_splits
 from ..utils.environment import arithmetic, sources_hash, versions
 from ..utils.io import dump_json, read_json, slug
@@ -104,7 +104,7 @@ def _key(protocol: Any) -> str:
 def forget(folder: Path) -> None:
     """Remove what was found of the model in ``folder``."""
     Manifest(folder).remove([EVALUATION])
-    remove_flags(folder / FLAGS)
+    remove_results(folder / FLAGS)
 
 
 def _some(count: int, wanted: int) -> Tensor:
@@ -148,15 +148,15 @@ class LabelExamination:
         self.recipe, self.device = recipe, device
         split = open_splits(recipe, Unreadable()).test
         assert isinstance(split, Images)
-        preparation = _preparation(recipe)
-        loader = evaluation_loader(split, preparation.without_normalisation(), 256, recipe.data.workers, torch.device(device))
+        preprocessing = _preprocessing(recipe)
+        loader = evaluation_loader(split, preprocessing.without_normalization(), 256, recipe.data.workers, torch.device(device))
         batches = list(loader)
         images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
         self.images: Tensor = images[labels >= 0].clamp(0, 1)
         self.labels: Tensor = labels[labels >= 0]
-        self.disturbed = some_of(len(self.labels), recipe.evaluation.disturbed_images, recipe.data.seed)
+        self.disturbed = random_subset(len(self.labels), recipe.evaluation.num_perturbed, recipe.data.seed)
         among = torch.arange(len(self.labels)) if self.disturbed is None else torch.tensor(self.disturbed)
-        few = some_of(len(among), recipe.evaluation.worst_case_images, recipe.data.seed)
+        few = random_subset(len(among), recipe.evaluation.worst_case_images, recipe.data.seed)
         self._few = slice(None) if few is None else few  # of those that are attacked
         self.strongly_attacked = among[self._few]
         self._digest = hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
@@ -265,11 +265,11 @@ class LabelExamination:
         return draw_adversarial(images, found, labels.tolist(), predictions, eps)
 
 
-def _preparation(recipe: Recipe) -> Preparation:
+def _preprocessing(recipe: Recipe) -> Preprocessing:
     """How the models of a comparison want their images."""
     assert recipe.comparison is not None
     first = recipe.variant(next(iter(recipe.comparison.variants)), 0)
-    return Preparation.of(create(first, device="meta", pretrained=False).pretrained_cfg)
+    return Preprocessing.of(create(first, device="meta", pretrained=False).pretrained_cfg)
 
 
 def _percent(correct: Tensor) -> float:
@@ -293,11 +293,11 @@ class PixelExamination:
         self.recipe, self.section, self.device = recipe, recipe.segmentation, torch.device(device)
         problem = SegmentationProblem(recipe)
         pictures = problem.open(Unreadable(), 1).test
-        windows = Windows(self.section.window, self.section.stride)
+        windows = SlidingWindow(self.section.window, self.section.stride)
         self._samples, self.measure = Samples(pictures), PixelMeasure(tuple(pictures.classes), windows)
-        few = some_of(len(self._samples), recipe.evaluation.disturbed_images, recipe.data.seed)
+        few = random_subset(len(self._samples), recipe.evaluation.num_perturbed, recipe.data.seed)
         self._disturbed = self._samples if few is None else self._samples.only(self._samples.ids[few])
-        self.preparation = problem.whole(_preparation(recipe))
+        self.preprocessing = problem.whole(_preprocessing(recipe))
         self.conditions = self._conditions()
 
     def _conditions(self) -> list[Condition]:
@@ -330,7 +330,7 @@ class PixelExamination:
         protocol = {"weights": weights_hash(model), "architecture": architecture_hash(model), "versions": versions()}
         protocol |= {"section": self.section.model_dump(), "evaluation": self.recipe.evaluation.model_dump()}
         protocol |= {"sources_sha256": sources_hash(), "arithmetic": arithmetic(self.device)}
-        protocol |= {"images": self._samples.identity, "preparation": self.preparation._asdict()}
+        protocol |= {"images": self._samples.identity, "preprocessing": self.preprocessing._asdict()}
         key = _key(protocol)
         return _once(folder, key, lambda: self._examine(model, folder / FLAGS / key[:16], protocol, say))
 
@@ -340,7 +340,7 @@ class PixelExamination:
         workers = self.recipe.data.workers
         evaluator = Evaluator(
             model,
-            self.preparation,
+            self.preprocessing,
             folder,
             protocol,
             self.device,
@@ -349,11 +349,11 @@ class PixelExamination:
             progress=lambda name, n: say(name),
         )
         flags = evaluator(self.conditions)
-        rows = [row(condition, flags[condition.name], self.measure, self.preparation.std) for condition in self.conditions]
+        rows = [row(condition, flags[condition.name], self.measure, self.preprocessing.std) for condition in self.conditions]
         on_the_same = rows if self._disturbed is self._samples else rows[1:]
         few = self._samples.only(self._samples.ids[_some(len(self._samples), self.measure.checked)])
         attacks = [c.judge.attack for c in self.conditions if isinstance(c.judge, PixelsUnderAttack)]
-        doubts = self.measure.check(model, list(few.batches(self.preparation, 1, 0, self.device)), attacks, 0).findings
+        doubts = self.measure.check(model, list(few.batches(self.preprocessing, 1, 0, self.device)), attacks, 0).findings
         return Examined(
             {metric: {r["name"]: r[metric] for r in rows} for metric in self.measure.metrics[:2]},
             {r["name"]: r["largest_perturbation"] for r in rows if "largest_perturbation" in r},
@@ -363,6 +363,6 @@ class PixelExamination:
     @torch.no_grad()
     def pictures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
         few = self._samples.only(self._samples.ids[:: -(-len(self._samples) // 3)])
-        pictures = ((images[0], labels[0]) for images, labels, _ in few.batches(self.preparation, 1, 0, self.device))
+        pictures = ((images[0], labels[0]) for images, labels, _ in few.batches(self.preprocessing, 1, 0, self.device))
         looks = {label: partial(self.measure.clean.classes, model) for label, model in models.items()}
         return {"segmented": draw_looks(self.recipe.title, pictures, looks, self.measure.class_names)}

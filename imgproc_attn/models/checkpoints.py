@@ -434,7 +434,7 @@ def _grid_of(count: int, patch: Tensor | None, size: tuple[int, int] | None) -> 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load all of a checkpoint into ``model``.
 
-    Counters of batch normalisation may be missing; half precision becomes the model's own type.
+    Counters of batch normalization may be missing; half precision becomes the model's own type.
 
     Raises:
         ValueError: Missing, unexpected or mis-shaped names; the message lists them. Or as `read_weights`.

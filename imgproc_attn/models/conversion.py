@@ -206,7 +206,7 @@ def _check_source(model: nn.Module) -> None:
         if type(attn.qkv) is not nn.Linear or not isinstance(attn.qkv.weight, nn.Parameter):
             raise TypeError(
                 f"from_timm: queries, keys and values of attention {i} come from a {type(attn.qkv).__name__}, of more than a "
-                "weight and a bias (an adapter, a parametrisation, a quantised layer); merge it into a plain Linear first."
+                "weight and a bias (an adapter, a parametrization, a quantized layer); merge it into a plain Linear first."
             )
         if getattr(attn, "gate", None) is not None:
             raise TypeError(f"from_timm: attention {i} gates its output (gated=True), which a filter has no place for.")

@@ -230,7 +230,7 @@ class FilterVisionTransformer(VisionTransformer):
         """The dense filters A of some layers for images ``x``, whether or not the model is fused.
 
         Args:
-            x: Images ``[B, C, H, W]``, normalised as the model expects.
+            x: Images ``[B, C, H, W]``, normalized as the model expects.
             layers: Block indices, negative ones from the end; all by default.
 
         Returns:

@@ -2,14 +2,14 @@
 
 from .attacks import MaskedPGD, PixelFGSM, PixelMIFGSM, PixelPGD, SegPGD
 from .decoders import LinearDecoder, MaskDecoder, mask_decoder
-from .inference import Windowed, segment, sliding_strips
-from .metrics import Areas
+from .inference import SlidingWindowModel, segment, sliding_strips
+from .metrics import IoUMetric
 from .model import Segmenter, segmenter
 from .overlays import overlay, with_legend
 from .palettes import palette_of
 
 __all__ = [
-    "Areas",
+    "IoUMetric",
     "LinearDecoder",
     "MaskDecoder",
     "MaskedPGD",
@@ -18,7 +18,7 @@ __all__ = [
     "PixelPGD",
     "SegPGD",
     "Segmenter",
-    "Windowed",
+    "SlidingWindowModel",
     "mask_decoder",
     "overlay",
     "palette_of",

@@ -10,45 +10,45 @@ from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack, AttackResult, Passes
 from ..evaluation.attacks.base import Objective
 from ..evaluation.contract import check_batch, finite_logits
 from .inference import classes_of
-from .metrics import IGNORED, check_classes
+from .metrics import IGNORE_INDEX, check_classes
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: the mean of a picture's labelled pixels.
+    """``[B]``: the mean of a picture's labeled pixels.
 
     Args:
         logits: ``[B, classes, h, w]``; enlarged or reduced bilinearly to the size of the labels.
         labels: ``[B, H, W]``.
     """
-    return _mean_of_labelled(_losses(logits, labels)[0], labels)
+    return _mean_of_labeled(_losses(logits, labels)[0], labels)
 
 
 def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tensor:
     """``[B]``: the same, of right pixels times ``1 - share`` and of wrong ones times ``share`` (arXiv 2207.12391)."""
     losses, logits = _losses(logits, labels)
     right = logits.argmax(dim=1) == labels
-    return _mean_of_labelled(torch.where(right, 1 - share, share) * losses, labels)
+    return _mean_of_labeled(torch.where(right, 1 - share, share) * losses, labels)
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: of right pixels alone, divided by the number of all labelled ones (L_MCE of arXiv 2306.12941)."""
+    """``[B]``: of right pixels alone, divided by the number of all labeled ones (L_MCE of arXiv 2306.12941)."""
     losses, logits = _losses(logits, labels)
-    return _mean_of_labelled((logits.argmax(dim=1) == labels) * losses, labels)
+    return _mean_of_labeled((logits.argmax(dim=1) == labels) * losses, labels)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy ``[B, H, W]``, 0 where ignored, and the logits at the size of the labels."""
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="none"), logits
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="none"), logits
 
 
-def _mean_of_labelled(values: Tensor, labels: Tensor) -> Tensor:
-    return values.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp_min(1)
+def _mean_of_labeled(values: Tensor, labels: Tensor) -> Tensor:
+    return values.flatten(1).sum(1) / (labels != IGNORE_INDEX).flatten(1).sum(1).clamp_min(1)
 
 
 class PixelAttack(Attack):
-    """What these maximise, how they are called, and what they refuse."""
+    """What these maximize, how they are called, and what they refuse."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
@@ -94,13 +94,13 @@ class PixelAttack(Attack):
         super()._check()
         if self.threat.targeted or self.threat.bounds is None:
             raise ValueError(
-                f"{type(self).__name__}: pictures are attacked in [0, 1] and away from their labels; targets and normalised "
+                f"{type(self).__name__}: pictures are attacked in [0, 1] and away from their labels; targets and normalized "
                 "space are of classifiers."
             )
 
 
 def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``[B]`` numbers of labelled pixels that have the label predicted.
+    """``[B]`` numbers of labeled pixels that have the label predicted.
 
     Raises:
         TypeError: As `check_logits`.
@@ -118,7 +118,7 @@ def _check_maps(labels: Tensor, logits: Tensor) -> None:
             f"Label maps must be whole numbers [{len(logits)}, height, width], got {labels.dtype} of shape "
             f"{list(labels.shape)}. Give one map per image."
         )
-    check_classes("Labels", labels[labels != IGNORED], logits.shape[1])
+    check_classes("Labels", labels[labels != IGNORE_INDEX], logits.shape[1])
 
 
 class PixelFGSM(PixelAttack, FGSM):

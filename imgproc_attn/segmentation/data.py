@@ -19,7 +19,7 @@ from ..data import find_root
 from ..data.decoding import IMAGE_EXTENSIONS, check_bit_depth, to_8_bits
 from ..data.folders import list_images, report_left_out
 from ..utils.io import printable
-from .metrics import IGNORED
+from .metrics import IGNORE_INDEX
 from .palettes import CAMVID
 
 NO_CLASS = 254  # in lookup tables: a value that no label has
@@ -27,7 +27,7 @@ NO_CLASS = 254  # in lookup tables: a value that no label has
 Pair = tuple[Path, Path]
 
 
-class LabelledPictures(Dataset):
+class LabeledPictures(Dataset):
     """Pictures and label maps of equal size.
 
     Args:
@@ -64,9 +64,9 @@ class LabelledPictures(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def some(self, indices: Iterable[int]) -> "LabelledPictures":
+    def some(self, indices: Iterable[int]) -> "LabeledPictures":
         """Those at these places."""
-        return LabelledPictures(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
+        return LabeledPictures(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
 
     def name(self, index: int) -> str:
         """What the picture is called."""
@@ -103,7 +103,7 @@ class LabelledPictures(Dataset):
     def _refuse_strange(self, values: np.ndarray, where: str) -> None:
         strange = values[self.lookup[values] == NO_CLASS].tolist()
         if strange:
-            known, ignored = np.flatnonzero(self.lookup < NO_CLASS), np.flatnonzero(self.lookup == IGNORED)
+            known, ignored = np.flatnonzero(self.lookup < NO_CLASS), np.flatnonzero(self.lookup == IGNORE_INDEX)
             raise ValueError(
                 f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes: those are "
                 f"{known.min()} to {known.max()}, and ignored {', '.join(map(str, ignored))}."
@@ -135,7 +135,7 @@ class LabelledPictures(Dataset):
             found = np.unique(read_label(label_file))
             self._refuse_strange(found, f"{label_file} has")
             values |= set(found.tolist())
-        if (self.lookup[sorted(values)] == IGNORED).all():
+        if (self.lookup[sorted(values)] == IGNORE_INDEX).all():
             raise ValueError(
                 f"All of {len(few)} label maps looked at hold nothing but {sorted(values)}, which is ignored: there is no "
                 f"pixel to learn or to count. One of them is {self._files(0)[1]}."
@@ -190,7 +190,7 @@ def read_label(file: Path) -> np.ndarray:
     """A map of class numbers ``[H, W]`` in 8 bits, as it lies in the file.
 
     Raises:
-        ValueError: It cannot be read; or a palette, colours or 16 bits, whose values are no class numbers.
+        ValueError: It cannot be read; or a palette, colors or 16 bits, whose values are no class numbers.
     """
     with _opened(file) as label:
         _check_label(file, label)
@@ -201,16 +201,16 @@ def _check_label(file: Path, label: Any) -> None:
     mode = label.mode
     few = next((bits for bits in ("2", "4") if f"L;{bits}'" in str(label.tile)), None)  # Pillow stretches them to 0 to 255
     if few is not None:
-        raise ValueError(f"{file} has {few} bits a pixel, not 8, and would be read as other numbers; store 8-bit grey.")
+        raise ValueError(f"{file} has {few} bits a pixel, not 8, and would be read as other numbers; store 8-bit gray.")
     if mode == "L":
         return
-    kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colours", "RGBA": "colours"}
+    kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colors", "RGBA": "colors"}
     remedy = (
-        "if its indices are the class numbers, store them as grey: Image.fromarray(numpy.asarray(image))"
+        "if its indices are the class numbers, store them as gray: Image.fromarray(numpy.asarray(image))"
         if mode == "P"
-        else "store class numbers as 8-bit grey"
+        else "store class numbers as 8-bit gray"
     )
-    raise ValueError(f"{file} has {kind.get(mode, f'mode {mode}')}, not one 8-bit grey value a pixel; {remedy}.")
+    raise ValueError(f"{file} has {kind.get(mode, f'mode {mode}')}, not one 8-bit gray value a pixel; {remedy}.")
 
 
 @contextmanager
@@ -272,8 +272,8 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
 
 def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
     """``[256]`` from values of files to labels; values that are not named are of no class."""
-    labels = [label for label in classes.values() if label != IGNORED]
-    if len(labels) > NO_CLASS or max(classes) > IGNORED:
+    labels = [label for label in classes.values() if label != IGNORE_INDEX]
+    if len(labels) > NO_CLASS or max(classes) > IGNORE_INDEX:
         raise ValueError(
             f"There are {len(labels)} classes, but 8-bit label maps have room for {NO_CLASS}: 254 and 255 mean others."
         )
@@ -283,7 +283,7 @@ def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
     return table
 
 
-def open_ade20k(root: str, split: str) -> LabelledPictures:
+def open_ade20k(root: str, split: str) -> LabeledPictures:
     """ADE20K, the scene parsing benchmark (``ADEChallengeData2016``): 150 classes; the value 0 is ignored, 1 is label 0.
 
     Args:
@@ -296,11 +296,11 @@ def open_ade20k(root: str, split: str) -> LabelledPictures:
     if not info.is_file():
         raise FileNotFoundError(f"There is no {info}; it comes with ADEChallengeData2016 and names the 150 classes.")
     names = [line.split("\t")[-1].split(",")[0].strip() for line in info.read_text(encoding="utf-8").splitlines()[1:]]
-    table = lookup_table({0: IGNORED, **{value: value - 1 for value in range(1, len(names) + 1)}})
-    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
+    table = lookup_table({0: IGNORE_INDEX, **{value: value - 1 for value in range(1, len(names) + 1)}})
+    return LabeledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
 
 
-def open_camvid(root: str, split: str) -> LabelledPictures:
+def open_camvid(root: str, split: str) -> LabeledPictures:
     """CamVid in SegNet's version: 11 classes, the twelfth is ignored.
 
     Args:
@@ -311,12 +311,12 @@ def open_camvid(root: str, split: str) -> LabelledPictures:
         raise ValueError("CamVid has no pictures but in its splits; name train, val or test.")
     place = find_root(root)
     names = list(CAMVID)
-    table = lookup_table({**{label: label for label in range(11)}, 11: IGNORED})
-    return LabelledPictures(_pairs(place / split, place / f"{split}annot"), names, table)
+    table = lookup_table({**{label: label for label in range(11)}, 11: IGNORE_INDEX})
+    return LabeledPictures(_pairs(place / split, place / f"{split}annot"), names, table)
 
 
-def open_labelled_folder(root: str, split: str) -> LabelledPictures:
-    """Any data set in ``images/SPLIT`` and ``annotations/SPLIT``, 8-bit grey PNG of class numbers, 255 ignored.
+def open_labeled_folder(root: str, split: str) -> LabeledPictures:
+    """Any data set in ``images/SPLIT`` and ``annotations/SPLIT``, 8-bit gray PNG of class numbers, 255 ignored.
 
     Cityscapes, once its ``labelTrainIds.png`` lie there under the names of the pictures; others likewise.
 
@@ -326,8 +326,8 @@ def open_labelled_folder(root: str, split: str) -> LabelledPictures:
     """
     place = find_root(root)
     names = _names(place / "classes.txt")
-    table = lookup_table({**{label: label for label in range(len(names))}, IGNORED: IGNORED})
-    return LabelledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
+    table = lookup_table({**{label: label for label in range(len(names))}, IGNORE_INDEX: IGNORE_INDEX})
+    return LabeledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
 
 
 def _names(file: Path) -> list[str]:
@@ -340,8 +340,8 @@ def _names(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-READERS: Mapping[str, Callable[[str, str], LabelledPictures]] = {
+READERS: Mapping[str, Callable[[str, str], LabeledPictures]] = {
     "ade20k": open_ade20k,
     "camvid": open_camvid,
-    "labelled": open_labelled_folder,
+    "labeled": open_labeled_folder,
 }

@@ -43,7 +43,7 @@ class LinearDecoder(nn.Module):
 class MaskDecoder(nn.Module):
     """The mask transformer: class tokens beside the patches, whose products with them are the logits (section 3.2 there).
 
-    Both sides of the product are scaled to length 1, and the logits of a pixel are normalised over classes, of which this takes
+    Both sides of the product are scaled to length 1, and the logits of a pixel are normalized over classes, of which this takes
     3 or more.
 
     Args:
@@ -124,7 +124,7 @@ def mask_decoder(
     """
     if num_classes < 3:
         raise ValueError(
-            f"decoder: the mask decoder normalises logits over the classes of a pixel, but there are {num_classes}: of one "
+            f"decoder: the mask decoder normalizes logits over the classes of a pixel, but there are {num_classes}: of one "
             "nothing is left, of two hardly more than a sign, whose gradient vanishes. Use decoder='linear'."
         )
     if check_whole("decoder: depth", depth) < 1:

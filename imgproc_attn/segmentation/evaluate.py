@@ -1,4 +1,4 @@
-"""`imgproc-attn evaluate` and `segment` of segmenters: numbers on labelled pictures, overlays of any."""
+"""`imgproc-attn evaluate` and `segment` of segmenters: numbers on labeled pictures, overlays of any."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,12 +14,12 @@ from ..evaluation.assessment import Assessment
 from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.results import BY_CLASS
-from ..evaluation.subject import Subject
+from ..evaluation.subject import ModelSpec
 from ..utils.io import check_output_folder, write_atomically, write_csv
 from ..utils.manifest import claimed
 from ..utils.progress import progress_bar
 from .data import find_pictures, read_picture
-from .measure import PixelsAsGiven, Windows
+from .measure import PixelsAsGiven, SlidingWindow
 from .model import Segmenter
 from .overlays import with_legend
 from .transforms import resized
@@ -34,7 +34,7 @@ def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
     conditions = [Condition(CLEAN, assessment.samples(), assessment.measure.clean)]
     with assessment.claimed():
         flags = assessment.ask(conditions)
-        if assessment.place.processes.rank:
+        if assessment.place.world.rank:
             return {}
         checked = assessment.check(conditions[0].samples)
         result = assessment.write("evaluate", conditions, flags, checked, {})
@@ -53,16 +53,16 @@ def _told(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def segment_pictures(
-    subject: Subject,
+    subject: ModelSpec,
     source: Path,
     output: Path,
     device: torch.device,
     short_side: int | None = None,
-    windows: Windows | None = None,
+    windows: SlidingWindow | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
 ) -> list[Path]:
-    """Segment pictures: ``overlays/NAME.png`` with a legend, ``labels/NAME.png`` with class numbers as 8-bit grey.
+    """Segment pictures: ``overlays/NAME.png`` with a legend, ``labels/NAME.png`` with class numbers as 8-bit gray.
 
     Args:
         subject: The segmenter.
@@ -89,12 +89,12 @@ def segment_pictures(
     files = [f for f in pictures if f == source or not f.resolve().is_relative_to(own)]
     if not files:
         raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
-    inner, preparation = subject.build()
+    inner, preprocessing = subject.build()
     if not isinstance(inner, Segmenter):
         raise ValueError(f"{subject.model} is a {type(inner).__name__}, which gives no label a pixel; name a segmenter's run.")
     names = inner.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(inner.num_classes)]
-    model = NormalizedModel(inner, preparation.mean, preparation.std).to(device).eval()
-    judge, written = PixelsAsGiven(inner.num_classes, windows or Windows(), scales, flip), []
+    model = NormalizedModel(inner, preprocessing.mean, preprocessing.std).to(device).eval()
+    judge, written = PixelsAsGiven(inner.num_classes, windows or SlidingWindow(), scales, flip), []
     broken: list[str] = []
     top = source if source.is_dir() else source.parent
     places = {file: file.relative_to(top).with_suffix(".png").as_posix() for file in files}

@@ -56,7 +56,7 @@ def sliding_strips(
     Memory holds the rows of one window: ``classes x window x width`` values. Windows larger than the image are all of it.
 
     Args:
-        model: Maps normalised images to logits.
+        model: Maps normalized images to logits.
         image: ``[C, H, W]``.
         window: Side of the windows.
         stride: Between them.
@@ -177,11 +177,11 @@ def _check_finite(logits: Tensor) -> None:
         raise FloatingPointError("The model gives logits that are not finite; it is broken, or overflows in this precision.")
 
 
-class Windowed(nn.Module):
+class SlidingWindowModel(nn.Module):
     """A segmenter that looks at images of any size through sliding windows; gradients pass.
 
     Args:
-        model: Maps normalised images to logits.
+        model: Maps normalized images to logits.
         window: Side of the windows; None for whole images.
         stride: Between windows. Default: ``window``.
     """
@@ -218,8 +218,8 @@ def segment(
     share of each, and the mean of the classes where not all views are done, a strip of the smallest scale.
 
     Args:
-        model: Maps normalised images to logits, in evaluation mode.
-        image: ``[C, H, W]``, normalised.
+        model: Maps normalized images to logits, in evaluation mode.
+        image: ``[C, H, W]``, normalized.
         window: Side of sliding windows; None for the whole image at once.
         stride: Between windows. Default: ``window``.
         batch_size: Windows at a time.
@@ -337,7 +337,7 @@ def _bands(
     """Logits of ``shape`` that come in strips, interpolated to ``size``; no strip is held longer than it is needed."""
     places = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * (shape[0] / size[0]) - 0.5).clamp(0, shape[0] - 1)
     done = 0
-    before: Tensor | None = None  # the last row of the strip above, whose lower neighbour is in this one
+    before: Tensor | None = None  # the last row of the strip above, whose lower neighbor is in this one
     for top, logits in strips:
         if logits is None or shape == size:
             yield from [None] if logits is None else logits.split(ROWS, dim=1)
@@ -385,9 +385,9 @@ def evaluate_pictures(
     """Segment pictures one by one, each compared with its labels at their own size, and let ``evaluator`` count.
 
     Args:
-        model: Maps normalised images to logits, in evaluation mode.
+        model: Maps normalized images to logits, in evaluation mode.
         loader: Gives one picture ``[1, C, H, W]`` and its labels ``[1, H, W]`` at a time.
-        evaluator: As `Areas`.
+        evaluator: As `IoUMetric`.
         autocast: Context of the forward pass.
         window: As in `segment`.
         stride: As in `segment`.

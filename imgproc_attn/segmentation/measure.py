@@ -13,14 +13,14 @@ from ..evaluation.attacks import Passes
 from ..evaluation.conditions import Condition, Judge, SampleAttack
 from ..evaluation.contract import check_batch, finite_logits
 from ..evaluation.evaluator import Batch
-from ..evaluation.findings import Checks, Finding
-from ..evaluation.flags import Flags, of_common_samples
+from ..evaluation.findings import Finding, SanityReport
+from ..evaluation.flags import SampleResults, of_common_samples
 from ..evaluation.imagenet_c.errors import corruption_summary
 from ..evaluation.sanity import POINTS
 from ..evaluation.statistics import normal_interval
 from .attacks import PixelAttack
-from .inference import Windowed, check_scales, check_windows, classes_of, segment
-from .metrics import bootstrap, count_areas, metrics_of
+from .inference import SlidingWindowModel, check_scales, check_windows, classes_of, segment
+from .metrics import bootstrap, count_pixels, metrics_of
 from .overlays import draw_segmented
 from .presets import PIXEL_ATTACKS, PIXEL_PRESETS
 from .sanity import pixel_checks
@@ -32,7 +32,7 @@ class PixelsJudged(NamedTuple):
     """What came of a batch of pictures with a label a pixel.
 
     Attributes:
-        areas: ``[B, 3, classes]``, as `count_areas`.
+        areas: ``[B, 3, classes]``, as `count_pixels`.
         images: ``[B, C, H, W]`` that were judged: those given, or adversarial ones.
         scores: ``[B]``, under attack the distance of the images from those given.
     """
@@ -43,7 +43,7 @@ class PixelsJudged(NamedTuple):
 
     @property
     def columns(self) -> Mapping[str, list[Any]]:
-        """Scores, and areas as ``[class, right, predicted, labelled]`` of the classes that a picture has."""
+        """Scores, and areas as ``[class, right, predicted, labeled]`` of the classes that a picture has."""
         return {"areas": [_sparse(areas) for areas in self.areas.cpu()], "scores": self.scores.tolist()}
 
 
@@ -53,12 +53,12 @@ def _sparse(areas: Tensor) -> list[list[int]]:
 
 
 def _judged(predicted: Tensor, num_classes: int, images: Tensor, labels: Tensor, distances: Tensor) -> PixelsJudged:
-    areas = [count_areas(found, label, num_classes) for found, label in zip(predicted, labels)]
+    areas = [count_pixels(found, label, num_classes) for found, label in zip(predicted, labels)]
     return PixelsJudged(torch.stack(areas), images, distances)
 
 
 @dataclass(frozen=True)
-class Windows:
+class SlidingWindow:
     """How a segmenter looks at a picture.
 
     Args:
@@ -75,7 +75,7 @@ class Windows:
 
     def over(self, model: nn.Module) -> nn.Module:
         """The model, looking so."""
-        return Windowed(model, self.window, self.stride)
+        return SlidingWindowModel(model, self.window, self.stride)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PixelsAsGiven:
     """
 
     num_classes: int
-    windows: Windows = Windows()
+    windows: SlidingWindow = SlidingWindow()
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
@@ -126,7 +126,7 @@ class PixelsUnderAttack:
     """
 
     attack: PixelAttack
-    windows: Windows = Windows()
+    windows: SlidingWindow = SlidingWindow()
 
     @property
     def passes(self) -> Passes:
@@ -154,7 +154,7 @@ class PixelMeasure:
     """
 
     class_names: tuple[str, ...]
-    windows: Windows = Windows()
+    windows: SlidingWindow = SlidingWindow()
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
@@ -181,7 +181,7 @@ class PixelMeasure:
     def view(self, model: nn.Module) -> nn.Module:
         return self.windows.over(model)
 
-    def _areas(self, flags: Flags) -> Tensor:
+    def _areas(self, flags: SampleResults) -> Tensor:
         """``[n, 3, classes]``."""
         areas = torch.zeros(len(flags.ids), 3, self.num_classes, dtype=torch.int64)
         for i, picture in enumerate(flags.column("areas")):
@@ -189,32 +189,32 @@ class PixelMeasure:
             areas[i][:, rows[:, 0]] = rows[:, 1:].T
         return areas
 
-    def count(self, flags: Flags) -> dict[str, Any]:
+    def count(self, flags: SampleResults) -> dict[str, Any]:
         return {"n": len(flags.ids), **metrics_of(self._areas(flags).sum(dim=0))}
 
-    def intervals(self, flags: Flags) -> dict[str, list[float]]:
+    def intervals(self, flags: SampleResults) -> dict[str, list[float]]:
         if len(flags.ids) < 2:  # of one picture all draws are equal
             return {name: [0.0, 100.0] for name in self.metrics}
         found = self.count(flags)
         return {name: list(normal_interval(found[name], draws)) for name, draws in self.draws(flags).items()}
 
-    def draws(self, flags: Flags) -> dict[str, list[float]]:
+    def draws(self, flags: SampleResults) -> dict[str, list[float]]:
         return {name: values.tolist() for name, values in bootstrap(self._areas(flags)).items()}
 
-    def of_samples(self, flags: Flags) -> list[float]:
+    def of_samples(self, flags: SampleResults) -> list[float]:
         sums = self._areas(flags).sum(dim=2).tolist()
-        return [round(right / labelled, 6) if labelled else math.nan for right, _, labelled in sums]
+        return [round(right / labeled, 6) if labeled else math.nan for right, _, labeled in sums]
 
-    def summarise(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
         found = corruption_summary(by_corruption, False)
         return {key.replace("mean_accuracy", "mean_miou"): found[key] for key in found if key != "mean_error"}
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> Checks:
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[SampleAttack], seed: int) -> SanityReport:
         pixel_attacks = [attack for attack in attacks if isinstance(attack, PixelAttack)]
         pictures = [(images, labels) for images, labels, _ in batches]
         return pixel_checks(self.view(model), pictures, pixel_attacks, self.windows.window or 512, seed)
 
-    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, Flags]) -> list[Finding]:
+    def doubt(self, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, SampleResults]) -> list[Finding]:
         found, metric = [], self.metrics[0]
         attacked = [row for row in rows if "eps" in row]
         for row in attacked:
@@ -230,7 +230,7 @@ class PixelMeasure:
                 found.append(Finding("an attack that helps", f"{told}{FOUND}."))
         return found
 
-    def broken(self, clean: Flags, attacked: Flags) -> Tensor:
+    def broken(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
         clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
         before, after = (torch.tensor(self.of_samples(flags)) for flags in (clean, attacked))
         order = (after - before).nan_to_num(0).argsort()

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORED = 255  # label of pixels that count nowhere
+IGNORE_INDEX = 255  # label of pixels that count nowhere
 DRAWS = 1000  # of a bootstrap
 
 
@@ -20,13 +20,13 @@ def check_classes(what: str, values: Tensor, num_classes: int) -> None:
     if len(values) and not 0 <= values.min() <= values.max() < num_classes:
         raise ValueError(
             f"{what} range from {values.min()} to {values.max()}, but with {num_classes} classes they run from 0 "
-            f"to {num_classes - 1}; labels of {IGNORED} are ignored."
+            f"to {num_classes - 1}; labels of {IGNORE_INDEX} are ignored."
         )
 
 
 @torch.no_grad()
-def count_areas(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """``[3, classes]``: pixels of each class that are right, that are predicted, that are labelled; ignored ones count nowhere.
+def count_pixels(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """``[3, classes]``: pixels of each class that are right, that are predicted, that are labeled; ignored ones count nowhere.
 
     Args:
         predicted: Classes, of any shape.
@@ -38,7 +38,7 @@ def count_areas(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """
     if predicted.shape != label.shape:
         raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(label.shape)} differ in shape.")
-    kept = label != IGNORED
+    kept = label != IGNORE_INDEX
     label, predicted = label[kept].long(), predicted[kept].long()
     check_classes("Labels", label, num_classes)
     check_classes("Predictions", predicted, num_classes)
@@ -52,7 +52,7 @@ def metrics_of(areas: Tensor) -> dict[str, Any]:
     is not there.
 
     Args:
-        areas: ``[3, classes]``, sums of `count_areas`.
+        areas: ``[3, classes]``, sums of `count_pixels`.
 
     Raises:
         ValueError: No pixel was counted.
@@ -75,7 +75,7 @@ def bootstrap(areas: Tensor) -> dict[str, Tensor]:
     The draws depend on the number of pictures alone, so differences of two models on the same pictures are paired.
 
     Args:
-        areas: ``[pictures, 3, classes]``, of `count_areas`.
+        areas: ``[pictures, 3, classes]``, of `count_pixels`.
     """
     n = len(areas)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
@@ -98,7 +98,7 @@ def _percent(areas: Tensor) -> _Percent:
     return _Percent(iou, accuracy, {"pixel_accuracy": of_all, "mean_accuracy": accuracy.nanmean(-1), "miou": iou.nanmean(-1)})
 
 
-class Areas:
+class IoUMetric:
     """Areas of classes over many images, in the protocol of timm's evaluators: ``update``, then ``compute``.
 
     Intersections, predicted and true areas are summed over all images first and divided then; a class that is neither
@@ -121,10 +121,10 @@ class Areas:
         """Count a batch: logits ``[B, classes, H, W]`` or classes ``[B, H, W]``, and labels ``[B, H, W]``.
 
         Raises:
-            ValueError: As `count_areas`.
+            ValueError: As `count_pixels`.
         """
         predicted = output.argmax(dim=1) if output.ndim == target.ndim + 1 else output
-        self.sums += count_areas(predicted, target, self.num_classes).to(self.sums.device)
+        self.sums += count_pixels(predicted, target, self.num_classes).to(self.sums.device)
 
     def compute(self, distributed: bool = False) -> dict[str, Any]:
         """As `metrics_of`; with ``distributed`` of all processes together.

@@ -28,11 +28,11 @@ class Segmenter(nn.Module):
     padded image bilinearly, and cut to its size. Spatial bandwidths keep their unit, the patch, when the grid grows.
 
     Args:
-        encoder: A timm model with ``forward_intermediates``: its last features are decoded, normalised if it has a norm.
+        encoder: A timm model with ``forward_intermediates``: its last features are decoded, normalized if it has a norm.
         decoder: Maps ``[B, C, h, w]`` to ``[B, classes, h, w]``.
         num_classes: Of the decoder.
         only: (height, width) that smaller images are padded to, of an encoder that takes no other size.
-        norm: Whether the encoder normalises its features; some of timm's cannot.
+        norm: Whether the encoder normalizes its features; some of timm's cannot.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Segmenter(nn.Module):
         self.pretrained_cfg: dict[str, Any] = {**encoder.pretrained_cfg, "num_classes": num_classes}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``.
+        """Normalized images ``[B, C, H, W]`` to logits ``[B, classes, H, W]``.
 
         Raises:
             ValueError: An encoder of one size, and larger images.
@@ -87,7 +87,7 @@ class Segmenter(nn.Module):
         self.encoder.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """The parts', for timm's optimiser factory."""
+        """The parts', for timm's optimizer factory."""
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{name}.{p}" for name, part in parts.items() for p in getattr(part, "no_weight_decay", set)()}
 
@@ -127,7 +127,7 @@ class _Encoded(nn.Module):
 
 
 def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
-    """Channels of its features, which a neck may change, and whether it can normalise them; by a pass without numbers."""
+    """Channels of its features, which a neck may change, and whether it can normalize them; by a pass without numbers."""
     known = chain(encoder.named_parameters(), encoder.named_buffers())
     state = {f"encoder.{name}": torch.empty_like(value, device="meta") for name, value in known}
     for norm in (True, False):
@@ -137,7 +137,7 @@ def _what_it_gives(encoder: Any, images: tuple[int, ...]) -> tuple[int, bool]:
                     _Encoded(encoder, norm), state, (torch.empty(images, device="meta"),), tie_weights=False
                 )
             return found.shape[1], norm
-        except AssertionError:  # timm's word for features that it cannot normalise
+        except AssertionError:  # timm's word for features that it cannot normalize
             continue
         except RuntimeError:  # some models need numbers to run
             break
@@ -172,7 +172,7 @@ def _encoder(backbone: str, size: tuple[int, int], options: Mapping[str, Any]) -
 
 
 def _norm_before_pooling(encoder: Any) -> None:
-    """Where a model normalises behind the pooling, as averaging ViTs and ConvNeXts do, that norm becomes the features'."""
+    """Where a model normalizes behind the pooling, as averaging ViTs and ConvNeXts do, that norm becomes the features'."""
     head: Any = getattr(encoder, "head", None)
     if isinstance(getattr(encoder, "fc_norm", None), nn.LayerNorm):
         encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()

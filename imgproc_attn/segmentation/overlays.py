@@ -1,4 +1,4 @@
-"""Label maps to look at: colours over pictures, with a legend."""
+"""Label maps to look at: colors over pictures, with a legend."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .metrics import IGNORED
+from .metrics import IGNORE_INDEX
 from .palettes import palette_of
 
 if TYPE_CHECKING:  # a second to import, which whoever wants a model need not wait for
@@ -18,23 +18,23 @@ if TYPE_CHECKING:  # a second to import, which whoever wants a model need not wa
 SHOWN = 20  # classes that a legend names, the largest first
 
 
-def coloured(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Class numbers ``[H, W]`` as colours ``[H, W, 3]``; black where ignored."""
+def colored(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Class numbers ``[H, W]`` as colors ``[H, W, 3]``; black where ignored."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Colours of ``labels`` over ``picture``, both ``[H, W, …]`` in 8 bits; the picture itself where ignored."""
-    share = np.where(labels == IGNORED, 0, opacity)[..., None]
-    return np.rint(picture * (1 - share) + coloured(labels, palette) * share).astype(np.uint8)
+    """Colors of ``labels`` over ``picture``, both ``[H, W, …]`` in 8 bits; the picture itself where ignored."""
+    share = np.where(labels == IGNORE_INDEX, 0, opacity)[..., None]
+    return np.rint(picture * (1 - share) + colored(labels, palette) * share).astype(np.uint8)
 
 
 def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
     """An overlay, and below it the classes that are there with their share of the picture, the largest first."""
     palette = palette_of(names)
-    shares = np.bincount(labels[labels != IGNORED].ravel(), minlength=len(names)) / max(labels.size, 1)
+    shares = np.bincount(labels[labels != IGNORE_INDEX].ravel(), minlength=len(names)) / max(labels.size, 1)
     there = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
     entries = [(tuple(palette[i].tolist()), f"{names[i][:18]}  {100 * shares[i]:.1f} %") for i in there[:SHOWN]]
     entries += [((255, 255, 255), f"and {len(there) - SHOWN} more")] * (len(there) > SHOWN)
@@ -45,9 +45,9 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     canvas = Image.new("RGB", (max(width, cell), height + rows * line + 6), "white")
     canvas.paste(Image.fromarray(overlay(picture, labels, palette)))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for i, (colour, text) in enumerate(entries):
+    for i, (color, text) in enumerate(entries):
         x, y = 6 + (i % columns) * cell, height + 4 + (i // columns) * line
-        draw.rectangle((x, y, x + 12, y + 12), fill=colour)
+        draw.rectangle((x, y, x + 12, y + 12), fill=color)
         draw.text((x + 18, y - 2), text, fill="black", font=font)
     return canvas
 

@@ -1,4 +1,4 @@
-"""Colours of classes: those of the data sets' authors where they chose some, else ones that differ."""
+"""Colors of classes: those of the data sets' authors where they chose some, else ones that differ."""
 
 from collections.abc import Sequence
 
@@ -36,18 +36,18 @@ def palette_of(names: Sequence[str]) -> np.ndarray:
     """``[classes, 3]`` in 8 bits.
 
     Args:
-        names: Of the classes; those of ADE20K and CamVid have their own colours.
+        names: Of the classes; those of ADE20K and CamVid have their own colors.
     """
-    known, camvid = _ADE20K.split(), {name.lower(): colour for name, colour in CAMVID.items()}
+    known, camvid = _ADE20K.split(), {name.lower(): color for name, color in CAMVID.items()}
     if len(names) == len(known) and names[0] == "wall":
-        colours = known
+        colors = known
     elif all(name.lower() in camvid for name in names):
-        colours = [camvid[name.lower()] for name in names]
+        colors = [camvid[name.lower()] for name in names]
     else:
         return np.array([_spread(label + 1) for label in range(len(names))], dtype=np.uint8)
-    return np.array([list(bytes.fromhex(colour)) for colour in colours], dtype=np.uint8)
+    return np.array([list(bytes.fromhex(color)) for color in colors], dtype=np.uint8)
 
 
 def _spread(number: int) -> list[int]:
-    """A colour whose highest bits are the number's lowest, by turns red, green and blue: neighbours differ much."""
+    """A color whose highest bits are the number's lowest, by turns red, green and blue: neighbors differ much."""
     return [sum((number >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)]

@@ -1,9 +1,9 @@
 """Attacks and protocols for segmentation models, by name; torch is loaded when they are built, not with this module."""
 
 from .. import evaluation, segmentation
-from ..evaluation.presets import Attacks, Catalogue, Preset, build_attacks
+from ..evaluation.presets import Attacks, Catalog, Preset, build_attacks
 
-PIXEL_ATTACKS: Catalogue = {
+PIXEL_ATTACKS: Catalog = {
     "fgsm": ("FGSM", lambda: segmentation.PixelFGSM),
     "pgd": ("PGD", lambda: segmentation.PixelPGD),
     "mifgsm": ("MI-FGSM", lambda: segmentation.PixelMIFGSM),
@@ -17,4 +17,4 @@ def _grid(num_classes: int, seed: int) -> Attacks:
     return build_attacks(["fgsm", "pgd", "segpgd", "maskedpgd"], threats, num_classes, seed, PIXEL_ATTACKS)
 
 
-PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20, SegPGD-20 and MaskedPGD-20 on pixels at 0.5, 1, 2 and 4 grey levels", _grid)}
+PIXEL_PRESETS = {"grid": Preset("FGSM, PGD-20, SegPGD-20 and MaskedPGD-20 on pixels at 0.5, 1, 2 and 4 gray levels", _grid)}

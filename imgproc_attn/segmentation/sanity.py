@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.adaptive import with_wider_gradients
-from ..evaluation.derivatives import check_gradients
-from ..evaluation.findings import Checks, Finding
+from ..evaluation.bpda import with_wider_gradients
+from ..evaluation.findings import Finding, SanityReport
+from ..evaluation.gradient_checks import check_gradients
 from ..evaluation.sanity import MORE_POINTS, Scaled, check_outputs
 from .attacks import MaskedPGD, PixelAttack, PixelPGD, SegPGD, pixel_cross_entropy, right_pixels
-from .metrics import IGNORED
+from .metrics import IGNORE_INDEX
 
 WIDER = 4  # times, in the backward pass of the adaptive attack
 
 Pictures = Sequence[tuple[Tensor, Tensor]]
 
 
-def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], side: int, seed: int) -> Checks:
+def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], side: int, seed: int) -> SanityReport:
     """All checks on a few pictures; no finding if none of the known signs shows.
 
     Args:
@@ -29,10 +29,10 @@ def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAt
         seed: Of all draws.
     """
     parts = [_middle(images, labels, side) for images, labels in pictures]
-    kept = [(images, labels) for images, labels in parts if (labels != IGNORED).any()]
+    kept = [(images, labels) for images, labels in parts if (labels != IGNORE_INDEX).any()]
     if not kept:
-        nothing = Finding("nothing to check", "No picture that was to be looked at has a labelled pixel there.")
-        return Checks([], 0, [nothing])
+        nothing = Finding("nothing to check", "No picture that was to be looked at has a labeled pixel there.")
+        return SanityReport([], 0, [nothing])
     done, found = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images, 4)]
     if attacks:
         done += ["gradients"]
@@ -42,7 +42,7 @@ def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAt
     if asked:
         done += ["stronger attacks"]
         found += check_strength(model, kept, asked, seed)
-    return Checks(done, len(kept), list({finding.check: finding for finding in found}.values()))
+    return SanityReport(done, len(kept), list({finding.check: finding for finding in found}.values()))
 
 
 def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], seed: int) -> list[Finding]:
@@ -83,13 +83,13 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
 
 
 def _right(model: nn.Module, asked: nn.Module, attack: PixelAttack, pictures: Pictures) -> float:
-    """Percent of the labelled pixels that stay right, of a model under an attack that asks another one."""
-    right = labelled = 0
+    """Percent of the labeled pixels that stay right, of a model under an attack that asks another one."""
+    right = labeled = 0
     for images, labels in pictures:
         found = attack.worst(asked, images, labels, torch.arange(len(images)))
         right += int(right_pixels(model, found, labels).sum())
-        labelled += int((labels != IGNORED).sum())
-    return 100 * right / labelled
+        labeled += int((labels != IGNORE_INDEX).sum())
+    return 100 * right / labeled
 
 
 def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -102,4 +102,4 @@ def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """``[B]``: a mean over pixels would make every gradient small."""
-    return pixel_cross_entropy(logits, labels) * (labels != IGNORED).flatten(1).sum(1)
+    return pixel_cross_entropy(logits, labels) * (labels != IGNORE_INDEX).flatten(1).sum(1)

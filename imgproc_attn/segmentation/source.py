@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Preparation, check_classes, some_of
-from .data import READERS, LabelledPictures
-from .measure import PixelMeasure, Windows
+from ..data import Preprocessing, check_classes, random_subset
+from .data import READERS, LabeledPictures
+from .measure import PixelMeasure, SlidingWindow
 from .model import Segmenter
-from .transforms import PicturePreparation
+from .transforms import SegmentationPreprocessing
 
 
 @dataclass
@@ -18,7 +18,7 @@ class PictureSource:
     """What a segmenter is evaluated on, and how it looks at it.
 
     Attributes:
-        data: Reader, as in a recipe's ``data.name``: ``ade20k``, ``camvid``, ``labelled``.
+        data: Reader, as in a recipe's ``data.name``: ``ade20k``, ``camvid``, ``labeled``.
         root: Folder.
         split: Of the data; empty for ``root`` itself.
         limit: Only so many pictures, drawn at random from ``seed``.
@@ -35,7 +35,7 @@ class PictureSource:
     limit: int | None = None
     seed: int = 0
     short_side: int | None = None
-    windows: Windows = field(default_factory=Windows)
+    windows: SlidingWindow = field(default_factory=SlidingWindow)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
@@ -46,10 +46,10 @@ class PictureSource:
             )
 
     @cached_property
-    def _pictures(self) -> LabelledPictures:
+    def _pictures(self) -> LabeledPictures:
         return READERS[self.data](self.root, self.split)
 
-    def open(self, model: Any, channels: int) -> LabelledPictures:
+    def open(self, model: Any, channels: int) -> LabeledPictures:
         """The pictures.
 
         Raises:
@@ -57,19 +57,19 @@ class PictureSource:
             ValueError: Their classes are not the model's.
         """
         if channels != 3:
-            raise ValueError(f"The model takes {channels} channels, but pictures with label maps are read in colour.")
+            raise ValueError(f"The model takes {channels} channels, but pictures with label maps are read in color.")
         pictures = self._pictures
         known = model.pretrained_cfg.get("label_names")
         trained = {name: label for label, name in enumerate(known)} if known else None
         check_classes(pictures.classes, model.num_classes, trained, (self.split or self.data, "trained on"))
-        chosen = some_of(len(pictures), self.limit, self.seed)
+        chosen = random_subset(len(pictures), self.limit, self.seed)
         pictures = pictures if chosen is None else pictures.some(chosen)
         pictures.check()
         return pictures
 
-    def prepare(self, preparation: Preparation) -> PicturePreparation:
-        """At their own size, or resized; with the model's normalisation."""
-        return PicturePreparation(preparation.mean, preparation.std, self.short_side)
+    def prepare(self, preprocessing: Preprocessing) -> SegmentationPreprocessing:
+        """At their own size, or resized; with the model's normalization."""
+        return SegmentationPreprocessing(preprocessing.mean, preprocessing.std, self.short_side)
 
     def measure(self, model: Any) -> PixelMeasure:
         """Areas of the data's classes."""

@@ -1,4 +1,4 @@
-"""Joint transforms of pictures and label maps, of torchvision's v2: labels are never interpolated, nor normalised."""
+"""Joint transforms of pictures and label maps, of torchvision's v2: labels are never interpolated, nor normalized."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +10,12 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .metrics import IGNORED
+from .metrics import IGNORE_INDEX
 
 LONGEST = 4  # times the shorter side: mmsegmentation's 2048 x 512, so that a strip does not become a picture of gigabytes
 
 
-class PicturePreparation(NamedTuple):
+class SegmentationPreprocessing(NamedTuple):
     """How a segmenter wants its pictures in evaluation: one by one, each at its own size or resized; labels stay as they are.
 
     Attributes:
@@ -28,7 +28,7 @@ class PicturePreparation(NamedTuple):
     std: tuple[float, ...]
     short_side: int | None = None
 
-    def without_normalisation(self) -> "PicturePreparation":
+    def without_normalization(self) -> "SegmentationPreprocessing":
         """The same pictures, in [0, 1]."""
         channels = len(self.mean)
         return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -58,7 +58,7 @@ class CropOfSeveral(nn.Module):
 
     Args:
         size: (height, width).
-        largest_share: Of a crop's labelled pixels that one class may take.
+        largest_share: Of a crop's labeled pixels that one class may take.
     """
 
     def __init__(self, size: tuple[int, int], largest_share: float = 0.75) -> None:
@@ -69,7 +69,7 @@ class CropOfSeveral(nn.Module):
         crop = v2.RandomCrop([min(pair) for pair in zip(self.size, image.shape[-2:])])
         for _ in range(10):
             found = crop(image, mask)
-            counts = torch.bincount(found[1].flatten().long(), minlength=256)[:IGNORED]
+            counts = torch.bincount(found[1].flatten().long(), minlength=256)[:IGNORE_INDEX]
             if (counts > 0).sum() > 1 and counts.max() < self.largest_share * counts.sum():
                 break
         return found
@@ -102,8 +102,8 @@ class RandomScale(nn.Module):
 class PhotometricDistortion(nn.Module):
     """Random brightness, contrast, saturation and hue, each with probability one half; mmsegmentation's, by its formulas.
 
-    Brightness is a shift of up to 32 grey levels, contrast and saturation (of hue, saturation and value) are factors of 0.5 to
-    1.5, hue turns by up to 36 degrees; contrast comes before the colours or after them.
+    Brightness is a shift of up to 32 gray levels, contrast and saturation (of hue, saturation and value) are factors of 0.5 to
+    1.5, hue turns by up to 36 degrees; contrast comes before the colors or after them.
     """
 
     def forward(self, image: Any, mask: Any) -> tuple[Any, Any]:
@@ -146,7 +146,7 @@ def joint_transform(
     flip: float = 0.5,
     photometric: bool = True,
 ) -> v2.Transform:
-    """Random scale, crop, flip and colours, then padding at the right and at the bottom: Segmenter's and mmsegmentation's.
+    """Random scale, crop, flip and colors, then padding at the right and at the bottom: Segmenter's and mmsegmentation's.
 
     Args:
         crop: (height, width).
@@ -162,7 +162,7 @@ def joint_transform(
 
 
 def _padded(size: tuple[int, int], image: Any, mask: Any) -> tuple[Any, Any]:
-    """With grey, about what normalisation makes 0, and with pixels to ignore."""
+    """With gray, about what normalization makes 0, and with pixels to ignore."""
     bottom, right = (max(0, wanted - side) for wanted, side in zip(size, image.shape[-2:]))
-    fill: Any = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORED}
+    fill: Any = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE_INDEX}
     return v2.Pad([0, 0, right, bottom], fill=fill)(image, mask)

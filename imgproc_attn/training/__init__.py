@@ -1,4 +1,4 @@
-"""Training: recipes, the loop, and what a run keeps."""
+"""Training: the loop, and the folder of a run."""
 
 import lazy_loader
 

@@ -9,37 +9,37 @@ from timm.data.auto_augment import posterize
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop, Resize
 
-from ..data import Preparation
-from .schema import Augmentation
+from ..data import Preprocessing
+from ..recipe.schema import Augmentation
 
 
-def training_transform(a: Augmentation, preparation: Preparation) -> Callable[[Image.Image], Any]:
+def training_transform(a: Augmentation, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
     """PIL image to an array of bytes ``[channels, height, width]``. Random erasing and mixup come later, on the device.
 
     Raises:
         ValueError: A policy that timm does not know.
     """
     first: list[Any] = []
-    height, width = size = preparation.input_size[1:]
+    height, width = size = preprocessing.input_size[1:]
     if a.crop_padding:
         # images of that size already, as CIFAR's, are left as they are
         shape = height if height == width else size
-        first.append(Resize(shape, interpolation=str_to_interp_mode(preparation.interpolation)))
+        first.append(Resize(shape, interpolation=str_to_interp_mode(preprocessing.interpolation)))
         first.append(RandomCrop(size, padding=a.crop_padding, padding_mode="reflect"))
-    if a.degrees or a.translate or list(a.magnify) != [1.0, 1.0]:
+    if a.degrees or a.translate or list(a.zoom) != [1.0, 1.0]:
         bilinear = InterpolationMode.BILINEAR
-        first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.magnify), interpolation=bilinear))
+        first.append(RandomAffine(a.degrees, (a.translate, a.translate), tuple(a.zoom), interpolation=bilinear))
     options: dict[str, Any] = {
         "scale": tuple(a.scale),
         "ratio": tuple(ratio * width / height for ratio in a.ratio),
         "hflip": a.hflip,
         "color_jitter": a.color_jitter or None,
         "auto_augment": a.auto_augment,
-        "interpolation": a.interpolation or preparation.interpolation,
-        "mean": preparation.mean,  # fills what a policy moves into view
+        "interpolation": a.interpolation or preprocessing.interpolation,
+        "mean": preprocessing.mean,  # fills what a policy moves into view
     }
     try:
-        rest = create_transform(preparation.input_size, is_training=True, use_prefetcher=True, **options)
+        rest = create_transform(preprocessing.input_size, is_training=True, use_prefetcher=True, **options)
     except (AssertionError, ValueError) as error:
         if a.auto_augment is None:
             raise
@@ -71,8 +71,8 @@ def mixup(a: Augmentation, num_classes: int, label_smoothing: float) -> Mixup | 
     return Mixup(
         mixup_alpha=a.mixup,
         cutmix_alpha=a.cutmix,
-        prob=a.mix_probability,
-        switch_prob=a.mix_switch,
+        prob=a.mixup_prob,
+        switch_prob=a.mixup_switch_prob,
         label_smoothing=label_smoothing,
         num_classes=num_classes,
     )

@@ -1,4 +1,4 @@
-"""The loop: a task, a loader, timm's optimiser and schedule; the same for classification, segmentation and text."""
+"""The loop: a task, a loader, timm's optimizer and schedule; the same for classification, segmentation and text."""
 
 import itertools
 import math
@@ -20,9 +20,9 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..data import ALONE, Processes
-from ..evaluation.draws import mix
-from .schema import Optimiser, Recipe, Schedule
+from ..data import SINGLE_PROCESS, World
+from ..evaluation.per_sample_rng import mix
+from ..recipe.schema import Optimizer, Recipe, Schedule
 
 
 def seed_everything(*numbers: int) -> None:
@@ -33,18 +33,18 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_optimiser(model: nn.Module, o: Optimiser) -> torch.optim.Optimizer:
-    """Timm's optimiser; 1-D parameters, bandwidths among them, and what the model says do not decay.
+def build_optimizer(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
+    """Timm's optimizer; 1-D parameters, bandwidths among them, and what the model says do not decay.
 
     Args:
         model: Bare: wrapped in DDP or compiled, it would hide its groups from timm.
         o: The recipe's section.
 
     Raises:
-        ValueError: No such optimiser, or one that takes no betas and is given some.
+        ValueError: No such optimizer, or one that takes no betas and is given some.
     """
     if o.betas is not None and not get_optimizer_info(o.name).has_betas:
-        raise ValueError(f"optimiser.betas is {o.betas}, but {o.name} has none; leave it out.")
+        raise ValueError(f"optimizer.betas is {o.betas}, but {o.name} has none; leave it out.")
     given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}
     return create_optimizer_v2(
         model,
@@ -58,10 +58,10 @@ def build_optimiser(model: nn.Module, o: Optimiser) -> torch.optim.Optimizer:
     )
 
 
-def build_scheduler(optimiser: torch.optim.Optimizer, s: Schedule, updates: int) -> Any:
+def build_scheduler(optimizer: torch.optim.Optimizer, s: Schedule, updates: int) -> Any:
     """Timm's schedule, stepped by update."""
     scheduler, _ = create_scheduler_v2(
-        optimiser,
+        optimizer,
         sched=s.name,
         num_epochs=s.epochs,
         warmup_epochs=s.warmup_epochs,
@@ -97,14 +97,14 @@ class Trainer:
             one, is called before each epoch.
         loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or one inside timm's ``PrefetchLoader``. Its
             sampler or set is told the epoch if it has ``set_epoch``; its set names images if it has ``name``.
-        recipe: Optimiser, schedule and run.
-        processes: Which process this is.
+        recipe: Optimizer, schedule and run.
+        world: Rank of this process and number of processes.
         mixup: timm's, applied to batches.
         progress: Called with the number of images of each batch, over all processes.
         report: Called with a line at each look at the loss but the last of an epoch.
 
     Attributes:
-        optimiser: timm's.
+        optimizer: timm's.
         scaler: For float16.
         updates: Updates an epoch.
     """
@@ -112,22 +112,22 @@ class Trainer:
     task: TrainingTask
     loader: Any
     recipe: Recipe
-    processes: Processes = ALONE
+    world: World = SINGLE_PROCESS
     mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     progress: Callable[[int], Any] = lambda images: None
     report: Callable[[str], Any] = lambda line: None
-    optimiser: torch.optim.Optimizer = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         run = self.recipe.run
-        self.updates = len(self.loader) // run.accumulate
+        self.updates = len(self.loader) // run.grad_accum_steps
         if self.updates == 0:
             raise ValueError(
-                f"run.accumulate is {run.accumulate}, but an epoch has {len(self.loader)} batches of "
-                f"{run.batch_size // run.accumulate} images; lower run.batch_size."
+                f"run.grad_accum_steps is {run.grad_accum_steps}, but an epoch has {len(self.loader)} batches of "
+                f"{run.batch_size // run.grad_accum_steps} images; lower run.batch_size."
             )
-        self.optimiser = build_optimiser(unwrap_model(self.task.get_trainable_module()), self.recipe.optimiser)
-        self._scheduler = build_scheduler(self.optimiser, self.recipe.schedule, self.updates)
+        self.optimizer = build_optimizer(unwrap_model(self.task.get_trainable_module()), self.recipe.optimizer)
+        self._scheduler = build_scheduler(self.optimizer, self.recipe.schedule, self.updates)
         device = self.task.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=run.amp == "float16")
         self.autocast = autocast(device, run.amp)
@@ -143,45 +143,45 @@ class Trainer:
             ValueError: The loader gave fewer batches than it announces.
         """
         run, start = self.recipe.run, time.perf_counter()
-        seed_everything(run.seed, epoch, self.processes.rank)
+        seed_everything(run.seed, epoch, self.world.rank)
         set_epoch(self.loader, mix(run.seed, epoch) % 2**31)
         getattr(self.task, "start_epoch", lambda epoch: None)(epoch)
         self.task.train()
         total, recent, seen = 0.0, [], 0
-        batches = itertools.islice(self.loader, self.updates * run.accumulate)
+        batches = itertools.islice(self.loader, self.updates * run.grad_accum_steps)
         for i, (images, targets) in enumerate(batches):
             seen += 1
-            last = (i + 1) % run.accumulate == 0
+            last = (i + 1) % run.grad_accum_steps == 0
             if last:
-                self._scheduler.step_update(epoch * self.updates + i // run.accumulate)
+                self._scheduler.step_update(epoch * self.updates + i // run.grad_accum_steps)
             recent.append(self._backward(images, targets, last))
             if last:
-                self._update(epoch * self.updates + i // run.accumulate)
-            if len(recent) == run.log_every * run.accumulate or i + 1 == self.updates * run.accumulate:
+                self._update(epoch * self.updates + i // run.grad_accum_steps)
+            if len(recent) == run.log_every * run.grad_accum_steps or i + 1 == self.updates * run.grad_accum_steps:
                 found = self._checked(recent, epoch, i + 1 - len(recent))
                 total += found
-                if i + 1 < self.updates * run.accumulate:
-                    self._report(epoch, i // run.accumulate, found / len(recent), time.perf_counter() - start)
+                if i + 1 < self.updates * run.grad_accum_steps:
+                    self._report(epoch, i // run.grad_accum_steps, found / len(recent), time.perf_counter() - start)
                 recent = []
-            self.progress(len(images) * self.processes.world)
-        if seen < self.updates * run.accumulate:
+            self.progress(len(images) * self.world.size)
+        if seen < self.updates * run.grad_accum_steps:
             raise ValueError(
-                f"Epoch {epoch + 1} must have {self.updates * run.accumulate} batches, as the training split announces, got "
-                f"{seen}. Look for images that are missing or were skipped, or correct the number of images announced."
+                f"Epoch {epoch + 1} must have {self.updates * run.grad_accum_steps} batches, as the training split announces, "
+                f"got {seen}. Look for images that are missing or were skipped, or correct the number of images announced."
             )
         self._check_weights(epoch)
         seconds = time.perf_counter() - start
-        count = self.updates * run.accumulate
+        count = self.updates * run.grad_accum_steps
         return {
             "loss": self._mean_over_processes(total / count),
-            "lr": max(group["lr"] for group in self.optimiser.param_groups),
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "seconds": seconds,
             "images_per_second": self.updates * run.batch_size / seconds,
         }
 
     def _report(self, epoch: int, update: int, loss: float, seconds: float) -> None:
         speed = (update + 1) * self.recipe.run.batch_size / seconds
-        lr = max(group["lr"] for group in self.optimiser.param_groups)
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.report(f"epoch {epoch + 1}, update {update + 1}/{self.updates}: loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} img/s")
 
     def _backward(self, images: Tensor, targets: Tensor, last: bool) -> Tensor:
@@ -193,17 +193,17 @@ class Trainer:
         with nullcontext() if last else self.task.no_sync():
             with self.autocast():
                 loss = self.task(images, targets)["loss"]
-            self.scaler.scale(loss / self.recipe.run.accumulate).backward()
+            self.scaler.scale(loss / self.recipe.run.grad_accum_steps).backward()
         return loss.detach()
 
     def _update(self, update: int) -> None:
-        clip = self.recipe.optimiser.clip_grad
+        clip = self.recipe.optimizer.clip_grad
         if clip is not None:
-            self.scaler.unscale_(self.optimiser)
+            self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.task.get_clip_parameters(), clip)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.task.update_ema(step=update + 1)
 
     def _checked(self, losses: list[Tensor], epoch: int, first: int) -> float:
@@ -211,7 +211,7 @@ class Trainer:
         values = torch.stack(losses).tolist()
         for batch, value in enumerate(values, first):
             if not math.isfinite(value):
-                names, update = self.batch_names(batch), batch // self.recipe.run.accumulate + 1
+                names, update = self.batch_names(batch), batch // self.recipe.run.grad_accum_steps + 1
                 raise NotFinite(
                     f"The loss is {value} in epoch {epoch + 1}, update {update}/{self.updates}; its "
                     f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self._remedy}",
@@ -227,8 +227,8 @@ class Trainer:
 
     @property
     def _remedy(self) -> str:
-        o = self.recipe.optimiser
-        return f"Lower optimiser.lr, now {o.lr}, or optimiser.clip_grad, now {o.clip_grad}."
+        o = self.recipe.optimizer
+        return f"Lower optimizer.lr, now {o.lr}, or optimizer.clip_grad, now {o.clip_grad}."
 
     def batch_names(self, batch: int) -> list[str]:
         """The images of a batch of the present epoch, in this process; empty where the reader has no order of its own."""
@@ -239,11 +239,11 @@ class Trainer:
         return [loader.dataset.name(i) for i in indices]
 
     def _mean_over_processes(self, value: float) -> float:
-        if self.processes.world == 1:
+        if self.world.size == 1:
             return value
         mean = torch.tensor(value, dtype=torch.float64, device=self.task.device)
         dist.all_reduce(mean)
-        return mean.item() / self.processes.world
+        return mean.item() / self.world.size
 
     def state_dict(self) -> dict[str, Any]:
         """All an epoch depends on, as ``torch.load(weights_only=True)`` takes it."""
@@ -251,7 +251,7 @@ class Trainer:
         return {
             **self.task.get_checkpoint_state(),
             **averaged,
-            "optimizer": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -260,7 +260,7 @@ class Trainer:
         self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
-        self.optimiser.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..data import Images, Preparation, Processes, Unreadable, evaluation_loader, some_of, training_loader
+from ..data import Images, Preprocessing, Unreadable, World, evaluation_loader, random_subset, training_loader
 from ..evaluation.classification import evaluate_loader
 from ..evaluation.normalization import NormalizedModel
-from ..segmentation.data import READERS as LABELLED
-from ..segmentation.data import LabelledPictures
+from ..recipe.schema import Recipe, Segmentation
+from ..segmentation.data import READERS as LABELED
+from ..segmentation.data import LabeledPictures
 from ..segmentation.inference import evaluate_pictures
-from ..segmentation.measure import PixelsAsGiven, Windows
+from ..segmentation.measure import PixelsAsGiven, SlidingWindow
 from ..segmentation.overlays import draw_looks
-from ..segmentation.transforms import PicturePreparation, joint_transform
+from ..segmentation.transforms import SegmentationPreprocessing, joint_transform
 from .augmentation import training_transform
-from .schema import Recipe, Segmentation
 from .splits import Splits, open_splits, shares
 from .tasks import build_segmentation, build_task
 
@@ -29,18 +29,18 @@ class Loading(NamedTuple):
     """How a process gets its batches.
 
     Attributes:
-        preparation: Of the images, as the model wants them.
+        preprocessing: Of the images, as the model wants them.
         batch_size: Of this process.
         workers: Processes that read.
         device: Where batches go.
-        processes: Which process this is.
+        world: Rank of this process and number of processes.
     """
 
-    preparation: Preparation
+    preprocessing: Preprocessing
     batch_size: int
     workers: int
     device: torch.device
-    processes: Processes
+    world: World
 
 
 class Problem(Protocol):
@@ -59,7 +59,7 @@ class Problem(Protocol):
         """Shuffled batches, augmented."""
         ...
 
-    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+    def task(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Any:
         """Model and loss."""
         ...
 
@@ -69,7 +69,7 @@ class Problem(Protocol):
         """Metrics on a split, over all processes."""
         ...
 
-    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+    def a_few(self, images: Any, preprocessing: Preprocessing, device: torch.device) -> Tensor | None:
         """A few images as the model gets them, to look at its filters; None if looking would disturb the reader."""
         ...
 
@@ -96,26 +96,26 @@ class ClassificationProblem:
     def training_loader(self, images: Any, loading: Loading) -> Any:
         """By timm's transforms."""
         a = self.recipe.augmentation
-        images.transform = training_transform(a, loading.preparation)
-        return training_loader(images, *loading, repeats=a.repeats, erasing=a.erasing)
+        images.transform = training_transform(a, loading.preprocessing)
+        return training_loader(images, *loading, aug_repeats=a.aug_repeats, random_erasing=a.random_erasing)
 
-    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+    def task(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Any:
         """As `build_task`."""
-        return build_task(self.recipe, model, preparation, device)
+        return build_task(self.recipe, model, preprocessing, device)
 
     def evaluate(
         self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """Top-1 and its like."""
         loader = evaluation_loader(images, *loading)
-        return evaluate_loader(model, loader, evaluator, autocast, loading.processes.world > 1)
+        return evaluate_loader(model, loader, evaluator, autocast, loading.world.size > 1)
 
-    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+    def a_few(self, images: Any, preprocessing: Preprocessing, device: torch.device) -> Tensor | None:
         """The first, of what knows its images by number."""
         if isinstance(images, IterableDataset):
             return None
-        four = Images(images.reader, images.num_classes, images.indices[:4], preparation.input_size[0], "ignore")
-        return next(iter(evaluation_loader(four, preparation, 4, 0, device)))[0]
+        four = Images(images.reader, images.num_classes, images.indices[:4], preprocessing.input_size[0], "ignore")
+        return next(iter(evaluation_loader(four, preprocessing, 4, 0, device)))[0]
 
     def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
         """Labels are not worth one."""
@@ -152,16 +152,16 @@ class SegmentationProblem:
             if set(one.pairs) & set(other.pairs):
                 raise ValueError(f"The splits {name} and {other_name} share pictures; name another split.")
         kept, held_out = shares(data, train)
-        few = None if test is None else some_of(len(test), data.test_images, data.seed)
+        few = None if test is None else random_subset(len(test), data.test_images, data.seed)
         return Splits(
             train if kept is None else train.some(kept),
             train.some(held_out) if held_out else validation,
             test if test is None or few is None else test.some(few),
         )
 
-    def _opened(self, split: str) -> LabelledPictures:
+    def _opened(self, split: str) -> LabeledPictures:
         data = self.recipe.data
-        pictures = LABELLED[data.name](data.root, split)
+        pictures = LABELED[data.name](data.root, split)
         if len(pictures.classes) != data.num_classes:
             raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(pictures.classes)} classes.")
         pictures.check()
@@ -175,7 +175,7 @@ class SegmentationProblem:
         )
         return training_loader(images, *loading)
 
-    def task(self, model: nn.Module, preparation: Preparation, device: torch.device) -> Any:
+    def task(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Any:
         """Cross-entropy of the pixels that have a label."""
         return build_segmentation(model, self.recipe.data.num_classes, device)
 
@@ -183,30 +183,30 @@ class SegmentationProblem:
         self, model: nn.Module, images: Any, evaluator: Any, loading: Loading, autocast: Callable[[], Any]
     ) -> dict[str, Any]:
         """MIoU and its like, each picture at its own size."""
-        loader = evaluation_loader(images, self.whole(loading.preparation), 1, *loading[2:])
+        loader = evaluation_loader(images, self.whole(loading.preprocessing), 1, *loading[2:])
         windows = (self.section.window, self.section.stride)
-        return evaluate_pictures(model, loader, evaluator, autocast, *windows, loading.processes.world > 1)
+        return evaluate_pictures(model, loader, evaluator, autocast, *windows, loading.world.size > 1)
 
-    def a_few(self, images: Any, preparation: Preparation, device: torch.device) -> Tensor | None:
+    def a_few(self, images: Any, preprocessing: Preprocessing, device: torch.device) -> Tensor | None:
         """The first, no larger than crops in training."""
         height, width = self.crop
-        first = next(iter(evaluation_loader(images.some([0]), self.whole(preparation), 1, 0, device)))[0]
+        first = next(iter(evaluation_loader(images.some([0]), self.whole(preprocessing), 1, 0, device)))[0]
         return first[..., :height, :width]
 
     @torch.no_grad()
     def examples(self, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
         """Three pictures, their labels, and the model's."""
         three = images.some(range(0, len(images), -(-len(images) // 3)))
-        whole = self.whole(loading.preparation)
+        whole = self.whole(loading.preprocessing)
         asked = NormalizedModel(model, whole.mean, whole.std).to(loading.device).eval()
-        batches = evaluation_loader(three, whole.without_normalisation(), 1, 0, loading.device)
-        view = PixelsAsGiven(self.recipe.data.num_classes, Windows(self.section.window, self.section.stride))
+        batches = evaluation_loader(three, whole.without_normalization(), 1, 0, loading.device)
+        view = PixelsAsGiven(self.recipe.data.num_classes, SlidingWindow(self.section.window, self.section.stride))
         pictures = ((image[0], labels[0]) for image, labels in batches)
         return draw_looks("", pictures, {"model": partial(view.classes, asked)}, list(images.classes))
 
-    def whole(self, preparation: Preparation) -> PicturePreparation:
+    def whole(self, preprocessing: Preprocessing) -> SegmentationPreprocessing:
         """How pictures are evaluated: not cropped."""
-        return PicturePreparation(preparation.mean, preparation.std, self.section.short_side)
+        return SegmentationPreprocessing(preprocessing.mean, preprocessing.std, self.section.short_side)
 
 
 def problem_of(recipe: Recipe) -> Problem:

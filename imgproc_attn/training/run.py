@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..data import Preparation, Processes, Unreadable
+from ..data import Preprocessing, Unreadable, World
 from ..models.checkpoints import WEIGHTS, start_from
+from ..recipe.schema import Recipe
 from ..utils.cores import OtherPrograms
 from ..utils.io import check_output_folder, write_json
 from ..utils.locks import locked
@@ -22,15 +23,14 @@ from ..utils.manifest import Manifest
 from ..utils.progress import on_terminal, print_line, progress_bar
 from ..utils.serialization import METRICS
 from .augmentation import mixup
-from .building import arguments, check, check_return, checkpoint_of, create
 from .checkpoints import STATE, Files, load_state, state_file, weight_files
-from .folder import BEST, LAST, UNREADABLE, Folder, below, check_name, not_finite, recipe_file
-from .journal import Journal
+from .distributed import first_alone, start_processes, wait
 from .loop import NotFinite, Trainer
+from .model_factory import arguments, check, check_round_trip, checkpoint_of, create
 from .problems import Loading, problem_of
-from .processes import first_alone, start_processes, wait
-from .schema import Recipe
-from .watch import SaturationWatch
+from .run_dir import BEST, LAST, UNREADABLE, Folder, below, check_name, not_finite, recipe_file
+from .run_logger import RunLogger
+from .saturation_callback import SaturationCallback
 
 TOLD = ("top1", "miou", "pixel_accuracy")  # of an epoch, and of the end
 
@@ -43,7 +43,7 @@ class Run:
         recipe: Of a single model.
         folder: Where everything is kept.
         device: Of this process.
-        processes: Which process this is.
+        world: Rank of this process and number of processes.
         say: Prints a line.
 
     Attributes:
@@ -54,7 +54,7 @@ class Run:
     recipe: Recipe
     folder: Path
     device: torch.device
-    processes: Processes
+    world: World
     say: Callable[[str], Any] = print_line
     best: float | None = None
     trainer: Trainer = field(init=False)
@@ -63,53 +63,53 @@ class Run:
         recipe, self.manifest = self.recipe, Manifest(self.folder)
         self.unreadable = Unreadable(self.folder / UNREADABLE)
         self.problem = problem_of(recipe)
-        with first_alone(self.processes) if recipe.data.download else nullcontext():
+        with first_alone(self.world) if recipe.data.download else nullcontext():
             self.splits = self.problem.open(self.unreadable, self._share_of_batch())
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
-        if self.processes.world > 1 and evaluated and recipe.data.iterates:
+        if self.world.size > 1 and evaluated and recipe.data.iterates:
             raise ValueError(
-                f"data.name={recipe.data.name!r} cannot be shared out exactly for evaluation in {self.processes.world} "
+                f"data.name={recipe.data.name!r} cannot be shared out exactly for evaluation in {self.world.size} "
                 "processes; train with data.test_split=null and no data.validation_split, and evaluate in one process."
             )
-        few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.processes.world]
+        few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.world.size]
         if few:
-            raise ValueError(f"There are {few[0]} images to evaluate on for {self.processes.world} processes; train in fewer.")
+            raise ValueError(f"There are {few[0]} images to evaluate on for {self.world.size} processes; train in fewer.")
         self.model = create(recipe)
         if recipe.model.checkpoint:
             notes = str(start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint))))
             self.say(f"From {recipe.model.checkpoint}{notes and '; '}{notes}.")
-        self.preparation = Preparation.of(self.model.pretrained_cfg)
+        self.preprocessing = Preprocessing.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
-        if recipe.run.checkpoint_blocks:
+        if recipe.run.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
-        task = self.problem.task(self.model, self.preparation, self.device)
+        task = self.problem.task(self.model, self.preprocessing, self.device)
         loader = self.problem.training_loader(self.splits.train, self._loading)
         if recipe.run.ema_decay is not None:
             task.setup_ema(decay=recipe.run.ema_decay)  # a copy of the bare model, before anything wraps it
         if recipe.run.compile:
             task.compile()
-        if self.processes.world > 1:
+        if self.world.size > 1:
             task.prepare_distributed(device_ids=[self.device] if self.device.type == "cuda" else None)
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
-        self.trainer = Trainer(task, loader, recipe, self.processes, mix)
+        self.trainer = Trainer(task, loader, recipe, self.world, mix)
         self.seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
-        pictures = self.problem.a_few(self.seen, self.preparation, self.device)
-        self.watch = None if pictures is None else SaturationWatch(pictures)
+        pictures = self.problem.a_few(self.seen, self.preprocessing, self.device)
+        self.watch = None if pictures is None else SaturationCallback(pictures)
 
     @property
     def _loading(self) -> Loading:
-        return Loading(self.preparation, self._share_of_batch(), self.recipe.data.workers, self.device, self.processes)
+        return Loading(self.preprocessing, self._share_of_batch(), self.recipe.data.workers, self.device, self.world)
 
     def _share_of_batch(self) -> int:
-        run, parts = self.recipe.run, self.recipe.run.accumulate * self.processes.world
+        run, parts = self.recipe.run, self.recipe.run.grad_accum_steps * self.world.size
         if run.batch_size % parts:
             raise ValueError(
-                f"run.batch_size is {run.batch_size}, but must be a multiple of {parts}: {self.processes.world} processes "
-                f"times run.accumulate, {run.accumulate}."
+                f"run.batch_size is {run.batch_size}, but must be a multiple of {parts}: {self.world.size} processes "
+                f"times run.grad_accum_steps, {run.grad_accum_steps}."
             )
         if self.recipe.augmentation.mixes and run.batch_size // parts % 2:
             raise ValueError(
-                f"mixup and cutmix mix pairs, but each of {self.processes.world} processes has {run.batch_size // parts} "
+                f"mixup and cutmix mix pairs, but each of {self.world.size} processes has {run.batch_size // parts} "
                 "images a batch; change run.batch_size."
             )
         return run.batch_size // parts
@@ -142,9 +142,7 @@ class Run:
         splits: dict[str, Any] = {"training": self.splits.train}
         splits |= {"validation": self.splits.validation, "test": self.splits.test}
         counts = ", ".join(f"{len(images)} {name}" for name, images in splits.items() if images is not None)
-        self.say(
-            f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.processes.world} process(es)"
-        )
+        self.say(f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.world.size} process(es)")
         self.say(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates an epoch; {self.folder}")
         if records:
             self.say(f"Going on after epoch {len(records)} of {recipe.schedule.epochs}.")
@@ -157,12 +155,12 @@ class Run:
         record: dict[str, Any] = {"epoch": epoch, "train_loss": trained.pop("loss"), **trained}
         if self.splits.validation is not None:
             record |= {f"validation_{k}": v for k, v in self.evaluate(self.splits.validation).items()}
-        if self.processes.rank == 0:
+        if self.world.rank == 0:
             record |= self.watch(self.model) if self.watch else {}
             record["unreadable_images"] = len(self.unreadable.names())
         return record
 
-    def keep(self, record: dict[str, Any], journal: Journal) -> None:
+    def keep(self, record: dict[str, Any], journal: RunLogger) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
         metric = record.get(self.metric)
         better = metric is not None and (self.best is None or metric > self.best)
@@ -259,39 +257,39 @@ def train(
     check_name(output)
     check_output_folder(output)
     check(recipe)
-    place, processes = start_processes(device)
-    with locked(output) if processes.rank == 0 else nullcontext():
-        return _train_in(Folder(output, recipe, resume, restart), place, processes, resume, restart, say, progress)
+    place, world = start_processes(device)
+    with locked(output) if world.rank == 0 else nullcontext():
+        return _train_in(Folder(output, recipe, resume, restart), place, world, resume, restart, say, progress)
 
 
 def _train_in(
     folder: Folder,
     device: torch.device,
-    processes: Processes,
+    world: World,
     resume: bool,
     restart: bool,
     say: Callable[[str], Any],
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     """`train` in a folder that is free for it."""
-    output, recipe, first = folder.path, folder.recipe, processes.rank == 0
+    output, recipe, first = folder.path, folder.recipe, world.rank == 0
     finished = folder.finished()
-    wait(processes)  # all have looked before one writes
+    wait(world)  # all have looked before one writes
     if finished is not None:
         if first:
             say(f"{output} is finished. {_summary(finished, output)}")
         return finished
-    run = _build(folder, device, processes, say)
+    run = _build(folder, device, world, say)
     if first and not folder.begun:
-        check_return(recipe, run.model, output)
+        check_round_trip(recipe, run.model, output)
     if restart and first:  # data and model are there: what was is given up for something
         Folder.clear(output)
     if first:
         if folder.begun:
             folder.check_data(run.splits)
-        folder.prepare(run.model, run.splits, str(device), processes.world)
-    wait(processes)
-    folder.check_shared(processes.rank)
+        folder.prepare(run.model, run.splits, str(device), world.size)
+    wait(world)
+    folder.check_shared(world.rank)
     records = run.restore() if folder.begun else []
     if records:
         folder.check_weights(run.chosen)
@@ -299,7 +297,7 @@ def _train_in(
         run.manifest.write(run.state([]))
     run.introduce(records, resume)
     _train(run, records, progress)
-    wait(processes)  # the chosen weights are written
+    wait(world)  # the chosen weights are written
     result = run.conclude(records)
     if first:
         folder.finish(result, run.splits)
@@ -307,13 +305,13 @@ def _train_in(
     return result
 
 
-def _build(folder: Folder, device: torch.device, processes: Processes, say: Callable[[str], Any]) -> Run:
+def _build(folder: Folder, device: torch.device, world: World, say: Callable[[str], Any]) -> Run:
     """The run, in a folder that lists what it may write already: the first images that it reads may be unreadable."""
-    first = processes.rank == 0
+    first = world.rank == 0
     if first:
         folder.claim()
     try:
-        return Run(folder.recipe, folder.path, device, processes, say if first else lambda line: None)
+        return Run(folder.recipe, folder.path, device, world, say if first else lambda line: None)
     except BaseException:
         if first:
             folder.manifest.settle()
@@ -322,11 +320,11 @@ def _build(folder: Folder, device: torch.device, processes: Processes, say: Call
 
 def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], Any] | None) -> None:
     """The epochs that are left."""
-    epochs, first = run.recipe.schedule.epochs, run.processes.rank == 0
-    journal = Journal(run.folder, records) if first else None
+    epochs, first = run.recipe.schedule.epochs, run.world.rank == 0
+    journal = RunLogger(run.folder, records) if first else None
     images = run.trainer.updates * run.recipe.run.batch_size
     shown = first and progress is None and on_terminal()  # elsewhere there is a line per epoch
-    alone = progress is None and run.device.type == "cpu" and run.processes.world == 1
+    alone = progress is None and run.device.type == "cpu" and run.world.size == 1
     others = OtherPrograms(torch.get_num_threads()) if alone else None
     done = progress or (lambda epochs: None)
     with progress_bar(epochs * images, "images", initial=len(records) * images, shown=shown, unit_scale=True) as bar:
@@ -341,7 +339,7 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
                 good = f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was whole."
                 message = f"{error} {good}"
                 if error.images:
-                    file = run.folder / not_finite(run.processes.rank)
+                    file = run.folder / not_finite(run.world.rank)
                     write_json(file, {"message": message, "images": error.images})
                     message = f"{message} All of its images: {file}."
                 raise FloatingPointError(message) from error

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..data import Images, StreamedImages, Unreadable, check_classes, open_images, some_of
-from .schema import Data, Recipe
+from ..data import Images, StreamedImages, Unreadable, check_classes, open_images, random_subset
+from ..recipe.schema import Data, Recipe
 
 ImageSet = Images | StreamedImages
 
@@ -48,7 +48,7 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
         if isinstance(reader, StreamedImages):
             reader.num_classes = data.num_classes
             return reader
-        policy: Any = "stop" if data.broken_images == "stop" else broken
+        policy: Any = "stop" if data.on_broken_image == "stop" else broken
         return Images(reader, data.num_classes, indices, data.input_size[0], policy, unreadable.of(split or ""))
 
     train, validation, test = opened(data.train_split, True), opened(data.validation_split), opened(data.test_split)
@@ -61,7 +61,7 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
     return Splits(
         images(train, data.train_split, kept, "replace"),
         images(*chosen_on),
-        None if test is None else images(test, data.test_split, some_of(len(test), data.test_images, data.seed)),
+        None if test is None else images(test, data.test_split, random_subset(len(test), data.test_images, data.seed)),
     )
 
 

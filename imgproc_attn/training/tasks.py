@@ -10,12 +10,12 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from ..data import Preparation
+from ..data import Preprocessing
 from ..evaluation.attacks import PGD
 from ..evaluation.classification import TopAccuracy
 from ..evaluation.normalization import NormalizedModel
-from ..segmentation.metrics import IGNORED, Areas
-from .schema import Recipe
+from ..recipe.schema import Recipe
+from ..segmentation.metrics import IGNORE_INDEX, IoUMetric
 
 
 class Classification(ClassificationTask):
@@ -41,20 +41,20 @@ class PixelClassification(ClassificationTask):
         super().__init__(model, criterion, **kwargs)
         self.num_classes = num_classes
 
-    def create_evaluator(self, **kwargs: Any) -> Areas:
-        return Areas(self.num_classes, self.device, **kwargs)
+    def create_evaluator(self, **kwargs: Any) -> IoUMetric:
+        return IoUMetric(self.num_classes, self.device, **kwargs)
 
 
 class PixelCrossEntropy(nn.Module):
     """Mean cross-entropy of the pixels that have a label; 0 where none has.
 
     The pixels are those of all processes, whose gradients are averaged afterwards: else a pixel would count more where fewer
-    have a label. (Batches of one update, ``run.accumulate``, count alike.)
+    have a label. (Batches of one update, ``run.grad_accum_steps``, count alike.)
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
-        count, processes = (labels != IGNORED).sum(), 1
+        losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
+        count, processes = (labels != IGNORE_INDEX).sum(), 1
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             processes = dist.get_world_size()
@@ -77,8 +77,8 @@ class AdversarialClassification(Classification):
         steps: Of PGD.
         step_size: Of PGD. Default: ``2.5 eps / steps``.
         warmup_epochs: The radius grows linearly over them; a given ``step_size`` with it.
-        mean: Of the normalisation of incoming images.
-        std: Of the normalisation of incoming images.
+        mean: Of the normalization of incoming images.
+        std: Of the normalization of incoming images.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AdversarialClassification(Classification):
         return super().forward(self.attacked(input, target), target) if self.training else super().forward(input, target)
 
     def attacked(self, input: Tensor, target: Tensor) -> Tensor:
-        """The batch under attack, normalised as it came."""
+        """The batch under attack, normalized as it came."""
         inner = unwrap_model(self.trainable_module)  # without DDP, whose hooks belong to the update alone
         model = NormalizedModel(inner, self.mean, self.std).to(input.device)
         labels = target.argmax(dim=1) if target.ndim == 2 else target
@@ -121,7 +121,7 @@ class AdversarialClassification(Classification):
         return model.normalize(found)
 
 
-def build_task(recipe: Recipe, model: nn.Module, preparation: Preparation, device: torch.device) -> Classification:
+def build_task(recipe: Recipe, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> Classification:
     """The task of a recipe: its loss, its attack while training."""
     run = recipe.run
     kwargs: dict[str, Any] = {"device": device, "verbose": False}
@@ -137,4 +137,4 @@ def build_task(recipe: Recipe, model: nn.Module, preparation: Preparation, devic
     attack: dict[str, Any] = recipe.adversarial.model_dump() if recipe.adversarial else {}
     if not attack:
         return Classification(model, criterion, **kwargs)
-    return AdversarialClassification(model, criterion, mean=preparation.mean, std=preparation.std, **attack, **kwargs)
+    return AdversarialClassification(model, criterion, mean=preprocessing.mean, std=preprocessing.std, **attack, **kwargs)

@@ -50,4 +50,4 @@ def check_statistics(what: str, values: Sequence[float]) -> None:
     """
     if not all(0 <= value <= 1 for value in values):  # NaN fails both
         shown = [round(float(value), 6) for value in values]
-        raise ValueError(f"{what}{shown}, but images are in [0, 1]: divide mean and std in grey levels by 255.")
+        raise ValueError(f"{what}{shown}, but images are in [0, 1]: divide mean and std in gray levels by 255.")

@@ -246,7 +246,7 @@ def test_direct_lift_equals_plain_lift(front, biased):
     dd = {"dtype": torch.float64, "requires_grad": True}
     q, k = torch.randn(batch, heads, length, dim, **dd), torch.randn(batch, heads, length, dim, **dd)
     scale = (torch.rand(heads, 1, 1, dtype=torch.float64) + 0.5).requires_grad_()
-    centre = k.mean(dim=2, keepdim=True).detach()
+    center = k.mean(dim=2, keepdim=True).detach()
     front_q = torch.randn(1, heads, length, 4, **dd) if front else None
     front_k = torch.randn(1, heads, length, 4, **dd) if front else None
     bias = torch.randn(1, heads, length, 1, **dd) if biased else None
@@ -254,13 +254,13 @@ def test_direct_lift_equals_plain_lift(front, biased):
     def function(q, k, scale, *others):
         others = iter(others)
         f = [next(others), next(others)] if front else [None, None]
-        return lifting._LiftDistance.apply(*f, q, k, centre, scale, next(others) if biased else None)
+        return lifting._LiftDistance.apply(*f, q, k, center, scale, next(others) if biased else None)
 
     inputs = [q, k, scale, *([front_q, front_k] if front else []), *([bias] if biased else [])]
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
     lifted_q, lifted_k = function(*inputs)
-    columns_q, columns_k, key_bias = lifting._distance_columns(lifting.Distance(q, k, scale, False), centre)
+    columns_q, columns_k, key_bias = lifting._distance_columns(lifting.Distance(q, k, scale, False), center)
     log = columns_q @ columns_k.mT + key_bias.mT
     if front:
         log = log + front_q @ front_k.mT

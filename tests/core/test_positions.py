@@ -38,8 +38,8 @@ def weights(positions, geometry, heads, dtype=torch.float64):
     return SoftmaxFilter()(product(positions(geometry, geometry, like), Terms([zero], [zero]))).dense()
 
 
-def test_is_a_normalised_gaussian_blur():
-    """Without content the filter is a blur with the Gaussian of sigma = h / sqrt(2), cut off at the border and renormalised."""
+def test_is_a_normalized_gaussian_blur():
+    """Without content the filter is a blur with the Gaussian of sigma = h / sqrt(2), cut off at the border and renormalized."""
     h, grid = 2.0, (7, 11)
     geometry = grid_geometry(*grid, 0, torch.empty(0))
     a = weights(SpatialGaussian(1, grid, h, dtype=torch.float64), geometry, 1)[0, 0].reshape(7, 11, 7, 11)

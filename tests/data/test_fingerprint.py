@@ -8,7 +8,7 @@ from crops import crops, save_crops
 from shapes import shapes_folder
 
 from imgproc_attn.data import Digits, Images, fingerprint, open_images
-from imgproc_attn.segmentation.data import open_labelled_folder
+from imgproc_attn.segmentation.data import open_labeled_folder
 
 
 def folder_fingerprint(root):
@@ -60,9 +60,9 @@ def test_subsets_and_splits_differ():
 
 def test_pictures_with_label_maps(tmp_path):
     root = shapes_folder(tmp_path)
-    pictures = open_labelled_folder(str(root), "train")
+    pictures = open_labeled_folder(str(root), "train")
     before = fingerprint(pictures)
     assert before["images"] == len(pictures)
     assert fingerprint(pictures.some([0]))["sha256"] != before["sha256"]
     (root / "annotations" / "train" / "a.png").open("ab").write(b"x")
-    assert fingerprint(open_labelled_folder(str(root), "train"))["sha256"] != before["sha256"]
+    assert fingerprint(open_labeled_folder(str(root), "train"))["sha256"] != before["sha256"]

@@ -9,7 +9,7 @@ from crops import crops
 from PIL import Image
 
 from imgproc_attn.data import Images, fingerprint, open_images
-from imgproc_attn.training.schema import Data
+from imgproc_attn.recipe.schema import Data
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["a", "b", "c"]
@@ -146,4 +146,4 @@ def test_other_readers_have_no_columns():
         open_images("digits", "", "train", image_column="img")
     with pytest.raises(ValueError, match="label_column must be left out for 'npz'"):
         Data(name="npz", root="x", num_classes=2, input_size=[3, 8, 8], label_column="y")
-    Data(name="wds/x", root="x", num_classes=2, input_size=[3, 8, 8], label_column="y", broken_images="skip")
+    Data(name="wds/x", root="x", num_classes=2, input_size=[3, 8, 8], label_column="y", on_broken_image="skip")

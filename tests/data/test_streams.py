@@ -10,11 +10,11 @@ import pytest
 import torch
 from crops import crops
 
-from imgproc_attn.data import Preparation, StreamedImages, evaluation_loader, fingerprint, open_images
+from imgproc_attn.data import Preprocessing, StreamedImages, evaluation_loader, fingerprint, open_images
 
 pytest.importorskip("webdataset")
 CPU = torch.device("cpu")
-COLOR = Preparation((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+COLOR = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
 
 def shard(file, count, extension="png", label="cls", encode=str):

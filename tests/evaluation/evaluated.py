@@ -14,14 +14,14 @@ from skimage import data as photographs
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn import cli
-from imgproc_attn.data import Preparation
+from imgproc_attn.data import Preprocessing
 from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.measures import LabelMeasure
 
 LABELS = LabelMeasure(10)
 
 
-PREPARATION = Preparation((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0)
+PREPARATION = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0)
 
 
 def evaluator(model, folder, **options):

@@ -133,7 +133,7 @@ def test_command(shots, capsys, tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert result["n"] == 5
     assert result["unreadable"] == ["cat/1.jpg"]
-    assert result["preparation"]["crop_pct"] == 0.95
+    assert result["preprocessing"]["crop_pct"] == 0.95
     assert (result["dtype"], result["options"], result["arithmetic"]) == ("float32", {"num_classes": "2"}, {"device": "cpu"})
     assert len(result["weights_sha256"]) == 64
     # by hand: timm's own transform and the model
@@ -235,7 +235,7 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
     model = ["test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.safetensors"]
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "fodler", "--root", shots / "photographs")
-    assert "'fodler' is no reader; there are folder, npz, digits, ade20k, camvid, labelled and names" in capsys.readouterr().err
+    assert "'fodler' is no reader; there are folder, npz, digits, ade20k, camvid, labeled and names" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "torch/cifar10")
     assert "--data torch/cifar10 reads from a place: give --root PATH" in capsys.readouterr().err

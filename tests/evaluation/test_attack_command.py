@@ -113,16 +113,16 @@ def test_autocast_is_recorded_and_raises_no_alarm(folder, tmp_path, capsys):
 
 def test_size_and_channels_are_the_models(tmp_path):
     """Built for other images than its configuration tells of."""
-    from imgproc_attn.evaluation.subject import Subject
+    from imgproc_attn.evaluation.subject import ModelSpec
 
     options = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10}
     weights = save(tmp_path, "vit_tiny_patch16_224", **options)
-    model, preparation = Subject("vit_tiny_patch16_224", weights, options=options).build()
-    assert preparation.input_size == (1, 32, 32)
-    assert NormalizedModel(model, preparation.mean, preparation.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
+    model, preprocessing = ModelSpec("vit_tiny_patch16_224", weights, options=options).build()
+    assert preprocessing.input_size == (1, 32, 32)
+    assert NormalizedModel(model, preprocessing.mean, preprocessing.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
     with pytest.raises(ValueError, match=r"takes 32 x 32 pixels alone, not --input-size 48 x 40; .* img_size=\[48,40\]"):
-        Subject("vit_tiny_patch16_224", weights, options=options, input_size=(1, 48, 40)).build()
-    assert Subject(".").label == "/".join(Path.cwd().parts[-2:]), "results of the model here do not lie in runs/ itself"
+        ModelSpec("vit_tiny_patch16_224", weights, options=options, input_size=(1, 48, 40)).build()
+    assert ModelSpec(".").label == "/".join(Path.cwd().parts[-2:]), "results of the model here do not lie in runs/ itself"
 
 
 def test_dry_run_does_nothing(folder, tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"PGD-7 L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
     assert re.search(r"images: n=360; .*names_sha256=\w{64}", printed)
-    assert "preparation: " in printed
+    assert "preprocessing: " in printed
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "Without --frost-folder, frost is left out" in printed
@@ -151,7 +151,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     ("rest", "message"),
     [
         (["--attacks", "fgsm", "--eps", "0"], "eps is 0.0, but must be positive"),
-        (["--attacks", "fgsm", "--eps", "8"], "8 grey levels are eps=8/255"),
+        (["--attacks", "fgsm", "--eps", "8"], "8 gray levels are eps=8/255"),
         (["--attacks", "fgsm", "--eps", "a/255"], "no number and no fraction"),
         (["--attacks", "fgsm"], "need radii: give --eps"),
         (["--steps", "3"], "A preset fixes its attacks"),

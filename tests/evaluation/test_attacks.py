@@ -26,7 +26,7 @@ from imgproc_attn.evaluation import (
     strong_ensemble,
 )
 from imgproc_attn.evaluation.attacks.apgd import checkpoints
-from imgproc_attn.evaluation.objectives import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
+from imgproc_attn.evaluation.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
 from imgproc_attn.evaluation.sanity import check_gradients
 from imgproc_attn.evaluation.threat import L2, Linf
 
@@ -384,7 +384,7 @@ def test_norms(norm):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PGD(8), "PGD: eps is 8, but images range from 0 to 1; 8 grey levels are eps=8/255"),
+        (lambda: PGD(8), "PGD: eps is 8, but images range from 0 to 1; 8 gray levels are eps=8/255"),
         (lambda: PGD(ThreatModel(0.5, "L2")), "norm is 'L2', but must be LINF or L2_NORM"),
         (lambda: FGSM(0.0), "FGSM: eps is 0.0, but must be positive"),
         (lambda: FGSM(-0.1), "FGSM: eps is -0.1, but must be positive"),
@@ -408,7 +408,7 @@ def test_refuses_settings(make, message):
 
 
 def test_the_papers_space(digits):
-    """On normalised tensors, without a range; eps is weaker there by the standard deviation."""
+    """On normalized tensors, without a range; eps is weaker there by the standard deviation."""
     model, images, labels = digits
     mean, std = 0.3, 0.25
     outer = nn.Sequential(Shift(mean, std), model).eval()

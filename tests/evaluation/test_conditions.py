@@ -10,14 +10,14 @@ from evaluated import LABELS, InDouble
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation import FGSM, L2_NORM, PGD, ThreatModel
 from imgproc_attn.evaluation.conditions import AsPublished, UnderAttack, judge_of, targets_of
-from imgproc_attn.evaluation.flags import Flags
+from imgproc_attn.evaluation.flags import SampleResults
 from imgproc_attn.evaluation.measures import check_threat
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
 from imgproc_attn.evaluation.robustness import attack_conditions
 
 
 def test_the_papers_convention_is_theirs(model, samples):
-    """FGSM and PGD as cleverhans has them, by hand: normalised tensors, own predictions, no range, the last point."""
+    """FGSM and PGD as cleverhans has them, by hand: normalized tensors, own predictions, no range, the last point."""
     model, images = InDouble(model).model, tensors("test")[0].double()  # signs of gradients near 0 are a matter of rounding
     normalized = ((images - 0.5) / 0.5).requires_grad_()
     inner, eps = model.model, 0.3
@@ -44,7 +44,9 @@ def test_what_the_model_got_wrong_tells_nothing_of_attacks_on_its_own_answers(mo
 
     def doubts(by_pgd, by_spsa):
         found = {"clean": clean, "PGD normalized 1/255": by_pgd, "SPSA normalized 1/255": by_spsa}
-        flags = {name: Flags(torch.arange(100), {"correct": right.int().tolist()}, 0, 1, []) for name, right in found.items()}
+        flags = {
+            name: SampleResults(torch.arange(100), {"correct": right.int().tolist()}, 0, 1, []) for name, right in found.items()
+        }
         return [f.check for f in LABELS.doubt([{"name": name, "eps": 1 / 255} for name in list(found)[1:]], flags)]
 
     robust = torch.arange(100) < 40

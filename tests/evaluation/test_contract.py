@@ -25,9 +25,9 @@ from imgproc_attn.evaluation import (
     sanity_checks,
 )
 from imgproc_attn.evaluation.accuracy import predict
-from imgproc_attn.evaluation.classes import RestrictedModel
 from imgproc_attn.evaluation.contract import check_images
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
+from imgproc_attn.evaluation.imagenet_subsets import RestrictedModel
 from imgproc_attn.evaluation.normalization import InPrecision
 from imgproc_attn.evaluation.samples import Samples
 
@@ -81,7 +81,7 @@ def test_what_are_no_images_is_refused_by_all(model, images, take, change, messa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("mean", "std"), STATISTICS.values(), ids=STATISTICS)
 def test_rounding_of_normalization_is_no_offence(mean, std, dtype):
-    """Every grey level, brought back in two ways; what leaves [0, 1] by that is clamped, what leaves by more is refused."""
+    """Every gray level, brought back in two ways; what leaves [0, 1] by that is clamped, what leaves by more is refused."""
     levels = (torch.arange(256, dtype=torch.float64) / 255).to(dtype).expand(1, 3, 1, 256)
     m, s = (torch.tensor(values, dtype=dtype)[:, None, None] for values in (mean, std))
     normalized = (levels - m) / s
@@ -226,20 +226,20 @@ def test_attacks_and_corruptions_are_told_apart(model, images, attacks, corrupti
         evaluate(model, images, torch.arange(6) % 4, attacks, corruptions)
 
 
-GREY = {
-    "both in grey levels": ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)),
-    "std in grey levels": ((0.485, 0.456, 0.406), (58.4, 57.1, 57.4)),
-    "mean in grey levels": ((123.7, 116.3, 103.5), (0.229, 0.224, 0.225)),
+GRAY = {
+    "both in gray levels": ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)),
+    "std in gray levels": ((0.485, 0.456, 0.406), (58.4, 57.1, 57.4)),
+    "mean in gray levels": ((123.7, 116.3, 103.5), (0.229, 0.224, 0.225)),
     "a negative mean": ((-0.5,) * 3, (0.5,) * 3),
     "NaN": ((0.5,) * 3, (float("nan"),) * 3),
     "infinite": ((0.5,) * 3, (float("inf"),) * 3),
 }
 
 
-@pytest.mark.parametrize(("mean", "std"), GREY.values(), ids=GREY)
-def test_statistics_in_grey_levels_are_refused(mean, std):
+@pytest.mark.parametrize(("mean", "std"), GRAY.values(), ids=GRAY)
+def test_statistics_in_gray_levels_are_refused(mean, std):
     for kind in (tuple, np.array, torch.tensor):
-        with pytest.raises(ValueError, match="images are in .0, 1.: divide mean and std in grey levels by 255"):
+        with pytest.raises(ValueError, match="images are in .0, 1.: divide mean and std in gray levels by 255"):
             NormalizedModel(nn.Flatten(), kind(mean), kind(std))
 
 

@@ -12,10 +12,10 @@ from evaluated import PREPARATION, arguments, class_folders, crops, result, run,
 from PIL import Image
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.classes import class_map
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
 from imgproc_attn.evaluation.imagenet_c.errors import ALEXNET_ERRORS, corruption_summary
 from imgproc_attn.evaluation.imagenet_c.published import CorruptedArrays
+from imgproc_attn.evaluation.imagenet_subsets import class_map
 from imgproc_attn.evaluation.results import cautions
 from imgproc_attn.evaluation.samples import Samples
 from imgproc_attn.evaluation.subject import ImageSource
@@ -119,7 +119,7 @@ def test_published_cifar_10_c(tmp_path, capsys):
 
 @pytest.fixture
 def arrays(tmp_path):
-    """Writes pictures, told apart by their grey level, and labels, as CIFAR-10-C has them."""
+    """Writes pictures, told apart by their gray level, and labels, as CIFAR-10-C has them."""
 
     def write(pictures, labels):
         np.save(tmp_path / "fog.npy", np.broadcast_to(pictures[:, None, None, None], (len(pictures), 4, 4, 3)).astype(np.uint8))
@@ -163,10 +163,10 @@ def test_arrays_that_do_not_agree_are_refused_with_both_lengths(arrays, counts):
 
 def test_generated_corruptions_have_no_published_mce():
     row = {"unreadable": []}
-    found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}, "preparation": {}}
+    found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}, "preprocessing": {}}
     assert "do not compare this mCE" in cautions(found)[0]
     assert cautions({**found, "generated": False}) == []
-    small = {**found, "preparation": {"input_size": [3, 32, 32]}, "summary": {}}
+    small = {**found, "preprocessing": {"input_size": [3, 32, 32]}, "summary": {}}
     assert "224 x 224; on 32 x 32 they are other corruptions" in cautions(small)[0]
 
 

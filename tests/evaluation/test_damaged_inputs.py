@@ -14,10 +14,10 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.accuracy import accuracy_table
 from imgproc_attn.evaluation.assessment import _read as kept_checks
 from imgproc_attn.evaluation.results import markdown
-from imgproc_attn.evaluation.subject import Subject
+from imgproc_attn.evaluation.subject import ModelSpec
 from imgproc_attn.experiments.comparison import Result as Compared
 from imgproc_attn.experiments.comparison import table
-from imgproc_attn.training import load_recipe
+from imgproc_attn.recipe import load_recipe
 from imgproc_attn.utils.errors import one_line
 from imgproc_attn.utils.io import slug
 from imgproc_attn.utils.markdown import markdown_text
@@ -88,7 +88,7 @@ def test_a_column_that_all_lines_lack(folder, copy, capsys):
     for which in (1, 2):
         in_line(lambda line: line.pop("correct"), which)(copy)
     error = error_of(capsys, "attack", *arguments(folder), ATTACK, copy)
-    assert "Flags must have 'correct', got labels, scores. They are damaged: compute them anew with --restart" in error
+    assert "SampleResults must have 'correct', got labels, scores. They are damaged: compute them anew with --restart" in error
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def result(change):
     [
         *((lambda r, key=key: r.pop(key), f"result.json .*{key}: Field required") for key in (
             "findings", "kind", "label", "conditions", "metrics", "parameters", "weights_sha256", "options", "dtype", "data",
-            "preparation", "checked", "pictures", "environment", "seed", "training_seed")),
+            "preprocessing", "checked", "pictures", "environment", "seed", "training_seed")),
         (lambda r: r.update(kind="x"), "result.json .*kind: Input should be 'evaluate'"),
         (lambda r: r.update(conditions=[]), "result.json .*conditions: .*at least 1"),
         (lambda r: r.update(conditions={}), "result.json .*conditions: "),
@@ -135,7 +135,7 @@ def result(change):
         (lambda r: r["conditions"][1].pop("norm"), "result.json .*FGSM 10/255: the settings of the attack are missing"),
         (lambda r: r["conditions"][1].update(eps=0), "result.json .*FGSM 10/255: the settings of the attack are missing"),
         (lambda r: r["conditions"][1].update(n=5), "not of one evaluation"),
-        (lambda r: r["preparation"].update(input_size=3), "result.json .*preparation.input_size"),
+        (lambda r: r["preprocessing"].update(input_size=3), "result.json .*preprocessing.input_size"),
     ],
 )  # fmt: skip
 def test_damaged_results(change, message, copy, capsys):
@@ -192,7 +192,7 @@ def test_names_are_text_in_markdown(name):
     numbers = {"top1": 0.0, "top5": 0.0, "top1_interval": [0, 1], "top5_interval": [0, 1], "n": 1}
     told = [accuracy_table({**numbers, "per_class": [row]})]
     condition = {"name": name, "accuracy": 1.0, "intervals": {"accuracy": [0, 1]}, "n": 1, "unreadable": [name]}
-    common = {"metrics": ["accuracy"], "preparation": {}, "checked": {"what": "", "images": 0}}
+    common = {"metrics": ["accuracy"], "preprocessing": {}, "checked": {"what": "", "images": 0}}
     told.append(markdown({**common, "conditions": [condition], "findings": [{"check": "x", "message": name}]}))
     recipe = load_recipe("quickstart")
     recipe = recipe.model_copy(update={"comparison": recipe.comparison.model_copy(update={"variants": {name: {}, "b": {}}})})
@@ -276,7 +276,7 @@ def test_damaged_models(damage, message, way, saved, tmp_path):
         "local-dir:": f"local-dir:{tmp_path / 'run' / 'best'}",
     }
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        Subject(str(place[way])).build()
+        ModelSpec(str(place[way])).build()
     assert str(tmp_path) in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from imgproc_attn.evaluation import (
     paired_difference,
 )
 from imgproc_attn.evaluation.classification import paired_interval
-from imgproc_attn.evaluation.draws import draw
+from imgproc_attn.evaluation.per_sample_rng import draw
 
 
 class Linear(nn.Module):
@@ -176,7 +176,7 @@ def test_noise_has_its_standard_deviation_and_belongs_to_the_sample():
     assert not torch.equal(GaussianNoise(0.05, seed=1)(images), noisy)
 
 
-def test_draws_of_neighbouring_keys_are_unrelated():
+def test_draws_of_neighboring_keys_are_unrelated():
     images = torch.empty(400, 1, 8, 8)
 
     def normal(shape, generator):
@@ -194,7 +194,7 @@ def test_refuses_strengths(corruption, message, bad):
         corruption(bad)
 
 
-def test_normalisation_is_timms():
+def test_normalization_is_timms():
     import timm
 
     model = timm.create_model("test_vit").eval()
@@ -204,7 +204,7 @@ def test_normalisation_is_timms():
     torch.testing.assert_close(NormalizedModel(model)(images), model((images - mean) / std))
 
 
-def test_normalisation_refuses():
+def test_normalization_refuses():
     with pytest.raises(ValueError, match="no pretrained_cfg"):
         NormalizedModel(nn.Identity())
     with pytest.raises(ValueError, match="must be positive"):

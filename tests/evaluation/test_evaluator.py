@@ -1,4 +1,4 @@
-"""Flags that survive kills, protocols that do not mix."""
+"""SampleResults that survive kills, protocols that do not mix."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from PIL import Image
 from skimage import data as photographs
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.data import Digits, Images, Processes
+from imgproc_attn.data import Digits, Images, World
 from imgproc_attn.evaluation import FGSM, PGD
 from imgproc_attn.evaluation.conditions import Condition, UnderAttack
 from imgproc_attn.evaluation.evaluator import Evaluator, architecture_hash
-from imgproc_attn.evaluation.flags import remove_flags
+from imgproc_attn.evaluation.flags import remove_results
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.robustness import attack_conditions
@@ -101,12 +101,12 @@ def test_flags_alone_are_removed(model, samples, tmp_path):
         (tmp_path / "flags" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "flags" / name).write_text('{"mine": 1}\n')
     (tmp_path / "flags" / "key" / "cut.process-0.jsonl").touch()  # as a kill before its first line leaves it
-    remove_flags(tmp_path / "flags")
+    remove_results(tmp_path / "flags")
     assert {p.relative_to(tmp_path / "flags").as_posix() for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
     evaluator(model, tmp_path / "ours" / "key")(attack_conditions(samples, {}, LABELS))
-    remove_flags(tmp_path / "ours" / "key")
+    remove_results(tmp_path / "ours" / "key")
     assert not (tmp_path / "ours" / "key").exists()
-    remove_flags(tmp_path / "ours" / "key")
+    remove_results(tmp_path / "ours" / "key")
 
 
 def test_what_became_unreadable_counts_where_it_was_read(model, samples, tmp_path):
@@ -172,7 +172,7 @@ def test_processes_share_a_folder(exact_model, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluator, "_wait", lambda self: None)
     together = tmp_path / "together"
     with pytest.raises(ValueError, match="180 of 360 samples have no flag.*All processes must see one folder"):
-        evaluator(model, together, processes=Processes(1, 2))(conditions)
+        evaluator(model, together, processes=World(1, 2))(conditions)
     found = evaluator(model, together)(conditions)
     assert len(list(together.glob("PGD*"))) == 2
     assert all(torch.equal(alone[name].correct, found[name].correct) for name in alone)

@@ -134,7 +134,7 @@ def test_steps_smaller_than_the_types_add_up(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_precision_is_no_defence(digits, dtype):
+def test_half_precision_is_no_defense(digits, dtype):
     """Of a trained network, images of 16 bits fall about as often as those of 32."""
     model, images, labels = digits
     attacks = {"FGSM": FGSM(0.1), "PGD": PGD(0.1, 20), "Square": Square(0.1, 100)}

@@ -11,7 +11,7 @@ from skimage import color, data, filters
 
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC, corrupt
 from imgproc_attn.evaluation.imagenet_c.blur import blur_along, magnified
-from imgproc_attn.evaluation.imagenet_c.weather import FROST, _edges, _equalised, plasma
+from imgproc_attn.evaluation.imagenet_c.weather import FROST, _edges, _equalized, plasma
 
 NAMES = [*COMMON, *EXTRA]
 
@@ -50,7 +50,7 @@ def test_each_severity_gives_a_picture_in_8_bits(name, picture, ice):
         assert error(found, picture) > 0.5
 
 
-# saturate first takes colour away, then adds it; elastic's first two are large and smooth, the others small and rough
+# saturate first takes color away, then adds it; elastic's first two are large and smooth, the others small and rough
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("saturate", "elastic_transform", "spatter")])
 def test_severities_grow(name, picture, ice):
     errors = [error(corrupted(name, picture, severity, ice), picture) for severity in range(1, 6)]
@@ -79,7 +79,7 @@ def test_draws_belong_to_the_sample(name, picture, ice):
         assert not torch.equal(ImageNetC(name, 3, seed=6, frost_folder=ice)(images[[2]], ids[[2]]), whole[[2]])
 
 
-def test_other_sizes_and_grey(ice):
+def test_other_sizes_and_gray(ice):
     for shape in ((1, 3, 96, 130), (1, 1, 64, 64), (1, 3, 32, 32)):
         images = torch.rand(shape)
         for name in NAMES:
@@ -89,20 +89,20 @@ def test_other_sizes_and_grey(ice):
 
 
 def test_noise_has_the_published_moments(ice):
-    grey = np.full((224, 224, 3), 128 / 255)
+    gray = np.full((224, 224, 3), 128 / 255)
     for severity, std in enumerate((0.08, 0.12), 1):
-        difference = corrupted("gaussian_noise", grey, severity, ice) - grey
+        difference = corrupted("gaussian_noise", gray, severity, ice) - gray
         assert difference.std() == pytest.approx(std, rel=0.02)
         assert difference.mean() == pytest.approx(-0.5 / 255, abs=0.001), "cut down to 8 bits"
     for severity, photons in enumerate((60, 25, 12), 1):
-        assert (corrupted("shot_noise", grey, severity, ice) - grey).std() == pytest.approx(
+        assert (corrupted("shot_noise", gray, severity, ice) - gray).std() == pytest.approx(
             (128 / 255 / photons) ** 0.5, rel=0.03
         )
     for severity, std in enumerate((0.15, 0.2), 1):
-        assert (corrupted("speckle_noise", grey, severity, ice) - grey).std() == pytest.approx(std * 128 / 255, rel=0.02)
+        assert (corrupted("speckle_noise", gray, severity, ice) - gray).std() == pytest.approx(std * 128 / 255, rel=0.02)
     for severity, share in enumerate((0.03, 0.06, 0.09, 0.17, 0.27), 1):
-        found = corrupted("impulse_noise", grey, severity, ice)
-        theirs = skimage.util.random_noise(grey, "s&p", rng=0, amount=share)
+        found = corrupted("impulse_noise", gray, severity, ice)
+        theirs = skimage.util.random_noise(gray, "s&p", rng=0, amount=share)
         for value in (0, 1):
             assert (found == value).mean() == pytest.approx((theirs == value).mean(), abs=0.004)
 
@@ -132,9 +132,9 @@ def test_what_scikit_image_and_pillow_say(picture, ice):
 
 
 def test_blurs_keep_a_constant_and_its_mean(picture, ice):
-    grey = np.full((64, 64, 3), 100 / 255)
+    gray = np.full((64, 64, 3), 100 / 255)
     for name in ("gaussian_blur", "glass_blur", "defocus_blur", "motion_blur", "zoom_blur"):
-        assert error(corrupted(name, grey, 3, ice), grey) <= 1
+        assert error(corrupted(name, gray, 3, ice), gray) <= 1
         assert abs(corrupted(name, picture, 1, ice).mean() - picture.mean()) < 0.02, name
         assert corrupted(name, picture, 5, ice).std() < picture.std()
 
@@ -170,8 +170,8 @@ def test_motion_goes_one_way():
 def test_zoom(picture):
     assert np.allclose(magnified(picture, 1.0), picture)
     assert magnified(picture, 2.0).shape == picture.shape
-    centre = magnified(picture, 2.0)[112, 112]
-    assert np.abs(centre - picture[110:114, 110:114].mean((0, 1))).max() < 0.1
+    center = magnified(picture, 2.0)[112, 112]
+    assert np.abs(center - picture[110:114, 110:114].mean((0, 1))).max() < 0.1
 
 
 def test_fractal_is_of_its_kind():
@@ -189,8 +189,8 @@ def test_parts_of_spatter():
     assert edges.any()
     assert not edges[:8].any()
     assert not edges[13:27, 13:27].any()
-    grey = np.uint8(np.linspace(100, 150, 10000).reshape(100, 100))
-    spread = _equalised(grey)
+    gray = np.uint8(np.linspace(100, 150, 10000).reshape(100, 100))
+    spread = _equalized(gray)
     assert (spread.min(), spread.max()) == (0, 255)
     assert abs(spread.mean() - 127.5) < 3
 
@@ -220,7 +220,7 @@ def test_frost_of_the_authors(data_folder, picture):
     assert all(f.mean() > picture.mean() for f in found)
 
 
-# Mean, and mean distance to the picture, in grey levels at severities 1, 3, 5, by the code that was compared with the authors'
+# Mean, and mean distance to the picture, in gray levels at severities 1, 3, 5, by the code that was compared with the authors'
 # (CHANGELOG): constants that change by mistake show here.
 KNOWN = {
     "gaussian_noise": ((133.75, 15.16), (134.4, 32.09), (132.89, 58.18)),

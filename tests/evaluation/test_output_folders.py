@@ -10,8 +10,9 @@ from PIL import Image
 
 from imgproc_attn.evaluation.report import write_report
 from imgproc_attn.evaluation.results import OUTPUTS
-from imgproc_attn.evaluation.subject import Subject
-from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.evaluation.subject import ModelSpec
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training import train
 from imgproc_attn.utils.locks import locked
 
 QUICK = ["--attacks fgsm --eps 0.1 --limit 8 --checks 2"]
@@ -105,10 +106,10 @@ def test_weights_that_changed_are_not_evaluated(name, how, trained, tmp_path):
     content[-9] ^= 0x10
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"last/{name} must be as imgproc-attn wrote it, but its content has changed.*Copy"):
-        Subject(how.format(tmp_path / "m")).build()
+        ModelSpec(how.format(tmp_path / "m")).build()
     if name == "model.safetensors":
         with pytest.raises(ValueError, match="its content has changed"):
-            Subject("plain_vit_tiny", file).build()
+            ModelSpec("plain_vit_tiny", file).build()
 
 
 def test_a_page_replaces_pages_alone(folder, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from evaluated import SYNSETS, arguments, class_folders, result
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.classes import class_map
 from imgproc_attn.evaluation.corruption_names import CORRUPTIONS
+from imgproc_attn.evaluation.imagenet_subsets import class_map
 
 SCRIPTS = sorted(Path(__file__).parents[2].joinpath("robustness").glob("*.py"))
 

@@ -104,8 +104,8 @@ def test_what_differs_stands_apart(folder, tmp_path):
     assert titles == ["PGD-2, protocol 1", "PGD-2, protocol 2", "PGD-20 targeted"], "in a panel, all is of one protocol"
 
 
-def test_radii_of_normalised_tensors_are_not_the_same_for_all_models(folder, tmp_path):
-    """Models of other statistics take other steps on images: they do not stand in one row, and axes tell no grey levels."""
+def test_radii_of_normalized_tensors_are_not_the_same_for_all_models(folder, tmp_path):
+    """Models of other statistics take other steps on images: they do not stand in one row, and axes tell no gray levels."""
     attack = "--attacks pgd --eps 4/255 8/255 --steps 2 --space normalized --limit 40 --checks 4 --label"
     for label, std in (("a", 0.5), ("b", 0.25)):
         words = [word.replace("std: [0.5]", f"std: [{std}]") for word in arguments(folder)]
@@ -114,11 +114,11 @@ def test_radii_of_normalised_tensors_are_not_the_same_for_all_models(folder, tmp
     rows = tables(models)["attack"]
     assert [bool(cell) for row in rows[1:] for cell in row["cells"]] == [True, False, True, False, False, True, False, True]
     assert [row["differences"] for row in rows[1:]] == [[""]] * 4
-    assert rows[1]["perturbation"].endswith("by channel 2.000 grey levels")
-    assert rows[3]["perturbation"].endswith("by channel 1.000 grey levels")
+    assert rows[1]["perturbation"].endswith("by channel 2.000 gray levels")
+    assert rows[3]["perturbation"].endswith("by channel 1.000 gray levels")
     (figure,) = draw_report_curves(models)
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
-    assert {axes.get_xlabel() for axes in figure.axes} == {"eps (L-infinity) x 255 of normalised tensors"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"eps (L-infinity) x 255 of normalized tensors"}
 
 
 def test_means_stand_side_by_side(folder, tmp_path):
@@ -141,7 +141,7 @@ def test_means_stand_side_by_side(folder, tmp_path):
     accuracy, error = summary_table(models)
     assert accuracy["cells"] == [f"{mean:.1f}" for mean in means]
     assert accuracy["differences"] == [f"{means[1] - means[0]:+.1f}"]
-    assert error["name"] == "mean error, unnormalised"
+    assert error["name"] == "mean error, unnormalized"
     models = {"both": [replace(models[label][0], seed=i) for i, label in enumerate(("plain", "filter"))]}
     assert summary_table(models)[0]["cells"] == [f"{sum(means) / 2:.1f} ± {abs(means[1] - means[0]) / 2**0.5:.1f}, n = 2"]
 

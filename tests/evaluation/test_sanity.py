@@ -12,10 +12,10 @@ from torch import nn
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.core.kernels import GaussianRange
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
-from imgproc_attn.evaluation.adaptive import StraightThrough, widened, with_wider_gradients
-from imgproc_attn.evaluation.derivatives import check_gradients
+from imgproc_attn.evaluation.bpda import StraightThrough, widened, with_wider_gradients
+from imgproc_attn.evaluation.gradient_checks import check_gradients
 from imgproc_attn.evaluation.sanity import (
-    Trial,
+    AttackProbe,
     check_flags,
     check_outputs,
     check_rows,
@@ -56,7 +56,7 @@ def test_honest_models_give_no_finding(models, name, test_set):
 
 
 class Rounded(nn.Module):
-    """Grey levels cut to 8 before the model; ``straight_through`` lets the gradient pass as if nothing had been."""
+    """Gray levels cut to 8 before the model; ``straight_through`` lets the gradient pass as if nothing had been."""
 
     def __init__(self, model, straight_through=False):
         super().__init__()
@@ -162,8 +162,8 @@ def _gradients_as_it_stands(model, images, labels):
 def test_a_very_small_bandwidth_is_caught(models, test_set):
     """The trained weights, with kernels so narrow that most tokens see themselves alone."""
     model = models["nlm_vit_tiny"]
-    assert "saturated filters" in names(check_saturation(Trial(widened(model, 0.06), *test_set, EPS)))
-    assert check_saturation(Trial(model, *test_set, EPS)) == []
+    assert "saturated filters" in names(check_saturation(AttackProbe(widened(model, 0.06), *test_set, EPS)))
+    assert check_saturation(AttackProbe(model, *test_set, EPS)) == []
 
 
 @pytest.mark.parametrize(("adaptive", "doubted"), [(57, False), (30, True)])
@@ -191,7 +191,7 @@ def test_saturated_rows_of_timm_models_are_seen(models, test_set):
     sharp = copy.deepcopy(models["vit_tiny_patch16_224"])
     for block in sharp.model.blocks:
         block.attn.qkv.weight.data[: block.attn.qkv.in_features] *= 100  # queries
-    assert "saturated filters" in names(check_saturation(Trial(sharp, *test_set, EPS)))
+    assert "saturated filters" in names(check_saturation(AttackProbe(sharp, *test_set, EPS)))
 
 
 def test_random_outputs_and_probabilities(models, test_set):
@@ -215,7 +215,7 @@ def test_large_logits_are_caught(models, test_set):
         def forward(self, x):
             return 1e3 * models["convolutions"](x)
 
-    assert "scale of the logits" in names(check_strength(Trial(Sure().eval(), *test_set, EPS)))
+    assert "scale of the logits" in names(check_strength(AttackProbe(Sure().eval(), *test_set, EPS)))
 
 
 class Late(nn.Module):
@@ -236,13 +236,13 @@ class Late(nn.Module):
 
 def test_an_attack_that_has_not_converged_is_caught(models, test_set):
     """PGD of 20 steps finds what chance finds, of 100 steps what there is."""
-    (finding,) = check_strength(Trial(Late(models["convolutions"]), *test_set, EPS))
+    (finding,) = check_strength(AttackProbe(Late(models["convolutions"]), *test_set, EPS))
     assert finding.check == "more steps still help"
     assert "Give it more, or use APGD" in finding.message
 
 
 def test_an_attack_that_stands_still_is_caught(models, test_set):
-    (finding,) = check_strength(Trial(Rounded(models["convolutions"]).eval(), *test_set, EPS))
+    (finding,) = check_strength(AttackProbe(Rounded(models["convolutions"]).eval(), *test_set, EPS))
     assert finding.check == "accuracy does not fall to 0"
     assert "report Square beside PGD" in finding.message
 
@@ -257,7 +257,7 @@ def test_flags_against_each_other():
     assert check_flags({"FGSM": yes, "PGD": no, "Square": yes}, ["PGD"], ["Square"]) == []
 
 
-class Recorded(Trial):
+class Recorded(AttackProbe):
     """What was counted once, in the place of attacks: ``left(attack, model)`` images withstand."""
 
     def __init__(self, *arguments, left):

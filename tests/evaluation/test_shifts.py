@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.classes import class_map, classes_of
 from imgproc_attn.evaluation.classification import area_under_precision_recall
+from imgproc_attn.evaluation.imagenet_subsets import class_map, classes_of
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])

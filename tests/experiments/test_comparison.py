@@ -19,8 +19,8 @@ from imgproc_attn.evaluation import APGDCE, FGSM, PGD, TargetedAPGD
 from imgproc_attn.experiments import comparison
 from imgproc_attn.experiments.comparison import Result, compare, devices_of, sanity
 from imgproc_attn.experiments.examination import LabelExamination
-from imgproc_attn.training import find_recipe, load_recipe
-from imgproc_attn.training.building import create
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.utils.serialization import strength_text
 
 SMALL = [
@@ -90,8 +90,8 @@ def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output, tmp_pa
     assert times(output, "state.pt") == trained
     assert all(v != evaluated[k] for k, v in times(output, "evaluation.json").items())
     # another recipe: nothing is lost by mistake
-    other = load_recipe(find_recipe("quickstart"), [*SMALL, "optimiser.lr=1e-3"])
-    with pytest.raises(ValueError, match="Changed: optimiser.lr: 0.006 -> 0.001"):
+    other = load_recipe(find_recipe("quickstart"), [*SMALL, "optimizer.lr=1e-3"])
+    with pytest.raises(ValueError, match="Changed: optimizer.lr: 0.006 -> 0.001"):
         compare(other, output, jobs=2)
     compare(other, output, restart=True, jobs=1)
     assert all(v != trained[k] for k, v in times(output, "state.pt").items())
@@ -186,7 +186,7 @@ def test_images_are_the_test_split_in_0_to_1():
 
 
 def test_clean_accuracy_is_of_all_images_whatever_is_disturbed(output, tmp_path):
-    few = [*SMALL, "comparison.seeds=[0]", "evaluation.disturbed_images=90", "comparison.tolerance=100"]
+    few = [*SMALL, "comparison.seeds=[0]", "evaluation.num_perturbed=90", "comparison.tolerance=100"]
     test = LabelExamination(load_recipe(find_recipe("quickstart"), few), "cpu")
     model = test.wrap(timm.create_model(f"local-dir:{output}/runs/plain-seed0/last", pretrained=True)).eval()
     found = test(model, tmp_path, lambda text: None).metrics["accuracy"]
@@ -204,7 +204,7 @@ def test_clean_accuracy_is_of_all_images_whatever_is_disturbed(output, tmp_path)
 
 
 def test_worst_case_is_of_all_attacks_together(output, tmp_path):
-    settings = [*SMALL, "evaluation.disturbed_images=90", "evaluation.worst_case=[0.05]", "evaluation.pgd=[0.05]"]
+    settings = [*SMALL, "evaluation.num_perturbed=90", "evaluation.worst_case=[0.05]", "evaluation.pgd=[0.05]"]
     recipe = load_recipe(find_recipe("quickstart"), settings)
     test = LabelExamination(recipe, "cpu")
     model = test.wrap(timm.create_model(f"local-dir:{output}/runs/plain-seed0/last", pretrained=True)).eval()
@@ -262,7 +262,7 @@ def test_command_line(capsys, tmp_path):
         ("comparison.seeds=[0", "the value is not YAML"),
         ("comparison.variants.plain.name=vit_tinny", "comparison.variants.plain: .*vit_tinny"),
         ("comparison.variants.twicing.residual=twiceing", "comparison.variants.twicing: .*Did you mean 'twicing'"),
-        ("optimiser.name=adamm", "adamm"),
+        ("optimizer.name=adamm", "adamm"),
         ("comparison.variants={a b: {name: x}, a-b: {name: x}}", "differ too little in letters and digits"),
         ("comparison=null", "no model is named"),
     ],

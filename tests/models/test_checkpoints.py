@@ -220,14 +220,14 @@ def test_names_of_clip(tmp_path):
 @pytest.mark.parametrize("kind", STARTED)
 @torch.no_grad()
 def test_input_channels_are_adapted(kind, tmp_path):
-    """As timm does it: a grey image gives the features of the same image in colour."""
+    """As timm does it: a gray image gives the features of the same image in color."""
     source = tiny(num_classes=0)
     name, options = STARTED[kind]
     path = kept(source, tmp_path)
-    grey = timm.create_model(name, num_classes=10, img_size=32, in_chans=1, **TINY, **options).eval()
-    notes = start_from(grey, path)
+    gray = timm.create_model(name, num_classes=10, img_size=32, in_chans=1, **TINY, **options).eval()
+    notes = start_from(gray, path)
     assert "for other input channels: patch_embed.proj.weight" in str(notes)
-    backbone, x = (grey.encoder if kind == "segmenter" else grey), torch.randn(2, 1, 32, 32)
+    backbone, x = (gray.encoder if kind == "segmenter" else gray), torch.randn(2, 1, 32, 32)
     expected = source.forward_features(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(backbone.forward_features(x), expected, rtol=1e-5, atol=1e-5)
     four = timm.create_model(name, num_classes=10, img_size=32, in_chans=4, **TINY, **options)

@@ -215,11 +215,11 @@ def test_closed_gates_open():
     ).train()
     x = images(model)
     # twice, because the bandwidth behind a closed gate learns after it
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(x).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     for name in component_names(model):
         gradient = dict(model.named_parameters())[name].grad
         last = name.startswith("blocks.2.") and ".positions." in name

@@ -5,7 +5,7 @@ from torch import nn
 
 from imgproc_attn import cli
 from imgproc_attn.evaluation.assessment import Assessment, Place
-from imgproc_attn.evaluation.subject import Subject
+from imgproc_attn.evaluation.subject import ModelSpec
 from imgproc_attn.segmentation.source import PictureSource
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
@@ -30,8 +30,8 @@ CLASSIFIER = {"num_classes": 6, "depth": 1, "embed_dim": 32, "num_heads": 2, "im
 
 def assessment(run, output, **options):
     """A run's model and its data; ``output`` may be None where nothing is written."""
-    source = PictureSource("labelled", str(run.parent / "data"), "val", short_side=64, **options)
-    return Assessment(Subject(str(run)), source, Place(output or run.parent / "evaluated", CPU, batch_size=1, workers=0))
+    source = PictureSource("labeled", str(run.parent / "data"), "val", short_side=64, **options)
+    return Assessment(ModelSpec(str(run)), source, Place(output or run.parent / "evaluated", CPU, batch_size=1, workers=0))
 
 
 def command(*words):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from segmented import TINY, Pointwise
 from torch import nn
 
-from imgproc_attn.segmentation import Windowed, segment, sliding_strips
+from imgproc_attn.segmentation import SlidingWindowModel, segment, sliding_strips
 from imgproc_attn.segmentation.inference import classes_of, window_starts
 
 
@@ -61,7 +61,7 @@ def test_scales_and_mirror_images(picture, window, stride, size):
             sides = [round(side * scale) for side in (150, 201)]
             scaled = nn.functional.interpolate(picture[None], size=sides, mode="bilinear", antialias=scale < 1)
             for mirrored in (False, True):
-                logits = Windowed(model, window, stride)(scaled.flip(-1) if mirrored else scaled)
+                logits = SlidingWindowModel(model, window, stride)(scaled.flip(-1) if mirrored else scaled)
                 logits = nn.functional.interpolate(logits, size=size, mode="bilinear")[0].softmax(0)
                 total += logits.flip(-1) if mirrored else logits
     found = segment(model, picture, window, stride, size=size, scales=(0.75, 1.0, 1.5), flip=True)
@@ -127,16 +127,16 @@ def test_gradients_pass_windows():
     seeding.seed()
     model, image = nn.Conv2d(3, 4, 3, padding=1), torch.rand(1, 3, 20, 17, requires_grad=True)
     weights = torch.rand(1, 4, 20, 17)
-    (found,) = torch.autograd.grad((Windowed(model, 8, 5)(image) * weights).sum(), image)
+    (found,) = torch.autograd.grad((SlidingWindowModel(model, 8, 5)(image) * weights).sum(), image)
     total, times = torch.zeros(1, 4, 20, 17), torch.zeros(20, 17)
     for top in (0, 5, 10, 12):
         for left in (0, 5, 9):
             part = F.pad(model(image[..., top : top + 8, left : left + 8]), (left, 9 - left, top, 12 - top))
             total, times = total + part, times + F.pad(torch.ones(8, 8), (left, 9 - left, top, 12 - top))
-    torch.testing.assert_close(Windowed(model, 8, 5)(image), total / times)
+    torch.testing.assert_close(SlidingWindowModel(model, 8, 5)(image), total / times)
     (expected,) = torch.autograd.grad((total / times * weights).sum(), image)
     torch.testing.assert_close(found, expected)
-    whole = Windowed(model, 64)(image)
+    whole = SlidingWindowModel(model, 64)(image)
     torch.testing.assert_close(whole, model(image))
     assert [top for top, _ in sliding_strips(model, image[0], 64, 64)] == [0]
 
@@ -150,7 +150,7 @@ def test_logits_must_be_finite():
     for look in (
         lambda m: segment(m, image[0]),
         lambda m: segment(m, image[0], scales=(1.0, 2.0)),
-        lambda m: Windowed(m, 4)(image),
+        lambda m: SlidingWindowModel(m, 4)(image),
     ):
         with pytest.raises(FloatingPointError, match="not finite"):
             look(Broken(3, 2, 1).eval())
@@ -164,7 +164,7 @@ def test_wide_images_are_those_turned():
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2:]))
     found = segment(model, image, 32, 20)
     assert set(seen) == {(32, 32)}
-    assert torch.equal(found, Windowed(model, 32, 20)(image[None])[0].argmax(0))
+    assert torch.equal(found, SlidingWindowModel(model, 32, 20)(image[None])[0].argmax(0))
     assert segment(model, image, 32, 20, size=(80, 180), scales=(1.0, 1.5)).shape == (80, 180)
     assert seen[-1] == (32, 32)
 
@@ -173,10 +173,10 @@ REFUSED = {
     "training mode": (lambda m, x: segment(m.train(), x), "training mode"),
     "a part in training mode": (lambda m, x: segment(nn.Sequential(m, nn.Dropout().train()), x), "training mode"),
     "no window": (lambda m, x: segment(m, x, window=0), "The window must be at least 1, got 0"),
-    "a negative window": (lambda m, x: Windowed(m, -8), "The window must be at least 1, got -8"),
+    "a negative window": (lambda m, x: SlidingWindowModel(m, -8), "The window must be at least 1, got -8"),
     "half a window": (lambda m, x: segment(m, x, window=8.5), "The window must be a whole number, got 8.5"),
     "no stride": (lambda m, x: segment(m, x, 16, 0), "The stride is 0, but must be from 1 to the window, 16"),
-    "a negative stride": (lambda m, x: Windowed(m, 16, -1), "The stride is -1, but must be from 1"),
+    "a negative stride": (lambda m, x: SlidingWindowModel(m, 16, -1), "The stride is -1, but must be from 1"),
     "gaps": (lambda m, x: segment(m, x, 16, 17), "The stride is 17, but must be from 1 to the window, 16"),
     "a stride alone": (lambda m, x: segment(m, x, stride=8), "The stride is 8, but there are no windows"),
     "no scales": (lambda m, x: segment(m, x, scales=()), "must be positive, finite factors"),

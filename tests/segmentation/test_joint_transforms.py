@@ -1,4 +1,4 @@
-"""Labels go with their pixels; colours change as mmsegmentation's do."""
+"""Labels go with their pixels; colors change as mmsegmentation's do."""
 
 import colorsys
 
@@ -13,7 +13,7 @@ from skimage import data as photographs
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from imgproc_attn.segmentation.data import open_labelled_folder
+from imgproc_attn.segmentation.data import open_labeled_folder
 from imgproc_attn.segmentation.transforms import (
     CropOfSeveral,
     PhotometricDistortion,
@@ -52,7 +52,7 @@ def test_labels_go_with_their_pixels(tmp_path):
         label = np.asarray(Image.open(root / "annotations" / "train" / f"{name}.png"))
         Image.fromarray(np.stack([label] * 3, 2)).save(root / "images" / "train" / f"{name}.png")
         (root / "images" / "train" / f"{name}.jpg").unlink()
-    pictures = open_labelled_folder(str(root), "train")
+    pictures = open_labeled_folder(str(root), "train")
     pictures.transform = joint_transform((128, 160), 300, photometric=False)
     known = {*range(6), 255}
     for i in (0, 1, 0, 1):
@@ -81,23 +81,23 @@ def test_crops_show_several_classes():
     assert crop(*small)[0].shape == (3, 50, 50)
     image, mask = joint_transform((100, 100), scale=(1.0, 1.0))(*small)
     assert image.shape == (3, 100, 100)
-    assert (image[:, 50:] == 124).all(), "padding is not coloured"
+    assert (image[:, 50:] == 124).all(), "padding is not colored"
     assert (mask[50:] == 255).all()
     assert (mask == 255).sum() == 7500
 
 
-def test_colours_change_the_picture_alone(tmp_path):
-    pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
+def test_colors_change_the_picture_alone(tmp_path):
+    pictures = open_labeled_folder(str(shapes_folder(tmp_path)), "train")
     image, mask = pictures[0]
     seeding.seed()
     plain = joint_transform((300, 451), 300, (1.0, 1.0), 0.0, photometric=False)(image, mask)
     seeding.seed()
-    coloured = [joint_transform((300, 451), 300, (1.0, 1.0), 0.0)(image, mask) for _ in range(4)]
-    assert all(torch.equal(plain[1], found[1]) for found in coloured)
-    assert any(not torch.equal(plain[0], found[0]) for found in coloured)
+    colored = [joint_transform((300, 451), 300, (1.0, 1.0), 0.0)(image, mask) for _ in range(4)]
+    assert all(torch.equal(plain[1], found[1]) for found in colored)
+    assert any(not torch.equal(plain[0], found[0]) for found in colored)
 
 
-def test_colours_are_mmsegmentations():
+def test_colors_are_mmsegmentations():
     """Shifts, factors and turns of the pixels, with the probabilities and in the ranges published."""
     picture = torch.from_numpy(photographs.astronaut()[:64, 300:364]).permute(2, 0, 1)
     for factor in (0.5, 0.8, 1.3, 1.5):
@@ -105,19 +105,19 @@ def test_colours_are_mmsegmentations():
         theirs[..., 1] = np.clip(theirs[..., 1] * factor, 0, 1)
         theirs = torch.from_numpy(skimage.color.hsv2rgb(theirs) * 255).permute(2, 0, 1)
         assert (_saturation(picture, factor) - theirs).abs().max() <= 1
-    grey, colours = tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)), PhotometricDistortion()
-    found = torch.stack([colours(grey, None)[0][:, 0, 0] for _ in range(2000)]).double()
-    assert (found == found[:, :1]).all(), "grey stays grey"
+    gray, colors = tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)), PhotometricDistortion()
+    found = torch.stack([colors(gray, None)[0][:, 0, 0] for _ in range(2000)]).double()
+    assert (found == found[:, :1]).all(), "gray stays gray"
     found = found[:, 0]
     assert (found == 100).double().mean().item() == pytest.approx(0.25, abs=0.05)  # neither brightness nor contrast
     assert found.min() < 50
     assert 160 < found.max() <= 1.5 * 132
     # tolerances are five standard deviations of so many draws
     red = tv_tensors.Image(torch.tensor([200, 60, 60], dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
-    angles = torch.tensor([colorsys.rgb_to_hsv(*(colours(red, None)[0][:, 0, 0] / 255).tolist())[0] for _ in range(3200)])
+    angles = torch.tensor([colorsys.rgb_to_hsv(*(colors(red, None)[0][:, 0, 0] / 255).tolist())[0] for _ in range(3200)])
     angles = ((angles + 0.5) % 1 - 0.5) * 360
     assert (angles == 0).double().mean().item() == pytest.approx(0.5, abs=0.045)
     turned = angles[angles != 0]  # uniformly in 36 degrees to either side; 8 bits and clipping blur the ends
     assert turned.quantile(0.25).item() == pytest.approx(-18, abs=5)
     assert turned.quantile(0.75).item() == pytest.approx(18, abs=5)
-    assert turned.abs().quantile(0.99) < 50  # dark and pale colours have a hue of few bits
+    assert turned.abs().quantile(0.99) < 50  # dark and pale colors have a hue of few bits

@@ -10,8 +10,8 @@ from shapes import label_map
 from skimage import data as photographs
 from torch import nn
 
-from imgproc_attn.segmentation import Areas
-from imgproc_attn.segmentation.metrics import bootstrap, count_areas, metrics_of
+from imgproc_attn.segmentation import IoUMetric
+from imgproc_attn.segmentation.metrics import bootstrap, count_pixels, metrics_of
 
 
 def brute_force(predicted, label, classes):
@@ -32,7 +32,7 @@ def brute_force(predicted, label, classes):
 
 def test_metrics_are_brute_force():
     """Absent classes, ignored pixels, several images."""
-    rng, areas = np.random.default_rng(0), Areas(13)  # classes 11 and 12 are in no label
+    rng, areas = np.random.default_rng(0), IoUMetric(13)  # classes 11 and 12 are in no label
     labels = [label_map(picture, 11) for picture in (photographs.astronaut(), photographs.coffee(), photographs.chelsea())]
     pairs = []
     for label in labels:
@@ -47,7 +47,7 @@ def test_metrics_are_brute_force():
     assert found["iou"][12] is None
     assert found["iou"][11] == 0
     logits = nn.functional.one_hot(torch.tensor(pairs[0][0]).view(512, 512), 13).movedim(-1, 0)[None].float()
-    again = Areas(13)
+    again = IoUMetric(13)
     again.update(logits, torch.tensor(pairs[0][1]).view(1, 512, 512))
     assert again.compute()["miou"] == pytest.approx(brute_force(*pairs[0], 13)[2], abs=1e-12)
 
@@ -63,7 +63,7 @@ def test_metrics_on_camvid(data_folder):
         predicted = np.where(
             rng.random(label.shape) < rng.random(), rng.permutation(11)[np.minimum(label, 10)], np.minimum(label, 10)
         )
-        areas = Areas(11)
+        areas = IoUMetric(11)
         areas.update(torch.tensor(predicted)[None], torch.tensor(label)[None])
         found = areas.compute()
         expected = brute_force(predicted.ravel(), label.ravel(), 11)
@@ -71,7 +71,7 @@ def test_metrics_on_camvid(data_folder):
 
 
 def test_metrics_refuse():
-    areas = Areas(3)
+    areas = IoUMetric(3)
     with pytest.raises(ValueError, match="No pixel to evaluate on"):
         areas.compute()
     with pytest.raises(ValueError, match="Labels range from 0 to 3, but with 3 classes"):
@@ -83,12 +83,12 @@ def test_metrics_refuse():
 
 
 def test_intervals_are_scipys():
-    """Crops of a photograph, their grey levels for classes, a share of them mistaken: percentiles of redrawn pictures."""
+    """Crops of a photograph, their gray levels for classes, a share of them mistaken: percentiles of redrawn pictures."""
     seeding.seed()
     labels = label_map(photographs.chelsea(), 6)[:288, :448].unfold(0, 48, 48).unfold(1, 64, 64).flatten(0, 1)
     shares = torch.rand(len(labels), 1, 1)
     predicted = torch.where(torch.rand(labels.shape) < shares, labels, labels.roll(7, 2))
-    areas = torch.stack([count_areas(*pair, 6) for pair in zip(predicted, labels)])
+    areas = torch.stack([count_pixels(*pair, 6) for pair in zip(predicted, labels)])
     ours = bootstrap(areas)
     for metric in ("miou", "pixel_accuracy", "mean_accuracy"):
         theirs = scipy.stats.bootstrap(
@@ -102,6 +102,6 @@ def test_intervals_are_scipys():
         found, width = np.percentile(ours[metric], [2.5, 97.5]), theirs.high - theirs.low
         assert np.abs(found - (theirs.low, theirs.high)).max() < 0.1 * width
         assert found[0] < metrics_of(areas.sum(0))[metric] < found[1]
-    worse = torch.stack([count_areas(*pair, 6) for pair in zip(predicted.roll(1, 1), labels)])
+    worse = torch.stack([count_pixels(*pair, 6) for pair in zip(predicted.roll(1, 1), labels)])
     apart = (bootstrap(worse[torch.randperm(len(worse))])["miou"] - ours["miou"]).std()
     assert (bootstrap(worse)["miou"] - ours["miou"]).std() < 0.5 * apart, "pictures are not paired"

@@ -11,22 +11,22 @@ from PIL import ExifTags, Image
 from shapes import label_map, recipe_of, shapes_folder
 from skimage import data as photographs
 
-from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labelled_folder, read_label
+from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labeled_folder, read_label
 from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.training import train
-from imgproc_attn.training.building import check
+from imgproc_attn.training.model_factory import check
 
 
 def write_png(file, height, width, bits, kind, rows):
-    """What Pillow does not write; ``kind`` 0 is grey, 2 colours."""
+    """What Pillow does not write; ``kind`` 0 is gray, 2 colors."""
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
     parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
-def test_a_labelled_folder(tmp_path):
-    pictures = open_labelled_folder(str(shapes_folder(tmp_path)), "train")
+def test_a_labeled_folder(tmp_path):
+    pictures = open_labeled_folder(str(shapes_folder(tmp_path)), "train")
     image, mask = pictures[0]
     assert (image.shape, image.dtype) == ((3, 300, 451), torch.uint8)
     assert mask.shape == (300, 451)
@@ -37,7 +37,7 @@ def test_a_labelled_folder(tmp_path):
     (tmp_path / "images" / "train" / "folder.png").mkdir()
     names = tmp_path / "classes.txt"
     names.write_text(names.read_text(), encoding="utf-8-sig")  # as editors of Windows store it
-    assert open_labelled_folder(str(tmp_path), "train").classes == pictures.classes
+    assert open_labeled_folder(str(tmp_path), "train").classes == pictures.classes
 
 
 def rewrite(change):
@@ -59,7 +59,7 @@ def in_four_bits(label, file):
     write_png(file, height, width, 4, 0, rows.tobytes())
 
 
-def in_colours_of_16_bits(file, height=300, width=451):
+def in_colors_of_16_bits(file, height=300, width=451):
     write_png(file, height, width, 16, 2, bytes((6 * width + 1) * height))
 
 
@@ -74,11 +74,11 @@ def in_colours_of_16_bits(file, height=300, width=451):
         ),
         (
             rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
-            "has a palette, not one 8-bit grey value",
+            "has a palette, not one 8-bit gray value",
         ),
         (rewrite(lambda label, file: Image.fromarray(label.astype(np.uint16)).save(file)), "has 16 bits"),
-        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours"),
-        (rewrite(lambda label, file: Image.fromarray(label > 2).save(file)), "has 1 bit, not one 8-bit grey value"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colors"),
+        (rewrite(lambda label, file: Image.fromarray(label > 2).save(file)), "has 1 bit, not one 8-bit gray value"),
         (
             lambda root: Image.open(root / "images" / "train" / "a.jpg").save(root / "images" / "train" / "a.png"),
             "one name, and would",
@@ -90,7 +90,7 @@ def in_colours_of_16_bits(file, height=300, width=451):
             ),
             "has more than 8 bits a value",
         ),
-        (lambda root: in_colours_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
+        (lambda root: in_colors_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
         (
             lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
             "There are 255 classes, but 8-bit label maps",
@@ -103,7 +103,7 @@ def in_colours_of_16_bits(file, height=300, width=451):
 def test_data_refuses(spoil, message, tmp_path):
     spoil(shapes_folder(tmp_path))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        open_labelled_folder(str(tmp_path), "train")[0]
+        open_labeled_folder(str(tmp_path), "train")[0]
 
 
 def without_labels(root):
@@ -116,7 +116,7 @@ def without_labels(root):
     ("spoil", "message"),
     [
         (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
-        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colours, not one 8-bit"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colors, not one 8-bit"),
         (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
@@ -133,7 +133,7 @@ def test_mistakes_show_before_training(spoil, message, tmp_path):
         train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
     assert not (tmp_path / "run" / "last").exists()
     with pytest.raises(ValueError, match=message):
-        PictureSource("labelled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
+        PictureSource("labeled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
 
 
 def test_backbones_of_one_size_are_refused_before_training(tmp_path):
@@ -159,7 +159,7 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
 def test_other_splits_and_layouts_are_named(tmp_path):
     shapes_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no folder .*images/test. Beside it are train, val: name one"):
-        open_labelled_folder(str(tmp_path), "test")
+        open_labeled_folder(str(tmp_path), "test")
     with pytest.raises(FileNotFoundError, match="objectInfo150.txt; it comes with ADEChallengeData2016"):
         open_ade20k(str(tmp_path), "validation")
 
@@ -186,7 +186,7 @@ def test_pictures_that_exif_data_would_turn(tmp_path):
     exif[ExifTags.Base.Orientation] = 3
     picture.save(file, exif=exif)
     with pytest.warns(UserWarning, match=r"1 of 2 pictures have an EXIF orientation, .*a\.jpg for one"):
-        open_labelled_folder(str(root), "train").check()
+        open_labeled_folder(str(root), "train").check()
     picture.transpose(Image.Transpose.ROTATE_90).save(file)
     with pytest.raises(ValueError, match="Does an EXIF orientation turn it"):
-        open_labelled_folder(str(root), "train").check()
+        open_labeled_folder(str(root), "train").check()

@@ -22,7 +22,7 @@ from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 from imgproc_attn.segmentation.presets import PIXEL_ATTACKS
 
 
-def test_losses_are_of_labelled_pixels():
+def test_losses_are_of_labeled_pixels():
     seeding.seed()
     logits, labels = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randint(5, (2, 6, 7))
     labels[0, :2] = 255
@@ -57,7 +57,7 @@ def pointwise():
 
 @pytest.mark.parametrize("attack", [PixelFGSM(0.01), PixelPGD(0.01, 20), SegPGD(0.01, 20), PixelPGD(0.01, 20, restarts=2)])
 def test_two_classes_in_closed_form(pointwise, attack):
-    """Away from the box each labelled pixel moves by eps against its class; ignored ones get no gradient."""
+    """Away from the box each labeled pixel moves by eps against its class; ignored ones get no gradient."""
     images, labels = torch.rand(2, 3, 9, 8) * 0.8 + 0.1, torch.randint(2, (2, 9, 8))
     labels[:, :2] = 255
     direction = (pointwise.model.weight[1] - pointwise.model.weight[0])[:, 0, 0].sign()
@@ -99,7 +99,7 @@ def test_attacks_refuse():
 
 def test_of_restarts_the_worst_counts(model, run):
     ours = assessment(run, None)
-    images, labels, ids = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    images, labels, ids = next(ours.samples().batches(ours.preprocessing, 1, 0, CPU))
     alone = [_right(model, images, labels, ids, PixelPGD(0.01, 2, seed=0), restart) for restart in range(3)]
     assert len(set(alone)) > 1
     attack = PixelPGD(0.01, 2, restarts=3, seed=0)

@@ -6,7 +6,7 @@ from segmented import CPU, assessment
 from torch import nn
 
 from imgproc_attn.segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
-from imgproc_attn.segmentation.measure import PixelMeasure, Windows
+from imgproc_attn.segmentation.measure import PixelMeasure, SlidingWindow
 
 
 def test_doubts():
@@ -41,8 +41,8 @@ class Rounded(nn.Module):
 @pytest.mark.parametrize("window", [None, 64])
 def test_checks_of_pixels(model, run, window):
     """Sums of windows are of the model's own precision; a picture without labels has no gradient, and is no sign."""
-    ours = assessment(run, None, windows=Windows(window))
-    batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    ours = assessment(run, None, windows=SlidingWindow(window))
+    batch = next(ours.samples().batches(ours.preprocessing, 1, 0, CPU))
     blank = (batch[0], torch.full_like(batch[1], 255), batch[2])
     attacks = [PixelFGSM(1 / 255)]
     assert ours.measure.check(model, [batch, blank], attacks, 0).findings == []
@@ -57,7 +57,7 @@ def test_checks_of_pixels(model, run, window):
 def test_an_attack_far_from_the_worst_case_is_named(model, run):
     """A few steps along the mean of all pixels; what is looked at is the largest radius."""
     ours = assessment(run, None)
-    batch = next(ours.samples().batches(ours.preparation, 1, 0, CPU))
+    batch = next(ours.samples().batches(ours.preprocessing, 1, 0, CPU))
     weak, strong = PixelPGD(8 / 255, 2), SegPGD(8 / 255, 20)
     (finding,) = ours.measure.check(model, [batch], [weak, SegPGD(1 / 255, 20)], 0).findings
     assert finding.check == "a stronger attack"

@@ -16,17 +16,17 @@ from segmented import CPU, assessment, command
 from shapes import recipe_of, shapes_folder
 from torch import nn
 
-from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.data import SINGLE_PROCESS, World
 from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.report import _curves_of, find_entries, group, tables
 from imgproc_attn.evaluation.robustness import attack_conditions
 from imgproc_attn.experiments.examination import PixelExamination
-from imgproc_attn.segmentation import Areas
+from imgproc_attn.segmentation import IoUMetric
 from imgproc_attn.segmentation.attacks import (
     PixelFGSM,
     PixelPGD,
 )
-from imgproc_attn.segmentation.data import open_labelled_folder
+from imgproc_attn.segmentation.data import open_labeled_folder
 from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 
 
@@ -35,11 +35,11 @@ def test_numbers_are_those_of_a_plain_loop(model, run, tmp_path):
     attacks = {"PGD 2/255": PixelPGD(2 / 255, 3, seed=1), "FGSM 2/255": PixelFGSM(2 / 255)}
     ours = assessment(run, tmp_path)
     flags = ours.ask(attack_conditions(ours.samples(), attacks, ours.measure))
-    pictures = open_labelled_folder(str(run.parent / "data"), "val")
+    pictures = open_labeled_folder(str(run.parent / "data"), "val")
     for name, attack in [("clean", None), *attacks.items()]:
-        areas = Areas(6)
+        areas = IoUMetric(6)
         for i, (image, label) in enumerate(pictures):
-            small = ours.preparation.transform()(image, label)[0][None] / 255
+            small = ours.preprocessing.transform()(image, label)[0][None] / 255
             if attack is not None:
                 small = attack.perturb(model, small, label[None], torch.tensor([i]))
             with torch.no_grad():
@@ -55,13 +55,13 @@ def test_what_is_done_is_not_done_again_and_processes_share(model, run, tmp_path
     ours = assessment(run, tmp_path)
     conditions = attack_conditions(ours.samples(), {"PGD": PixelPGD(2 / 255, 2)}, ours.measure)
 
-    def evaluator(folder, processes=ALONE):
-        return Evaluator(model, ours.preparation, folder, {}, CPU, processes, batch_size=1)
+    def evaluator(folder, processes=SINGLE_PROCESS):
+        return Evaluator(model, ours.preprocessing, folder, {}, CPU, processes, batch_size=1)
 
     whole = evaluator(tmp_path / "whole")(conditions)
     monkeypatch.setattr(Evaluator, "_wait", lambda self: None)
     with pytest.raises(ValueError, match="1 of 2 samples have no flag"):
-        evaluator(tmp_path / "parts", Processes(1, 2))(conditions)
+        evaluator(tmp_path / "parts", World(1, 2))(conditions)
     found = evaluator(tmp_path / "parts")(conditions)
     assert all(found[name].columns == whole[name].columns for name in whole)
     assert len(list((tmp_path / "parts").glob("PGD.process-*"))) == 2
@@ -76,7 +76,7 @@ def test_segmenters_are_paired_in_reports(run, tmp_path):
     shutil.copytree(run / "last", other)
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in weights.items()}, other / "model.safetensors")
-    data = ["--data", "labelled", "--root", run.parent / "data", "--split", "val", "--short-side", 64]
+    data = ["--data", "labeled", "--root", run.parent / "data", "--split", "val", "--short-side", 64]
     for model, label in ((run / "last", "one"), (other, "two")):
         words = ["evaluate", model, *data, "--device", "cpu", "--workers", 0, "--label", label]
         command(*words, "--output", tmp_path / "results" / label)
@@ -134,7 +134,7 @@ def test_models_of_a_comparison_keep_their_own_statistics(run, tmp_path):
 
 
 def test_clean_numbers_are_of_all_pictures_whatever_is_disturbed(run, model, tmp_path):
-    recipe = recipe_of(run.parent / "data", "evaluation.disturbed_images=1", "evaluation.pgd=[1/255]", "evaluation.pgd_steps=2")
+    recipe = recipe_of(run.parent / "data", "evaluation.num_perturbed=1", "evaluation.pgd=[1/255]", "evaluation.pgd_steps=2")
     examination = PixelExamination(recipe, "cpu")
     assert "2 held-out pictures; 1 of them, by chance" in examination.samples
     found = examination(model, tmp_path, lambda text: None).metrics["miou"]

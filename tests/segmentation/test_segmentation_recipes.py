@@ -6,9 +6,10 @@ import pytest
 import torch
 from shapes import recipe_of, shapes_folder
 
-from imgproc_attn.data import ALONE
-from imgproc_attn.training import find_recipe, list_recipes, load_recipe, train
-from imgproc_attn.training.building import check
+from imgproc_attn.data import SINGLE_PROCESS
+from imgproc_attn.recipe import find_recipe, list_recipes, load_recipe
+from imgproc_attn.training import train
+from imgproc_attn.training.model_factory import check
 from imgproc_attn.training.run import Run
 
 
@@ -19,7 +20,7 @@ def ade_recipes():
 @pytest.mark.parametrize("name", ade_recipes())
 def test_ade20k_recipes_take_steps(name, tmp_path):
     """Small: other pictures, crops and windows; all else as the recipe says."""
-    changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labelled", "data.train_split=train"]
+    changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labeled", "data.train_split=train"]
     changes += ["data.test_split=val", "data.num_classes=6", "data.workers=0", "data.input_size=[3,64,64]", "run.batch_size=2"]
     changes += ["segmentation.short_side=64", "segmentation.window=64", "segmentation.stride=64", "model.pretrained=false"]
     recipe = load_recipe(find_recipe(name), [*changes, "model.checkpoint=''", "schedule.epochs=1"])
@@ -28,7 +29,7 @@ def test_ade20k_recipes_take_steps(name, tmp_path):
 
 def takes_steps(recipe, folder):
     """An epoch, in which every weight moves, and an evaluation through windows."""
-    run = Run(recipe, folder, torch.device("cpu"), ALONE, lambda line: None)
+    run = Run(recipe, folder, torch.device("cpu"), SINGLE_PROCESS, lambda line: None)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     assert math.isfinite(run.epoch(0)["train_loss"])
     still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
@@ -61,7 +62,7 @@ def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
         ("evaluation.corruptions=[frost 3]", "frost needs photographs"),
         ("data.crop_pct=0.9", "segmentation has no crop_pct"),
         ("data.num_classes=7", "data.num_classes is 7, but .* names 6 classes"),
-        ("segmentation=null", "'labelled' needs a section segmentation"),
+        ("segmentation=null", "'labeled' needs a section segmentation"),
         ("data.name=folder", "'folder' excludes a section segmentation"),
         ("augmentation.mixup=0.2", "segmentation has no mixup"),
         ("segmentation.stride=20", "stride is 20, but must not be above window, None"),
@@ -84,8 +85,8 @@ def test_a_misspelt_backbone():
 @pytest.mark.parametrize(
     ("backbone", "change", "message"),
     [
-        ("pit_ti_224", "run.checkpoint_blocks=true", "it cannot recompute its blocks; leave out run.checkpoint_blocks"),
-        ("caformer_s18", "optimiser.layer_decay=0.8", "it does not tell its layers .*; leave out optimiser.layer_decay"),
+        ("pit_ti_224", "run.grad_checkpointing=true", "it cannot recompute its blocks; leave out run.grad_checkpointing"),
+        ("caformer_s18", "optimizer.layer_decay=0.8", "it does not tell its layers .*; leave out optimizer.layer_decay"),
     ],
 )
 def test_what_a_backbone_cannot(backbone, change, message):

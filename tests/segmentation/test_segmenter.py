@@ -75,8 +75,8 @@ def test_other_backbones(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["plain_vit_tiny", "bilateral_vit_tiny", "nlm_vit_tiny", "convnext_atto"])
-def test_the_decoder_gets_normalised_features(backbone):
-    """Of models that normalise behind the pooling, too."""
+def test_the_decoder_gets_normalized_features(backbone):
+    """Of models that normalize behind the pooling, too."""
     options = TINY if "vit" in backbone else {"img_size": 64}
     encoder = timm.create_model("segmenter", backbone=backbone, **options).eval().encoder
     x = torch.rand(1, 3, 64, 64) * 9
@@ -86,7 +86,7 @@ def test_the_decoder_gets_normalised_features(backbone):
 
 
 def test_bandwidths_keep_their_unit_when_the_grid_grows():
-    """A patch weighs its neighbours alike, however large the image."""
+    """A patch weighs its neighbors alike, however large the image."""
     model = timm.create_model("segmenter", backbone="bilateral_vit_tiny", decoder="linear", num_classes=3, **TINY).eval()
     attn = model.encoder.blocks[0].attn
     nn.init.zeros_(attn.qkv.weight)  # places alone make the kernel
@@ -144,7 +144,7 @@ def test_a_folder_loads_by_timm(tmp_path):
         ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
         ({"num_classes": 0}, "num_classes is 0, but a segmenter has at least 1"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
-        ({"num_classes": 2}, "the mask decoder normalises .* but there are 2: .* Use decoder='linear'"),
+        ({"num_classes": 2}, "the mask decoder normalizes .* but there are 2: .* Use decoder='linear'"),
         ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
         ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),
         ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "unknown member 'bilatral'"),

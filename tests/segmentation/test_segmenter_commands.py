@@ -83,7 +83,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         small = torch.tensor(picture).permute(2, 0, 1)
         size = [int(side * 64 / min(small.shape[-2:])) for side in small.shape[-2:]]
         small = F.interpolate(small[None].float(), size=size, mode="bilinear", antialias=True).round() / 255
-        # Pillow's resizing may round a value to the next grey level: labels may differ where that decides
+        # Pillow's resizing may round a value to the next gray level: labels may differ where that decides
         signs = torch.randint(2, small.shape).float() * 2 - 1
         with torch.no_grad():
             logits, others = (
@@ -123,7 +123,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
         (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "CamVid has no pictures but in its splits; name train"),
         (
-            ["evaluate", "CLASSIFIER", "--data", "labelled", "--root", "DATA", "--split", "val"],
+            ["evaluate", "CLASSIFIER", "--data", "labeled", "--root", "DATA", "--split", "val"],
             "gives no label a pixel, which label maps are for",
         ),
         (["corrupt", "RUN", "--files"], "which have no label maps"),

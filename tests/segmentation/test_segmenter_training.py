@@ -14,13 +14,13 @@ from shapes import recipe_of, shapes_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from imgproc_attn.data import ALONE
+from imgproc_attn.data import SINGLE_PROCESS
 from imgproc_attn.experiments.comparison import compare
-from imgproc_attn.segmentation import Areas
-from imgproc_attn.segmentation.data import open_labelled_folder
+from imgproc_attn.segmentation import IoUMetric
+from imgproc_attn.segmentation.data import open_labeled_folder
 from imgproc_attn.training import train
-from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import save_weights
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.training.run import Run
 
 
@@ -33,9 +33,9 @@ def test_crops_need_not_be_whole_patches(tmp_path):
 
 @pytest.mark.parametrize("variant", ["plain", "bilateral + twicing"])
 def test_it_learns(variant, tmp_path):
-    """Two photographs, their grey levels for classes: better than the commonest class, by the checkpoint that timm loads."""
+    """Two photographs, their gray levels for classes: better than the commonest class, by the checkpoint that timm loads."""
     root = shapes_folder(tmp_path / "data")
-    recipe = recipe_of(root, "optimiser.lr=3e-3").variant(variant, seeding.number)
+    recipe = recipe_of(root, "optimizer.lr=3e-3").variant(variant, seeding.number)
     result = train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
     assert result["losses"][-1] < 0.7 * result["losses"][0]
     test = result["test"]
@@ -43,13 +43,13 @@ def test_it_learns(variant, tmp_path):
     counts = np.bincount(labels[labels != 255], minlength=6)
     assert test["pixel_accuracy"] > 100 * counts.max() / counts.sum() + 8
     assert test["miou"] > 100 / 6
-    assert test["pixels"] == counts.sum(), "each labelled pixel of each picture, at its own size, once"
+    assert test["pixels"] == counts.sum(), "each labeled pixel of each picture, at its own size, once"
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True).eval()
     config = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
     assert config["label_names"] == [f"class {i}" for i in range(6)]
-    # by hand: resized in 8 bits, normalised, segmented, enlarged
-    areas = Areas(6)
-    pictures = open_labelled_folder(str(root), "val")
+    # by hand: resized in 8 bits, normalized, segmented, enlarged
+    areas = IoUMetric(6)
+    pictures = open_labeled_folder(str(root), "val")
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     for image, mask in (pictures[0], pictures[1]):
         factor = 64 / min(image.shape[-2:])
@@ -83,7 +83,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     save_weights(classifier.state_dict(), classifier, options, None, tmp_path / "classifier" / "last")
     recipe = recipe_of(shapes_folder(tmp_path / "data"), f"model.checkpoint={tmp_path / 'classifier'}", "schedule.epochs=3")
     said = []
-    run = Run(recipe.variant("bilateral + twicing", 0), tmp_path / "run", torch.device("cpu"), ALONE, said.append)
+    run = Run(recipe.variant("bilateral + twicing", 0), tmp_path / "run", torch.device("cpu"), SINGLE_PROCESS, said.append)
     encoder, trained = run.model.encoder, classifier.state_dict()
     for name in ("blocks.1.attn.qkv.weight", "patch_embed.proj.weight", "blocks.0.attn.kernel.range_bandwidth.log_excess"):
         assert torch.equal(encoder.state_dict()[name], trained[name])
@@ -92,7 +92,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     assert encoder.pos_embed.shape[1] == 6 * 8
     assert re.search(r"new: decoder \(6 classes\).*; left out: .*head\.bias, head\.weight; resampled: pos_embed", said[0])
     # and it sees pictures as the classifier did, unless the recipe has its own way
-    assert (run.preparation.mean, run.preparation.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (run.preprocessing.mean, run.preprocessing.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     own = recipe_of(tmp_path / "data", f"model.checkpoint={tmp_path / 'classifier'}", "data.mean=[0.5, 0.5, 0.5]")
     assert create(own.variant("plain", 0)).pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
 

@@ -4,8 +4,9 @@ import pytest
 import seeding
 import torch
 
-from imgproc_attn.data import Processes
-from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.data import World
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training import train
 from imgproc_attn.training.run import Run
 
 SMALL = [
@@ -45,7 +46,7 @@ def same(a, b):
 
 
 def run_of(tmp_path, *overrides, **kwargs):
-    return Run(small(*overrides, **kwargs), tmp_path, CPU, Processes(0, 1))
+    return Run(small(*overrides, **kwargs), tmp_path, CPU, World(0, 1))
 
 
 class Stop(Exception):

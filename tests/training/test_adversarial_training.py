@@ -5,11 +5,11 @@ import seeding
 import torch
 from runs import CPU, quiet, run_of, small
 
-from imgproc_attn.data import Processes
+from imgproc_attn.data import World
 from imgproc_attn.evaluation import PGD, NormalizedModel
 from imgproc_attn.models.checkpoints import load_weights
-from imgproc_attn.training import load_recipe
-from imgproc_attn.training.building import create
+from imgproc_attn.recipe import load_recipe
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.training.run import Run
 from imgproc_attn.training.tasks import AdversarialClassification, build_task
 
@@ -17,7 +17,7 @@ from imgproc_attn.training.tasks import AdversarialClassification, build_task
 def test_adversarial_training_attacks_within_the_ball(tmp_path):
     recipe = small("adversarial.eps=0.06", "adversarial.warmup_epochs=2", label="plain")
     model = create(recipe)
-    task = build_task(recipe, model, run_of(tmp_path).preparation, CPU)
+    task = build_task(recipe, model, run_of(tmp_path).preprocessing, CPU)
     assert isinstance(task, AdversarialClassification)
     images = torch.rand(16, 1, 8, 8)
     labels = torch.randint(10, (16,))
@@ -44,9 +44,9 @@ def test_adversarial_training_makes_robust(tmp_path):
         "adversarial.warmup_epochs=15",
     ]  # at once, it learns nothing for long
     for name, extra in (("clean", []), ("adversarial", attack)):
-        recipe = load_recipe("quickstart", ["schedule.epochs=45", "optimiser.lr=2e-3", *extra]).variant("plain", seeding.number)
+        recipe = load_recipe("quickstart", ["schedule.epochs=45", "optimizer.lr=2e-3", *extra]).variant("plain", seeding.number)
         quiet(recipe, tmp_path / name)
-        run = Run(recipe, tmp_path / name, CPU, Processes(0, 1))
+        run = Run(recipe, tmp_path / name, CPU, World(0, 1))
         load_weights(run.model, tmp_path / name / "last")
         model = NormalizedModel(run.model).eval()
         images, labels = next(iter(torch.utils.data.DataLoader(run.splits.test, 360, collate_fn=_as_tensors)))

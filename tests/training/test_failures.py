@@ -12,8 +12,8 @@ import pytest
 from runs import quiet, run_of, same, small, stop_after, weights
 
 from imgproc_attn.training import Trainer
-from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state, state_file
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.utils.manifest import Manifest
 
 
@@ -35,7 +35,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
-    recipe = small("optimiser.clip_grad=null")
+    recipe = small("optimizer.clip_grad=null")
     stop_after(recipe, tmp_path, 1)
     state = load_state(tmp_path)
     state["state_dict"]["head.weight"].fill_(float("nan"))
@@ -74,7 +74,7 @@ def test_an_unwritable_folder_is_met_before_training(tmp_path):
 
 def test_too_little_room_is_met_before_training(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("imgproc_attn.training.folder.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("imgproc_attn.training.run_dir.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"1 MiB are free, but the checkpoints of this run need up to \d+ MiB"):
         quiet(small(), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
@@ -86,7 +86,7 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     held = sum((tmp_path / file).stat().st_size for file in ("state.pt", "best/model.safetensors", "last/model.safetensors"))
     needed = 12 * 4 * sum(p.numel() for p in create(recipe).parameters()) + 2**24
     usage = type("Usage", (), {"free": needed - held + 2**10})
-    monkeypatch.setattr("imgproc_attn.training.folder.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("imgproc_attn.training.run_dir.shutil.disk_usage", lambda path: usage)
     quiet(recipe, tmp_path, resume=True)
     with pytest.raises(OSError, match="make room"):
         quiet(recipe, tmp_path / "another")

@@ -9,12 +9,12 @@ import yaml
 from runs import SMALL, quiet
 
 from imgproc_attn import cli
-from imgproc_attn.training import list_recipes, load_recipe
-from imgproc_attn.training.inheritance import MAX_FILES, merge, read_recipe
-from imgproc_attn.training.library import packaged_files
-from imgproc_attn.training.recipe import recipe_text
-from imgproc_attn.training.schema import Recipe
-from imgproc_attn.training.yaml_text import MAX_NODES, read_yaml
+from imgproc_attn.recipe import list_recipes, load_recipe
+from imgproc_attn.recipe.inheritance import MAX_FILES, merge, read_recipe
+from imgproc_attn.recipe.library import packaged_files
+from imgproc_attn.recipe.loading import recipe_text
+from imgproc_attn.recipe.schema import Recipe
+from imgproc_attn.recipe.yaml_text import MAX_NODES, read_yaml
 
 SHARED = """
 title: shared
@@ -22,7 +22,7 @@ model: {name: plain_vit_tiny, kernel: {name: elliptical, detach: true}, residual
 data: {name: digits, test_split: test, num_classes: 10, input_size: [1, 8, 8], mean: [0.5], workers: 0}
 augmentation: {hflip: 0.5}
 adversarial: {eps: 4/255, steps: 2}
-optimiser: {name: adamw, lr: 1e-3, clip_grad: 1.0}
+optimizer: {name: adamw, lr: 1e-3, clip_grad: 1.0}
 schedule: {epochs: 3, warmup_epochs: 1}
 run: {batch_size: 8, amp: bfloat16}
 comparison: {seeds: [0, 1], variants: {a: {residual: sos}, b: {depth: 1}}}
@@ -30,8 +30,8 @@ comparison: {seeds: [0, 1], variants: {a: {residual: sos}, b: {depth: 1}}}
 # a child, and the values that change
 MERGED = [
     ("title: mine", {"title": "mine"}),
-    ("optimiser: {lr: 2e-3}", {"optimiser.lr": 2e-3}),
-    ("optimiser: {clip_grad: null}", {"optimiser.clip_grad": None}),
+    ("optimizer: {lr: 2e-3}", {"optimizer.lr": 2e-3}),
+    ("optimizer: {clip_grad: null}", {"optimizer.clip_grad": None}),
     ("data: {input_size: [3, 8, 8], mean: null}", {"data.input_size": [3, 8, 8], "data.mean": None}),
     ("data: {test_split: null}", {"data.test_split": None}),
     ("data: {workers: null}", {"data.workers": 2}),
@@ -106,8 +106,8 @@ def test_merging_changes_neither_side():
 
 
 def test_the_command_line_changes_what_is_inherited(tmp_path):
-    recipe = load_recipe(child(tmp_path, "title: mine"), ["optimiser.lr=0.5", "model.kernel.detach=false"])
-    assert recipe.optimiser.lr == 0.5
+    recipe = load_recipe(child(tmp_path, "title: mine"), ["optimizer.lr=0.5", "model.kernel.detach=false"])
+    assert recipe.optimizer.lr == 0.5
     assert recipe.model.model_dump()["kernel"] == {"name": "elliptical", "detach": False}
     with pytest.raises(ValueError, match=r"extends must be a key of a file, got the override 'extends=x.yaml'\. Write"):
         load_recipe(tmp_path / "mine.yaml", ["extends=x.yaml"])
@@ -200,9 +200,9 @@ def test_aliases_that_expand_too_far_are_refused_in_extended_files_too(tmp_path)
 
 
 def test_mistakes_name_all_files_that_may_hold_them(tmp_path):
-    mine = child(tmp_path, "optimiser: {lrr: 1.0}")
+    mine = child(tmp_path, "optimizer: {lrr: 1.0}")
     with pytest.raises(
-        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimiser.lrr: unknown key; did you mean 'lr'"
+        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimizer.lrr: unknown key; did you mean 'lr'"
     ):
         load_recipe(mine)
     with pytest.raises(ValueError, match="shared.yaml: holds list, but a recipe is a mapping"):
@@ -218,7 +218,7 @@ def test_recipes_of_the_package_stay_in_its_folder(tmp_path, monkeypatch):
         package / "images", mine="extends: ../shared.yaml\n", out="extends: ../../outside.yaml\n", link="extends: l.yaml"
     )
     (package / "images" / "l.yaml").symlink_to(tmp_path / "outside.yaml")
-    monkeypatch.setattr("imgproc_attn.training.inheritance.recipe_folders", lambda: [package])
+    monkeypatch.setattr("imgproc_attn.recipe.inheritance.recipe_folders", lambda: [package])
     assert load_recipe(mine).title == "shared"
     for name in ("out", "link"):
         with pytest.raises(

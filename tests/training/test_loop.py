@@ -13,10 +13,10 @@ from runs import CPU, quiet, run_of, same, small, stop_after, weights
 from timm.utils import unwrap_model
 from torch import nn
 
-from imgproc_attn.data import Preparation
+from imgproc_attn.data import Preprocessing
 from imgproc_attn.training import Trainer
-from imgproc_attn.training.building import create
 from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.training.tasks import Classification, build_task
 
 
@@ -36,10 +36,10 @@ def test_the_test_split_does_not_touch_training(finished, tmp_path):
     assert without["validation"] == result["validation"]
 
 
-@pytest.mark.parametrize(("kept", "accumulate"), [(0, 1), (3, 1), (3, 2), (1, 4)])
-def test_an_epoch_of_too_few_batches_is_an_error(tmp_path, kept, accumulate):
+@pytest.mark.parametrize(("kept", "grad_accum_steps"), [(0, 1), (3, 1), (3, 2), (1, 4)])
+def test_an_epoch_of_too_few_batches_is_an_error(tmp_path, kept, grad_accum_steps):
     """A reader that loses images must not end in a loss of 0, or of a part of the data."""
-    trainer = run_of(tmp_path, "data.workers=0", f"run.accumulate={accumulate}").trainer
+    trainer = run_of(tmp_path, "data.workers=0", f"run.grad_accum_steps={grad_accum_steps}").trainer
     batches = list(trainer.loader)
 
     class Short:
@@ -49,7 +49,7 @@ def test_an_epoch_of_too_few_batches_is_an_error(tmp_path, kept, accumulate):
             return iter(batches[:kept])
 
     trainer.loader = Short()
-    with pytest.raises(ValueError, match=rf"Epoch 2 must have {4 * accumulate} batches.* got {kept}\."):
+    with pytest.raises(ValueError, match=rf"Epoch 2 must have {4 * grad_accum_steps} batches.* got {kept}\."):
         trainer.train_epoch(1)
 
 
@@ -64,13 +64,13 @@ def test_schedule_warms_up_and_decays(tmp_path):
 
 
 # Rounding in a gradient stays as small in what SGD makes of it. Adam makes a whole step of a gradient that is nothing else.
-SGD = ["optimiser.name=sgd", "optimiser.lr=0.05"]
+SGD = ["optimizer.name=sgd", "optimizer.lr=0.05"]
 
 
 def test_accumulated_batches_are_one_batch(tmp_path):
     """Without clipping per batch, two halves accumulated are the whole: four updates, each rounded, carried on by momentum."""
-    off = ["augmentation.degrees=0", "augmentation.translate=0", "augmentation.magnify=[1,1]", *SGD]
-    runs = [run_of(tmp_path, *off, f"run.accumulate={k}") for k in (1, 2)]
+    off = ["augmentation.degrees=0", "augmentation.translate=0", "augmentation.zoom=[1,1]", *SGD]
+    runs = [run_of(tmp_path, *off, f"run.grad_accum_steps={k}") for k in (1, 2)]
     records = [run.trainer.train_epoch(0) for run in runs]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-5)
     for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters()):
@@ -83,16 +83,16 @@ def test_accumulated_batches_are_one_batch(tmp_path):
         ["augmentation.mixup=0.8", "augmentation.cutmix=1.0", "run.label_smoothing=0.1"],
         ["run.label_smoothing=0.1"],
         ["run.loss=bce"],
-        ["augmentation.erasing=0.5"],
+        ["augmentation.random_erasing=0.5"],
         ["run.amp=bfloat16"],
         ["run.channels_last=true"],
-        ["run.checkpoint_blocks=true"],
+        ["run.grad_checkpointing=true"],
         ["run.ema_decay=0.9"],
-        ["run.accumulate=2"],
+        ["run.grad_accum_steps=2"],
         ["model.drop_path_rate=0.2"],
-        ["optimiser.layer_decay=0.7"],
-        ["optimiser.name=lion", "optimiser.betas=[0.9,0.98]"],
-        ["augmentation.repeats=3"],
+        ["optimizer.layer_decay=0.7"],
+        ["optimizer.name=lion", "optimizer.betas=[0.9,0.98]"],
+        ["augmentation.aug_repeats=3"],
         ["adversarial.eps=0.05", "adversarial.warmup_epochs=1"],
     ],
     ids=lambda o: o[0],
@@ -110,10 +110,10 @@ def test_options_train_and_resume_exactly(overrides, tmp_path):
 
 
 def test_compiled_model(tmp_path, monkeypatch):
-    """Traced by dynamo, run without inductor: what is kept and how it is optimised is that of the bare model."""
+    """Traced by dynamo, run without inductor: what is kept and how it is optimized is that of the bare model."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
     monkeypatch.setattr(Classification, "compile", partialmethod(Classification.compile, backend="eager"))
-    common = ["run.ema_decay=0.9", "optimiser.layer_decay=0.7", "data.train_images=256", *SGD]
+    common = ["run.ema_decay=0.9", "optimizer.layer_decay=0.7", "data.train_images=256", *SGD]
     quiet(small("run.compile=true", *common), tmp_path / "compiled")
     quiet(small(*common), tmp_path / "plain")
     compiled, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
@@ -122,16 +122,16 @@ def test_compiled_model(tmp_path, monkeypatch):
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-5, atol=1e-6)
 
 
-def test_optimiser_settings_do_not_depend_on_the_wrapping():
+def test_optimizer_settings_do_not_depend_on_the_wrapping():
     """DDP and torch.compile hide a model's groups from timm: learning rates by layer, and what does not decay."""
-    recipe = small("optimiser.layer_decay=0.75", "model.depth=3", label="plain")
+    recipe = small("optimizer.layer_decay=0.75", "model.depth=3", label="plain")
     groups = []
     for wrap in (lambda task: None, lambda task: task.compile()):
-        task = build_task(recipe, create(recipe), Preparation((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0), CPU)
+        task = build_task(recipe, create(recipe), Preprocessing((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0), CPU)
         wrap(task)
         names = {id(p): name for name, p in unwrap_model(task.get_trainable_module()).named_parameters()}
-        optimiser = Trainer(task, [None] * 4, recipe).optimiser
-        groups.append([(g["lr_scale"], g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in optimiser.param_groups])
+        optimizer = Trainer(task, [None] * 4, recipe).optimizer
+        groups.append([(g["lr_scale"], g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in optimizer.param_groups])
     assert groups[0] == groups[1]
     assert len({scale for scale, _, _ in groups[0]}) == 5
     assert all("pos_embed" not in names for _, decay, names in groups[0] if decay)
@@ -146,7 +146,7 @@ def test_ema_is_what_is_kept(tmp_path):
 
 def test_bandwidths_do_not_decay(tmp_path):
     run = run_of(tmp_path)
-    decay = {id(p): group["weight_decay"] for group in run.trainer.optimiser.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in run.trainer.optimizer.param_groups for p in group["params"]}
     bandwidths = [p for name, p in run.model.named_parameters() if "bandwidth" in name]
     assert len(bandwidths) == 2
     assert all(decay[id(p)] == 0 for p in bandwidths)
@@ -196,9 +196,9 @@ def test_a_hundred_thousand_steps_hold_memory_flat(tmp_path):
     code = (
         "import json; from pathlib import Path; import torch\n"
         "from runs import small, train\n"
-        "from imgproc_attn.training import journal\n"
+        "from imgproc_attn.training import run_logger\n"
         "torch.set_num_threads(1)\n"
-        "journal.DRAW_EVERY = 5  # pictures too leave nothing\n"
+        "run_logger.DRAW_EVERY = 5  # pictures too leave nothing\n"
         "recipe = small('run.batch_size=8', 'data.train_images=1337', 'schedule.epochs=600', 'run.ema_decay=0.99')\n"
         "seen = []\n"
         "def resident(line):\n"
@@ -230,7 +230,7 @@ def test_webdataset_trains_and_counts_every_epoch(tmp_path):
         info["splits"][split] = {"name": split, "num_samples": count, "filenames": names, "shard_lengths": [32] * len(names)}
     (tmp_path / "_info.json").write_text(json.dumps(info))
     where = ["data.name=wds/digits", f"data.root={tmp_path}", "data.validation_split=test", "data.test_split=null"]
-    off = ["data.validation_images=0", "data.train_images=null", "data.test_images=null", "data.broken_images=skip"]
+    off = ["data.validation_images=0", "data.train_images=null", "data.test_images=null", "data.on_broken_image=skip"]
     recipe = small(*where, *off, "data.workers=2", "run.batch_size=32")
     quiet(recipe, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from skimage import data
 
-from imgproc_attn.data import ALONE, Preparation
-from imgproc_attn.training import find_recipe, list_recipes, load_recipe
-from imgproc_attn.training.building import check, create
-from imgproc_attn.training.recipe import check_recipe, recipe_text
+from imgproc_attn.data import SINGLE_PROCESS, Preprocessing
+from imgproc_attn.recipe import find_recipe, list_recipes, load_recipe
+from imgproc_attn.recipe.loading import check_recipe, recipe_text
+from imgproc_attn.training.model_factory import check, create
 from imgproc_attn.training.run import Run
 
 RECIPES = sorted(f for f in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if not f.name.startswith("_"))
@@ -42,7 +42,7 @@ def test_every_header_says_what_the_recipe_is(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_every_recipe_is_valid_and_its_models_and_optimiser_can_be_built(path):
+def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path):
     for single in singles(load_recipe(path)).values():
         check(single)
 
@@ -70,7 +70,7 @@ def steps(single, shots, folder):
         content["model"] |= {"img_size": 64, "pretrained": False}
     content["data"]["workers"] = 0
     content["run"] |= {"batch_size": 4 if content["data"]["name"] == "folder" else 128, "amp": None}
-    run = Run(check_recipe(content, "small"), folder, torch.device("cpu"), ALONE)
+    run = Run(check_recipe(content, "small"), folder, torch.device("cpu"), SINGLE_PROCESS)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     record = run.epoch(0)
     assert math.isfinite(record["train_loss"])
@@ -100,7 +100,7 @@ def test_recipes_to_be_compared_differ_in_the_model_alone():
     families, pictures = {}, set()
     for path in RECIPES:
         if path.parent.name == "imagenet" and path.stem.endswith("_300e"):
-            pictures.add(Preparation.of(create(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
+            pictures.add(Preprocessing.of(create(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
             content = load_recipe(path).model_dump(exclude={"title"})
             families.setdefault("300e", []).append({**content, "model": content["model"]["drop_path_rate"]})
     assert len(families["300e"]) == 24
@@ -134,8 +134,8 @@ def test_refuses_what_is_no_recipe(tmp_path):
 
 
 def test_overrides():
-    recipe = load_recipe(find_recipe("quickstart"), ["optimiser.lr=1e-3", "comparison.seeds=[4,5]", "evaluation.pgd=[]"])
-    assert recipe.optimiser.lr == 1e-3
+    recipe = load_recipe(find_recipe("quickstart"), ["optimizer.lr=1e-3", "comparison.seeds=[4,5]", "evaluation.pgd=[]"])
+    assert recipe.optimizer.lr == 1e-3
     assert recipe.comparison.seeds == [4, 5]
     assert recipe.evaluation.pgd == []
     assert load_recipe("quickstart", ["data.test_split="]).data.test_split == ""
@@ -144,7 +144,7 @@ def test_overrides():
     assert load_recipe("quickstart", ["data.test_split=null"]).data.test_split is None
     assert load_recipe("quickstart", ["adversarial.eps=4/255"]).adversarial.eps == 4 / 255
     with pytest.raises(ValueError, match="has no '='"):
-        load_recipe(find_recipe("quickstart"), ["optimiser.lr"])
+        load_recipe(find_recipe("quickstart"), ["optimizer.lr"])
     with pytest.raises(ValueError, match="is not a section"):
         load_recipe(find_recipe("quickstart"), ["title.lr=1"])
 
@@ -155,7 +155,7 @@ def test_numbers_as_people_write_them(tmp_path):
     file.write_text(text.replace("[0.02, 0.05, 0.1, 0.15]", "[4/255, 0.1]"))
     assert "lr: 6e-3" in file.read_text()
     recipe = load_recipe(str(file))
-    assert recipe.optimiser.lr == 6e-3
+    assert recipe.optimizer.lr == 6e-3
     assert recipe.evaluation.pgd == [4 / 255, 0.1]
 
 
@@ -174,8 +174,8 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
         ("model.drop_path_rat=0.1", "near it: drop_path_rate"),
         ("augmentation.auto_augment=AutoAugment", "augmentation.auto_augment is 'AutoAugment', which timm does not take"),
         ("comparison.variants.twicing.name=twicing_vit_tinny", "near it: twicing_vit_tiny"),
-        ("optimiser.name=adamm", "adamm"),
-        ("optimiser={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
+        ("optimizer.name=adamm", "adamm"),
+        ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
     ):
         with pytest.raises(ValueError, match=message):
             check(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))

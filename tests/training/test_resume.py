@@ -26,9 +26,10 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import imgproc_attn.utils.io as files
-from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training import train
 from imgproc_attn.data import Digits
-from imgproc_attn.training import run, journal
+from imgproc_attn.training import run, run_logger
 import matplotlib.backends.backend_agg, torch.utils.tensorboard
 
 Digits("train")  # what is imported before the fork takes no time of the child's

@@ -11,12 +11,12 @@ import yaml
 from runs import CPU, quiet, same, small, stop_after, weights
 
 import imgproc_attn
-from imgproc_attn.data import ALONE, Preparation, Processes
-from imgproc_attn.evaluation.subject import Subject
+from imgproc_attn.data import SINGLE_PROCESS, Preprocessing, World
+from imgproc_attn.evaluation.subject import ModelSpec
 from imgproc_attn.training import train
-from imgproc_attn.training.building import create
-from imgproc_attn.training.folder import Folder
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.training.run import Run
+from imgproc_attn.training.run_dir import Folder
 from imgproc_attn.utils.io import UNFINISHED
 
 
@@ -54,7 +54,7 @@ def test_timm_loads_what_a_run_leaves(finished):
     assert same(model.state_dict(), weights(folder, "best"))
     assert (list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["input_size"])) == ([0.5], [1, 8, 8])
     assert isinstance(model.blocks[0].attn.residual, imgproc_attn.core.residuals.Twicing)
-    run = Run(small(), folder, CPU, Processes(0, 1))
+    run = Run(small(), folder, CPU, World(0, 1))
     run.model.load_state_dict(model.state_dict())
     assert run.evaluate(run.splits.test) == result["test"]
 
@@ -70,9 +70,9 @@ def test_gray_images_get_the_mean_of_a_color_models_statistics(finished, tmp_pat
     config["pretrained_cfg"] |= {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.2, 0.3]}
     (tmp_path / "color" / "config.json").write_text(json.dumps(config))
     model = create(small(*none, f"model.checkpoint={tmp_path / 'color'}"))
-    prepared = Preparation.of(model.pretrained_cfg)
+    prepared = Preprocessing.of(model.pretrained_cfg)
     assert (prepared.mean, prepared.std) == (pytest.approx((0.3,)), pytest.approx((0.2,)))
-    assert Subject(str(tmp_path / "color")).build()[1].mean == pytest.approx(prepared.mean)
+    assert ModelSpec(str(tmp_path / "color")).build()[1].mean == pytest.approx(prepared.mean)
     with pytest.raises(ValueError, match=r"data.mean has 3 values for 1 channels"):
         create(small("data.mean=[0.5,0.5,0.5]"))
 
@@ -88,8 +88,8 @@ def test_a_finished_run_is_not_repeated(finished):
 
 def test_resuming_under_another_recipe_says_what_changed(finished):
     folder, _, _ = finished
-    with pytest.raises(ValueError, match=r"Changed: model.depth: 1 -> 2; optimiser.lr: 0.006 -> 0.001"):
-        quiet(small("optimiser.lr=1e-3", "model.depth=2"), folder, resume=True)
+    with pytest.raises(ValueError, match=r"Changed: model.depth: 1 -> 2; optimizer.lr: 0.006 -> 0.001"):
+        quiet(small("optimizer.lr=1e-3", "model.depth=2"), folder, resume=True)
     with pytest.raises(ValueError, match=r"run.ema_decay: None -> 0.9"):
         quiet(small("run.ema_decay=0.9"), folder, resume=True)
 
@@ -144,7 +144,7 @@ def test_all_processes_must_see_the_folder(finished, tmp_path):
 def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
     """What broke off before its first epoch blocks nothing; what is resumed and is not there is said."""
     recipe = small("schedule.epochs=2", "data.seed=3")
-    run = Run(recipe, tmp_path, CPU, ALONE)
+    run = Run(recipe, tmp_path, CPU, SINGLE_PROCESS)
     Folder(tmp_path, recipe, False).prepare(run.model, run.splits, "cpu", 1)
     run.manifest.write(run.state([]))
     lines = []
@@ -170,7 +170,7 @@ def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
 def test_who_evaluates_a_run_that_has_not_ended_is_told(finished, tmp_path):
     stop_after(small("schedule.epochs=2"), tmp_path, 1)
     with pytest.warns(UserWarning, match="holds a run that has not ended; its weights are those so far"):
-        Subject(str(tmp_path)).build()
+        ModelSpec(str(tmp_path)).build()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Subject(str(finished[0])).build()
+        ModelSpec(str(finished[0])).build()

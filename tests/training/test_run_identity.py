@@ -14,8 +14,9 @@ from PIL import Image
 from runs import Stop, quiet, same, small, stop_after, weights
 
 from imgproc_attn import cli
-from imgproc_attn.training import load_recipe, train
-from imgproc_attn.training.folder import Folder
+from imgproc_attn.recipe import load_recipe
+from imgproc_attn.training import train
+from imgproc_attn.training.run_dir import Folder
 from imgproc_attn.utils.locks import LOCK, locked
 
 TWO = small("schedule.epochs=2")
@@ -125,7 +126,7 @@ def test_whatever_is_left_of_a_run_is_not_trained_over(kept, finished, copy):
             file.unlink()
     content = (folder / kept).read_bytes()
     with pytest.raises(FileExistsError, match="holds a run already: go on with --resume, begin anew with --restart"):
-        quiet(small("optimiser.lr=0.5"), folder)
+        quiet(small("optimizer.lr=0.5"), folder)
     with pytest.raises(ValueError, match="recipe.yaml must be there as"):
         quiet(small(), folder, resume=True)
     assert (folder / kept).read_bytes() == content
@@ -239,7 +240,7 @@ title: folders
 data: {{name: folder, root: {tmp_path / "data"}, train_split: train, test_split: val, num_classes: 3, input_size: [1, 16, 16],
   mean: [0.5], std: [0.5], workers: 0}}
 model: {{name: nlm_vit_tiny, img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}}
-optimiser: {{name: adamw, lr: 5.0e-3}}
+optimizer: {{name: adamw, lr: 5.0e-3}}
 schedule: {{epochs: 2}}
 run: {{batch_size: 8}}
 """)

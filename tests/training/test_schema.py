@@ -5,19 +5,19 @@ import copy
 import pytest
 import yaml
 
-from imgproc_attn.training import find_recipe, load_recipe
-from imgproc_attn.training.recipe import check_recipe, recipe_text
-from imgproc_attn.training.schema import Recipe
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.recipe.loading import check_recipe, recipe_text
+from imgproc_attn.recipe.schema import Recipe
 
 GOOD = yaml.safe_load(recipe_text("quickstart"))
 BAD = [
-    (lambda c: c["optimiser"].update(learning_rat=1.0), "optimiser.learning_rat: unknown key"),
+    (lambda c: c["optimizer"].update(learning_rat=1.0), "optimizer.learning_rat: unknown key"),
     (lambda c: c["run"].update(batchsize=1), "run.batchsize: unknown key; did you mean 'batch_size'"),
-    (lambda c: c.update(optimizer={}), "optimizer: unknown key; did you mean 'optimiser'"),
+    (lambda c: c.update(optimizer={}), "optimizer: unknown key; did you mean 'optimizer'"),
     (lambda c: c["comparison"].update(seed=[1]), "comparison.seed: unknown key; did you mean 'seeds'"),
-    (lambda c: c["optimiser"].update(lr="fast"), r"optimiser.lr: .*given: 'fast'"),
-    (lambda c: c["optimiser"].update(lr=-1.0), r"optimiser.lr: .*greater than 0.*given: -1.0"),
-    (lambda c: c["optimiser"].update(lr=float("nan")), r"optimiser.lr: "),
+    (lambda c: c["optimizer"].update(lr="fast"), r"optimizer.lr: .*given: 'fast'"),
+    (lambda c: c["optimizer"].update(lr=-1.0), r"optimizer.lr: .*greater than 0.*given: -1.0"),
+    (lambda c: c["optimizer"].update(lr=float("nan")), r"optimizer.lr: "),
     (lambda c: c["run"].update(batch_size=0), r"run.batch_size: .*greater than or equal to 1.*given: 0"),
     (lambda c: c["schedule"].update(warmup_epochs=30), "warmup_epochs is 30, but must be below epochs, 30"),
     (lambda c: c["comparison"].update(seeds=[1, 1]), "each may stand there once"),
@@ -26,20 +26,20 @@ BAD = [
     (lambda c: c["data"].update(name="npz"), "root is empty, but 'npz' reads from it"),
     (lambda c: c["data"].update(validation_images=9, validation_split="test"), "exclude each other"),
     (
-        lambda c: c["data"].update(name="wds/x", root="x", test_images=9, broken_images="skip"),
+        lambda c: c["data"].update(name="wds/x", root="x", test_images=9, on_broken_image="skip"),
         "test_images needs images by number",
     ),
     (lambda c: c["data"].update(name="wds/x", root="x"), "skips broken images by itself"),
     (lambda c: c["model"].update(pretrained=1), "model.pretrained: .*boolean"),
-    (lambda c: c["optimiser"].update(betas=[0.9, 1.0]), "optimiser.betas.1: .*less than 1"),
+    (lambda c: c["optimizer"].update(betas=[0.9, 1.0]), "optimizer.betas.1: .*less than 1"),
     (lambda c: c["data"].update(mean=[125.0]), r"data.mean: \[125.0\], but images are in \[0, 1\]: divide mean and std"),
     (lambda c: c["data"].update(std=[58.4]), r"data.std: \[58.4\], but images are in \[0, 1\]: divide mean and std"),
     (lambda c: c["data"].update(mean=[0.5], std=[1.5]), r"data.std: \[1.5\], but images are in \[0, 1\]"),
     (lambda c: c["data"].update(input_size=[8, 8]), "data.input_size: .*at least 3"),
-    (lambda c: c["run"].update(accumulate=3), "batch_size is 128, but must be a multiple of accumulate, 3"),
+    (lambda c: c["run"].update(grad_accum_steps=3), "batch_size is 128, but must be a multiple of grad_accum_steps, 3"),
     (lambda c: c["augmentation"].update(crop_padding=2, scale=[0.5, 1.0]), "only one of the two may crop"),
     (lambda c: (c["augmentation"].update(mixup=0.8), c["run"].update(batch_size=5)), "mix pairs, but a batch has 5 images"),
-    (lambda c: c.update(adversarial={"eps": 0.1}, augmentation={"erasing": 0.5}), "erased pixels leave"),
+    (lambda c: c.update(adversarial={"eps": 0.1}, augmentation={"random_erasing": 0.5}), "erased pixels leave"),
     (lambda c: (c.update(adversarial={"eps": 0.1}), c["run"].update(amp="float16")), "attack's gradients to zero"),
     (lambda c: c["evaluation"].update(fgsm=[8]), "evaluation.fgsm.0: .*less than or equal to 1"),
     (lambda c: c["comparison"]["variants"]["plain"].pop("name"), "plain: no model is named"),

@@ -9,11 +9,12 @@ from runs import CPU, same, small, weights
 from safetensors.torch import save_file
 from torch import nn
 
-from imgproc_attn.data import ALONE, Processes
+from imgproc_attn.data import SINGLE_PROCESS, World
 from imgproc_attn.models.checkpoints import load_weights
-from imgproc_attn.training import find_recipe, load_recipe, train
-from imgproc_attn.training.building import create
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training import train
 from imgproc_attn.training.checkpoints import load_state
+from imgproc_attn.training.model_factory import create
 from imgproc_attn.training.run import Run
 
 
@@ -64,7 +65,7 @@ class Payload:
 def test_starting_from_a_checkpoint(finished, tmp_path):
     folder, _, _ = finished
     recipe = small(f"model.checkpoint={folder / 'best'}")
-    run = Run(recipe, tmp_path, CPU, Processes(0, 1))
+    run = Run(recipe, tmp_path, CPU, World(0, 1))
     assert same(run.model.state_dict(), weights(folder, "best"))
     assert "checkpoint" not in json.loads((folder / "best" / "config.json").read_text())["model_args"]
 
@@ -75,20 +76,22 @@ def test_a_new_classifier_and_another_image_size(tmp_path):
     torch.save({"model": trained.state_dict()}, tmp_path / "w.pt")
     lines = []
     recipe = small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.patch_size=4", label="twicing")
-    run = Run(recipe, tmp_path / "run", CPU, ALONE, lines.append)
+    run = Run(recipe, tmp_path / "run", CPU, SINGLE_PROCESS, lines.append)
     assert lines[0] == f"From {tmp_path / 'w.pt'}; new: head.weight, head.bias (10 classes)."
     assert torch.equal(run.model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
-    finer = Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, ALONE, lines.append)
+    finer = Run(
+        small(f"model.checkpoint={tmp_path / 'w.pt'}", label="twicing"), tmp_path / "run", CPU, SINGLE_PROCESS, lines.append
+    )
     assert finer.model.pos_embed.shape[1] == 16
     assert "new: head.weight, head.bias (10 classes)" in lines[-1]
     assert "resampled: pos_embed, patch_embed.proj.weight" in lines[-1]
     assert not torch.equal(finer.model.pos_embed, create(small(label="twicing")).pos_embed)
     with pytest.raises(ValueError, match=r"missing: blocks.1"):
-        Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, ALONE)
+        Run(small(f"model.checkpoint={tmp_path / 'w.pt'}", "model.depth=2", label="plain"), tmp_path / "x", CPU, SINGLE_PROCESS)
 
 
 def test_a_headless_backbone_in_a_recipe(tmp_path):
-    """A new user's way: colour weights of a larger size for grey digits; the images' size is what the model is built for."""
+    """A new user's way: color weights of a larger size for gray digits; the images' size is what the model is built for."""
     options = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
     source = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
@@ -127,7 +130,7 @@ def test_the_fine_tuning_recipe_on_trained_weights(data_folder, vit_weights, tmp
             "data.name=npz",
             "data.test_split=test",
             f"data.root={data_folder / 'imagenette128' / 'imagenette128_jpeg.npz'}",
-            "data.broken_images=stop",
+            "data.on_broken_image=stop",
             "data.train_images=512",
             "data.validation_images=100",
             "data.test_images=200",

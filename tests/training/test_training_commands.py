@@ -13,7 +13,8 @@ import torch
 from runs import SMALL, quiet, same, small, weights
 
 from imgproc_attn import cli
-from imgproc_attn.training import find_recipe, load_recipe, train
+from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.training import train
 from imgproc_attn.utils.io import write_json
 
 
@@ -23,7 +24,7 @@ from imgproc_attn.utils.io import write_json
         (["data.name=npz", "data.root=/nowhere/x.npz"], "There is no /nowhere/x.npz"),
         (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
         (["run.batch_size=1000"], "needs 1000 images at a time, but there are 512"),
-        (["run.batch_size=512", "run.accumulate=2", "data.train_images=512"], None),
+        (["run.batch_size=512", "run.grad_accum_steps=2", "data.train_images=512"], None),
         (["data.num_classes=7"], "train split has 10 classes, but 7 are expected"),
         (["data.input_size=[2,8,8]", "data.mean=null", "data.std=null"], "2 channels; pictures have 1 .* or 3"),
     ],

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from imgproc_attn.cli.arguments import _option
-from imgproc_attn.training import list_recipes, load_recipe
-from imgproc_attn.training.recipe import recipe_text
-from imgproc_attn.training.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, free_value, read_yaml, read_yaml_file, write_yaml
+from imgproc_attn.recipe import list_recipes, load_recipe
+from imgproc_attn.recipe.loading import recipe_text
+from imgproc_attn.recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, free_value, read_yaml, read_yaml_file, write_yaml
 
 # text that some version of YAML reads as another type, or that a writer may break
 NUMBERS = "1e3 1E-3 -2e5 1.5e3 1.e5 .5 4/255 2023/10 1/0 010 0o17 0x1F 0b1 1_000 2012 -1 +1 .inf -.INF .nan 0 -0 00 08 1. 12e03"
@@ -69,9 +69,9 @@ def test_unquoted_text_is_text_where_the_schema_wants_text(text, tmp_path):
         ("run.compile='true'", "write true or false"),
         ("schedule.epochs=010", "schedule.epochs: .*valid integer.*'010'"),
         ("schedule.epochs=1:30", "schedule.epochs: .*valid integer.*'1:30'"),
-        ("optimiser.lr=1:30", "optimiser.lr: .*valid number.*'1:30'"),
-        ("optimiser.lr=1/0", "optimiser.lr: .*'1/0'"),
-        ("optimiser.lr=1e999", "optimiser.lr: .*finite number"),
+        ("optimizer.lr=1:30", "optimizer.lr: .*valid number.*'1:30'"),
+        ("optimizer.lr=1/0", "optimizer.lr: .*'1/0'"),
+        ("optimizer.lr=1e999", "optimizer.lr: .*finite number"),
         ("model.qkv_bias=no", "qkv_bias must be clear, got no without quotes. Write true, false"),
         ("model.patch_size=010", "patch_size must be clear, got 010"),
         ("model.residual={name: twicing, steps: 1:30}", "residual.steps must be clear, got 1:30"),

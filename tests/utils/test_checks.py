@@ -29,7 +29,7 @@ from imgproc_attn.evaluation import (
     evaluate,
 )
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
-from imgproc_attn.evaluation.subject import ImageSource, Subject
+from imgproc_attn.evaluation.subject import ImageSource, ModelSpec
 
 NO_FLAGS = ["false", "no", "", 0, 1, None, np.bool_(True)]
 FLAGS = {
@@ -47,7 +47,7 @@ FLAGS = {
     "l2_boosting": lambda v: L2Boosting(learned=v),
     "targeted": lambda v: ThreatModel(0.1, targeted=v),
     "start_at_random": lambda v: PGD(0.1, start_at_random=v),
-    "pretrained": lambda v: Subject("plain_vit_tiny", pretrained=v),
+    "pretrained": lambda v: ModelSpec("plain_vit_tiny", pretrained=v),
     "skip_broken": lambda v: ImageSource("digits", "", skip_broken=v),
 }
 

@@ -2,7 +2,7 @@
 
 An attack is an object with settings; calling it with ``(model, images, labels)`` returns adversarial images and whether each
 fools the model. The model takes images in [0, 1] (see `imgproc_attn.evaluation.NormalizedModel`), eps is in the same units
-(8/255 is 8 grey levels), and what is found lies in the ball and in [0, 1], by construction, in the type of the images.
+(8/255 is 8 gray levels), and what is found lies in the ball and in [0, 1], by construction, in the type of the images.
 """
 
 from .apgd import APGDCE, APGDDLR, TargetedAPGD

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.bandwidths import at_least_float32
-from ..objectives import (
+from ..losses import (
     cross_entropy,
     difference_of_logits_ratio,
     others,
@@ -116,7 +116,7 @@ class _APGD(Attack):
 
     @abstractmethod
     def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """``[B]``, what is maximised."""
+        """``[B]``, what is maximized."""
 
     def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
         """``[B]`` classes that a restart aims at; labels for those that aim at none of their own."""

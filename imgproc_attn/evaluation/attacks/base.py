@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...core.bandwidths import at_least_float32
 from ...utils.checks import check_whole
 from ..contract import check_batch, check_classes_of_labels, finite_logits
-from ..draws import draw
+from ..per_sample_rng import draw
 from ..threat import ThreatModel
 
 Objective = Callable[[Tensor, Tensor], Tensor]

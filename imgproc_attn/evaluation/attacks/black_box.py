@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...core.bandwidths import at_least_float32
 from ...utils.checks import check_number
-from ..draws import draw, mix
-from ..objectives import margin, targeted_margin
+from ..losses import margin, targeted_margin
+from ..per_sample_rng import draw, mix
 from ..threat import LINF
 from .base import Attack, Objective, Passes, check_at_least
 
@@ -32,7 +32,7 @@ def _linf_alone(attack: Attack) -> None:
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Square attack (arXiv 1912.00049) in the L-infinity ball: random search by squares of one colour at the ball's corners.
+    """Square attack (arXiv 1912.00049) in the L-infinity ball: random search by squares of one color at the ball's corners.
 
     Starts from vertical stripes; a square is kept if the margin of the label shrinks. Sizes shrink by the published schedule.
 
@@ -89,16 +89,16 @@ class Square(Attack):
         """``points`` with a square each, at a corner of the ball around an image of ``left``; at once, for the sake of GPUs."""
         channels, height, width = images.shape[1:]
         side, generator = self._side(query, height, width), torch.Generator()
-        corners, colours = [], []
+        corners, colors = [], []
         for seed in seeds:
             generator.manual_seed(seed)
             corners.append([int(torch.randint(end - side + 1, (), generator=generator)) for end in (height, width)])
-            colours.append(torch.randint(2, (channels,), generator=generator) * 2.0 - 1)
+            colors.append(torch.randint(2, (channels,), generator=generator) * 2.0 - 1)
         here, channel, offset = (torch.arange(n, device=images.device) for n in (len(points), channels, side))
         y, x = (torch.tensor(corners, device=images.device)[..., None] + offset).unbind(1)
         square = (channel[:, None, None], y[:, None, :, None], x[:, None, None])
         around = images[left[:, None, None, None], *square]  # [B, C, side, side]
-        signs = torch.stack(colours).to(images)[:, :, None, None]
+        signs = torch.stack(colors).to(images)[:, :, None, None]
         points[here[:, None, None, None], *square] = self.threat.project(around + self.eps * signs, around)
         return points
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ...core.bandwidths import at_least_float32
 from ...utils.checks import check_flag, check_number
-from ..objectives import cross_entropy, targeted_cross_entropy
+from ..losses import cross_entropy, targeted_cross_entropy
 from .base import Attack, Objective, Passes, check_at_least, gradient_of
 
 
 class _FollowsGradient(Attack):
-    """What these attacks maximise; subclasses may have something else."""
+    """What these attacks maximize; subclasses may have something else."""
 
     def objective_at(self, step: int) -> Objective:
         """Of the step of that number, from 0."""

@@ -91,7 +91,7 @@ def corrupt(name: str, x: Picture, severity: int, rng: Generator, frost_folder: 
     """A picture ``[H, W, 3]`` in [0, 1], corrupted, cut to [0, 1] and, as the authors' files, down to 8 bits."""
     corruption = getattr(import_module(f".{CORRUPTIONS[name]}", __name__), name)
     options = {"folder": frost_folder} if name == "frost" else {}
-    # the addition keeps what is a grey level already from falling to the one below by rounding
+    # the addition keeps what is a gray level already from falling to the one below by rounding
     return np.floor(np.clip(corruption(x, severity, rng, **options), 0, 1) * 255 + 1e-6) / 255
 
 

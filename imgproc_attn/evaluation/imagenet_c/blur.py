@@ -19,7 +19,7 @@ def gaussian_blur(x: Picture, severity: int, rng: Generator) -> Picture:
 
 
 def glass_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Pixels take the colour of near ones, between two Gaussian blurs.
+    """Pixels take the color of near ones, between two Gaussian blurs.
 
     The published code means to swap two pixels, and by a view of numpy's copies one over the other; so does this.
     """
@@ -79,11 +79,11 @@ def zoom_blur(x: Picture, severity: int, rng: Generator) -> Picture:
 
 
 def magnified(x: Picture, factor: float) -> Picture:
-    """The centre, ``factor`` times as large, bilinear."""
+    """The center, ``factor`` times as large, bilinear."""
     height, width = x.shape[:2]
     cut = [math.ceil(side / factor) for side in (height, width)]
     top, left = (height - cut[0]) // 2, (width - cut[1]) // 2
-    centre = x[top : top + cut[0], left : left + cut[1]]
-    large = ndimage.zoom(centre, (factor, factor) + (1,) * (x.ndim - 2), order=1)
+    center = x[top : top + cut[0], left : left + cut[1]]
+    large = ndimage.zoom(center, (factor, factor) + (1,) * (x.ndim - 2), order=1)
     top, left = (large.shape[0] - height) // 2, (large.shape[1] - width) // 2
     return large[top : top + height, left : left + width]

@@ -60,11 +60,11 @@ def elastic_transform(x: Picture, severity: int, rng: Generator) -> Picture:
 
 
 def _moved(x: Picture, corner: float, rng: Generator) -> Picture:
-    """The affine map that moves three points about the centre by up to ``corner`` pixels each way."""
+    """The affine map that moves three points about the center by up to ``corner`` pixels each way."""
     height, width = x.shape[:2]
-    centre, side = np.array([height // 2, width // 2], dtype=np.float64), min(height, width) // 3
+    center, side = np.array([height // 2, width // 2], dtype=np.float64), min(height, width) // 3
     # (x, y), as the published code takes them
-    points = np.stack([centre + side, centre + np.array([side, -side]), centre - side])
+    points = np.stack([center + side, center + np.array([side, -side]), center - side])
     moved = points + rng.uniform(-corner, corner, size=points.shape)
     # result(x, y) = picture(inverse of the map)
     back = np.linalg.solve(np.c_[moved, np.ones(3)], points).T

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.readers.reader import Reader
 from torch import nn
 
-from ...data import Images, Preparation, check_classes, find_root, some_of
+from ...data import Images, Preprocessing, check_classes, find_root, random_subset
 from ..conditions import Condition
 from ..corruption_names import COMMON, EXTRA
 from ..samples import Samples
@@ -88,7 +88,7 @@ def _first_of_five(labels: np.ndarray, count: int) -> np.ndarray | None:
 def published_conditions(
     source: ImageSource,
     model: nn.Module,
-    preparation: Preparation,
+    preprocessing: Preprocessing,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
 ) -> list[Condition]:
@@ -98,7 +98,7 @@ def published_conditions(
         source: Its root holds ``CORRUPTION/SEVERITY/CLASS/…`` (also one folder deeper, as the archives unpack), or
             ``CORRUPTION.npy`` and ``labels.npy``.
         model: Says how many classes there are.
-        preparation: The model's.
+        preprocessing: The model's.
         corruptions: Which. Default: all that are there.
         severities: Which.
 
@@ -112,12 +112,12 @@ def published_conditions(
     if missing or not found:
         wanted = f", but not {', '.join(missing)}." if found else "; it wants CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy."
         raise FileNotFoundError(f"{root} holds {', '.join(found) or 'no corruption of ImageNet-C or CIFAR-10-C'}{wanted}")
-    prepared = preparation._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
+    prepared = preprocessing._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
     return [
         Condition(
             f"{name} {severity} (file)",
-            Samples(_open(source, found[name], severity, severities, model, preparation)),
-            preparation=prepared,
+            Samples(_open(source, found[name], severity, severities, model, preprocessing)),
+            preprocessing=prepared,
             family=name,
             strength=severity,
         )
@@ -135,12 +135,14 @@ def _find(root: Path) -> Mapping[str, Path]:
     return {name: paths[0] for name, paths in there.items() if paths}
 
 
-def _open(source: ImageSource, path: Path, severity: int, asked: Sequence[int], model: Any, preparation: Preparation) -> Images:
-    channels = preparation.input_size[0]
+def _open(
+    source: ImageSource, path: Path, severity: int, asked: Sequence[int], model: Any, preprocessing: Preprocessing
+) -> Images:
+    channels = preprocessing.input_size[0]
     if path.is_dir():
         images = replace(source, data="folder", root=str(path), split=str(severity)).open(model, channels)
         assert isinstance(images, Images)
         return images
     reader = CorruptedArrays(path, severity, asked)
     check_classes({str(label): label for label in reader.labels}, model.num_classes, names=(path.name, ""))
-    return Images(reader, model.num_classes, some_of(len(reader), source.limit, source.seed), channels)
+    return Images(reader, model.num_classes, random_subset(len(reader), source.limit, source.seed), channels)

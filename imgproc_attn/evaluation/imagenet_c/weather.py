@@ -12,7 +12,7 @@ from scipy import ndimage
 from .blur import blur_along, magnified, smooth
 from .noise import Generator, Picture
 
-GREY = np.array([0.299, 0.587, 0.114])
+GRAY = np.array([0.299, 0.587, 0.114])
 FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code never draws the sixth
 
 
@@ -28,7 +28,7 @@ def snow(x: Picture, severity: int, rng: Generator) -> Picture:
     flakes = magnified(rng.normal(size=x.shape[:2], loc=mean, scale=std), zoom)
     flakes = np.floor(np.clip(np.where(flakes < least, 0, flakes), 0, 1) * 255) / 255
     flakes = blur_along(flakes, radius, sigma, rng.uniform(-135, -45))[..., None]
-    x = keep * x + (1 - keep) * np.maximum(x, (x @ GREY)[..., None] * 1.5 + 0.5)
+    x = keep * x + (1 - keep) * np.maximum(x, (x @ GRAY)[..., None] * 1.5 + 0.5)
     return x + flakes + flakes[::-1, ::-1]
 
 
@@ -97,9 +97,9 @@ def plasma(size: int, decay: float, rng: Generator) -> Picture:
         corners = field[::step, ::step]
         rows = corners + np.roll(corners, -1, 0)
         field[half::step, half::step] = mean(rows + np.roll(rows, -1, 1))
-        centres = field[half::step, half::step]
-        field[::step, half::step] = mean(centres + np.roll(centres, 1, 0) + corners + np.roll(corners, -1, 1))
-        field[half::step, ::step] = mean(centres + np.roll(centres, 1, 1) + corners + np.roll(corners, -1, 0))
+        centers = field[half::step, half::step]
+        field[::step, half::step] = mean(centers + np.roll(centers, 1, 0) + corners + np.roll(corners, -1, 1))
+        field[half::step, ::step] = mean(centers + np.roll(centers, 1, 1) + corners + np.roll(corners, -1, 0))
         step, wobble = half, wobble / decay
     field -= field.min()
     return field / field.max()
@@ -134,8 +134,8 @@ def spatter(x: Picture, severity: int, rng: Generator) -> Picture:
 def _shine(liquid: Picture) -> Picture:
     """Light on drops, from the distance to their edges; in [0, 1]. ``liquid`` in 0 to 255."""
     distance = np.minimum(ndimage.distance_transform_edt(~_edges(liquid)), 20)
-    grey = _equalised(np.floor(_box(distance)).astype(np.uint8))
-    relief = ndimage.correlate(grey.astype(np.float64), np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
+    gray = _equalized(np.floor(_box(distance)).astype(np.uint8))
+    relief = ndimage.correlate(gray.astype(np.float64), np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
     shine = liquid * np.rint(_box(np.clip(relief, 0, 255)))
     return shine / max(shine.max(), 1e-12)
 
@@ -144,19 +144,19 @@ def _box(x: Picture) -> Picture:
     return ndimage.uniform_filter(x, 3, mode="mirror")
 
 
-def _equalised(grey: np.ndarray) -> np.ndarray:
-    """Histogram equalisation of bytes, the darkest that occurs becoming 0."""
-    counts = np.bincount(grey.ravel(), minlength=256)
+def _equalized(gray: np.ndarray) -> np.ndarray:
+    """Histogram equalization of bytes, the darkest that occurs becoming 0."""
+    counts = np.bincount(gray.ravel(), minlength=256)
     first = counts.nonzero()[0][0]
-    if counts[first] == grey.size:
-        return grey
+    if counts[first] == gray.size:
+        return gray
     below = np.cumsum(counts) - counts[first]
-    return np.rint(below * 255 / (grey.size - counts[first])).clip(0, 255).astype(np.uint8)[grey]
+    return np.rint(below * 255 / (gray.size - counts[first])).clip(0, 255).astype(np.uint8)[gray]
 
 
-def _edges(grey: Picture, low: float = 50, high: float = 150) -> np.ndarray:
+def _edges(gray: Picture, low: float = 50, high: float = 150) -> np.ndarray:
     """Canny's edges: Sobel slopes, thinned across the edge, kept where connected to a strong one."""
-    dx, dy = ndimage.sobel(grey, 1, mode="nearest"), ndimage.sobel(grey, 0, mode="nearest")
+    dx, dy = ndimage.sobel(gray, 1, mode="nearest"), ndimage.sobel(gray, 0, mode="nearest")
     size = np.abs(dx) + np.abs(dy)
     padded = np.pad(size, 1)
 

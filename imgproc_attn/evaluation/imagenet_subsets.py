@@ -57,7 +57,7 @@ class ClassMap:
             )
         return found
 
-    def relabel(self, reader: Any) -> "Relabelled":
+    def relabel(self, reader: Any) -> "Relabeled":
         """A reader of class folders, with the labels of this map.
 
         Raises:
@@ -66,7 +66,7 @@ class ClassMap:
         if getattr(reader, "class_to_idx", None) is None:
             raise ValueError(f"{self.name}: its classes are known by the names of folders, but this reader has none.")
         labels = self.labels(reader.class_to_idx)
-        return Relabelled(SomeClasses(reader, labels) if self.alone else reader, labels)
+        return Relabeled(SomeClasses(reader, labels) if self.alone else reader, labels)
 
     def restrict(self, model: nn.Module) -> nn.Module:
         """The model with these logits alone.
@@ -84,7 +84,7 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''} ({len(names)})"
 
 
-class Relabelled(Reader):
+class Relabeled(Reader):
     """A reader with other labels.
 
     Args:

@@ -14,17 +14,17 @@ from typing_extensions import TypedDict
 
 from ..data import Fingerprint, Unreadable, fingerprint
 from ..models.checkpoints import CONFIG, WEIGHTS
+from ..recipe.loading import load_recipe
+from ..recipe.schema import Recipe
+from ..recipe.yaml_text import write_yaml
 from ..utils.environment import arithmetic, environment
 from ..utils.io import dump_json, printable, read_json, remove_unfinished, slug, write_json
 from ..utils.manifest import Manifest
 from ..utils.serialization import changes
 from .checkpoints import STATE, Files, load_state
-from .journal import METRICS, PICTURE, Journal
 from .problems import problem_of
-from .recipe import load_recipe
-from .schema import Recipe
+from .run_logger import METRICS, PICTURE, RunLogger
 from .splits import Splits
-from .yaml_text import write_yaml
 
 RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json", "final.json"
 UNREADABLE = "unreadable.txt"
@@ -33,7 +33,7 @@ BEST, LAST = "best", "last"
 FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
 FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
 # no weight depends on these
-CHANGES_DRAWS = ("data.workers", "data.broken_images")  # where one runs, and what one finds there
+CHANGES_DRAWS = ("data.workers", "data.on_broken_image")  # where one runs, and what one finds there
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
 
 
@@ -77,7 +77,7 @@ def _trained_on(splits: Splits) -> dict[str, Fingerprint | None]:
 
 
 def _difference(before: Fingerprint | None, now: Fingerprint | None) -> str:
-    """What the user will recognise first."""
+    """What the user will recognize first."""
     before, now = before or _NO_IMAGES, now or _NO_IMAGES
     if before["images"] != now["images"]:
         return f"{before['images']} images -> {now['images']}"
@@ -152,7 +152,7 @@ class Folder:
     def clear(path: Path) -> None:
         """Remove the run in ``path``, and nothing else. What it cannot go on without goes first."""
         manifest = Manifest(path)
-        Journal.clear(path)
+        RunLogger.clear(path)
         manifest.remove([*FILES, *(name for name in manifest.files if name.startswith("not-finite-"))])
 
     def _refuse_changes(self, before: Recipe) -> None:

@@ -14,7 +14,7 @@ class SaturationWarning(UserWarning):
     """Filters that copy single tokens."""
 
 
-class SaturationWatch:
+class SaturationCallback:
     """Warns of saturated filters: they train badly, and feign robustness to attacks that follow the gradient.
 
     Args:

@@ -7,11 +7,11 @@ import torch
 from backbones import small
 
 import imgproc_attn
-from imgproc_attn.training.loop import build_optimiser
-from imgproc_attn.training.schema import Optimiser
+from imgproc_attn.recipe.schema import Optimizer
+from imgproc_attn.training.loop import build_optimizer
 
 
-def test_optimiser_groups():
+def test_optimizer_groups():
     model = timm.create_model("test_bilateral_vit")
     decayed, *_ = [
         {id(p) for p in group["params"]}
@@ -38,9 +38,9 @@ def test_optimiser_groups():
 
 def test_muon_leaves_tables_alone():
     model = small(positions=["absolute", "relative_table"], num_heads=4)
-    optimiser = build_optimiser(model, Optimiser(name="muon", lr=1e-3))
+    optimizer = build_optimizer(model, Optimizer(name="muon", lr=1e-3))
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    optimiser.step()
-    muon = {name for name, parameter in model.named_parameters() if optimiser.state[parameter]["use_muon"]}
+    optimizer.step()
+    muon = {name for name, parameter in model.named_parameters() if optimizer.state[parameter]["use_muon"]}
     assert "blocks.0.attn.qkv.weight" in muon
     assert not [name for name in muon if name.endswith(".table") or name in ("pos_embed", "cls_token")]

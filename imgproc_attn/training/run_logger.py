@@ -21,7 +21,7 @@ OWN = ".imgproc-attn"  # what the names of our files of curves end with
 DRAW_EVERY = 60  # seconds
 
 
-class Journal:
+class RunLogger:
     """Keeps the records of a run's epochs in its folder.
 
     Args:

@@ -19,7 +19,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name: As in `find_recipe`.
-        overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimiser.lr=1e-3``.
+        overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimizer.lr=1e-3``.
 
     Raises:
         FileNotFoundError: No such recipe, or no such file that it extends.

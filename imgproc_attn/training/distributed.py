@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from timm.utils import init_distributed_device, world_info_from_env
 
-from ..data import Processes
+from ..data import World
 
 
-def start_processes(device: str) -> tuple[torch.device, Processes]:
+def start_processes(device: str) -> tuple[torch.device, World]:
     """Join the processes that torchrun or SLURM started, if any; with several GPUs, each takes its own.
 
     Args:
@@ -28,7 +28,7 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
         raise ValueError(f"--device is {device}, but torch sees no GPU; use --device cpu.")
     if dist.is_available() and dist.is_initialized():
         place = torch.device("cuda", torch.cuda.current_device()) if device.startswith("cuda") else torch.device(device)
-        return place, Processes(dist.get_rank(), dist.get_world_size())
+        return place, World(dist.get_rank(), dist.get_world_size())
     rank, _, _ = world_info_from_env()
     if device == "cuda" and rank >= torch.cuda.device_count():
         raise ValueError(
@@ -37,22 +37,22 @@ def start_processes(device: str) -> tuple[torch.device, Processes]:
         )
     found = SimpleNamespace(device=device)
     place = init_distributed_device(found)
-    return place, Processes(found.rank, found.world_size)
+    return place, World(found.rank, found.world_size)
 
 
 @contextmanager
-def first_alone(processes: Processes) -> Iterator[None]:
+def first_alone(world: World) -> Iterator[None]:
     """The first process goes before the others, for what all would write to one place."""
-    if processes.rank:
-        wait(processes)
+    if world.rank:
+        wait(world)
     try:
         yield
     finally:
-        if not processes.rank:
-            wait(processes)
+        if not world.rank:
+            wait(world)
 
 
-def wait(processes: Processes) -> None:
+def wait(world: World) -> None:
     """Until all are here."""
-    if processes.world > 1:
+    if world.size > 1:
         dist.barrier()

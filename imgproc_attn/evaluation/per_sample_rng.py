@@ -32,7 +32,7 @@ def draw(
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed of several numbers (splitmix64's mixing): neighbouring ids must not give related draws."""
+    """One 63-bit seed of several numbers (splitmix64's mixing): neighboring ids must not give related draws."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

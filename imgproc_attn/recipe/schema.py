@@ -16,7 +16,7 @@ from pydantic import (
 
 from ..data.readers import check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
-from ..segmentation.data import READERS as LABELLED
+from ..segmentation.data import READERS as LABELED
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
 from .yaml_text import free_value, number_of
@@ -34,7 +34,7 @@ def _rising(found: list[float]) -> list[float]:
 
 def _shares(found: list[float]) -> list[float]:
     if found[1] > 1:
-        raise ValueError(f"shares of the area must be at most 1, got {found}. Give magnify for larger factors.")
+        raise ValueError(f"shares of the area must be at most 1, got {found}. Give zoom for larger factors.")
     return found
 
 
@@ -113,8 +113,8 @@ class Data(_Section):
         mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
         std: What they are divided by. Default: of the model's ``pretrained_cfg``.
         interpolation: Of resizing. Default: of the model's ``pretrained_cfg``.
-        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the centre. Default: as the mean.
-        broken_images: An unreadable image is named and ``skip``ped, or ``stop``s the run.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the center. Default: as the mean.
+        on_broken_image: An unreadable image is named and ``skip``ped, or ``stop``s the run.
         workers: Processes that read and augment, for each training process.
     """
 
@@ -136,7 +136,7 @@ class Data(_Section):
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
     crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
-    broken_images: Literal["skip", "stop"] = "stop"
+    on_broken_image: Literal["skip", "stop"] = "stop"
     workers: Annotated[int, Field(ge=0)] = 2
 
     @field_validator("mean", "std")
@@ -148,7 +148,7 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, LABELLED)
+        check_reader(name, LABELED)
         return name
 
     @model_validator(mode="after")
@@ -165,8 +165,8 @@ class Data(_Section):
         for key in ("validation_images", "train_images", "test_images"):
             if self.iterates and getattr(self, key):
                 raise ValueError(f"{key} needs images by number, which {self.name!r} does not give; name a split instead")
-        if self.iterates and self.broken_images == "stop":
-            raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say broken_images: skip")
+        if self.iterates and self.on_broken_image == "stop":
+            raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say on_broken_image: skip")
         return self
 
     @property
@@ -187,19 +187,19 @@ class Augmentation(_Section):
         scale: Share of the area that a random resized crop keeps; ``[1, 1]`` turns it off.
         ratio: Aspect ratio of that crop, relative to that of the images a model takes: 1 does not distort.
         crop_padding: Mirror so many pixels outwards and crop at random (CIFAR's way); needs ``scale: [1, 1]``.
-        degrees: Largest rotation; with ``translate`` and ``magnify`` one affine map.
+        degrees: Largest rotation; with ``translate`` and ``zoom`` one affine map.
         translate: Largest shift, as a share of the side.
-        magnify: Smallest and largest magnification.
+        zoom: Smallest and largest magnification.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength; not used together with ``auto_augment``.
         auto_augment: timm's policy string, as ``rand-m9-mstd0.5-inc1``.
-        erasing: Probability of random erasing.
+        random_erasing: Probability of random erasing.
         mixup: Alpha of mixup.
         cutmix: Alpha of cutmix.
-        mix_probability: Of mixup or cutmix for a batch.
-        mix_switch: Probability of cutmix where both are on.
+        mixup_prob: Of mixup or cutmix for a batch.
+        mixup_switch_prob: Probability of cutmix where both are on.
         interpolation: Of the random resized crop; ``random``: bilinear or bicubic. Default: that of evaluation.
-        repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
+        aug_repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
     """
 
     scale: Annotated[Range, AfterValidator(_shares)] = [1.0, 1.0]
@@ -207,17 +207,17 @@ class Augmentation(_Section):
     crop_padding: Annotated[int, Field(ge=0)] = 0
     degrees: Annotated[Number, Field(ge=0, le=180)] = 0.0
     translate: Share = 0.0
-    magnify: Range = [1.0, 1.0]
+    zoom: Range = [1.0, 1.0]
     hflip: Share = 0.0
     color_jitter: NotNegative = 0.0
     auto_augment: str | None = None
-    erasing: Share = 0.0
+    random_erasing: Share = 0.0
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
-    mix_probability: Share = 1.0
-    mix_switch: Share = 0.5
+    mixup_prob: Share = 1.0
+    mixup_switch_prob: Share = 0.5
     interpolation: Literal["bicubic", "bilinear", "nearest", "random"] | None = None
-    repeats: Count = 1
+    aug_repeats: Count = 1
 
     @field_validator("auto_augment")
     @classmethod
@@ -284,15 +284,15 @@ class Segmentation(_Section):
         return self
 
 
-class Optimiser(_Section):
-    """One of timm's optimisers.
+class Optimizer(_Section):
+    """One of timm's optimizers.
 
     Attributes:
         name: As timm's ``create_optimizer_v2`` takes it.
         lr: Peak learning rate, for the recipe's batch.
         weight_decay: Not applied to 1-D parameters, bandwidths among them.
-        momentum: For optimisers that have one.
-        betas: For optimisers that have them. Default: the optimiser's.
+        momentum: For optimizers that have one.
+        betas: For optimizers that have them. Default: the optimizer's.
         layer_decay: Factor of the learning rate from each block to the one before it.
         clip_grad: Largest norm of the gradient; None for none.
     """
@@ -338,33 +338,35 @@ class Run(_Section):
     Attributes:
         seed: Of initial weights, order, augmentation and drop path.
         batch_size: Images an update, over all processes and accumulated batches.
-        accumulate: So many batches an update.
+        grad_accum_steps: So many batches an update.
         loss: ``ce``: cross-entropy; ``bce``: binary cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes.
         amp: Autocast to this type; None for float32.
         compile: ``torch.compile`` the model.
         channels_last: Memory format of weights and images.
-        checkpoint_blocks: Recompute blocks in the backward pass, which saves memory.
+        grad_checkpointing: Recompute blocks in the backward pass, which saves memory.
         ema_decay: Decay of an exponential moving average of the weights, which then is what is evaluated and kept.
         log_every: Updates between looks at the loss; each waits for the device.
     """
 
     seed: Seed = 0
     batch_size: Count
-    accumulate: Count = 1
+    grad_accum_steps: Count = 1
     loss: Literal["ce", "bce"] = "ce"
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     amp: Literal["bfloat16", "float16"] | None = None
     compile: bool = False
     channels_last: bool = False
-    checkpoint_blocks: bool = False
+    grad_checkpointing: bool = False
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
     log_every: Count = 50
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "Run":
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size is {self.batch_size}, but must be a multiple of accumulate, {self.accumulate}")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but must be a multiple of grad_accum_steps, {self.grad_accum_steps}"
+            )
         return self
 
 
@@ -386,7 +388,7 @@ class EvaluationSection(_Section):
         segpgd: Radii eps of SegPGD, of segmentation alone.
         maskedpgd: Radii eps of PGD on the pixels that are still right, likewise.
         corruptions: Of ImageNet-C, ``fog 3``: name and severity.
-        disturbed_images: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
+        num_perturbed: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
     """
 
     fgsm: list[Radius] = []
@@ -401,7 +403,7 @@ class EvaluationSection(_Section):
     segpgd: list[Radius] = []
     maskedpgd: list[Radius] = []
     corruptions: list[str] = []
-    disturbed_images: Count | None = None
+    num_perturbed: Count | None = None
 
     @field_validator("corruptions")
     @classmethod
@@ -455,7 +457,7 @@ class Recipe(_Section):
         augmentation: How they are changed.
         adversarial: Attacks while training; None for none.
         segmentation: Of recipes that label pixels; None for classification.
-        optimiser: How weights are updated.
+        optimizer: How weights are updated.
         schedule: How long, and at what rate.
         run: Seed, batches, loss, precision.
         evaluation: Attacks and corruptions of a comparison.
@@ -468,7 +470,7 @@ class Recipe(_Section):
     augmentation: Augmentation = Augmentation()
     adversarial: Adversarial | None = None
     segmentation: Segmentation | None = None
-    optimiser: Optimiser
+    optimizer: Optimizer
     schedule: Schedule
     run: Run
     evaluation: EvaluationSection = EvaluationSection()
@@ -476,27 +478,29 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
-        batch = self.run.batch_size // self.run.accumulate
+        batch = self.run.batch_size // self.run.grad_accum_steps
         if self.augmentation.mixes and batch % 2:
             raise ValueError(
-                f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / accumulate even"
+                f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / grad_accum_steps even"
             )
-        if self.data.iterates and self.augmentation.repeats > 1:
+        if self.data.iterates and self.augmentation.aug_repeats > 1:
             raise ValueError(
-                f"augmentation.repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
+                f"augmentation.aug_repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
             )
-        if (self.data.name in LABELLED) != (self.segmentation is not None):
+        if (self.data.name in LABELED) != (self.segmentation is not None):
             raise ValueError(
                 f"data.name={self.data.name!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
-                f"pictures with label maps are {', '.join(LABELLED)}"
+                f"pictures with label maps are {', '.join(LABELED)}"
             )
         if self.segmentation:
             self._segments()
         elif self.evaluation.segpgd or self.evaluation.maskedpgd:
             name = "segpgd" if self.evaluation.segpgd else "maskedpgd"
             raise ValueError(f"evaluation.{name} is of segmentation; leave it out")
-        if self.adversarial and self.augmentation.erasing:
-            raise ValueError("adversarial training and augmentation.erasing exclude each other: erased pixels leave [0, 1]")
+        if self.adversarial and self.augmentation.random_erasing:
+            raise ValueError(
+                "adversarial training and augmentation.random_erasing exclude each other: erased pixels leave [0, 1]"
+            )
         if self.adversarial and self.adversarial.warmup_epochs >= self.schedule.epochs:
             raise ValueError(
                 f"adversarial.warmup_epochs is {self.adversarial.warmup_epochs}, but must be below schedule.epochs, "
@@ -515,7 +519,7 @@ class Recipe(_Section):
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
         changed |= self.evaluation.model_dump(include={"gaussian_noise", "gaussian_blur", "worst_case"}, exclude_defaults=True)
-        given = {"interpolation": None, "crop_pct": None, "download": False, "broken_images": "stop"}
+        given = {"interpolation": None, "crop_pct": None, "download": False, "on_broken_image": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:
             raise ValueError(f"segmentation has no {', '.join(changed)}; leave it out")

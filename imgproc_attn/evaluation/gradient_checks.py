@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .attacks.base import Objective, gradient_by
 from .findings import Finding
+from .losses import cross_entropy
 from .normalization import InPrecision
-from .objectives import cross_entropy
 
 WEAK = 1e-3  # of the largest gradient of a batch; smaller ones may drown in rounding, and are not held against the function
 GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none

@@ -1,4 +1,4 @@
-"""What attacks maximise: of logits ``[B, classes]`` and labels ``[B]``, one value a sample, large where it is fooled."""
+"""What attacks maximize: of logits ``[B, classes]`` and labels ``[B]``, one value a sample, large where it is fooled."""
 
 import torch
 import torch.nn.functional as F

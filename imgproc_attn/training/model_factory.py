@@ -17,17 +17,17 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ..core.components import Components
-from ..data import Preparation
+from ..data import Preprocessing
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside, first_line
+from ..recipe.schema import Recipe
 from ..utils import plugins
 from ..utils.io import UNFINISHED
 from .augmentation import training_transform
 from .checkpoints import save_weights
-from .folder import BEST, LAST
-from .loop import build_optimiser, seed_everything
+from .loop import build_optimizer, seed_everything
 from .problems import problem_of
-from .schema import Recipe
+from .run_dir import BEST, LAST
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -46,7 +46,7 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def create(recipe: Recipe, **kwargs: Any) -> Any:
-    """The recipe's model, freshly initialised from its seed, or with the trained weights it names.
+    """The recipe's model, freshly initialized from its seed, or with the trained weights it names.
 
     Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
     the run whose weights it starts from.
@@ -54,12 +54,12 @@ def create(recipe: Recipe, **kwargs: Any) -> Any:
     seed_everything(recipe.run.seed)
     model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
     data = recipe.data
-    given = data.model_dump(include=set(Preparation._fields), exclude_none=True)
+    given = data.model_dump(include=set(Preprocessing._fields), exclude_none=True)
     for name in ("mean", "std"):
         if len(given.get(name, [0])) not in (1, data.input_size[0]):
             raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
     config = resolve_data_config({**_statistics_of(recipe), **given}, model=model)
-    config = Preparation.for_channels(config, data.input_size[0])
+    config = Preprocessing.for_channels(config, data.input_size[0])
     model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
     name = recipe.model.name.partition(".")[0]  # timm's tags are of weights
     if timm.is_model(name):  # under which the weights are found again; one of one's own may build another one's
@@ -67,7 +67,7 @@ def create(recipe: Recipe, **kwargs: Any) -> Any:
     return model
 
 
-def check_return(recipe: Recipe, model: nn.Module, folder: Path) -> None:
+def check_round_trip(recipe: Recipe, model: nn.Module, folder: Path) -> None:
     """Keep a model for a moment, and load it as everybody will: what is measured later must be what was trained.
 
     Args:
@@ -115,14 +115,14 @@ def _statistics_of(recipe: Recipe) -> dict[str, Any]:
     if not recipe.model.checkpoint:
         return {}
     known = config_beside(checkpoint_of(Path(recipe.model.checkpoint))).get("pretrained_cfg", {})
-    return Preparation.for_channels({key: known[key] for key in ("mean", "std") if key in known}, recipe.data.input_size[0])
+    return Preprocessing.for_channels({key: known[key] for key in ("mean", "std") if key in known}, recipe.data.input_size[0])
 
 
 def check(recipe: Recipe) -> None:
-    """Build model and optimiser once without memory, and push an image through, so that no mistake waits behind a long start.
+    """Build model and optimizer once without memory, and push an image through, so that no mistake waits behind a long start.
 
     Raises:
-        ValueError: A model or an optimiser that cannot be built, or a model that does not take the recipe's images.
+        ValueError: A model or an optimizer that cannot be built, or a model that does not take the recipe's images.
     """
     try:
         model, output = _tried(recipe, "meta")
@@ -131,7 +131,7 @@ def check(recipe: Recipe) -> None:
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
     if recipe.segmentation is None:
-        training_transform(recipe.augmentation, Preparation.of(model.pretrained_cfg))
+        training_transform(recipe.augmentation, Preprocessing.of(model.pretrained_cfg))
     expected = [1, *problem_of(recipe).output_shape]
     if list(output.shape) != expected:
         raise ValueError(
@@ -144,7 +144,7 @@ def _tried(recipe: Recipe, device: str) -> tuple[Any, Tensor]:
     try:
         model = create(recipe, device=device, pretrained=False)
         _check_abilities(recipe, model)
-        build_optimiser(model, recipe.optimiser)
+        build_optimizer(model, recipe.optimizer)
         output = model.eval()(torch.empty(1, *recipe.data.input_size, device=device))
         _check_other_sizes(recipe, model, device)
         return model, output
@@ -156,16 +156,16 @@ def _tried(recipe: Recipe, device: str) -> tuple[Any, Tensor]:
 
 def _check_abilities(recipe: Recipe, model: Any) -> None:
     """That not all of timm's models have."""
-    if recipe.optimiser.layer_decay is not None:
+    if recipe.optimizer.layer_decay is not None:
         try:
             model.group_matcher()
         except AttributeError as error:
-            raise ValueError("it does not tell its layers (no group_matcher); leave out optimiser.layer_decay.") from error
-    if recipe.run.checkpoint_blocks:
+            raise ValueError("it does not tell its layers (no group_matcher); leave out optimizer.layer_decay.") from error
+    if recipe.run.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
-            raise ValueError("it cannot recompute its blocks; leave out run.checkpoint_blocks.") from error
+            raise ValueError("it cannot recompute its blocks; leave out run.grad_checkpointing.") from error
         model.set_grad_checkpointing(False)
 
 
