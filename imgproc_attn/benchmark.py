@@ -35,14 +35,15 @@ from .core.kernels import DotProduct, Elliptical, GaussianRange
 from .core.layer_state import LayerState, next_state
 from .core.positions import Alibi2D, RelativeTable, SpatialGaussian
 from .core.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
-from .data import SINGLE_PROCESS, Images, Preprocessing
+from .data import SINGLE_PROCESS, Preprocessing
 from .evaluation import NormalizedModel
 from .evaluation.conditions import Condition
 from .evaluation.corruption_names import CORRUPTIONS
-from .evaluation.evaluator import Evaluator
 from .evaluation.imagenet_c import ImageNetC
 from .evaluation.samples import Samples
-from .evaluation.subject import ImageSource
+from .evaluation.scoring import find_task
+from .evaluation.session import EvaluationSession, Runtime
+from .evaluation.specs import DatasetSpec
 from .image_filters import bilateral_filter, non_local_means
 from .models import FAMILIES
 from .recipe import find_recipe, load_recipe
@@ -496,8 +497,8 @@ class EvaluationWork:
         self.preprocessing = Preprocessing.of(config)
         normalized = NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
         self.normalized = normalized.to(self.device).eval()
-        images = ImageSource("folder", str(folder)).open(self.model, 3)
-        assert isinstance(images, Images)
+        self.task = find_task("classification")(self.model.num_classes)
+        images = self.task.open_dataset(DatasetSpec("folder", str(folder)), self.model, 3)
         self.samples = Samples(images)
 
     @torch.no_grad()
@@ -508,9 +509,12 @@ class EvaluationWork:
 
     def evaluator(self) -> Any:
         """Evaluate the condition ``clean``."""
-        with tempfile.TemporaryDirectory() as flags:
-            evaluator = Evaluator(self.normalized, self.preprocessing, Path(flags), {}, self.device, batch_size=32)
-            return evaluator([Condition("clean", self.samples)])
+        with tempfile.TemporaryDirectory() as folder:
+            runtime = Runtime(self.device, batch_size=32, output=Path(folder))
+            session = EvaluationSession(
+                self.normalized, self.task, self.preprocessing, runtime, progress=lambda name, samples: None
+            )
+            return session.run([Condition("clean", self.samples, self.task.clean)])
 
 
 def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:

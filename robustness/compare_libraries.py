@@ -33,12 +33,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imgproc_attn.benchmark import markdown, measure, summarize, synchronizer
-from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_subject, at_least, number, source_of, subject_of
+from imgproc_attn.cli.arguments import HelpFormatter, add_images, add_model, at_least, dataset_of, model_of, number, task_of
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, NormalizedModel, Square, evaluate
 from imgproc_attn.evaluation.attacks import is_correct
-from imgproc_attn.evaluation.evaluator import Batch, only_readable
-from imgproc_attn.evaluation.samples import Samples
-from imgproc_attn.evaluation.subject import ImageSource
+from imgproc_attn.evaluation.samples import Batch, Samples, only_readable
 from imgproc_attn.utils.environment import environment, keep_freed_memory
 from imgproc_attn.utils.io import write_json
 from imgproc_attn.utils.serialization import strength_text
@@ -151,7 +149,7 @@ class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    add_subject(parser)
+    add_model(parser)
     add_images(parser)
     parser.add_argument("--attacks", nargs="*", choices=["fgsm", "pgd", "apgd", "square"], default=["fgsm", "pgd"])
     parser.add_argument("--eps", nargs="+", type=number, default=[1 / 255], help="radii of balls on images in [0, 1]")
@@ -177,13 +175,13 @@ def main() -> None:
     missing = [name for name in PEERS if find_spec(name) is None]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} not installed; see `python robustness/compare_libraries.py --help`.")
-    source = source_of(args)
-    if not isinstance(source, ImageSource):
-        raise SystemExit("The other libraries attack classifiers; pictures with label maps are not for them.")
     keep_freed_memory()
-    model, preprocessing = subject_of(args).build()
-    samples = Samples(source.open(model, preprocessing.input_size[0]))
-    asked = NormalizedModel(source.restrict(model), preprocessing.mean, preprocessing.std).to(args.device).eval()
+    model, preprocessing = model_of(args).build()
+    task = task_of(args, model)
+    if task.name != "classification":
+        raise SystemExit("The other libraries attack classifiers; pictures with label maps are not for them.")
+    samples = Samples(task.open_dataset(dataset_of(args, task), model, preprocessing.input_size[0]))
+    asked = NormalizedModel(task.restrict(model), preprocessing.mean, preprocessing.std).to(args.device).eval()
 
     def batches() -> Iterator[Batch]:
         return map(only_readable, samples.batches(preprocessing, args.batch_size, args.workers, torch.device(args.device)))

@@ -30,8 +30,8 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the model that is evaluated."""
     parser.add_argument("model", help="a timm name, the folder of a run, or one with timm's config.json and weights")
     parser.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
     parser.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
@@ -96,29 +96,6 @@ def _pixels(word: str) -> Callable[[str], int | str]:
     return lambda text: text if text == word else at_least(1)(text)
 
 
-def views_of(args: argparse.Namespace, run: Any) -> dict[str, Any]:
-    """The arguments of `add_views`; what is not given is the recipe's of the ``run`` that is evaluated, if it is one."""
-    from ..segmentation.measure import SlidingWindow
-
-    section = None if run is None else run.segmentation
-    short_side, window, stride = args.short_side, args.window, args.stride
-    if section is not None:
-        short_side = short_side or section.short_side
-        if window is None:  # a run's stride belongs to its window
-            window, stride = section.window, stride or section.stride
-    windows = SlidingWindow(None if window == "whole" else window, stride)
-    views = {"scales": tuple(getattr(args, "scales", (1.0,))), "flip": getattr(args, "flip", False)}
-    return {"short_side": None if short_side == "own" else short_side, "windows": windows, **views}
-
-
-def _refuse_views(args: argparse.Namespace, data: str) -> None:
-    """Say so where they would be ignored."""
-    given = [f"--{name.replace('_', '-')}" for name in ("short_side", "window", "stride") if getattr(args, name, None)]
-    given += ["--scales"] * (getattr(args, "scales", [1.0]) != [1.0]) + ["--flip"] * getattr(args, "flip", False)
-    if given:
-        raise ValueError(f"{' and '.join(given)} are for segmenters; the labels of {data!r} are not of pixels: leave them out.")
-
-
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
     """Where and how it runs."""
     parser.add_argument(
@@ -137,22 +114,20 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
     add_threads(parser)
 
 
-def output_of(args: argparse.Namespace, subject: Any) -> Path:
+def output_of(args: argparse.Namespace, spec: Any) -> Path:
     """Where results go: as given, else a folder of this model and these images alone, below that of a label for several."""
     import hashlib
 
     from ..utils.io import slug
 
     images = {key: str(getattr(args, key, None)) for key in ("data", "root", "split", "limit", "classes")}
-    which = hashlib.sha256(f"{subject.identity}{images}".encode()).hexdigest()[:8]
-    return args.output or Path(
-        args.usual_output, *map(slug, [args.label] if args.label else []), f"{slug(subject.label)}-{which}"
-    )
+    which = hashlib.sha256(f"{spec.identity}{images}".encode()).hexdigest()[:8]
+    return args.output or Path(args.usual_output, *map(slug, [args.label] if args.label else []), f"{slug(spec.label)}-{which}")
 
 
-def subject_of(args: argparse.Namespace) -> Any:
-    """The `ModelSpec` of `add_subject`."""
-    from ..evaluation.subject import ModelSpec
+def model_of(args: argparse.Namespace) -> Any:
+    """Return the `ModelSpec` of `add_model`."""
+    from ..evaluation.specs import ModelSpec
 
     run = run_of(args)
     return ModelSpec(
@@ -166,52 +141,56 @@ def subject_of(args: argparse.Namespace) -> Any:
     )
 
 
-def source_of(args: argparse.Namespace) -> Any:
-    """The `ImageSource` or `PictureSource` of `add_images`: as given, else the test split of the run that is evaluated.
+def task_of(args: argparse.Namespace, model: Any, **options: Any) -> Any:
+    """Return the task of a model: that of its run's recipe, or the one that the model names, or else classification.
+
+    Args:
+        args: Of the command line.
+        model: The model.
+        **options: Settings that the command itself makes.
+    """
+    from ..evaluation.scoring import find_task
+
+    run = run_of(args)
+    task = find_task(run.task if run is not None else getattr(model, "task", "classification"))
+    names = ["short_side", "window", "stride", "classes", "image_column", "label_column", "crop_pct", "real_labels"]
+    names += ["skip_broken", "input_size", "flip", "scales"]
+    given = {name: getattr(args, name, None) for name in names}
+    given |= {"scales": None} if given["scales"] == [1.0] else {}
+    given = {name: value for name, value in {**given, **options}.items() if value is not None and value is not False}
+    return task.for_model(model, run, **given)
+
+
+def takes_label_maps(args: argparse.Namespace) -> bool:
+    """Whether images come one by one, each with a label map of its own size."""
+    run = run_of(args)
+    return run is not None and run.segmentation is not None
+
+
+def dataset_of(args: argparse.Namespace, task: Any) -> Any:
+    """Return the `DatasetSpec` of `add_images`: as given, else the test split of the run that is evaluated.
 
     Raises:
         ValueError: Options that do not go together.
     """
-    from ..data.readers import check_columns, check_reader, reads_from_a_place
-    from ..evaluation.imagenet_subsets import class_map
-    from ..evaluation.subject import ImageSource
-    from ..segmentation.data import READERS
-    from ..segmentation.source import PictureSource
+    from ..data.readers import check_columns, reads_from_a_place
+    from ..evaluation.specs import DatasetSpec
 
     run = run_of(args)
     own = run is not None and args.data in (None, run.data.name)  # the data that the run was trained on, wherever they lie
     name = args.data or (run.data.name if run is not None else "folder")
-    check_reader(name, READERS)
+    task.check_reader(name)
     if args.root is None and not own and reads_from_a_place(name):
         raise ValueError(f"--data {name} reads from a place: give --root PATH.")
-    if name in READERS:
-        return PictureSource(**_pictures_of(args, run if own else None, name), **views_of(args, run))
-    _refuse_views(args, name)
-    options: dict[str, Any] = {"limit": args.limit}
-    options |= {"classes": None if args.classes is None else class_map(args.classes), "skip_broken": args.skip_broken}
     columns = {
         key: getattr(args, key, None) or (run.data.columns[key] if own else None) for key in ("image_column", "label_column")
     }
     check_columns(name, **columns)
-    options |= columns
+    options: dict[str, Any] = {"limit": args.limit, "skip_broken": args.skip_broken, **columns}
     if own and (args.root is None or name != "folder"):  # the very images that the run held out, wherever they lie now
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
-        return ImageSource(name, args.root or run.data.root, _split(args, run), **options)
-    return ImageSource(name, args.root or "", args.split or "", **options)
-
-
-def _pictures_of(args: argparse.Namespace, run: Any, name: str) -> dict[str, Any]:
-    """Which pictures with label maps: those that the run held out, wherever they lie now; or as given."""
-    unused = {"--classes": args.classes, "--skip-broken": args.skip_broken or None, "--input-size": args.input_size}
-    unused |= {"--image-column": args.image_column, "--label-column": args.label_column}
-    unused |= {"--crop-pct": args.crop_pct, "--real-labels": getattr(args, "real_labels", None)}
-    given = [option for option, value in unused.items() if value is not None]
-    if given:
-        raise ValueError(f"{' and '.join(given)} are for classifiers; pictures with label maps have no use for them.")
-    if run is None:
-        return {"data": name, "root": args.root, "split": args.split or "", "limit": args.limit}
-    held_out = {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
-    return {"data": name, "root": args.root or run.data.root, "split": _split(args, run), **held_out}
+        return DatasetSpec(name, args.root or run.data.root, _split(args, run), **options)
+    return DatasetSpec(name, args.root or "", args.split or "", **options)
 
 
 def _split(args: argparse.Namespace, run: Any) -> str:

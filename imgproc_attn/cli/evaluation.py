@@ -14,17 +14,18 @@ from .arguments import (
     HelpFormatter,
     add_device,
     add_images,
+    add_model,
     add_place,
-    add_subject,
     add_views,
     at_least,
+    dataset_of,
+    model_of,
     number,
     output_of,
     run_of,
     seed,
-    source_of,
-    subject_of,
-    views_of,
+    takes_label_maps,
+    task_of,
 )
 
 ATTACK_TEXT = """\
@@ -70,7 +71,7 @@ def _add_evaluate(commands: Any) -> None:
         "segmenters mIoU, pixel and mean accuracy.",
         formatter_class=HelpFormatter,
     )
-    add_subject(e)
+    add_model(e)
     add_images(e)
     add_views(e, several=True)
     e.add_argument(
@@ -80,8 +81,8 @@ def _add_evaluate(commands: Any) -> None:
         metavar="FILE",
         help="also count by ReaL labels, real.json or timm's copy (ImageNet validation)",
     )
-    e.add_argument("--label", help="what a segmenter is called in reports (default: its name); one label for all its seeds")
-    e.add_argument("--restart", action="store_true", help="forget what the folder holds of a segmenter")
+    e.add_argument("--label", help="name of the model in reports (default: its own); one label for all its seeds")
+    e.add_argument("--restart", action="store_true", help="remove the results in the folder instead of going on with them")
     add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
 
@@ -108,10 +109,10 @@ class _Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
-    add_subject(parser)
+    add_model(parser)
     parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
     parser.add_argument("--seed", type=seed, default=0, help="of the draws of attacks, corruptions and checks")
-    parser.add_argument("--restart", action="store_true", help="forget what the folder holds instead of going on with it")
+    parser.add_argument("--restart", action="store_true", help="remove the results in the folder instead of going on with them")
     parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
     # float16's small gradients vanish, and attacks with them
     add_place(parser, 64, f"runs/{name}", ["bfloat16"] if name == "attack" else ["bfloat16", "float16"])
@@ -190,7 +191,7 @@ def _add_report(commands: Any) -> None:
     r = commands.add_parser(
         "report",
         help="one page of many results: models side by side, paired where samples are the same",
-        description="One self-contained HTML page of the results of attack, corrupt, shift, and evaluate of segmenters: "
+        description="One self-contained HTML page of the results of evaluate, attack, corrupt, shift and compare: "
         "models side by side, differences to the first model paired by sample or, with several runs of one label, by training "
         "seed.",
         formatter_class=HelpFormatter,
@@ -201,83 +202,67 @@ def _add_report(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ..evaluation.accuracy import accuracy_table
-    from ..evaluation.run import evaluate_classifier
-    from ..segmentation.source import PictureSource
-    from ..training.loop import autocast
+    from ..evaluation.protocols import evaluate_clean
 
-    subject, source = subject_of(args), source_of(args)
-    if isinstance(source, PictureSource):
-        return _evaluate_segmenter(args, source)
-    device, world = _start(args)
-    output = output_of(args, subject)
-    result = evaluate_classifier(
-        subject,
-        source,
-        output,
-        device,
-        world,
-        batch_size=args.batch_size or args.usual_batch_size,
-        workers=args.workers,
-        autocast=autocast(device.type, args.amp),
-        dtype=args.amp or "float32",
-        real=args.real_labels is not None,
-        real_labels=Path(args.real_labels) if args.real_labels else None,
-    )
-    if world.rank == 0:
-        print(accuracy_table(result))
-        if result["unreadable"]:
-            print(f"{len(result['unreadable'])} unreadable images left out: {', '.join(result['unreadable'][:5])}")
-        print(f"\nWritten: {output}")
-
-
-def _evaluate_segmenter(args: argparse.Namespace, source: Any) -> None:
-    from ..segmentation.evaluate import evaluate_segmenter
-
-    assessment = _assess(args, source)
+    session = _session(args)
+    samples = session.samples(dataset_of(args, session.task))
     if args.restart:
-        assessment.forget()
-    _tell(evaluate_segmenter(assessment), assessment)
+        session.clear()
+    real = args.real_labels is not None
+    _print_result(evaluate_clean(session, samples, real=real, real_labels=_file(args.real_labels)), session)
+
+
+def _file(name: str | None) -> Path | None:
+    """Return the file of an option whose value may be left out."""
+    return Path(name) if name else None
 
 
 def _segment(args: argparse.Namespace) -> None:
-    from ..evaluation.subject import ModelSpec
-    from ..segmentation.evaluate import segment_pictures
+    from ..evaluation.specs import ModelSpec
+    from ..segmentation.segment_files import segment_pictures
+    from ..tasks import SegmentationTask
     from ..training.distributed import start_processes
 
     if not Path(args.model).is_dir():
         raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
-    written = segment_pictures(
-        ModelSpec(args.model), args.pictures, args.output, start_processes(args.device)[0], **views_of(args, run_of(args))
-    )
+    options = {key: getattr(args, key) for key in ("short_side", "window", "stride", "scales", "flip")}
+    settings = SegmentationTask.views(run_of(args), **options)
+    written = segment_pictures(ModelSpec(args.model), args.pictures, args.output, start_processes(args.device)[0], **settings)
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 
 
-def _start(args: argparse.Namespace) -> Any:
-    """Device and processes of a command that only evaluates."""
+def _session(args: argparse.Namespace, part: str = "", **options: Any) -> Any:
+    """Return the `EvaluationSession` of a command.
+
+    Args:
+        args: Of the command line.
+        part: Part of the output folder that is for this session.
+        **options: Settings of the task that the command itself makes.
+    """
     import torch
 
+    from ..evaluation.session import EvaluationSession, Runtime
     from ..training.distributed import start_processes
-
-    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
-    return start_processes(args.device)
-
-
-def _assess(args: argparse.Namespace, source: Any, part: str = "") -> Any:
-    """The `Assessment` that a command is about; ``part`` of its folder is for it."""
-    from ..evaluation.assessment import Assessment, Place
-    from ..segmentation.source import PictureSource
     from ..training.loop import autocast
 
-    device, world = _start(args)
-    subject, usual = subject_of(args), 1 if isinstance(source, PictureSource) else args.usual_batch_size
-    place = Place(output_of(args, subject) / part, device, world, args.batch_size or usual, args.workers)
-    context = None if args.amp is None else autocast(device.type, args.amp)
-    return Assessment(subject, source, place, args.label, context, args.amp or "float32", getattr(args, "seed", 0))
+    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
+    device, world = start_processes(args.device)
+    spec = model_of(args)
+    batch_size = args.batch_size or (1 if takes_label_maps(args) else args.usual_batch_size)
+    return EvaluationSession.open(
+        spec,
+        lambda model: task_of(args, model, **options),
+        Runtime(device, world, batch_size, args.workers, output_of(args, spec) / part),
+        label=args.label,
+        autocast=None if args.amp is None else autocast(device.type, args.amp),
+        dtype=args.amp or "float32",
+        seed=getattr(args, "seed", 0),
+    )
 
 
 def _attack(args: argparse.Namespace) -> None:
-    from ..evaluation.robustness import attack_conditions, run_attacks
+    from ..evaluation.conditions import attack_conditions, clean_condition
+    from ..evaluation.protocols import run_attacks
     from ..evaluation.threat import ThreatModel
 
     own = {key: getattr(args, key) for key in ("steps", "step_size", "restarts", "queries")}
@@ -289,71 +274,66 @@ def _attack(args: argparse.Namespace) -> None:
         raise ValueError(f"--preset {args.preset} and --attacks exclude each other.")
     elif not args.eps:
         raise ValueError("--attacks need radii: give --eps, e.g. --eps 1/255 4/255.")
-    source = source_of(args)
-    assessment = _assess(args, source)
-    measure = assessment.measure
-    preset = None if args.attacks else (args.preset or "grid")
+    session = _session(args)
+    task, preset = session.task, None if args.attacks else (args.preset or "grid")
     if preset is not None:
-        attacks = _preset(measure, preset).build(measure.num_classes, args.seed)
+        attacks = _preset(task, preset).build(task.num_outputs, args.seed)
     else:
         bounds = (0.0, 1.0) if args.space == "images" else None
         threats = [ThreatModel(eps, NORMS[args.norm](), args.targeted, bounds) for eps in args.eps]
-        attacks = build_attacks(args.attacks, threats, measure.num_classes, args.seed, measure.attacks, **own)
+        attacks = build_attacks(args.attacks, threats, task.num_outputs, args.seed, task.attacks, **own)
+    samples = session.samples(dataset_of(args, task))
     if args.dry_run:
-        conditions = attack_conditions(assessment.samples(), attacks, measure)
-        return _plan(args, assessment, conditions, f"preset {preset}: {measure.presets[preset].purpose}\n" if preset else "")
+        conditions = [clean_condition(samples, task), *attack_conditions(samples, attacks, task)]
+        return _plan(args, session, conditions, f"preset {preset}: {task.presets[preset].purpose}\n" if preset else "")
     if args.restart:
-        assessment.forget()
-    _tell(run_attacks(assessment, attacks, args.checks, preset=preset), assessment)
+        session.clear()
+    _print_result(run_attacks(session, samples, attacks, args.checks, preset=preset), session)
 
 
-def _preset(measure: Any, name: str) -> Any:
-    """The protocol of that name.
+def _preset(task: Any, name: str) -> Any:
+    """Return the protocol of that name.
 
     Raises:
-        ValueError: It is of other models.
+        ValueError: It is of another task.
     """
-    if name not in measure.presets:
-        raise ValueError(f"--preset {name} is not for this model; there are {', '.join(measure.presets)}.")
-    return measure.presets[name]
+    if name not in task.presets:
+        known = ", ".join(task.presets) or "none"
+        raise ValueError(f"--preset must be one of this model's ({known}), got {name}. Name another one, or --attacks.")
+    return task.presets[name]
 
 
 def _corrupt(args: argparse.Namespace) -> None:
+    from ..evaluation.conditions import clean_condition, corruption_conditions, known_corruptions
+    from ..evaluation.imagenet_c import ImageNetC
     from ..evaluation.imagenet_c.published import published_conditions
-    from ..evaluation.robustness import corruption_conditions, known_corruptions, run_corruptions
-    from ..evaluation.subject import ImageSource
+    from ..evaluation.protocols import run_corruptions
 
-    source = source_of(args)
-    assessment = _assess(args, source)
+    session = _session(args)
+    task, dataset = session.task, dataset_of(args, session.task)
     if args.files:
-        if not isinstance(source, ImageSource):
+        if task.name != "classification":
             raise ValueError("--files are of ImageNet-C and CIFAR-10-C, which have no label maps; leave it out.")
-        names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(source.root))
-        conditions = published_conditions(source, assessment.inner, assessment.preprocessing, names, args.severities)
+        names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(dataset.root))
+        session.about["data"] = {**dataset.record, **task.protocol}
+        conditions = published_conditions(dataset, session.inner, task, session.preprocessing, names, args.severities)
     else:
         asked = args.corruptions or ["common"]
         names = known_corruptions(asked, args.frost_folder)
-        if assessment.place.world.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
+        if session.runtime.world.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
             print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
-        conditions = corruption_conditions(
-            assessment.samples(), names, args.severities, assessment.measure, args.seed, args.frost_folder
-        )
+        corruptions = [ImageNetC(name, s, args.seed, args.frost_folder) for name in names for s in args.severities]
+        samples = session.samples(dataset)
+        conditions = [clean_condition(samples, task), *corruption_conditions(samples, corruptions, task)]
     if args.dry_run:
-        return _plan(args, assessment, conditions)
+        return _plan(args, session, conditions)
     if args.restart:
-        assessment.forget()
-    _tell(run_corruptions(assessment, conditions, generated=not args.files), assessment)
+        session.clear()
+    _print_result(run_corruptions(session, conditions, generated=not args.files), session)
 
 
 def _shift(args: argparse.Namespace) -> None:
-    from ..data import find_root
-    from ..evaluation.imagenet_subsets import class_map, classes_of
-    from ..evaluation.robustness import run_shift, run_unknown, shift_conditions, unknown_conditions
-    from ..evaluation.subject import ImageSource
-
-    def assess(name: str, folder: Path, classes: Any) -> Any:
-        source = ImageSource("folder", str(folder), "", classes, args.limit, args.skip_broken)
-        return _assess(args, source, name)
+    from ..evaluation.specs import DatasetSpec
 
     given = {name: getattr(args, name.replace("-", "_")) for name in SHIFTS}
     asked = {name: folder for name, folder in given.items() if folder is not None}
@@ -361,25 +341,45 @@ def _shift(args: argparse.Namespace) -> None:
         raise ValueError(f"No data set given; name the folder of one: --{', --'.join(given)}, --imagenet-o.")
     if (args.imagenet_o is not None or args.real_labels is not None) and VALIDATION not in asked:
         raise ValueError(f"--imagenet-o and --real-labels need ImageNet's validation images: give --{VALIDATION} FOLDER.")
-    for name, folder in asked.items():
-        assessment, title = assess(name, folder, class_map(SHIFTS[name].classes)), SHIFTS[name].title
-        if args.dry_run:
-            _plan(args, assessment, shift_conditions(assessment, title))
-            continue
-        if args.restart:
-            assessment.forget()
-        real = args.real_labels if name == VALIDATION else None
-        _tell(run_shift(assessment, title, real is not None, Path(real) if real else None), assessment)
+    datasets = {name: DatasetSpec("folder", str(folder), "", args.limit, args.skip_broken) for name, folder in asked.items()}
+    for name, dataset in datasets.items():
+        _shift_to(args, name, dataset)
     if args.imagenet_o is not None:
-        folders = [p.name for p in sorted(find_root(str(args.imagenet_o)).iterdir()) if p.is_dir()]
-        classes = classes_of("ImageNet-O", folders)
-        unknown = assess("imagenet-o", args.imagenet_o, classes)
-        known = assess("imagenet-o", asked[VALIDATION], replace(classes, alone=True))
-        if args.dry_run:
-            return _plan(args, unknown, unknown_conditions(unknown, known))
-        if args.restart:
-            unknown.forget()
-        _tell(run_unknown(unknown, known), unknown)
+        _shift_to_unknown(args, datasets[VALIDATION])
+
+
+def _shift_to(args: argparse.Namespace, name: str, dataset: Any) -> None:
+    """Evaluate on one shifted data set."""
+    from ..evaluation.conditions import clean_condition
+    from ..evaluation.protocols import evaluate_clean
+
+    session, title = _session(args, name, classes=SHIFTS[name].classes), SHIFTS[name].title
+    samples = session.samples(dataset)
+    if args.dry_run:
+        return _plan(args, session, [clean_condition(samples, session.task, title)])
+    if args.restart:
+        session.clear()
+    real = args.real_labels if name == VALIDATION else None
+    _print_result(evaluate_clean(session, samples, title, "shift", real is not None, _file(real)), session)
+
+
+def _shift_to_unknown(args: argparse.Namespace, validation: Any) -> None:
+    """Tell images of ImageNet-O from validation images of the classes they resemble."""
+    from ..data import find_root
+    from ..evaluation.imagenet_subsets import classes_of
+    from ..evaluation.protocols import run_unknown, unknown_conditions
+
+    folders = [p.name for p in sorted(find_root(str(args.imagenet_o)).iterdir()) if p.is_dir()]
+    classes = classes_of("ImageNet-O", folders)
+    session = _session(args, "imagenet-o", classes=classes)
+    unknown = session.samples(replace(validation, root=str(args.imagenet_o)))
+    only = replace(session.task, classes=replace(classes, alone=True))
+    known = only.samples_of(only.open_dataset(validation, session.inner, len(session.preprocessing.mean)))
+    if args.dry_run:
+        return _plan(args, session, unknown_conditions(session, unknown, known))
+    if args.restart:
+        session.clear()
+    _print_result(run_unknown(session, unknown, known), session)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -389,17 +389,16 @@ def _report(args: argparse.Namespace) -> None:
     print(f"Written: {args.output}")
 
 
-def _plan(args: argparse.Namespace, assessment: Any, conditions: Any, preface: str = "") -> None:
+def _plan(args: argparse.Namespace, session: Any, conditions: Any, preface: str = "") -> None:
     """Print what would be done."""
-    from ..evaluation.robustness import plan
+    from ..evaluation.planning import plan
 
-    if assessment.place.world.rank == 0:
-        print(preface + plan(assessment, conditions, getattr(args, "checks", None) or assessment.measure.checked), end="\n\n")
+    if session.runtime.world.rank == 0:
+        print(preface + plan(session, conditions, getattr(args, "checks", None) or session.task.num_checked), end="\n\n")
 
 
-def _tell(result: dict[str, Any], assessment: Any) -> None:
+def _print_result(result: dict[str, Any], session: Any) -> None:
     """Print the table of results, in the process that has it."""
-    output = assessment.place.output
     if result:
-        print((output / "result.md").read_text(encoding="utf-8"))
-        print(f"Written: {output}\n")
+        print((session.output / "result.md").read_text(encoding="utf-8"))
+        print(f"Written: {session.output}\n")

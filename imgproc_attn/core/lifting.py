@@ -11,8 +11,8 @@ one set of columns each. These columns come first: a sum runs over columns in or
 Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from center to corner.
 
 **Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
-the 24 bits of a float32; products accumulate in float32. Keys stay uncentered, hence unrounded: ``<2 s (q - m), m>`` is constant in
-the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
+the 24 bits of a float32; products accumulate in float32. Keys stay uncentered, hence unrounded: ``<2 s (q - m), m>`` is
+constant in the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
 but off by percents on a single small batch in bfloat16. float16 ends at 65,504, so large columns are stored divided by a power
 of two that the other side multiplies back.
 """

@@ -2,7 +2,7 @@
 
 from .fingerprint import Fingerprint, fingerprint
 from .images import UNREADABLE_LABEL, Images, Unreadable, check_label, random_subset, readable
-from .loaders import SINGLE_PROCESS, Prepares, Preprocessing, World, evaluation_loader, training_loader
+from .loaders import SINGLE_PROCESS, Preprocessing, PreprocessingLike, World, evaluation_loader, training_loader
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 from .streams import StreamedImages
 
@@ -13,8 +13,8 @@ __all__ = [
     "Fingerprint",
     "Images",
     "PackedImages",
-    "Prepares",
     "Preprocessing",
+    "PreprocessingLike",
     "StreamedImages",
     "Unreadable",
     "World",

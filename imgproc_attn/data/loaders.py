@@ -81,8 +81,8 @@ class Preprocessing(NamedTuple):
         )
 
 
-class Prepares(Protocol):
-    """What prepares pictures for evaluation: `Preprocessing`, or the likes of it for pictures with label maps."""
+class PreprocessingLike(Protocol):
+    """`Preprocessing`, or another way to prepare images for evaluation."""
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -95,13 +95,19 @@ class Prepares(Protocol):
         ...
 
     def transform(self) -> Callable[..., Any]:
-        """Of what a data set holds, in 8 bits."""
+        """Return the transform from what a data set holds to 8-bit pixels."""
         ...
+
+    def without_normalization(self) -> "PreprocessingLike":
+        """Return the preprocessing that leaves images in [0, 1]."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 def training_loader(
     images: Images | IterableDataset,
-    preprocessing: Prepares,
+    preprocessing: PreprocessingLike,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -144,7 +150,7 @@ def training_loader(
 
 def evaluation_loader(
     images: Any,
-    preprocessing: Prepares,
+    preprocessing: PreprocessingLike,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -202,7 +208,7 @@ class _CountedBatches(_Batches):
 
 def _prefetch(
     loader: DataLoader,
-    preprocessing: Prepares,
+    preprocessing: PreprocessingLike,
     device: torch.device,
     kind: type[_Batches] = _Batches,
     **random_erasing: Any,

@@ -10,7 +10,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..models import FilterVisionTransformer
-from ..utils.serialization import METRICS
 
 
 def _picture(image: Tensor) -> np.ndarray:
@@ -20,14 +19,14 @@ def _picture(image: Tensor) -> np.ndarray:
 
 
 def draw_curves(
-    curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], units: Mapping[str, str], metric: str = "accuracy"
+    curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], units: Mapping[str, str], label: str = "accuracy / %"
 ) -> Figure:
     """A metric against strength, a panel a disturbance.
 
     Args:
         curves: ``{disturbance: {model: {strength: values in percent, one a seed}}}``; lines are means, bands the range.
         units: ``{disturbance: what stands on the horizontal axis}``.
-        metric: Of `METRICS`.
+        label: Label of the vertical axis.
     """
     figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -43,7 +42,7 @@ def draw_curves(
         ax.xaxis.set_major_locator(MaxNLocator(4))  # radii such as 4/255 have long labels
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    axes[0].set_ylabel(f"{METRICS[metric]} / %")
+    axes[0].set_ylabel(label)
     return figure
 
 
@@ -60,12 +59,17 @@ def draw_learning(losses: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
-def draw_run(records: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss, validation accuracy and learning rate of one run by epoch, from the records of its journal."""
+def draw_run(records: Sequence[Mapping[str, float]], titles: Mapping[str, str] | None = None) -> Figure:
+    """Draw loss, validation metrics and learning rate of one run by epoch.
+
+    Args:
+        records: Records of the epochs.
+        titles: ``{key: title}`` of the metrics, which are ``validation_KEY`` in the records.
+    """
     epochs = [record["epoch"] + 1 for record in records]
     panels = [
         ("loss", [("train_loss", "training"), ("validation_loss", "validation")]),
-        ("accuracy / %", [(f"validation_{key}", name) for key, name in METRICS.items()]),
+        ("validation", [(f"validation_{key}", title) for key, title in (titles or {}).items()]),
         ("learning rate", [("lr", "largest")]),
     ]
     drawn = [(label, [(k, n) for k, n in curves if k in records[0]]) for label, curves in panels]
@@ -117,7 +121,7 @@ def draw_adversarial(
     return figure
 
 
-def draw_heat_map(found: Mapping[str, Mapping[int, float]], title: str, metric: str = "accuracy") -> Figure:
+def draw_heat_map(found: Mapping[str, Mapping[int, float]], title: str, label: str = "accuracy / %") -> Figure:
     """A metric in percent by corruption (rows) and severity (columns), ``{corruption: {severity: percent}}``."""
     severities = sorted({severity for row in found.values() for severity in row})
     values = np.array([[row.get(severity, np.nan) for severity in severities] for row in found.values()])
@@ -130,7 +134,7 @@ def draw_heat_map(found: Mapping[str, Mapping[int, float]], title: str, metric: 
     for (i, j), value in np.ndenumerate(values):
         if not np.isnan(value):
             ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize="small", color="black" if value > 60 else "white")
-    figure.colorbar(image, label=f"{METRICS[metric]} / %")
+    figure.colorbar(image, label=label)
     return figure
 
 

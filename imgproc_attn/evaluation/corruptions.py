@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..utils.checks import check_number, check_whole
 from .contract import check_images
-from .per_sample_rng import draw
+from .per_sample_rng import draw_per_sample
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GaussianNoise:
 
     def __call__(self, images: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         images = check_images(images)
-        noise = draw(images, sample_ids, (self.seed,), lambda shape, g: torch.randn(shape, generator=g))
+        noise = draw_per_sample(images, sample_ids, (self.seed,), lambda shape, g: torch.randn(shape, generator=g))
         return (images + self.std * noise).clamp(0, 1)
 
 

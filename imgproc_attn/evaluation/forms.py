@@ -2,17 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-
-from ..utils.serialization import METRICS
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-
-def _known(metric: str) -> str:
-    if metric not in METRICS:
-        raise ValueError(f"a metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    return metric
 
 
 class _Form(BaseModel):
@@ -22,9 +14,9 @@ class _Form(BaseModel):
 
 
 class Line(_Form):
-    """A line of a file of flags; every further key is a column with a value per id."""
+    """A line of a log of results; every further key is a column with one value per id."""
 
-    __pydantic_extra__: dict[str, list[float] | list[list[list[int]]]]
+    __pydantic_extra__: dict[str, list[float] | list[list[int]] | list[list[list[int]]]]
 
     ids: list[int]
     unreadable: list[int]
@@ -70,7 +62,7 @@ class _Row(_Form):
     family: str | None
     strength: float | None
     images: _Images
-    judge: Any
+    scorer: Any
     corruption: Any
     unreadable: list[str]
     intervals: dict[str, _Interval]
@@ -109,6 +101,12 @@ class _Real(_Form):
     top1: float
 
 
+class _Metric(_Form):
+    key: str
+    title: str
+    unit: str
+
+
 class _Summary(_Form):
     """Means over conditions."""
 
@@ -118,9 +116,9 @@ class _Summary(_Form):
 
 
 class Result(_Form):
-    """What ``result.json`` holds of attack, corrupt, shift, and evaluate of segmenters."""
+    """The content of ``result.json``."""
 
-    kind: Literal["evaluate", "attack", "corrupt", "shift"]
+    kind: Literal["evaluate", "attack", "corrupt", "shift", "compare"]
     label: str
     training_seed: int | None
     parameters: int
@@ -131,7 +129,8 @@ class Result(_Form):
     data: _Data
     seed: int
     preprocessing: _Preparation
-    metrics: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
+    metrics: Annotated[list[_Metric], Field(min_length=1)]
+    bootstrap: bool = False
     conditions: Annotated[list[_AttackedRow | _Row], Field(min_length=1)]
     checked: _Checked
     findings: list[Finding]
@@ -145,8 +144,8 @@ class Result(_Form):
             if not isinstance(row, _AttackedRow) and "eps" in (row.model_extra or {}):
                 raise ValueError(f"{row.name}: the settings of the attack are missing or of another type")
             for metric in self.metrics:
-                if not isinstance((row.model_extra or {}).get(metric), int | float) or metric not in row.intervals:
-                    raise ValueError(f"{row.name}: {metric} or its interval is missing")
+                if not isinstance((row.model_extra or {}).get(metric.key), int | float) or metric.key not in row.intervals:
+                    raise ValueError(f"{row.name}: {metric.key} or its interval is missing")
         values = [value for key, value in (self.summary.model_extra or {}).items() if key.startswith("m")]
         if not all(isinstance(value, int | float) for value in values):
             raise ValueError("summary: a mean is no number")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def draw(
+def draw_per_sample(
     images: Tensor,
     sample_ids: Tensor | None,
     key: tuple[int, ...],
@@ -24,14 +24,14 @@ def draw(
     generator = torch.Generator()
     draws = []
     for i in ids:
-        generator.manual_seed(mix(*key, int(i)))
+        generator.manual_seed(mix_seeds(*key, int(i)))
         draws.append(sample(tuple(images.shape[1:]), generator))
     if not draws:
         return torch.empty_like(images)
     return torch.stack(draws).to(device=images.device, dtype=images.dtype)
 
 
-def mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """One 63-bit seed of several numbers (splitmix64's mixing): neighboring ids must not give related draws."""
     state = 0
     for number in numbers:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .. import evaluation
 
 if TYPE_CHECKING:
-    from .conditions import SampleAttack
+    from .scorers import AnyAttack
     from .threat import Norm, ThreatModel
 
-Attacks = dict[str, "SampleAttack"]
+Attacks = dict[str, "AnyAttack"]
 
 # By name on the command line: the name in tables, and a function that loads the class.
 Catalog = Mapping[str, tuple[str, Callable[[], type[Any]]]]

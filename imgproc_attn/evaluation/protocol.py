@@ -1,18 +1,19 @@
-"""The protocol: every number is a count of per-sample flags."""
+"""Evaluation from Python on tensors: `evaluate`, a thin wrapper of the evaluation session."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from ..data import Preprocessing
 from ..utils.checks import check_whole
-from .attacks import is_correct
-from .conditions import SampleAttack, judge_of
-from .contract import check_batch, check_corrupted
+from .conditions import CLEAN, Condition
+from .contract import check_batch
+from .samples import TensorSamples
+from .scorers import AnyAttack, CorruptedScorer, Corruption
+from .scoring import find_task
+from .session import EvaluationSession, Runtime
 from .threat import ThreatModel
-
-Corruption = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -20,86 +21,102 @@ class Evaluation:
     """Which samples a model classifies correctly, by condition.
 
     Attributes:
-        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean
-            image and not fooled; under attacks on normalized tensors, as published: the label is predicted in the end.
-        largest_perturbation: ``{attack: distance of an adversarial image}``, in the norm of its threat model.
+        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean image and not
+            fooled; under attacks on normalized tensors, as published: the label is predicted for the adversarial image.
+        largest_perturbation: ``{attack: largest distance of an adversarial image}``, in the norm of its threat model.
     """
 
     correct: dict[str, Tensor]
     largest_perturbation: dict[str, float] = field(default_factory=dict)
 
-    def accuracy(self, condition: str = "clean") -> float:
-        """Share of correct samples, in percent."""
+    def accuracy(self, condition: str = CLEAN) -> float:
+        """Return the share of correct samples in percent."""
         return 100 * self.correct[condition].double().mean().item()
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """All of them."""
+        """Accuracy by condition, in percent."""
         return {condition: self.accuracy(condition) for condition in self.correct}
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    attacks: Mapping[str, SampleAttack] | None = None,
+    attacks: Mapping[str, AnyAttack] | None = None,
     corruptions: Mapping[str, Corruption] | None = None,
     batch_size: int = 256,
     progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Clean accuracy, accuracy under attack, accuracy on corrupted images.
+    """Measure clean accuracy, accuracy under attack, and accuracy on corrupted images.
 
     Args:
-        model: Maps images in [0, 1] to logits; in eval mode.
+        model: Maps images in [0, 1] to logits, in evaluation mode.
         images: ``[n, C, H, W]`` in [0, 1].
-        labels: ``[n]``.
-        attacks: By name; by their threat models on images, with targets, or as the papers have it (`judge_of`).
-        corruptions: By name: functions of images and their numbers ``[B]``, which return one image in [0, 1] for each.
-        batch_size: Images at a time. No number depends on it, up to rounding.
-        progress: Called with the name of each condition when it is done.
+        labels: ``[n]`` class indices.
+        attacks: By name.
+        corruptions: By name: functions of images and their ids ``[B]`` that return one image in [0, 1] for each.
+        batch_size: Images at a time. No number depends on it, except by rounding.
+        progress: Called with the name of each condition when it begins.
 
     Raises:
         TypeError: Attacks or corruptions that are none, or what `check_batch` and `check_logits` refuse so.
         ValueError: As `check_batch` and `check_logits`; no images, for which no accuracy exists; two conditions of one name; or
             a corruption that leaves [0, 1], the number or the size of the images.
         FloatingPointError: Logits or gradients that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from imgproc_attn.evaluation import FGSM
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+        >>> images, labels = torch.rand(8, 1, 2, 2), torch.randint(2, (8,))
+        >>> result = evaluate(model, images, labels, attacks={"FGSM": FGSM(0.1)})
+        >>> result.accuracy("FGSM") <= result.accuracy("clean")
+        True
     """
     images = check_batch(model, images, labels)
     if check_whole("evaluate: batch_size", batch_size) < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}. Give the number of images at a time.")
-    _check_kinds(attacks or {}, corruptions or {})
+    attacks, corruptions = {} if attacks is None else attacks, {} if corruptions is None else corruptions
+    _check_kinds(attacks, corruptions)
     if len(images) == 0:
         raise ValueError("evaluate: 0 images given; an accuracy needs at least one.")
-    names = ["clean", *(attacks or {}), *(corruptions or {})]
+    names = [CLEAN, *attacks, *corruptions]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"evaluate: {twice!r} names two conditions, of which one would be lost; rename one.")
-    done = progress or (lambda condition: None)
-    ids = torch.arange(len(images)).split(batch_size)
-
-    result = Evaluation({"clean": torch.cat([is_correct(model, images[part], labels[part]) for part in ids]).cpu()})
-    done("clean")
-    for name, attack in (attacks or {}).items():
-        flags, largest, judge = [], 0.0, judge_of(attack)
-        for part in ids:
-            judged = judge(model, images[part], labels[part], part)
-            flags.append(judged.correct.cpu())
-            largest = max(largest, judged.scores.max().item())
-        result.correct[name] = torch.cat(flags)
-        result.largest_perturbation[name] = largest
-        done(name)
-    for name, corruption in (corruptions or {}).items():
-        flags = []
-        for part in ids:
-            found = check_corrupted(name, corruption(images[part], part), images[part])
-            flags.append(is_correct(model, found, labels[part]).cpu())
-        result.correct[name] = torch.cat(flags)
-        done(name)
-    return result
+    task, samples = find_task("classification")(), TensorSamples(images, labels)
+    conditions = [Condition(CLEAN, samples, task.clean)]
+    conditions += [Condition(name, samples, task.under(attack)) for name, attack in attacks.items()]
+    conditions += [Condition(name, samples, CorruptedScorer(name, c, task.clean)) for name, c in corruptions.items()]
+    session = EvaluationSession(
+        model, task, as_given(images), Runtime(images.device, batch_size=batch_size), progress=announcing(progress)
+    )
+    results = session.run(conditions)
+    perturbed = {name: results[name].scores.max().item() for name in attacks}
+    return Evaluation({name: result.correct for name, result in results.items()}, perturbed)
 
 
-def _check_kinds(attacks: Mapping[str, SampleAttack], corruptions: Mapping[str, Corruption]) -> None:
+def as_given(images: Tensor) -> Preprocessing:
+    """Return the preprocessing of images that are in memory already."""
+    channels, height, width = images.shape[1:]
+    return Preprocessing((channels, height, width), (0.0,) * channels, (1.0,) * channels, "bilinear", 1.0)
+
+
+def announcing(progress: Callable[[str], None] | None) -> Callable[[str, int], None]:
+    """Return a session's progress callback that calls ``progress`` once per condition."""
+    last = ""
+
+    def call(name: str, samples: int) -> None:
+        nonlocal last
+        if progress is not None and name != last:
+            progress(name)
+        last = name
+
+    return call
+
+
+def _check_kinds(attacks: Mapping[str, AnyAttack], corruptions: Mapping[str, Corruption]) -> None:
     """Refuse what is no attack, or no corruption, or not in a mapping."""
     for what, given in (("attacks", attacks), ("corruptions", corruptions)):
         if not isinstance(given, Mapping):

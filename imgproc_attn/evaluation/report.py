@@ -17,13 +17,11 @@ from matplotlib.figure import Figure
 from .._version import __version__
 from ..diagnostics import draw_curves
 from ..utils.io import check_output_file, write_text
-from ..utils.serialization import METRICS, changes, flat
-from .classification import paired_interval
+from ..utils.serialization import changes, flat
 from .conditions import CLEAN
 from .results import (
-    BY_SAMPLE,
     DRAWS,
-    FLAGS,
+    PER_SAMPLE,
     RESULT,
     cautions,
     eps_unit,
@@ -31,11 +29,11 @@ from .results import (
     means,
     perturbation,
     read_draws,
-    read_flags,
+    read_per_sample,
     read_result,
     summary_values,
 )
-from .statistics import mean_and_std, normal_interval, paired_difference
+from .statistics import mean_and_std, normal_interval, paired_difference, paired_interval
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every file of that type
 GENERATOR = "imgproc-attn report"  # by which a page is known
@@ -62,31 +60,36 @@ class Entry:
     Attributes:
         folder: The folder.
         result: Its ``result.json``.
-        flags: Its ``flags.csv``: ``{condition: {image: share that is right}}``.
+        per_sample: Its ``per_sample.csv``: ``{condition: {image: value}}``.
         draws: Of metrics that are no means over images, ``{(condition, metric): values}`` under a bootstrap.
     """
 
     folder: Path
     result: dict[str, Any]
-    flags: dict[str, dict[str, float]]
+    per_sample: dict[str, dict[str, float]]
     draws: dict[tuple[str, str], list[float]]
 
     @cached_property
     def rows(self) -> dict[Column, dict[str, Any]]:
         """The numbers, by what they may be compared on."""
-        rows, metrics = self.result["conditions"], self.result["metrics"]
+        rows, metrics = self.result["conditions"], self.metrics
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, str]]:
+        """Metrics by key: ``title`` and ``unit``."""
+        return {metric["key"]: metric for metric in self.result["metrics"]}
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
         common: dict[str, Any] = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
         common |= {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}  # not the same for all models
-        return json.dumps({**common, **{key: row[key] for key in ("judge", "corruption", "images")}}, sort_keys=True)
+        return json.dumps({**common, **{key: row[key] for key in ("scorer", "corruption", "images")}}, sort_keys=True)
 
     @cached_property
     def summary(self) -> dict[tuple[str, str], float]:
         """Means over conditions, by name and by what they may be compared on."""
         protocol = json.dumps([column.protocol for column in self.rows])
-        return {(name, protocol): value for name, value in summary_values(self.result.get("summary", {})).items()}
+        return {(name, protocol): value for name, (value, _) in summary_values(self.result).items()}
 
     @property
     def model(self) -> str:
@@ -111,9 +114,9 @@ class Run:
         """The numbers of a column."""
         return next((entry.rows[column] for entry in self.entries if column in entry.rows), None)
 
-    def flags(self, column: Column) -> dict[str, float]:
-        """``{image: share that is right}`` of a column."""
-        return next(entry.flags[column.condition] for entry in self.entries if column in entry.rows)
+    def per_sample(self, column: Column) -> dict[str, float]:
+        """``{image: value}`` of a column."""
+        return next(entry.per_sample[column.condition] for entry in self.entries if column in entry.rows)
 
     def summary(self, key: tuple[str, str]) -> float | None:
         """A mean over conditions."""
@@ -134,26 +137,26 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
     """
     found: dict[Path, Entry] = {}
     for folder in folders:
-        places = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / FLAGS).is_file())
+        places = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / PER_SAMPLE).is_file())
         if not places:
             raise FileNotFoundError(
-                f"{folder} holds no {RESULT} of attack, corrupt, shift or a segmenter's evaluate, nor do folders below."
+                f"{folder} must hold the results of evaluate, attack, corrupt, shift or compare, got no {RESULT}."
             )
         found |= {place: _read(place) for place in places if place not in found}
     return list(found.values())
 
 
 def _read(folder: Path) -> Entry:
-    entry = Entry(folder, read_result(folder), read_flags(folder), read_draws(folder))
+    entry = Entry(folder, read_result(folder), read_per_sample(folder), read_draws(folder))
     for column, row in entry.rows.items():
-        if column.metric not in BY_SAMPLE and not entry.draws.get((row["name"], column.metric)):
+        if entry.result["bootstrap"] and not entry.draws.get((row["name"], column.metric)):
             raise ValueError(
                 f"{folder}: {DRAWS} has nothing of {row['name']}; run the evaluation again, which uses what is done."
             )
-        flags = entry.flags.get(row["name"], {})
-        if len(flags) != row["n"] or ("correct" in row and sum(flags.values()) != row["correct"]):
+        values = entry.per_sample.get(row["name"], {})
+        if len(values) != row["n"] or ("correct" in row and sum(values.values()) != row["correct"]):
             raise ValueError(
-                f"{folder}: {RESULT} and {FLAGS} are not of one evaluation; run it again, which uses what is done."
+                f"{folder}: {RESULT} and {PER_SAMPLE} are not of one evaluation; run it again, which uses what is done."
             )
     return entry
 
@@ -199,12 +202,12 @@ def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> 
     """To the baseline: by sample for one run of each, by seed for several; empty where nothing pairs."""
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
-        flags = [side[0].flags(column) for side in (ours, theirs)]
+        samples = [side[0].per_sample(column) for side in (ours, theirs)]
         draws = [side[0].draws(column) for side in (ours, theirs)]
         if not any(draws):
-            return _by_sample(*flags)
+            return _by_sample(*samples)
         mean = values(ours, column)[0] - values(theirs, column)[0]
-        return _by_draw(mean, *draws) if flags[0].keys() == flags[1].keys() else ""
+        return _by_draw(mean, *draws) if samples[0].keys() == samples[1].keys() else ""
     if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
     found = paired_difference(values(ours, column), values(theirs, column))
@@ -212,10 +215,16 @@ def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> 
 
 
 def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """Mean difference in points, and its 95 % interval; of flags."""
-    pairs = Counter((ours[name] > 0, theirs[name] > 0) for name in ours if name in theirs)
-    if not pairs:
+    """Return the mean difference on common samples with its 95 % interval: Newcombe's of shares, else the normal one."""
+    common = [name for name in ours if name in theirs]
+    if not common:
         return ""
+    if not {ours[name] for name in common} | {theirs[name] for name in common} <= {0.0, 1.0}:
+        differences = [ours[name] - theirs[name] for name in common]
+        mean, std = mean_and_std(differences)
+        half = 1.96 * std / len(common) ** 0.5
+        return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    pairs = Counter((ours[name] > 0, theirs[name] > 0) for name in common)
     mean = 100 * (pairs[True, False] - pairs[False, True]) / pairs.total()
     low, high = paired_interval(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
@@ -230,6 +239,8 @@ def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str
 def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
     """``{kind: rows}``: of each condition its cells and differences, by model."""
     baseline, *others = models
+    every = [entry for runs in models.values() for run in runs for entry in run.entries]
+    titles = {key: metric["title"] for entry in every for key, metric in entry.metrics.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for kind, columns in _columns(models).items():
         for column in columns:
@@ -237,7 +248,7 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
             found.setdefault(kind, []).append(
                 {
                     "name": column.condition + _apart(column, columns),
-                    "metric": METRICS[column.metric],
+                    "metric": titles[column.metric],
                     "protocol": column.protocol,
                     "n": max(row["n"] for row in rows),
                     "perturbation": perturbation(max(rows, key=lambda row: row.get("largest_perturbation", 0))),
@@ -289,17 +300,24 @@ def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
     return {kind: list(columns) for kind, columns in found.items()}
 
 
+def _attacked(models: Mapping[str, list[Run]]) -> list[Column]:
+    """Return the columns of attacks, and of the clean images beside them."""
+    by_kind = _columns(models)
+    return [column for kind in ("attack", "compare") for column in by_kind.get(kind, [])]
+
+
 def _curves(models: Mapping[str, list[Run]]) -> list[Figure]:
     """Metrics over eps, a picture each; nothing if nothing was attacked."""
     entries = [entry for runs in models.values() for run in runs for entry in run.entries]
-    metrics = dict.fromkeys(entry.result["metrics"][0] for entry in entries)
-    return [figure for metric in metrics if (figure := _curves_of(models, metric)) is not None]
+    metrics = {next(iter(entry.metrics)): next(iter(entry.metrics.values())) for entry in entries}
+    labels = {key: f"{metric['title']} / {metric['unit']}" for key, metric in metrics.items()}
+    return [figure for key, label in labels.items() if (figure := _curves_of(models, key, label)) is not None]
 
 
-def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
+def _curves_of(models: Mapping[str, list[Run]], metric: str, label: str) -> Figure | None:
     """A panel an attack with its settings and images."""
     panels: dict[tuple[str, str, str], dict[str, dict[float, list[float]]]] = {}
-    columns = [column for column in _columns(models).get("attack", []) if column.metric == metric]
+    columns = [column for column in _attacked(models) if column.metric == metric]
     cleans = [column for column in columns if column.condition == CLEAN]
     for column in columns:
         protocol = json.loads(column.protocol)
@@ -317,13 +335,14 @@ def _curves_of(models: Mapping[str, list[Run]], metric: str) -> Figure | None:
     families = Counter(family for family, *_ in panels)
     titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, *_) in enumerate(panels)]
     units = {title: unit for title, (_, unit, _) in zip(titles, panels)}
-    return draw_curves(dict(zip(titles, panels.values())), units, metric) if panels else None
+    return draw_curves(dict(zip(titles, panels.values())), units, label) if panels else None
 
 
 def _as_looked_at(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the judge does, but how it looks at pictures."""
-    judge, rest = protocol["judge"], {key: value for key, value in protocol.items() if key != "pixel_eps"}
-    return {**rest, "judge": judge.get("windows") if isinstance(judge, Mapping) else None}
+    """Return a protocol with the sliding window of its scorer only."""
+    scorer, rest = protocol["scorer"], {key: value for key, value in protocol.items() if key != "pixel_eps"}
+    task = scorer.get("task") if isinstance(scorer, Mapping) else None
+    return {**rest, "scorer": task.get("windows") if isinstance(task, Mapping) else None}
 
 
 def _at_any_radius(settings: Any, eps: float) -> Any:
@@ -400,7 +419,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             {
                 "folder": entry.folder.name,
                 "result": entry.result,
-                "means": [*means(entry.result.get("summary", {})), *cautions(entry.result)],
+                "means": [*means(entry.result), *cautions(entry.result)],
                 "pictures": {name: _embedded(_picture(entry.folder, name)) for name in entry.result["pictures"]},
             }
             for entry in entries

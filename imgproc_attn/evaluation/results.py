@@ -1,4 +1,4 @@
-"""What an evaluation leaves: every number counted from flags, in files that others can read."""
+"""The files of an evaluation: numbers counted from per-sample results, as JSON, CSV and Markdown."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -6,119 +6,110 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.io import read_json, write_csv, write_json, write_text
-from ..utils.locks import locked
-from ..utils.manifest import Manifest
 from ..utils.markdown import markdown_table, markdown_text
-from ..utils.serialization import METRICS
 from .conditions import Condition
-from .flags import SampleResults, remove_results
 from .forms import Result
-from .measures import Measure
+from .results_log import SampleResults
+from .scoring import Scoring
 
-RESULT, FLAGS, DRAWS, CHECKS = "result.json", "flags.csv", "bootstrap.csv", "checks.json"
+RESULT, PER_SAMPLE, DRAWS, CHECKS = "result.json", "per_sample.csv", "bootstrap.csv", "checks.json"
 MARKDOWN, TABLE, BY_CLASS, PREDICTIONS = "result.md", "results.csv", "per_class.csv", "predictions.csv"
-OUTPUTS = [RESULT, FLAGS, DRAWS, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
+OUTPUTS = [RESULT, PER_SAMPLE, DRAWS, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
 OUTPUTS += [f"{name}.png" for name in ("curves", "gallery", "corruptions")]
 IMAGENET_SIZE = (3, 224, 224)  # that the constants of ImageNet-C are for
-BY_SAMPLE = ("accuracy",)  # means over samples; other metrics have draws
 
 
-def forget(folder: Path, flags: Path) -> None:
-    """Remove what an earlier evaluation left in a folder, and its ``flags``; nothing else.
-
-    Raises:
-        ValueError: Another process writes to it.
-    """
-    with locked(folder):
-        remove_results(flags)
-        Manifest(folder).remove(OUTPUTS)
-
-
-def row(condition: Condition, flags: SampleResults, measure: Measure, std: Sequence[float]) -> dict[str, Any]:
-    """The numbers of a condition, as JSON takes them.
+def row(condition: Condition, results: SampleResults, task: Scoring, std: Sequence[float]) -> dict[str, Any]:
+    """Return the numbers of a condition, as JSON can hold them.
 
     Args:
         condition: The condition.
-        flags: Its flags.
-        measure: Counts them.
-        std: Of the model's normalization, for radii on normalized tensors.
+        results: Its results.
+        task: Counts them.
+        std: Standard deviations of the model's normalization, for radii on normalized tensors.
     """
-    names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "name": condition.name,
         "family": condition.family,
         "strength": condition.strength,
         **condition.settings,
         "images": condition.samples.identity,
-        "unreadable": [names[i] for i in flags.unreadable],
-        **measure.count(flags),
-        "intervals": measure.intervals(flags),
-        "range": [flags.lowest, flags.highest],
+        "unreadable": [condition.samples.name(i) for i in results.unreadable],
+        **task.count(results),
+        "intervals": task.intervals(results),
+        "range": [results.lowest, results.highest],
     }
-    attack = getattr(condition.judge, "attack", None)
+    attack = getattr(condition.scorer, "attack", None)
     if attack is not None:
-        found["largest_perturbation"] = flags.scores.max().item()
+        numbers["largest_perturbation"] = results.scores.max().item()
         threat = attack.threat
-        found |= {**threat.record, "pixel_eps": threat.pixel_eps(std)}
-        if "by" in flags.columns:  # of an ensemble
-            by = flags.columns["by"]
-            found["fooled_by"] = {name: by.count(number) for number, name in enumerate(attack.attacks)}
-    return found
+        numbers |= {**threat.record, "pixel_eps": threat.pixel_eps(std)}
+        if "by" in results.columns:  # of an ensemble
+            by = results.columns["by"]
+            numbers["fooled_by"] = {name: by.count(number) for number, name in enumerate(attack.attacks)}
+    return numbers
 
 
 def write_result(
     folder: Path,
     result: Mapping[str, Any],
     conditions: Sequence[Condition],
-    flags: Mapping[str, SampleResults],
-    measure: Measure,
+    results: Mapping[str, SampleResults],
+    task: Scoring,
+    remarks: Sequence[str] = (),
 ) -> None:
-    """Write ``result.json``, ``result.md``, ``results.csv``, ``flags.csv``; ``bootstrap.csv`` of metrics that have draws.
+    """Write ``result.json``, ``result.md``, ``results.csv``, ``per_sample.csv``, and ``bootstrap.csv`` where there is one.
 
-    ``result`` has the rows of `row`.
+    Args:
+        folder: Folder of the results.
+        result: Content of ``result.json``, with the rows of `row`.
+        conditions: The conditions.
+        results: Their results, by name.
+        task: Counts them.
+        remarks: Paragraphs below the table in ``result.md``.
     """
-    write_csv(folder / FLAGS, _flag_rows(conditions, flags, measure))
-    draws = [(c.name, metric, v) for c in conditions for metric, v in measure.draws(flags[c.name]).items()]
+    write_csv(folder / PER_SAMPLE, _sample_rows(conditions, results, task))
+    draws = [(c.name, metric, v) for c in conditions for metric, v in task.bootstrap(results[c.name]).items()]
     if draws:
         write_csv(folder / DRAWS, [[name, metric, *(round(v, 4) for v in values)] for name, metric, values in draws])
-    rows = result["conditions"]
-    keys = ["name", "n", *measure.metrics, "low", "high", "largest_perturbation"]
-    numbers = [[{**r, **dict(zip(("low", "high"), interval(r, measure.metrics[0])))}.get(k, "") for k in keys] for r in rows]
+    rows, first = result["conditions"], task.metrics[0].key
+    keys = ["name", "n", *(metric.key for metric in task.metrics), "low", "high", "largest_perturbation"]
+    numbers = [[{**r, **dict(zip(("low", "high"), interval(r, first)))}.get(k, "") for k in keys] for r in rows]
     write_csv(folder / TABLE, [keys, *numbers])
-    write_text(folder / MARKDOWN, markdown(result))
+    write_text(folder / MARKDOWN, markdown(result, remarks))
     write_json(folder / RESULT, result)
 
 
-def _flag_rows(conditions: Sequence[Condition], flags: Mapping[str, SampleResults], measure: Measure) -> list[list[Any]]:
-    """A row an image: name, label if it has one, and for each condition the share that is right, nothing if unreadable."""
+def _sample_rows(conditions: Sequence[Condition], results: Mapping[str, SampleResults], task: Scoring) -> list[list[Any]]:
+    """One row per image: its name, its label if it has one, and its value under each condition; nothing if unreadable."""
     labels: dict[str, Any] = {}
     columns: dict[str, dict[str, float]] = {}
     for condition in conditions:
-        names = dict(zip(condition.samples.ids.tolist(), condition.samples.names))
-        found = flags[condition.name]
-        labels |= {**dict.fromkeys(names.values(), ""), **labels}
-        labels |= {names[i]: label for i, label in zip(found.ids.tolist(), found.columns.get("labels", []))}
-        columns[condition.name] = {names[i]: share for i, share in zip(found.ids.tolist(), measure.of_samples(found))}
+        samples, result = condition.samples, results[condition.name]
+        names = [samples.name(i) for i in result.ids.tolist()]
+        labels |= {**dict.fromkeys([*names, *map(samples.name, result.unreadable)], ""), **labels}
+        labels |= dict(zip(names, result.columns.get("labels", [])))
+        columns[condition.name] = dict(zip(names, task.per_sample(result)))
     rows = [[name, label, *(column.get(name, "") for column in columns.values())] for name, label in labels.items()]
     return [["image", "label", *columns], *rows]
 
 
-def read_flags(folder: Path) -> dict[str, dict[str, float]]:
-    """``{condition: {image: share that is right}}`` of a folder that `write_result` filled.
+def read_per_sample(folder: Path) -> dict[str, dict[str, float]]:
+    """Return ``{condition: {image: value}}`` of a folder that `write_result` filled.
 
     Raises:
-        ValueError: The file is cut off, or none of ours.
+        ValueError: The file is cut off, or is not ours.
     """
-    file = folder / FLAGS
+    file = folder / PER_SAMPLE
     try:
         with file.open(newline="", encoding="utf-8") as text:
             header, *rows = list(csv.reader(text)) or [[]]
         if header[:2] != ["image", "label"] or any(len(row) != len(header) for row in rows):
-            raise ValueError("not a row per image, or not a column per condition")
+            raise ValueError("not one row per image, or not one column per condition")
         return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
     except (ValueError, csv.Error) as error:
         raise ValueError(
-            f"{file} is cut off, or no table of flags: {error}. Run the evaluation again, which uses what is done."
+            f"{file} must be a whole table of per-sample results: {error}. Run the evaluation again, which uses what is done."
         ) from error
 
 
@@ -146,28 +137,37 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is cut off, or none of ours.
     """
-    remedy = "Run attack, corrupt, shift or a segmenter's evaluate again, which uses what is done."
+    remedy = "Run the evaluation again, which uses what is done."
     return read_json(folder / RESULT, Result, remedy)
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The table of a result, its means, what could not be read, and the reasons to doubt."""
+def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
+    """Return the table of a result in Markdown, with its means, unreadable images and findings.
+
+    Args:
+        result: Content of ``result.json``.
+        remarks: Paragraphs to add below the table.
+    """
     attacked = any("eps" in r for r in result["conditions"])
     first, *others = result["metrics"]
-    heads = ["condition", f"{METRICS[first]} / %", "95 % interval", *(f"{METRICS[metric]} / %" for metric in others), "images"]
+    heads = ["condition", _label(first), "95 % interval", *map(_label, others), "images"]
     rows = []
     for r in result["conditions"]:
-        low, high = interval(r, first)
-        cells = [f"{r[first]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric]:.2f}" for metric in others)]
+        low, high = interval(r, first["key"])
+        cells = [f"{r[first['key']]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric['key']]:.2f}" for metric in others)]
         rows.append([markdown_text(r["name"]), *cells, r["n"], *([perturbation(r)] if attacked else [])])
     table = markdown_table(heads + ["largest perturbation"] * attacked, rows)
-    parts = [table, *means(result.get("summary", {})), *map(markdown_text, cautions(result))]
+    parts = [table, *remarks, *means(result), *map(markdown_text, cautions(result))]
     if result["findings"]:
-        found = [f"- {f['check']}: {markdown_text(f['message'])}" for f in result["findings"]]
-        parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(found))
+        findings = [f"- {f['check']}: {markdown_text(f['message'])}" for f in result["findings"]]
+        parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(findings))
     else:
         parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")
     return "\n\n".join(parts) + "\n"
+
+
+def _label(metric: Mapping[str, str]) -> str:
+    return f"{metric['title']} / {metric['unit']}"
 
 
 def interval(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
@@ -205,28 +205,29 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def summary_values(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The means of `corruption_summary` and their like, in percent, by what they are called."""
+def summary_values(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return the means over conditions and the like, ``{title: (value, unit)}``."""
+    summary, metric = result.get("summary", {}), result["metrics"][0]
+    key, title, unit = metric["key"], metric["title"], metric["unit"]
     names = {
-        "mean_miou": "mean mIoU of 15 corruptions and 5 severities",
-        "mean_accuracy": "mean accuracy of 15 corruptions and 5 severities",
-        "mean_error": "mean error, unnormalized",
-        "mce_alexnet": "mCE, errors divided by AlexNet's",
-        "mean_miou_extra": "mean mIoU of the 4 extra corruptions",
-        "mean_accuracy_extra": "mean accuracy of the 4 extra corruptions",
+        f"mean_{key}": (f"mean {title} of 15 corruptions and 5 severities", unit),
+        "mean_error": ("mean error, unnormalized", "%"),
+        "mce_alexnet": ("mCE, errors divided by AlexNet's", "%"),
+        f"mean_{key}_extra": (f"mean {title} of the 4 extra corruptions", unit),
     }
-    found = {name: summary[key] for key, name in names.items() if key in summary}
+    values = {name: (summary[key], unit) for key, (name, unit) in names.items() if key in summary}
     if "aupr" in summary:
-        found[f"AUPR of telling {summary['unknown']['n']} images of unknown classes by low confidence"] = summary["aupr"]
+        name = f"AUPR of telling {summary['unknown']['n']} images of unknown classes by low confidence"
+        values[name] = (summary["aupr"], "%")
     if "real" in summary:
-        found[f"accuracy by ReaL labels of {summary['real']['n']} images"] = summary["real"]["top1"]
-    return found
+        values[f"accuracy by ReaL labels of {summary['real']['n']} images"] = (summary["real"]["top1"], "%")
+    return values
 
 
-def means(summary: Mapping[str, Any]) -> list[str]:
-    """They in words."""
-    told = "; ".join(f"{name}: {value:.2f} %" for name, value in summary_values(summary).items())
-    return [told[0].upper() + told[1:] + "."] if told else []
+def means(result: Mapping[str, Any]) -> list[str]:
+    """Return the means over conditions as a sentence; nothing without any."""
+    text = "; ".join(f"{name}: {value:.2f} {unit}" for name, (value, unit) in summary_values(result).items())
+    return [text[0].upper() + text[1:] + "."] if text else []
 
 
 def eps_unit(norm: str, space: str) -> str:

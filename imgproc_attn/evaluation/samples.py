@@ -1,6 +1,8 @@
-"""Images that keep their numbers and names through loaders, batches and processes, so that every draw and flag is theirs."""
+"""Samples keep their ids through loaders, batches and processes: every random draw and every result belongs to an id."""
 
 import hashlib
+import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -11,35 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import Prepares, evaluation_loader
+from ..data import PreprocessingLike, StreamedImages, evaluation_loader, readable
 from ..utils.io import printable
-from .accuracy import names_hash
 from .contract import check_pixels
 
-LOOKED_AT = 8  # images whose content tells data sets of equal names apart
+NUM_HASHED = 8  # images whose content tells data sets of equal names apart
 
-
-class PixelCorruption(Protocol):
-    """What corrupts 8-bit pixels, as `imgproc_attn.evaluation.imagenet_c.ImageNetC`."""
-
-    def corrupt(self, pixels: np.ndarray, sample_id: int) -> np.ndarray:
-        """``[C, H, W]``, for the sample of that number."""
-        ...
+Batch = tuple[Tensor, Tensor, Tensor]  # images in [0, 1], labels, ids
 
 
 class Numbered(Protocol):
-    """A data set whose images have numbers and names: `Images`, or pictures with label maps."""
+    """A data set whose images have numbers and names, such as `imgproc_attn.data.Images`."""
 
     transform: Any
 
     @property
     def indices(self) -> Sequence[int]:
-        """Numbers of the images, in the reader."""
+        """Numbers of the images in the reader."""
         ...
 
     @property
     def classes(self) -> Mapping[str, int] | None:
-        """``{name: label}``, where names are known."""
+        """``{name: label}``; None if names are unknown."""
         ...
 
     def __len__(self) -> int: ...
@@ -47,108 +42,141 @@ class Numbered(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, Any]: ...
 
     def name(self, index: int) -> str:
-        """What the image is called."""
+        """Return the name of an image."""
         ...
 
     def content(self, index: int) -> bytes:
-        """Equal for equal images with equal labels."""
+        """Return bytes that are equal for equal images with equal labels."""
         ...
 
 
-class Prepared(Prepares, Protocol):
-    """A preprocessing that can do without normalization, and be recorded."""
-
-    def without_normalization(self) -> Prepares:
-        """The same images, in [0, 1]."""
-        ...
-
-    def _asdict(self) -> dict[str, Any]: ...
+def names_hash(names: Sequence[str]) -> str:
+    """Return a hash of names in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-class Samples(Dataset):
-    """Images of a data set, of the size a model wants, in 8 bits.
-
-    Args:
-        images: Which it knows by number.
-        corruption: Of what the model would get; done by the processes that read.
-        positions: Which of the images. Default: all.
+class SampleSet(ABC):
+    """Samples with ids.
 
     Attributes:
-        ids: ``[n]`` numbers in the reader: the same for a subset as for the whole.
+        ids: ``[n]`` int64 ids in the data set: the same in a subset as in the whole.
+        corruption: Corruption of the images when they are read; None for none.
     """
 
-    def __init__(
-        self, images: Numbered, corruption: PixelCorruption | None = None, positions: Sequence[int] | None = None
-    ) -> None:
+    ids: Tensor
+    corruption: Any = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def name(self, sample_id: int) -> str:
+        """Return the name of a sample."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """``n``, ``names_sha256`` and ``content_sha256``: equal for equal samples in equal order."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> dict[int, str]:
+        """``{label: name}``, as far as names are known."""
+
+    @abstractmethod
+    def without(self, ids: Tensor) -> "SampleSet":
+        """Return the samples that have other ids."""
+
+    @abstractmethod
+    def share(self, rank: int, size: int) -> "SampleSet":
+        """Return every ``size``-th sample, from ``rank`` on."""
+
+    @abstractmethod
+    def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
+        """Yield images in [0, 1], labels and ids on the device. Unreadable images have the label -1."""
+
+    def only(self, ids: Tensor) -> "SampleSet":
+        """Return the samples that have these ids."""
+        return self.without(self.ids[~torch.isin(self.ids, ids)])
+
+    def corrupted(self, corruption: Any) -> "SampleSet":
+        """Return the same samples, corrupted when they are read.
+
+        Raises:
+            ValueError: These samples cannot be read again.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be corrupted while they are read. Use a reader of numbered images.")
+
+
+class Samples(SampleSet, Dataset):
+    """Samples of a data set, read in 8 bits in the size that a model wants.
+
+    Args:
+        images: Data set of numbered images.
+        corruption: Function ``corrupt(pixels, sample_id)`` of 8-bit pixels, run in the processes that read.
+        positions: Positions of the samples in ``images``. Default: all.
+    """
+
+    def __init__(self, images: Numbered, corruption: Any = None, positions: Sequence[int] | None = None) -> None:
         self.images, self.corruption = images, corruption
         self._positions = range(len(images)) if positions is None else positions
         self.ids = torch.tensor([images.indices[i] for i in self._positions], dtype=torch.int64)
 
-    def only(self, ids: Tensor) -> "Samples":
-        """Those of these numbers."""
-        return self._some(torch.isin(self.ids, ids))
-
     def without(self, ids: Tensor) -> "Samples":
-        """Those of other numbers."""
-        return self._some(~torch.isin(self.ids, ids))
+        kept = (~torch.isin(self.ids, ids)).nonzero()[:, 0].tolist()
+        return Samples(self.images, self.corruption, [self._positions[i] for i in kept])
 
-    def _some(self, flags: Tensor) -> "Samples":
-        return Samples(self.images, self.corruption, [self._positions[i] for i in flags.nonzero()[:, 0].tolist()])
+    def corrupted(self, corruption: Any) -> "Samples":
+        samples = Samples(self.images, corruption, self._positions)
+        samples.__dict__ |= {"names": self.names, "identity": self.identity}  # read once for all corruptions
+        return samples
 
-    def corrupted(self, corruption: PixelCorruption) -> "Samples":
-        """The same, corrupted otherwise."""
-        found = Samples(self.images, corruption, self._positions)
-        found.__dict__ |= {"names": self.names, "identity": self.identity}  # read once for all corruptions
-        return found
-
-    def share(self, rank: int, world: int) -> "Samples":
-        """Every ``world``-th, from ``rank`` on."""
-        return Samples(self.images, self.corruption, self._positions[rank::world])
+    def share(self, rank: int, size: int) -> "Samples":
+        return Samples(self.images, self.corruption, self._positions[rank::size])
 
     @cached_property
     def names(self) -> list[str]:
-        """What the images are called, in the order of `ids`; a name that several have is told apart by their numbers."""
-        found = [self.images.name(i) for i in self._positions]
-        count = Counter(found)
-        return [name if count[name] == 1 else f"{name}#{i}" for name, i in zip(found, self.ids.tolist())]
+        """Names of the samples in the order of `ids`; equal names are told apart by the id."""
+        names = [self.images.name(i) for i in self._positions]
+        count = Counter(names)
+        return [name if count[name] == 1 else f"{name}#{i}" for name, i in zip(names, self.ids.tolist())]
+
+    @cached_property
+    def _name_of(self) -> dict[int, str]:
+        return dict(zip(self.ids.tolist(), self.names))
+
+    def name(self, sample_id: int) -> str:
+        return self._name_of[sample_id]
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Which images these are: their number, a hash of their names, and one of the content of a few of them."""
         content = hashlib.sha256()
-        for i in sorted({len(self) * part // LOOKED_AT for part in range(LOOKED_AT)}) if len(self) else []:
+        for i in sorted({len(self) * part // NUM_HASHED for part in range(NUM_HASHED)}) if len(self) else []:
             content.update(self.images.content(self._positions[i]))
         return {"n": len(self), "names_sha256": names_hash(self.names), "content_sha256": content.hexdigest()}
 
     @property
     def class_names(self) -> dict[int, str]:
-        """``{label: name}``, where names are known."""
         return {label: printable(name) for name, label in (self.images.classes or {}).items()}
 
     @property
     def transform(self) -> Callable[..., Any] | None:
-        """Of the images; loaders set it."""
+        """Transform of the images; loaders set it."""
         return self.images.transform
 
     @transform.setter
     def transform(self, transform: Callable[..., Any]) -> None:
         self.images.transform = transform
 
-    def __len__(self) -> int:
-        return len(self._positions)
-
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         pixels, label = self.images[self._positions[index]]
         pixels = np.asarray(pixels)
         if self.corruption is None:
             return pixels, label
-        found = self.corruption.corrupt(pixels, int(self.ids[index]))
-        return check_pixels(getattr(self.corruption, "name", type(self.corruption).__name__), found, pixels), label
+        corrupted = self.corruption.corrupt(pixels, int(self.ids[index]))
+        return check_pixels(getattr(self.corruption, "name", type(self.corruption).__name__), corrupted, pixels), label
 
-    def batches(
-        self, preprocessing: Prepared, batch_size: int, workers: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Images in [0, 1], labels and ids, on the device; unreadable images have the label -1."""
+    def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
         if len(self) == 0:
             return
         loader = evaluation_loader(self, preprocessing.without_normalization(), batch_size, min(workers, len(self)), device)
@@ -158,4 +186,129 @@ class Samples(Dataset):
         except RuntimeError as error:
             if "equal size" not in str(error):
                 raise
-            raise ValueError("Pictures of different sizes make no batch; give --batch-size 1.") from error
+            raise ValueError("Images of different sizes make no batch. Give --batch-size 1.") from error
+
+
+class TensorSamples(SampleSet):
+    """Samples in memory.
+
+    Args:
+        images: ``[n, C, H, W]`` in [0, 1].
+        labels: ``[n, …]``.
+        ids: ``[n]``. Default: 0 to n - 1.
+        names: Names by id. Default: the ids.
+        class_names: ``{label: name}``.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor | None = None,
+        names: Mapping[int, str] | None = None,
+        class_names: Mapping[int, str] | None = None,
+    ) -> None:
+        self.images, self.labels, self._names = images, labels, names
+        self.ids = torch.arange(len(images)) if ids is None else ids
+        self._class_names = dict(class_names or {})
+
+    def name(self, sample_id: int) -> str:
+        return str(sample_id) if self._names is None else self._names[sample_id]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        content = hashlib.sha256(self.images.detach().cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes())
+        names = names_hash([self.name(i) for i in self.ids.tolist()])
+        return {"n": len(self), "names_sha256": names, "content_sha256": content.hexdigest()}
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        return self._class_names
+
+    def _at(self, kept: Any) -> "TensorSamples":
+        return TensorSamples(self.images[kept], self.labels[kept], self.ids[kept], self._names, self._class_names)
+
+    def without(self, ids: Tensor) -> "TensorSamples":
+        return self._at(~torch.isin(self.ids, ids))
+
+    def share(self, rank: int, size: int) -> "TensorSamples":
+        return self._at(slice(rank, None, size))
+
+    def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
+        for images, labels, ids in zip(*(part.split(batch_size) for part in (self.images, self.labels, self.ids))):
+            yield images.to(device), labels.to(device), ids
+
+
+class StreamSamples(SampleSet):
+    """Samples of a stream, numbered in the order in which they come.
+
+    Args:
+        images: The stream.
+        first: Id of the first sample to return; those before it are read and dropped.
+    """
+
+    def __init__(self, images: StreamedImages, first: int = 0) -> None:
+        self.images, self._first = images, first
+        self.ids = torch.arange(first, max(images.announced, first))  # a guess: streams may give more or fewer
+
+    def name(self, sample_id: int) -> str:
+        return str(sample_id)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        entries = [os.fspath(str(entry)) for entry in self.images.entries()]
+        return {"n": self.images.announced, "names_sha256": names_hash(entries), "content_sha256": ""}
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        return {label: printable(name) for name, label in (self.images.classes or {}).items()}
+
+    def without(self, ids: Tensor) -> "StreamSamples":
+        return StreamSamples(self.images, len(ids))  # results are written in order
+
+    def share(self, rank: int, size: int) -> "StreamSamples":
+        if size > 1:
+            raise ValueError(
+                "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without "
+                "torchrun."
+            )
+        return self
+
+    def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
+        start = 0
+        for images, labels in evaluation_loader(
+            self.images, preprocessing.without_normalization(), batch_size, workers, device
+        ):
+            ids = torch.arange(start, start + len(images))
+            start += len(images)
+            new = ids >= self._first
+            if new.any():
+                yield images[new.to(device)], labels[new.to(device)], ids[new]
+
+
+def only_readable(batch: Batch) -> Batch:
+    """Return a batch without the images that could not be read."""
+    kept = readable(batch[1])
+    return batch[0][kept], batch[1][kept], batch[2][kept.to(batch[2].device)]
+
+
+def images_of(samples: SampleSet, preprocessing: PreprocessingLike, device: torch.device, ids: Tensor) -> Batch:
+    """Return the readable ones of a few samples of one size as a batch."""
+    return only_readable(next(samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)))
+
+
+def in_memory(
+    samples: SampleSet, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device
+) -> TensorSamples:
+    """Read all samples once, and keep those that can be read in memory.
+
+    Raises:
+        ValueError: None can be read.
+    """
+    batches = [only_readable(batch) for batch in samples.batches(preprocessing, batch_size, workers, device)]
+    batches = [batch for batch in batches if len(batch[0])]
+    if not batches:
+        raise ValueError(f"None of the {len(samples)} images can be read.")
+    images, labels, ids = (torch.cat(parts) for parts in zip(*batches))
+    names = {i: samples.name(i) for i in ids.tolist()}
+    return TensorSamples(images.clamp(0, 1), labels, ids.cpu(), names, samples.class_names)

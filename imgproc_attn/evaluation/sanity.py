@@ -20,11 +20,11 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer, from_timm
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .bpda import widened, with_wider_gradients
-from .classification import paired_interval, wilson_interval
 from .contract import check_batch, check_logits
 from .findings import Finding, SanityReport
 from .gradient_checks import check_gradients
 from .normalization import NormalizedModel
+from .statistics import paired_interval, wilson_interval
 from .threat import LINF, ThreatModel
 
 # Points of accuracy, of all images there may be. The few that are checked must show more, beyond what chance does to so few.
@@ -110,15 +110,7 @@ def _percent(flags: Tensor) -> float:
 def check_outputs(model: nn.Module, images: Tensor, axes: int = 2) -> list[Finding]:
     """Random outputs; probabilities in the place of logits, of as many ``axes`` as `check_logits` says."""
     first, second = (check_logits(model(images), images, axes) for _ in range(2))
-    found = []
-    if (first - second).abs().max() > 1e-4 * first.abs().max():
-        found.append(
-            Finding(
-                "random outputs",
-                "Two passes over the same images differ: gradients are of other models than the one they attack. Switch off "
-                "what draws random numbers, or attack the average of many passes.",
-            )
-        )
+    found = check_repeats(first, second)
     sums = first.sum(1)  # below 1 where some classes alone are asked about
     if first.min() >= 0 and sums.min() > 0 and sums.max() <= 1 + 1e-4:
         found.append(
@@ -129,6 +121,19 @@ def check_outputs(model: nn.Module, images: Tensor, axes: int = 2) -> list[Findi
             )
         )
     return found
+
+
+def check_repeats(first: Tensor, second: Tensor) -> list[Finding]:
+    """Compare the outputs of two passes over the same images."""
+    if (first - second).abs().max() <= 1e-4 * first.abs().max():
+        return []
+    return [
+        Finding(
+            "random outputs",
+            "Two passes over the same images differ: gradients are of other models than the one they attack. Switch off "
+            "what draws random numbers, or attack the average of many passes.",
+        )
+    ]
 
 
 def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:

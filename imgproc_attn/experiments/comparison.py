@@ -15,12 +15,13 @@ from timm.utils import world_info_from_env
 
 from ..diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from ..evaluation import NormalizedModel, paired_difference
+from ..evaluation.session import clear_results
 from ..evaluation.statistics import mean_and_std
 from ..recipe import Recipe
 from ..training import train
 from ..training.distributed import start_processes
-from ..training.model_factory import check
-from ..training.run_dir import FINAL, Folder, run_folder
+from ..training.model_factory import dry_run
+from ..training.run_dir import FINAL, RunDir, run_folder
 from ..training.saturation_callback import SaturationWarning
 from ..utils.cores import one_thread, usable_cores
 from ..utils.environment import environment, without_tf32
@@ -29,9 +30,9 @@ from ..utils.locks import locked
 from ..utils.manifest import claimed
 from ..utils.markdown import markdown_table, markdown_text
 from ..utils.progress import JobsProgress
-from ..utils.serialization import METRICS, strength_text
-from .examination import CLEAN_OF_DISTURBED, Examination, examination_of, forget
+from ..utils.serialization import strength_text
 from .jobs import Job, run_jobs
+from .variants import CLEAN_PERTURBED, FOLDER, VariantEvaluation
 
 # Disturbances by the recipe's key: name in tables and unit.
 DISTURBANCES = {
@@ -77,7 +78,7 @@ def check_comparison(recipe: Recipe) -> None:
         raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
     for label in labels:
         try:
-            check(recipe.variant(label, 0))
+            dry_run(recipe.variant(label, 0))
         except ValueError as error:
             raise ValueError(f"comparison.variants.{label}: {error}") from error
 
@@ -97,9 +98,9 @@ class Experimenter:
     device: str
 
     @cached_property
-    def examination(self) -> Examination:
-        """The held-out images, read once."""
-        return examination_of(self.recipe, self.device)
+    def evaluation(self) -> VariantEvaluation:
+        """The held-out images, read once, and their conditions."""
+        return VariantEvaluation(self.recipe, self.device)
 
     def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> Result:
         """Train and examine one model. What its folder holds already is not repeated."""
@@ -110,7 +111,10 @@ class Experimenter:
         progress(single.schedule.epochs)
         model = self.model(job)
         with without_tf32():
-            found = self.examination(model, folder, say)
+            about: dict[str, Any] = {"label": job.label, "model": single.model.name, "checkpoint": None, "training_seed": job.seed}
+            data = {"name": single.data.name, "root": single.data.root, "split": single.data.test_split}
+            about |= {"parameters": final["parameters"], "data": data}
+            found = self.evaluation(model, folder, say, about)
         return Result(
             job.label,
             job.seed,
@@ -128,7 +132,7 @@ class Experimenter:
         folder = self.output / run_folder(job.label, job.seed)
         weights = read_json(folder / FINAL)["checkpoint"]
         inner = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
-        return self.examination.wrap(inner).to(self.device).eval()
+        return self.evaluation.wrap(inner)
 
 
 def devices_of(device: str, jobs: int | None, count: int) -> list[str]:
@@ -186,7 +190,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     devices = devices_of(device, jobs, len(todo))
     with claimed(output, _outputs(recipe)), one_thread(devices[0]):
         here = Experimenter(recipe, output, devices[0])
-        examination = here.examination  # what is wrong with the images is found before anything is trained
+        evaluation = here.evaluation  # what is wrong with the images is found before anything is trained
         protocol = {"recipe": recipe.model_dump(), **environment(devices[0]), "dtype": "float32"}
         for job in todo:
             _check_folder(recipe.variant(*job), output / run_folder(*job), restart)
@@ -194,7 +198,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
         with JobsProgress(len(todo), recipe.schedule.epochs + 1) as progress:
             results = run_jobs(start, todo, devices, progress)
         models = {label: here.model(Job(label, recipe.comparison.seeds[0])) for label in recipe.comparison.variants}
-        return write_report(recipe, list(results.values()), models, examination, protocol, output)
+        return write_report(recipe, list(results.values()), models, evaluation, protocol, output)
 
 
 def _outputs(recipe: Recipe) -> list[str]:
@@ -212,11 +216,11 @@ def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     """
     if restart:
         with locked(folder):
-            Folder.clear(folder)
-            forget(folder)
+            RunDir.clear(folder)
+        clear_results(folder / FOLDER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training warns again
-        Folder(folder, recipe, resume=True)
+        RunDir(folder, recipe, resume=True)
 
 
 def _variants(recipe: Recipe) -> list[str]:
@@ -243,7 +247,7 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
     return markdown_table(["model", *conditions], rows)
 
 
-def sanity(recipe: Recipe, results: list[Result]) -> str:
+def clean_accuracy_test(recipe: Recipe, results: list[Result]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides whether a model trains as well."""
     assert recipe.comparison is not None
     least = -recipe.comparison.tolerance
@@ -267,28 +271,30 @@ def write_report(
     recipe: Recipe,
     results: list[Result],
     models: Mapping[str, NormalizedModel],
-    examination: Examination,
+    evaluation: VariantEvaluation,
     protocol: dict[str, Any],
     output: Path,
 ) -> Path:
     """JSON, pictures and ``report.md`` in ``output``."""
     doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
-    pictures = {**_pictures(recipe, results), **examination.pictures(models)}
+    pictures = {**_figures(recipe, results, evaluation.task.metrics[0].label), **evaluation.figures(models)}
     for name, figure in pictures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
-    seeds, metrics, e = sorted({r.seed for r in results}), list(results[0].metrics), recipe.evaluation
-    tables = [f"In {METRICS[metric]}:\n\n" * (len(metrics) > 1) + table(recipe, results, metric) for metric in metrics]
+    seeds, e = sorted({r.seed for r in results}), recipe.evaluation
+    metrics = {metric.key: metric.title for metric in evaluation.task.metrics if metric.key in results[0].metrics}
+    tables = [f"In {title}:\n\n" * (len(metrics) > 1) + table(recipe, results, key) for key, title in metrics.items()]
     parts = [
         f"# {markdown_text(recipe.title)}",
-        f"In percent, on {examination.samples}. Mean ± standard deviation over seeds {seeds}; differences are paired by seed. "
+        f"In percent, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences are paired by "
+        "seed. "
         f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
         "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
         *tables,
-        f"Clean {METRICS[metrics[0]]} against the baseline:\n\n" + sanity(recipe, results)
+        f"Clean {next(iter(metrics.values()))} against the baseline:\n\n" + clean_accuracy_test(recipe, results)
         if len(_variants(recipe)) > 1
         else "",
-        f"Sanity checks on {examination.checked} a model (`imgproc_attn.evaluation.sanity`): "
+        f"Sanity checks on {evaluation.checked} a model (`imgproc_attn.evaluation.sanity`): "
         + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {markdown_text(d)}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in pictures),
         "Training time, mean: "
@@ -305,7 +311,7 @@ def _mean_seconds(results: list[Result], label: str) -> float:
     return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
 
 
-def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
+def _figures(recipe: Recipe, results: list[Result], label: str) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
     pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
@@ -316,12 +322,12 @@ def _pictures(recipe: Recipe, results: list[Result]) -> dict[str, Figure]:
         if strengths:
             units[name] = unit
             curves[name] = {
-                label: {0.0: [r.first.get(CLEAN_OF_DISTURBED, r.first["clean"]) for r in runs[label]]}
+                label: {0.0: [r.first.get(CLEAN_PERTURBED, r.first["clean"]) for r in runs[label]]}
                 | {s: [r.first[f"{name} {strength_text(s)}"] for r in runs[label]] for s in strengths}
                 for label in labels
             }
     if curves:
-        pictures["curves"] = draw_curves(curves, units, next(iter(results[0].metrics)))
+        pictures["curves"] = draw_curves(curves, units, label)
     learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
     if learned:
         pictures["bandwidths"] = draw_bandwidths(learned)

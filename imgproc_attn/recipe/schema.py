@@ -452,6 +452,7 @@ class Recipe(_Section):
 
     Attributes:
         title: Stands over reports.
+        task: Name of the task. Default: ``segmentation`` with a section of that name, otherwise ``classification``.
         model: What is trained.
         data: On which images.
         augmentation: How they are changed.
@@ -465,6 +466,7 @@ class Recipe(_Section):
     """
 
     title: str
+    task: str
     model: Model = Model()
     data: Data
     augmentation: Augmentation = Augmentation()
@@ -475,6 +477,14 @@ class Recipe(_Section):
     run: Run
     evaluation: EvaluationSection = EvaluationSection()
     comparison: Comparison | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_task(cls, content: Any) -> Any:
+        """Fill in the task, so that it stands in the recipe of every run."""
+        if not isinstance(content, dict) or "task" in content:
+            return content
+        return {"task": "segmentation" if content.get("segmentation") else "classification", **content}
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
@@ -491,6 +501,11 @@ class Recipe(_Section):
             raise ValueError(
                 f"data.name={self.data.name!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
                 f"pictures with label maps are {', '.join(LABELED)}"
+            )
+        if (self.task == "segmentation") != (self.segmentation is not None):
+            raise ValueError(
+                f"task={self.task!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
+                "leave out the key task, or correct it"
             )
         if self.segmentation:
             self._segments()

@@ -2,7 +2,7 @@
 
 from .attacks import MaskedPGD, PixelFGSM, PixelMIFGSM, PixelPGD, SegPGD
 from .decoders import LinearDecoder, MaskDecoder, mask_decoder
-from .inference import SlidingWindowModel, segment, sliding_strips
+from .inference import SlidingWindow, SlidingWindowModel, segment, sliding_strips
 from .metrics import IoUMetric
 from .model import Segmenter, segmenter
 from .overlays import overlay, with_legend
@@ -18,6 +18,7 @@ __all__ = [
     "PixelPGD",
     "SegPGD",
     "Segmenter",
+    "SlidingWindow",
     "SlidingWindowModel",
     "mask_decoder",
     "overlay",

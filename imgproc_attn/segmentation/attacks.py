@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.attacks import FGSM, MIFGSM, PGD, Attack, AttackResult, Passes
-from ..evaluation.attacks.base import Objective
-from ..evaluation.contract import check_batch, finite_logits
+from ..evaluation.attacks import FGSM, MIFGSM, PGD
+from ..evaluation.attacks.base import Objective, TargetAttack
+from ..evaluation.contract import finite_logits
 from .inference import classes_of
 from .metrics import IGNORE_INDEX, check_classes
 
@@ -47,56 +47,14 @@ def _mean_of_labeled(values: Tensor, labels: Tensor) -> Tensor:
     return values.flatten(1).sum(1) / (labels != IGNORE_INDEX).flatten(1).sum(1).clamp_min(1)
 
 
-class PixelAttack(Attack):
-    """What these maximize, how they are called, and what they refuse."""
+class PixelAttack(TargetAttack):
+    """An attack on the labels of pixels: it follows their loss and lowers the number of right pixels."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
-        """Attack pictures.
-
-        Args:
-            model: Maps images to logits ``[B, classes, h, w]``, in evaluation mode.
-            images: ``[B, C, H, W]`` in [0, 1].
-            labels: ``[B, H', W']``, 255 where ignored.
-            sample_ids: As in `Attack`.
-
-        Returns:
-            The pictures, and of each whether it has fewer right pixels than before.
-        """
-        images = check_batch(model, images, bounds=self.threat.bounds)
-        before = right_pixels(model, images, labels)
-        ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
-        found = self.worst(model, images, labels, ids)
-        return AttackResult(found, right_pixels(model, found, labels) < before)
-
-    def worst(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        """Of several restarts what the one finds that leaves the fewest right pixels, picture by picture."""
-        worst = self.perturb(model, images, labels, ids, 0)
-        if self.restarts == 1:
-            return worst
-        least = right_pixels(model, worst, labels)
-        for restart in range(1, self.restarts):
-            found = self.perturb(model, images, labels, ids, restart)
-            right = right_pixels(model, found, labels)
-            worst = torch.where((right < least)[:, None, None, None], found, worst)
-            least = torch.minimum(right, least)
-        return worst
-
-    @property
-    def passes(self) -> Passes:
-        """Of `worst`."""
-        forward, backward = self.passes_a_restart
-        return Passes(self.restarts * (forward + (self.restarts > 1)), self.restarts * backward)
-
-    def _check(self) -> None:
-        super()._check()
-        if self.threat.targeted or self.threat.bounds is None:
-            raise ValueError(
-                f"{type(self).__name__}: pictures are attacked in [0, 1] and away from their labels; targets and normalized "
-                "space are of classifiers."
-            )
+    def quality(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return right_pixels(model, images, targets)
 
 
 def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +176,27 @@ def _logits(model: Segments, images: Tensor) -> Tensor:
 def _check_finite(logits: Tensor) -> None:
     if not logits.isfinite().all():
         raise FloatingPointError("The model gives logits that are not finite; it is broken, or overflows in this precision.")
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a segmenter looks at an image.
+
+    Args:
+        window: Side of sliding windows; None for the whole image.
+        stride: Stride of the windows. Default: ``window``.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        check_windows(self.window, self.stride)
+        object.__setattr__(self, "stride", self.stride or self.window)
+
+    def over(self, model: nn.Module) -> nn.Module:
+        """Return the model that looks at images so."""
+        return SlidingWindowModel(model, self.window, self.stride)
 
 
 class SlidingWindowModel(nn.Module):
@@ -370,31 +392,3 @@ def _band(lines: Tensor, places: Tensor, width: int) -> Tensor:
     above = above - above[0]
     below, share = (above + 1).clamp_max(some.shape[1] - 1), (places - places.long()).to(wide)[:, None]
     return torch.lerp(wide[:, above], wide[:, below], share)
-
-
-@torch.no_grad()
-def evaluate_pictures(
-    model: nn.Module,
-    loader: Any,
-    evaluator: Any,
-    autocast: Callable[[], Any],
-    window: int | None = None,
-    stride: int | None = None,
-    distributed: bool = False,
-) -> dict[str, Any]:
-    """Segment pictures one by one, each compared with its labels at their own size, and let ``evaluator`` count.
-
-    Args:
-        model: Maps normalized images to logits, in evaluation mode.
-        loader: Gives one picture ``[1, C, H, W]`` and its labels ``[1, H, W]`` at a time.
-        evaluator: As `IoUMetric`.
-        autocast: Context of the forward pass.
-        window: As in `segment`.
-        stride: As in `segment`.
-        distributed: Count over all processes.
-    """
-    for images, labels in loader:
-        with autocast():
-            found = segment(model, images[0], window, stride, size=tuple(labels.shape[-2:]))
-        evaluator.update(found[None], labels)
-    return evaluator.compute(distributed)

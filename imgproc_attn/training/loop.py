@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ..data import SINGLE_PROCESS, World
-from ..evaluation.per_sample_rng import mix
+from ..evaluation.per_sample_rng import mix_seeds
 from ..recipe.schema import Optimizer, Recipe, Schedule
 
 
 def seed_everything(*numbers: int) -> None:
     """Seed Python's, numpy's and torch's generators from several numbers."""
-    seed = mix(*numbers)
+    seed = mix_seeds(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from it
     torch.manual_seed(seed)
@@ -144,7 +144,7 @@ class Trainer:
         """
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.world.rank)
-        set_epoch(self.loader, mix(run.seed, epoch) % 2**31)
+        set_epoch(self.loader, mix_seeds(run.seed, epoch) % 2**31)
         getattr(self.task, "start_epoch", lambda epoch: None)(epoch)
         self.task.train()
         total, recent, seen = 0.0, [], 0

@@ -20,13 +20,12 @@ from ..core.components import Components
 from ..data import Preprocessing
 from ..models import FilterVisionTransformer
 from ..models.checkpoints import WEIGHTS, config_beside, first_line
-from ..recipe.schema import Recipe
+from ..recipe import Recipe
+from ..tasks.base import task_of
 from ..utils import plugins
 from ..utils.io import UNFINISHED
-from .augmentation import training_transform
 from .checkpoints import save_weights
 from .loop import build_optimizer, seed_everything
-from .problems import problem_of
 from .run_dir import BEST, LAST
 
 
@@ -35,7 +34,7 @@ def checkpoint_of(path: Path) -> Path:
     return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
 
 
-def arguments(recipe: Recipe) -> dict[str, Any]:
+def model_kwargs(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
     options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
     if recipe.model.name.startswith("local-dir:"):  # what the model there is made with
@@ -45,14 +44,16 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
     return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
 
 
-def create(recipe: Recipe, **kwargs: Any) -> Any:
+def build_model(recipe: Recipe, **kwargs: Any) -> Any:
     """The recipe's model, freshly initialized from its seed, or with the trained weights it names.
 
     Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
     the run whose weights it starts from.
     """
     seed_everything(recipe.run.seed)
-    model: Any = timm.create_model(recipe.model.name, **{"pretrained": recipe.model.pretrained, **arguments(recipe), **kwargs})
+    model: Any = timm.create_model(
+        recipe.model.name, **{"pretrained": recipe.model.pretrained, **model_kwargs(recipe), **kwargs}
+    )
     data = recipe.data
     given = data.model_dump(include=set(Preprocessing._fields), exclude_none=True)
     for name in ("mean", "std"):
@@ -72,7 +73,7 @@ def check_round_trip(recipe: Recipe, model: nn.Module, folder: Path) -> None:
 
     Args:
         recipe: Of the model.
-        model: As `create` made it.
+        model: As `build_model` made it.
         folder: Where there is room; made if need be.
 
     Raises:
@@ -85,7 +86,7 @@ def check_round_trip(recipe: Recipe, model: nn.Module, folder: Path) -> None:
         torch.random.fork_rng(devices=[]),  # no draw of training depends on this
     ):
         warnings.simplefilter("ignore")  # told when the model was made
-        save_weights(model.state_dict(), model, arguments(recipe), None, Path(place))
+        save_weights(model.state_dict(), model, model_kwargs(recipe), None, Path(place))
         try:
             again = timm.create_model(f"local-dir:{place}", pretrained=True)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -118,36 +119,35 @@ def _statistics_of(recipe: Recipe) -> dict[str, Any]:
     return Preprocessing.for_channels({key: known[key] for key in ("mean", "std") if key in known}, recipe.data.input_size[0])
 
 
-def check(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe) -> None:
     """Build model and optimizer once without memory, and push an image through, so that no mistake waits behind a long start.
 
     Raises:
         ValueError: A model or an optimizer that cannot be built, or a model that does not take the recipe's images.
     """
     try:
-        model, output = _tried(recipe, "meta")
+        output = _tried(recipe, "meta")
     except NotImplementedError:  # an operation without a meta form: nothing can be said
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
-    if recipe.segmentation is None:
-        training_transform(recipe.augmentation, Preprocessing.of(model.pretrained_cfg))
-    expected = [1, *problem_of(recipe).output_shape]
+    expected = [1, *task_of(recipe).output_shape(recipe)]
     if list(output.shape) != expected:
         raise ValueError(
-            f"{recipe.model.name} gives {list(output.shape)}, not {expected}: a logit for each of data.num_classes."
+            f"The output of {recipe.model.name} must be {expected} for one image, got {list(output.shape)}: one logit per "
+            "class of data.num_classes, or what the task asks for."
         )
 
 
-def _tried(recipe: Recipe, device: str) -> tuple[Any, Tensor]:
-    """The model and what it gives, after everything that asks for it has been tried."""
+def _tried(recipe: Recipe, device: str) -> Tensor:
+    """Return the output for one image, after everything that asks for the model has been tried."""
     try:
-        model = create(recipe, device=device, pretrained=False)
+        model = build_model(recipe, device=device, pretrained=False)
         _check_abilities(recipe, model)
         build_optimizer(model, recipe.optimizer)
         output = model.eval()(torch.empty(1, *recipe.data.input_size, device=device))
-        _check_other_sizes(recipe, model, device)
-        return model, output
+        task_of(recipe).check_model(recipe, model, device)
+        return output
     except RuntimeError as error:
         if device == "meta" and "meta" in str(error):  # members of one's own make their parameters where they like
             return _tried(recipe, "cpu")
@@ -184,20 +184,3 @@ def _hint(message: str, recipe: Recipe) -> str:
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
     found = f"; near it: {', '.join(near)}" if near else ""
     return found + plugins.hint(message)
-
-
-def _check_other_sizes(recipe: Recipe, model: nn.Module, device: str) -> None:
-    """Of what a segmenter looks at in evaluation."""
-    if recipe.segmentation is None:
-        return
-    channels, *crop = recipe.data.input_size
-    window = recipe.segmentation.window
-    size = [2 * side for side in crop] if window is None else [window, window]
-    try:
-        model(torch.empty(1, channels, *size, device=device))
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        looked_at = "whole pictures" if window is None else f"windows of {window}"
-        raise ValueError(
-            f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not take "
-            f"({error}); train on square crops and set segmentation.window to their side."
-        ) from error

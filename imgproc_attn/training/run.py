@@ -1,7 +1,7 @@
 """A training run from a recipe: what is built, what is kept, how it goes on after a crash."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,25 +14,26 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..data import Preprocessing, Unreadable, World
+from ..evaluation.conditions import CLEAN, clean_condition
+from ..evaluation.normalization import InPrecision, NormalizedModel
+from ..evaluation.scoring import Metric
+from ..evaluation.session import EvaluationSession, Runtime
 from ..models.checkpoints import WEIGHTS, start_from
-from ..recipe.schema import Recipe
+from ..recipe import Recipe
+from ..tasks.augmentation import mixup
+from ..tasks.base import Loading, task_of
 from ..utils.cores import OtherPrograms
 from ..utils.io import check_output_folder, write_json
 from ..utils.locks import locked
 from ..utils.manifest import Manifest
 from ..utils.progress import on_terminal, print_line, progress_bar
-from ..utils.serialization import METRICS
-from .augmentation import mixup
 from .checkpoints import STATE, Files, load_state, state_file, weight_files
 from .distributed import first_alone, start_processes, wait
 from .loop import NotFinite, Trainer
-from .model_factory import arguments, check, check_round_trip, checkpoint_of, create
-from .problems import Loading, problem_of
-from .run_dir import BEST, LAST, UNREADABLE, Folder, below, check_name, not_finite, recipe_file
+from .model_factory import build_model, check_round_trip, checkpoint_of, dry_run, model_kwargs
+from .run_dir import BEST, LAST, UNREADABLE, RunDir, below, check_name, not_finite, recipe_file
 from .run_logger import RunLogger
 from .saturation_callback import SaturationCallback
-
-TOLD = ("top1", "miou", "pixel_accuracy")  # of an epoch, and of the end
 
 
 @dataclass
@@ -62,9 +63,9 @@ class Run:
     def __post_init__(self) -> None:
         recipe, self.manifest = self.recipe, Manifest(self.folder)
         self.unreadable = Unreadable(self.folder / UNREADABLE)
-        self.problem = problem_of(recipe)
+        self.task = task_of(recipe)
         with first_alone(self.world) if recipe.data.download else nullcontext():
-            self.splits = self.problem.open(self.unreadable, self._share_of_batch())
+            self.splits = self.task.open_splits(recipe, self.unreadable, self._share_of_batch())
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
         if self.world.size > 1 and evaluated and recipe.data.iterates:
             raise ValueError(
@@ -74,7 +75,7 @@ class Run:
         few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.world.size]
         if few:
             raise ValueError(f"There are {few[0]} images to evaluate on for {self.world.size} processes; train in fewer.")
-        self.model = create(recipe)
+        self.model = build_model(recipe)
         if recipe.model.checkpoint:
             notes = str(start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint))))
             self.say(f"From {recipe.model.checkpoint}{notes and '; '}{notes}.")
@@ -82,19 +83,19 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
-        task = self.problem.task(self.model, self.preprocessing, self.device)
-        loader = self.problem.training_loader(self.splits.train, self._loading)
+        training_task = self.task.training_task(recipe, self.model, self.preprocessing, self.device)
+        loader = self.task.training_loader(recipe, self.splits.train, self._loading)
         if recipe.run.ema_decay is not None:
-            task.setup_ema(decay=recipe.run.ema_decay)  # a copy of the bare model, before anything wraps it
+            training_task.setup_ema(decay=recipe.run.ema_decay)  # a copy of the bare model, before anything wraps it
         if recipe.run.compile:
-            task.compile()
+            training_task.compile()
         if self.world.size > 1:
-            task.prepare_distributed(device_ids=[self.device] if self.device.type == "cuda" else None)
+            training_task.prepare_distributed(device_ids=[self.device] if self.device.type == "cuda" else None)
         mix = mixup(recipe.augmentation, recipe.data.num_classes, recipe.run.label_smoothing)
-        self.trainer = Trainer(task, loader, recipe, self.world, mix)
+        self.trainer = Trainer(training_task, loader, recipe, self.world, mix)
         self.seen = next(i for i in (self.splits.validation, self.splits.test, self.splits.train) if i is not None)
-        pictures = self.problem.a_few(self.seen, self.preprocessing, self.device)
-        self.watch = None if pictures is None else SaturationCallback(pictures)
+        images = self.task.some_images(recipe, self.seen, self.preprocessing, self.device)
+        self.watch = None if images is None else SaturationCallback(images)
 
     @property
     def _loading(self) -> Loading:
@@ -117,7 +118,11 @@ class Run:
     @property
     def metric(self) -> str:
         """Of an epoch's record, the number by which the best checkpoint is chosen."""
-        return f"validation_{self.trainer.task.create_evaluator().default_metric}"
+        return f"validation_{self.task.metrics[0].key}"
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.task.metrics[0].higher_is_better else -1
 
     @property
     def chosen(self) -> str:
@@ -131,9 +136,15 @@ class Run:
         return unwrap_model(task.get_eval_model(ema=task.has_ema()))
 
     def evaluate(self, images: Any) -> dict[str, Any]:
-        """Metrics of the task on a split, over all processes."""
-        evaluator, model = self.trainer.task.create_evaluator(), self.evaluated.eval()
-        return self.problem.evaluate(model, images, evaluator, self._loading, self.trainer.autocast)
+        """Return the numbers of the task on a split, over all processes."""
+        asked: nn.Module = self.evaluated.eval()
+        asked = InPrecision(asked, self.trainer.autocast) if self.recipe.run.amp else asked
+        model = NormalizedModel(asked, self.preprocessing.mean, self.preprocessing.std).to(self.device).eval()
+        batch_size = self.task.batch_limit or self._share_of_batch()
+        runtime = Runtime(self.device, self.world, batch_size, self.recipe.data.workers)
+        preprocessing, samples = self.task.preprocess(self.preprocessing), self.task.samples_of(images)
+        session = EvaluationSession(model, self.task, preprocessing, runtime, progress=lambda name, samples: None)
+        return self.task.count(session.run([clean_condition(samples, self.task)])[CLEAN])
 
     def introduce(self, records: list[dict[str, Any]], resume: bool) -> None:
         """Say what is about to happen, and on what."""
@@ -163,15 +174,15 @@ class Run:
     def keep(self, record: dict[str, Any], journal: RunLogger) -> None:
         """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
         metric = record.get(self.metric)
-        better = metric is not None and (self.best is None or metric > self.best)
+        better = metric is not None and (self.best is None or self._sign * (metric - self.best) > 0)
         self.best = metric if better else self.best
         classes = getattr(self.splits.train, "classes", None)
-        kept = weight_files(self.evaluated.state_dict(), self.model, arguments(self.recipe), classes)
+        kept = weight_files(self.evaluated.state_dict(), self.model, model_kwargs(self.recipe), classes)
         files: Files = {}
         for part in [BEST] * better + [LAST]:
             files |= below(part, kept | recipe_file(self.recipe))
         self.manifest.write(files | self.state([*journal.records, record]))
-        journal.add(record, self.problem.examples(self.evaluated.eval(), self.seen, self._loading))
+        journal.add(record, self.task.draw_examples(self.recipe, self.evaluated.eval(), self.seen, self._loading))
 
     def state(self, records: list[dict[str, Any]]) -> Files:
         """What writes all it takes to go on after the epochs of ``records``."""
@@ -197,7 +208,7 @@ class Run:
     def conclude(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Test what the run ends with, the best checkpoint or the last."""
         self.evaluated.load_state_dict(load_file(self.folder / self.chosen / WEIGHTS))
-        best = [r.get(self.metric, 0.0) for r in records]
+        values = [self._sign * r[self.metric] for r in records] if self.best is not None else []
         return {
             "title": self.recipe.title,
             "model": self.recipe.model.name,
@@ -207,7 +218,7 @@ class Run:
             "seconds": sum(r["seconds"] for r in records),
             "losses": [r["train_loss"] for r in records],
             "checkpoint": self.chosen,
-            "best_epoch": None if self.best is None else 1 + best.index(max(best)),
+            "best_epoch": 1 + values.index(max(values)) if values else None,
             "validation": self.best,
             "test": None if self.splits.test is None else self.evaluate(self.splits.test),
         }
@@ -256,14 +267,14 @@ def train(
     output = Path(output)
     check_name(output)
     check_output_folder(output)
-    check(recipe)
+    dry_run(recipe)
     place, world = start_processes(device)
     with locked(output) if world.rank == 0 else nullcontext():
-        return _train_in(Folder(output, recipe, resume, restart), place, world, resume, restart, say, progress)
+        return _train_in(RunDir(output, recipe, resume, restart), place, world, resume, restart, say, progress)
 
 
 def _train_in(
-    folder: Folder,
+    folder: RunDir,
     device: torch.device,
     world: World,
     resume: bool,
@@ -277,13 +288,13 @@ def _train_in(
     wait(world)  # all have looked before one writes
     if finished is not None:
         if first:
-            say(f"{output} is finished. {_summary(finished, output)}")
+            say(f"{output} is finished. {_summary(finished, output, task_of(recipe).metrics)}")
         return finished
     run = _build(folder, device, world, say)
     if first and not folder.begun:
         check_round_trip(recipe, run.model, output)
     if restart and first:  # data and model are there: what was is given up for something
-        Folder.clear(output)
+        RunDir.clear(output)
     if first:
         if folder.begun:
             folder.check_data(run.splits)
@@ -301,11 +312,11 @@ def _train_in(
     result = run.conclude(records)
     if first:
         folder.finish(result, run.splits)
-    run.say(_summary(result, output))
+    run.say(_summary(result, output, run.task.metrics))
     return result
 
 
-def _build(folder: Folder, device: torch.device, world: World, say: Callable[[str], Any]) -> Run:
+def _build(folder: RunDir, device: torch.device, world: World, say: Callable[[str], Any]) -> Run:
     """The run, in a folder that lists what it may write already: the first images that it reads may be unreadable."""
     first = world.rank == 0
     if first:
@@ -321,7 +332,7 @@ def _build(folder: Folder, device: torch.device, world: World, say: Callable[[st
 def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], Any] | None) -> None:
     """The epochs that are left."""
     epochs, first = run.recipe.schedule.epochs, run.world.rank == 0
-    journal = RunLogger(run.folder, records) if first else None
+    journal = RunLogger(run.folder, records, {m.key: m.label for m in run.task.metrics}) if first else None
     images = run.trainer.updates * run.recipe.run.batch_size
     shown = first and progress is None and on_terminal()  # elsewhere there is a line per epoch
     alone = progress is None and run.device.type == "cpu" and run.world.size == 1
@@ -346,7 +357,7 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
             records.append(record)
             if journal is not None:
                 run.keep(record, journal)
-                run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1)))
+                run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1), run.task.metrics))
             done(len(records))
             if others is not None and (remark := others.remark()):
                 run.say(remark + " With --threads 1, threads do not wait for each other." * (torch.get_num_threads() > 1))
@@ -354,21 +365,21 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
         journal.close()
 
 
-def _line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
+def _line(record: dict[str, Any], epochs: int, seconds_left: float, metrics: Sequence[Metric]) -> str:
     parts = [f"epoch {record['epoch'] + 1}/{epochs}", f"loss {record['train_loss']:.4f}"]
-    for key in TOLD:
-        if f"validation_{key}" in record:
-            parts.append(f"validation {METRICS[key]} {record[f'validation_{key}']:.2f} %")
+    for metric in metrics:
+        if (key := f"validation_{metric.key}") in record:
+            parts.append(f"validation {metric.title} {record[key]:.2f} {metric.unit}")
     if record["unreadable_images"]:
         parts.append(f"{record['unreadable_images']} unreadable images skipped ({UNREADABLE})")
     return "  ".join([*parts, f"{record['images_per_second']:.0f} img/s", f"left {timedelta(seconds=round(seconds_left))}"])
 
 
-def _summary(result: dict[str, Any], output: Path) -> str:
+def _summary(result: dict[str, Any], output: Path, metrics: Sequence[Metric]) -> str:
     test, weights = result["test"], output / result["checkpoint"]
-    told = [f"{METRICS[key]} {test[key]:.2f} %" for key in TOLD if test and key in test]
-    found = "no test split"
+    message = "no test split"
     if test:
+        numbers = ", ".join(f"{metric.title} {test[metric.key]:.2f} {metric.unit}" for metric in metrics)
         count = f"{test['pixels']} pixels" if "pixels" in test else f"{test['n']} images"
-        found = f"{', '.join(told)} of {count}"
-    return f'Test: {found}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
+        message = f"{numbers} of {count}"
+    return f'Test: {message}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'

@@ -17,14 +17,14 @@ from ..models.checkpoints import CONFIG, WEIGHTS
 from ..recipe.loading import load_recipe
 from ..recipe.schema import Recipe
 from ..recipe.yaml_text import write_yaml
+from ..tasks.base import task_of
+from ..tasks.splits import Splits
 from ..utils.environment import arithmetic, environment
 from ..utils.io import dump_json, printable, read_json, remove_unfinished, slug, write_json
 from ..utils.manifest import Manifest
 from ..utils.serialization import changes
 from .checkpoints import STATE, Files, load_state
-from .problems import problem_of
 from .run_logger import METRICS, PICTURE, RunLogger
-from .splits import Splits
 
 RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json", "final.json"
 UNREADABLE = "unreadable.txt"
@@ -103,7 +103,7 @@ class _Sessions(TypedDict):
     sessions: list[_Session]
 
 
-class Folder:
+class RunDir:
     """The folder of a run.
 
     Args:
@@ -197,7 +197,7 @@ class Folder:
             return None
         self.manifest.check(FINAL, "Remove it, and --resume tests the weights again.")
         result = read_json(self.path / FINAL)
-        splits = problem_of(self.recipe).open(Unreadable(), 1)
+        splits = task_of(self.recipe).open_splits(self.recipe, Unreadable())
         self.check_data(splits)
         if result.pop("tested_on") != self.tested_on(splits):
             return None

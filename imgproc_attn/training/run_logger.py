@@ -4,7 +4,7 @@ import gc
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,11 @@ class RunLogger:
     Args:
         folder: Of the run.
         records: Of the epochs done before, after a resume; lines of later epochs, written before a crash, are dropped.
+        titles: Metrics to draw, ``{key: title}`` of validation records.
     """
 
-    def __init__(self, folder: Path, records: Sequence[dict[str, Any]] = ()) -> None:
-        self._folder, self.records = folder, list(records)
+    def __init__(self, folder: Path, records: Sequence[dict[str, Any]] = (), titles: Mapping[str, str] | None = None) -> None:
+        self._folder, self.records, self._titles = folder, list(records), dict(titles or {})
         self._write()
         self._drawn = time.monotonic()
         self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records), filename_suffix=OWN)
@@ -64,7 +65,7 @@ class RunLogger:
             (folder / CURVES).rmdir()
 
     def _draw(self) -> None:
-        write_atomically(self._folder / PICTURE, partial(draw_run(self.records).savefig, dpi=120))
+        write_atomically(self._folder / PICTURE, partial(draw_run(self.records, self._titles).savefig, dpi=120))
         self._drawn = time.monotonic()
 
     def _write(self) -> None:

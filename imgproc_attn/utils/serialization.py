@@ -7,16 +7,6 @@ from typing import Any
 
 SEEDS = 2**32  # seeds are below it: scikit-learn and NumPy take no larger ones
 
-# Numbers in percent by their keys, and what they are called.
-METRICS = {
-    "accuracy": "accuracy",
-    "top1": "top-1",
-    "top5": "top-5",
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_accuracy": "mean accuracy",
-}
-
 
 def strength_text(value: float) -> str:
     """As people write it: 0.05, or ``4/255`` where that is shorter, of small strengths."""

@@ -22,7 +22,7 @@ from imgproc_attn.evaluation import (
     paired_difference,
 )
 from imgproc_attn.evaluation.classification import paired_interval
-from imgproc_attn.evaluation.per_sample_rng import draw
+from imgproc_attn.evaluation.per_sample_rng import draw_per_sample
 
 
 class Linear(nn.Module):
@@ -182,7 +182,7 @@ def test_draws_of_neighboring_keys_are_unrelated():
     def normal(shape, generator):
         return torch.randn(shape, generator=generator)
 
-    draws = [draw(images, None, key, normal).flatten() for key in ((0, 0), (0, 1), (1, 0))]
+    draws = [draw_per_sample(images, None, key, normal).flatten() for key in ((0, 0), (0, 1), (1, 0))]
     correlations = torch.corrcoef(torch.stack(draws)) - torch.eye(3)
     assert correlations.abs().max() < 0.03
 

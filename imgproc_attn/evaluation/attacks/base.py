@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...core.bandwidths import at_least_float32
 from ...utils.checks import check_whole
 from ..contract import check_batch, check_classes_of_labels, finite_logits
-from ..per_sample_rng import draw
+from ..per_sample_rng import draw_per_sample
 from ..threat import ThreatModel
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -171,8 +171,62 @@ class Attack(ABC):
     def random_start(self, images: Tensor, ids: Tensor, key: tuple[int, ...]) -> Tensor:
         """Points of the balls, by sample and ``key``; in float32 at least."""
         threat = self.threat
-        inside = draw(at_least_float32(images), ids, key, lambda shape, g: threat.norm.random(shape, g))
+        inside = draw_per_sample(at_least_float32(images), ids, key, lambda shape, g: threat.norm.random(shape, g))
         return threat.project(images + threat.eps * inside, images)
+
+
+class TargetAttack(Attack):
+    """An attack on outputs of any kind: it lowers a quality that is measured per sample.
+
+    Subclasses say what is measured (`quality`) and what is followed (``objective_at``). They stand before the attack whose
+    steps they take: ``class PixelPGD(PixelAttack, PGD)``.
+    """
+
+    @abstractmethod
+    def quality(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return ``[B]`` numbers, smaller for worse outputs."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> AttackResult:
+        """Attack images; a sample is a success if its quality is lower than before.
+
+        Args:
+            model: Maps images to outputs, in evaluation mode.
+            images: ``[B, C, H, W]`` in the range of the threat model.
+            labels: ``[B, …]`` targets.
+            sample_ids: As in `Attack`.
+        """
+        images = check_batch(model, images, bounds=self.threat.bounds)
+        before = self.quality(model, images, labels)
+        ids = torch.arange(len(images)) if sample_ids is None else sample_ids.cpu()
+        adversarial = self.worst(model, images, labels, ids)
+        return AttackResult(adversarial, self.quality(model, adversarial, labels) < before)
+
+    def worst(self, model: nn.Module, images: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        """Return, per sample, the point of the restart that leaves the lowest quality."""
+        worst = self.perturb(model, images, targets, ids, 0)
+        if self.restarts == 1:
+            return worst
+        least = self.quality(model, worst, targets)
+        for restart in range(1, self.restarts):
+            points = self.perturb(model, images, targets, ids, restart)
+            quality = self.quality(model, points, targets)
+            worst = torch.where((quality < least)[:, None, None, None], points, worst)
+            least = torch.minimum(quality, least)
+        return worst
+
+    @property
+    def passes(self) -> Passes:
+        """Passes of `worst`."""
+        forward, backward = self.passes_a_restart
+        return Passes(self.restarts * (forward + (self.restarts > 1)), self.restarts * backward)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.threat.targeted or self.threat.bounds is None:
+            raise ValueError(
+                f"{type(self).__name__}: images are attacked in [0, 1] and away from their labels; targets and normalized "
+                "space are of classifiers."
+            )
 
 
 def check_at_least(attack: object, **least: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core.bandwidths import at_least_float32
 from ...utils.checks import check_number
 from ..losses import margin, targeted_margin
-from ..per_sample_rng import draw, mix
+from ..per_sample_rng import draw_per_sample, mix_seeds
 from ..threat import LINF
 from .base import Attack, Objective, Passes, check_at_least
 
@@ -72,13 +72,13 @@ class Square(Attack):
             signs = torch.randint(2, (shape[0], 1, shape[2]), generator=generator) * 2.0 - 1
             return signs.expand(shape)
 
-        best = self.threat.project(base + eps * draw(base, ids, (self.seed, restart, 0), stripes), base)
+        best = self.threat.project(base + eps * draw_per_sample(base, ids, (self.seed, restart, 0), stripes), base)
         value = value_of(best, torch.arange(len(images), device=images.device))
         for query in range(1, self.queries):
             left = (value <= 0).nonzero()[:, 0]  # positive: fooled
             if len(left) == 0:
                 break
-            seeds = [mix(self.seed, restart, query, i) for i in ids[left.cpu()].tolist()]
+            seeds = [mix_seeds(self.seed, restart, query, i) for i in ids[left.cpu()].tolist()]
             tried = self._with_squares(best[left], base, left, query, seeds)
             found = value_of(tried, left)
             better = found > value[left]
@@ -167,7 +167,7 @@ class SPSA(Attack):
             count = min(PAIRS_DRAWN, self.samples - first)
             few = max(1, self.batch // (2 * count))
             for part in torch.arange(len(points)).split(few):
-                directions = draw(points[part], ids[part], (self.seed, restart, step, first), partial(_signs, count))
+                directions = draw_per_sample(points[part], ids[part], (self.seed, restart, step, first), partial(_signs, count))
                 total[part] += self._slopes(model, points[part], labels[part], directions)
         return total / self.samples
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data.readers.reader import Reader
-from torch import nn
 
 from ...data import Images, Preprocessing, check_classes, find_root, random_subset
 from ..conditions import Condition
 from ..corruption_names import COMMON, EXTRA
 from ..samples import Samples
-from ..subject import ImageSource
+from ..specs import DatasetSpec
 from .errors import SEVERITIES
 
 LABELS = "labels.npy"
@@ -86,8 +85,9 @@ def _first_of_five(labels: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def published_conditions(
-    source: ImageSource,
-    model: nn.Module,
+    source: DatasetSpec,
+    model: Any,
+    task: Any,
     preprocessing: Preprocessing,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
@@ -97,14 +97,15 @@ def published_conditions(
     Args:
         source: Its root holds ``CORRUPTION/SEVERITY/CLASS/…`` (also one folder deeper, as the archives unpack), or
             ``CORRUPTION.npy`` and ``labels.npy``.
-        model: Says how many classes there are.
+        model: The model.
+        task: The task of classification.
         preprocessing: The model's.
         corruptions: Which. Default: all that are there.
         severities: Which.
 
     Raises:
         FileNotFoundError: None is there, or not all of those asked for.
-        ValueError: As `ImageSource.open`.
+        ValueError: As `Task.open_dataset`.
     """
     root = find_root(source.root)
     found = _find(root)
@@ -116,7 +117,8 @@ def published_conditions(
     return [
         Condition(
             f"{name} {severity} (file)",
-            Samples(_open(source, found[name], severity, severities, model, preprocessing)),
+            Samples(_open(source, found[name], severity, severities, model, task, preprocessing)),
+            task.clean,
             preprocessing=prepared,
             family=name,
             strength=severity,
@@ -136,11 +138,11 @@ def _find(root: Path) -> Mapping[str, Path]:
 
 
 def _open(
-    source: ImageSource, path: Path, severity: int, asked: Sequence[int], model: Any, preprocessing: Preprocessing
+    source: DatasetSpec, path: Path, severity: int, asked: Sequence[int], model: Any, task: Any, preprocessing: Preprocessing
 ) -> Images:
     channels = preprocessing.input_size[0]
     if path.is_dir():
-        images = replace(source, data="folder", root=str(path), split=str(severity)).open(model, channels)
+        images = task.open_dataset(replace(source, data="folder", root=str(path), split=str(severity)), model, channels)
         assert isinstance(images, Images)
         return images
     reader = CorruptedArrays(path, severity, asked)

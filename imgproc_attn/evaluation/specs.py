@@ -1,5 +1,6 @@
-"""What is evaluated, and on what: a model by name, checkpoint or run folder, and the images of a reader."""
+"""What is evaluated: a model by name, checkpoint or run folder, and the images of a reader."""
 
+import hashlib
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -8,16 +9,15 @@ from pickle import UnpicklingError
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from ..data import Images, Preprocessing, StreamedImages, check_classes, open_images, random_subset
+from ..data import Preprocessing
 from ..models.checkpoints import check_folder, load_weights
 from ..utils import plugins
 from ..utils.checks import check_flag, check_whole
 from ..utils.io import printable
-from .imagenet_subsets import IMAGENET_CLASSES, ClassMap
-from .measures import LabelMeasure
 
 
 @dataclass
@@ -121,25 +121,23 @@ def _size_of(model: Any, known: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 @dataclass
-class ImageSource:
-    """The images a model is evaluated on.
+class DatasetSpec:
+    """Which images are evaluated.
 
     Attributes:
-        data: Reader, as in a recipe's ``data.name``.
+        data: Name of the reader, as in a recipe's ``data.name``.
         root: Folder or file.
-        split: Of the data; empty for ``root`` itself.
-        classes: Which of ImageNet's classes they are of, if their labels are not the model's.
-        limit: Only so many images, drawn at random from ``seed``.
-        skip_broken: Leave out unreadable images, and name them; else they stop the evaluation.
-        seed: Of that draw, and of the split of ``digits``.
-        image_column: Of Hugging Face data, as in a recipe's section ``data``.
-        label_column: Likewise.
+        split: Split of the data; empty for ``root`` itself.
+        limit: Number of images, drawn at random from ``seed``. Default: all.
+        skip_broken: Leave out unreadable images and name them; otherwise they stop the evaluation.
+        seed: Seed of that draw, and of the split of ``digits``.
+        image_column: Column of images in Hugging Face data, as in a recipe's section ``data``.
+        label_column: Column of labels, likewise.
     """
 
     data: str
     root: str
     split: str = ""
-    classes: ClassMap | None = None
     limit: int | None = None
     skip_broken: bool = False
     seed: int = 0
@@ -151,54 +149,37 @@ class ImageSource:
         if self.limit is not None and check_whole("limit", self.limit) < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}. Leave it out for all images.")
 
-    def open(self, model: nn.Module, channels: int) -> Images | StreamedImages:
-        """The images, with as many classes as the model has, or the class map.
-
-        Raises:
-            FileNotFoundError: There are none.
-            ValueError: Their classes are not the model's.
-        """
-        mode, columns = "L" if channels == 1 else "RGB", self._columns
-        reader: Any = open_images(self.data, self.root, self.split, self.seed, mode=mode, **columns)
-        if self.classes is not None:
-            reader, num_classes = self.classes.relabel(reader), self.classes.num_classes
-        else:
-            num_classes = model.num_classes  # type: ignore[assignment]
-            known = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
-            trained = {name: label for label, name in enumerate(known)} if known else None
-            check_classes(getattr(reader, "class_to_idx", None), num_classes, trained, (self.split or self.data, "trained on"))
-        if isinstance(reader, StreamedImages):
-            reader.num_classes = num_classes
-            return reader
-        chosen = random_subset(len(reader), self.limit, self.seed)
-        return Images(reader, num_classes, chosen, channels, "ignore" if self.skip_broken else "stop")
-
-    def prepare(self, preprocessing: Preprocessing) -> Preprocessing:
-        """How these images want to be prepared: as the model says."""
-        return preprocessing
-
-    def measure(self, model: Any) -> LabelMeasure:
-        """Right labels."""
-        num_classes = model.num_classes if self.classes is None else self.classes.num_classes
-        return LabelMeasure(num_classes, num_classes == IMAGENET_CLASSES and (self.classes is None or self.classes.complete))
-
-    def restrict(self, model: nn.Module) -> nn.Module:
-        """The model with the logits that count for these images."""
-        return model if self.classes is None else self.classes.restrict(model)
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What answers depend on beside images and model."""
-        return {"classes": None if self.classes is None else self.classes.name}
-
     @property
     def record(self) -> dict[str, Any]:
-        """For reports."""
+        """The settings, for reports."""
         drawn = {"limit": self.limit, "seed": self.seed}
-        return {"name": self.data, "root": self.root, "split": self.split, **self._columns, **drawn, **self.protocol}
+        return {"name": self.data, "root": self.root, "split": self.split, **self.columns, **drawn}
 
     @property
-    def _columns(self) -> dict[str, Any]:
-        """Those that are named."""
+    def columns(self) -> dict[str, Any]:
+        """The columns that are named."""
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         return {key: column for key, column in columns.items() if column is not None}
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash that is equal for models of equal weights."""
+    content = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def architecture_hash(model: nn.Module) -> str:
+    """Return a hash of everything but weights: heads, temperatures, a fixed residual rule."""
+    settings = [
+        sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
+        for module in model.modules()
+    ]
+    return hashlib.sha256(f"{model!r}{settings}".encode()).hexdigest()
+
+
+def model_hashes(model: nn.Module) -> dict[str, str]:
+    """Return ``weights_sha256`` and ``architecture_sha256``, which tell models apart."""
+    return {"weights_sha256": weights_hash(model), "architecture_sha256": architecture_hash(model)}

@@ -1,51 +1,28 @@
-"""`imgproc-attn evaluate` and `segment` of segmenters: numbers on labeled pictures, overlays of any."""
+"""`imgproc-attn segment`: overlays and label maps of images."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..data.decoding import IMAGE_EXTENSIONS
-from ..evaluation.assessment import Assessment
-from ..evaluation.conditions import CLEAN, Condition
 from ..evaluation.normalization import NormalizedModel
-from ..evaluation.results import BY_CLASS
-from ..evaluation.subject import ModelSpec
-from ..utils.io import check_output_folder, write_atomically, write_csv
+from ..evaluation.specs import ModelSpec
+from ..utils.io import check_output_folder, write_atomically
 from ..utils.manifest import claimed
 from ..utils.progress import progress_bar
 from .data import find_pictures, read_picture
-from .measure import PixelsAsGiven, SlidingWindow
+from .inference import SlidingWindow, check_scales, segment
 from .model import Segmenter
 from .overlays import with_legend
 from .transforms import resized
 
 
-def evaluate_segmenter(assessment: Assessment) -> dict[str, Any]:
-    """Metrics on the pictures of the assessment's source; results, by class too, are in its folder.
-
-    Returns:
-        What ``result.json`` holds; nothing in processes other than the first.
-    """
-    conditions = [Condition(CLEAN, assessment.samples(), assessment.measure.clean)]
-    with assessment.claimed():
-        flags = assessment.ask(conditions)
-        if assessment.place.world.rank:
-            return {}
-        checked = assessment.check(conditions[0].samples)
-        result = assessment.write("evaluate", conditions, flags, checked, {})
-        numbers, names = result["conditions"][0], list(conditions[0].samples.images.classes or {})
-        rows = zip(names, numbers["iou"], numbers["accuracy_by_class"])
-        write_csv(assessment.place.output / BY_CLASS, [["class", "iou", "accuracy"], *(list(row) for row in rows)])
-        return result
-
-
-def _told(files: Sequence[Path]) -> Iterator[Path]:
-    """The files, while a bar tells how many are done."""
+def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files with a progress bar."""
     with progress_bar(len(files)) as bar:
         for file in files:
             yield file
@@ -84,6 +61,7 @@ def segment_pictures(
             are written.
     """
     check_output_folder(output)
+    check_scales(scales)
     own = output.resolve()
     pictures = find_pictures(source) if source.is_dir() else [source] * source.is_file()
     files = [f for f in pictures if f == source or not f.resolve().is_relative_to(own)]
@@ -94,12 +72,12 @@ def segment_pictures(
         raise ValueError(f"{subject.model} is a {type(inner).__name__}, which gives no label a pixel; name a segmenter's run.")
     names = inner.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(inner.num_classes)]
     model = NormalizedModel(inner, preprocessing.mean, preprocessing.std).to(device).eval()
-    judge, written = PixelsAsGiven(inner.num_classes, windows or SlidingWindow(), scales, flip), []
+    view, written = windows or SlidingWindow(), []
     broken: list[str] = []
     top = source if source.is_dir() else source.parent
     places = {file: file.relative_to(top).with_suffix(".png").as_posix() for file in files}
     with claimed(output, [f"{kind}/{place}" for place in places.values() for kind in ("labels", "overlays")]):
-        for file in _told(files):
+        for file in _with_progress(files):
             try:
                 picture = read_picture(file, upright=True)
             except ValueError as error:
@@ -107,7 +85,8 @@ def segment_pictures(
                 continue
             image = torch.from_numpy(picture).permute(2, 0, 1)
             image = image if short_side is None else resized(image, short_side)
-            found = judge.classes(model, image.to(device) / 255, (picture.shape[0], picture.shape[1]))
+            size = (picture.shape[0], picture.shape[1])
+            found = segment(model, image.to(device) / 255, view.window, view.stride, size=size, scales=scales, flip=flip)
             labels = found.cpu().numpy().astype(np.uint8)
             results = {"labels": Image.fromarray(labels), "overlays": with_legend(picture, labels, list(names))}
             for kind, result in results.items():

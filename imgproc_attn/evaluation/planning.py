@@ -1,0 +1,107 @@
+"""Dry runs: the protocol of an evaluation, its passes through the model, and an estimate of its time."""
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.serialization import flat
+from .attacks.base import gradient_by
+from .conditions import Condition
+from .samples import images_of
+from .session import EvaluationSession
+
+
+def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checked: int = 0) -> str:
+    """Describe an evaluation and estimate its longest duration, from the time of one batch.
+
+    Args:
+        session: Model and task.
+        conditions: What would be evaluated.
+        num_checked: Number of samples for the sanity checks.
+    """
+    runtime, passes = session.runtime, [condition.scorer.passes for condition in conditions]
+    size = min(runtime.batch_size, max(len(condition.samples) for condition in conditions))
+    forward, backward = _seconds(session, conditions[0], size)
+    share = size * runtime.world.size
+    seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, passes))
+    lines = [f"{'conditions':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes per image and condition, at most"]
+    for name, alike in _families(conditions).items():
+        p = alike[0].scorer.passes
+        lines.append(f"{name:<32} {len(alike[0].samples):>8} {p.forward:>9} {p.backward:>9}")
+    lines += ["", "protocol:", *_protocol(session, conditions), ""]
+    lines.append(
+        f"model {session.about['label']}, {session.about['parameters'] / 1e6:.1f} M parameters, "
+        f"{session.protocol['dtype']} on {runtime.device}"
+    )
+    lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
+    lines.append(
+        f"estimated: at most {_duration(seconds)}, reading and corrupting apart, and the sanity checks, many attacks on "
+        f"{num_checked} images"
+    )
+    return "\n".join(lines)
+
+
+def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
+    """Group the strengths of one attack or corruption, at equal cost, as ``PGD-20 1/255 4/255``."""
+    found = {}
+    for (family, *_), group in groupby(conditions, lambda c: (c.family or c.name, len(c.samples), c.scorer.passes)):
+        alike = list(group)
+        strengths = [c.name.removeprefix(family) for c in alike]
+        found[family + "".join(strengths)] = alike
+    return found
+
+
+def _protocol(session: EvaluationSession, conditions: Sequence[Condition]) -> list[str]:
+    """List everything that numbers would depend on, one line per family of conditions."""
+    settings = {
+        "images": conditions[0].samples.identity,
+        "preprocessing": session.preprocessing._asdict(),
+        "seed": session.seed,
+    }
+    lines = [f"  {name}: {_settings([value])}" for name, value in settings.items()]
+    return lines + [f"  {name}: {_settings([c.settings for c in alike])}" for name, alike in _families(conditions).items()]
+
+
+def _settings(several: Sequence[Any]) -> str:
+    """Return ``key=value`` of everything that is set, ``key=1, 2`` where they differ."""
+    if not isinstance(several[0], Mapping):
+        return str(several[0])
+    values: dict[str, dict[str, None]] = {}
+    for settings in several:
+        for key, found in flat(settings).items():
+            if found is not None:
+                values.setdefault(key, {})[str(found)] = None
+    return "; ".join(f"{key}={', '.join(found)}" for key, found in values.items())
+
+
+def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tuple[float, float]:
+    """Time a forward and a backward pass of one batch; the second of two runs counts."""
+    preprocessing = condition.preprocessing or session.preprocessing
+    images = images_of(condition.samples, preprocessing, session.runtime.device, condition.samples.ids[:size])[0]
+    times, model = (0.0, 0.0), session.task.view(session.model)
+    for _ in range(2):
+        marks = [time.perf_counter()]
+        with torch.enable_grad():
+            points = images.clone().requires_grad_()
+            logits = model(points)
+            marks.append(_now(logits))
+            marks.append(_now(gradient_by(points, logits.sum())))
+        times = (marks[1] - marks[0], marks[2] - marks[1])
+    return times
+
+
+def _now(result: Tensor) -> float:
+    """Wait for ``result`` and return the time."""
+    result.flatten()[0].item()
+    return time.perf_counter()
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

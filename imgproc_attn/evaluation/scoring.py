@@ -1,0 +1,331 @@
+"""How the answers of a model are scored: the part of a task that evaluations need."""
+
+import importlib
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..data import (
+    Images,
+    Preprocessing,
+    PreprocessingLike,
+    StreamedImages,
+    check_classes,
+    open_images,
+    random_subset,
+)
+from ..data.readers import check_reader
+from ..diagnostics import draw_grid
+from .attacks import Passes
+from .findings import Finding, SanityReport
+from .imagenet_c.errors import corruption_summary
+from .presets import Catalog, Preset
+from .results_log import SampleResults, of_common_samples
+from .samples import Batch, Samples, SampleSet, StreamSamples, in_memory
+from .sanity import check_repeats
+from .scorers import AnyAttack, AttackScorer, CleanScorer, Scorer
+from .specs import DatasetSpec
+
+POINTS = 0.5  # of the first metric, by which a number may exceed one that bounds it
+DOUBT = "; find out why before you believe either number"
+
+
+class Metric(NamedTuple):
+    """A number of a condition.
+
+    Attributes:
+        key: Its key in results and records.
+        title: Its name in tables.
+        unit: Its unit.
+        higher_is_better: Whether larger values are better.
+    """
+
+    key: str
+    title: str
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    @property
+    def label(self) -> str:
+        """Title and unit, for axes and table heads."""
+        return f"{self.title} / {self.unit}"
+
+
+@dataclass(frozen=True)
+class Scoring(ABC):
+    """Scorers, metrics, intervals, checks and figures of a task.
+
+    A subclass must give `metrics`, `score` and `per_sample`. Everything else has a default that fits metrics which are means
+    over samples.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one is drawn, and compares models
+    attacks: ClassVar[Catalog] = {}
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    num_checked: ClassVar[int] = 64  # default number of samples for the sanity checks
+    sample_noun: ClassVar[str] = "images"  # how messages call samples
+    batch_limit: ClassVar[int | None] = None  # largest batch in evaluation; None for any
+    bootstrapped: ClassVar[bool] = False  # whether intervals come from `bootstrap`
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of classes, which some attacks depend on."""
+        return 0
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Settings that numbers must share to be compared, beside those of the scorers."""
+        return {}
+
+    # data and model
+
+    @classmethod
+    def check_reader(cls, name: str) -> None:
+        """Check that the task reads data with the reader of that name.
+
+        Raises:
+            ValueError: It does not.
+        """
+        check_reader(name)
+
+    def open_dataset(self, spec: DatasetSpec, model: Any, channels: int) -> Any:
+        """Open the images of an evaluation.
+
+        Args:
+            spec: Which images.
+            model: The model, whose classes the images must have.
+            channels: 1 for gray, 3 for color.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: Their classes are not the model's.
+        """
+        reader = self.open_reader(spec, channels)
+        known = model.pretrained_cfg.get("label_names")
+        trained = {name: label for label, name in enumerate(known)} if known else None
+        check_classes(
+            getattr(reader, "class_to_idx", None), model.num_classes, trained, (spec.split or spec.data, "trained on")
+        )
+        return self.numbered(reader, spec, model.num_classes, channels)
+
+    def open_reader(self, spec: DatasetSpec, channels: int) -> Any:
+        """Open the reader that an evaluation names."""
+        mode = "L" if channels == 1 else "RGB"
+        return open_images(spec.data, spec.root, spec.split, spec.seed, mode=mode, **spec.columns)
+
+    def numbered(self, reader: Any, spec: DatasetSpec, num_classes: int, channels: int) -> Images | StreamedImages:
+        """Return the images of a reader that an evaluation asks for."""
+        if isinstance(reader, StreamedImages):
+            reader.num_classes = num_classes
+            return reader
+        chosen = random_subset(len(reader), spec.limit, spec.seed)
+        return Images(reader, num_classes, chosen, channels, "ignore" if spec.skip_broken else "stop")
+
+    def samples_of(self, images: Any) -> SampleSet:
+        """Return a split or data set as samples with ids."""
+        return StreamSamples(images) if isinstance(images, StreamedImages) else Samples(images)
+
+    def kept(self, samples: SampleSet, preprocessing: PreprocessingLike, workers: int, device: torch.device) -> SampleSet:
+        """Return samples that are asked about many times: in memory, where they make batches."""
+        return in_memory(samples, preprocessing, 256, workers, device)
+
+    def preprocess(self, preprocessing: Preprocessing) -> PreprocessingLike:
+        """Return the preprocessing in evaluation, from that of the model."""
+        return preprocessing
+
+    def restrict(self, model: nn.Module) -> nn.Module:
+        """Return the model with the outputs that count for the images."""
+        return model
+
+    # scorers
+
+    @abstractmethod
+    def score(self, model: nn.Module, images: Tensor, targets: Tensor) -> Mapping[str, Any]:
+        """Return per-sample results of a batch: by name tensors ``[B, …]``, or lists that JSON can hold.
+
+        Args:
+            model: Maps images in [0, 1] to outputs, in evaluation mode.
+            images: ``[B, C, H, W]`` in [0, 1].
+            targets: ``[B, …]``, of `targets`.
+        """
+
+    @property
+    def passes(self) -> Passes:
+        """Passes through the model per sample in `score`."""
+        return Passes(1, 0)
+
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return what outputs are compared with. Default: the labels of the data set."""
+        return labels
+
+    @property
+    def clean(self) -> Scorer:
+        """Scorer of images as they are."""
+        return CleanScorer(self)
+
+    def under(self, attack: AnyAttack) -> Scorer:
+        """Return the scorer of images under attack."""
+        return AttackScorer(self, attack)  # type: ignore[arg-type]  # attacks of targets, not WorstOf
+
+    def view(self, model: nn.Module) -> nn.Module:
+        """Return the model as attacks see it."""
+        return model
+
+    # numbers
+
+    @abstractmethod
+    def per_sample(self, results: SampleResults) -> list[float]:
+        """Return one value per sample, whose mean is the first metric (in percent, where its unit is)."""
+
+    def count(self, results: SampleResults) -> dict[str, Any]:
+        """Return the numbers of a condition: the metrics, the number of samples ``n``, and more."""
+        factor = 100 if self.metrics[0].unit == "%" else 1
+        values = self.per_sample(results)
+        return {"n": len(values), self.metrics[0].key: factor * statistics.fmean(values)}
+
+    def intervals(self, results: SampleResults) -> dict[str, list[float]]:
+        """Return 95 % intervals of the metrics. Default: normal, of a mean over samples."""
+        metric, values = self.metrics[0], self.per_sample(results)
+        factor = 100 if metric.unit == "%" else 1
+        half = factor * 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.inf
+        mean = factor * statistics.fmean(values)
+        return {metric.key: [mean - half, mean + half]}
+
+    def bootstrap(self, results: SampleResults) -> dict[str, list[float]]:
+        """Return bootstrap values of metrics that are not means over samples; draws depend on the number of samples only."""
+        return {}
+
+    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+        """Return means of the first metric over corruptions, ``{corruption: {severity: value}}``."""
+        summary = corruption_summary(by_corruption, imagenet=False)
+        key = f"mean_{self.metrics[0].key}"
+        return {name.replace("mean_accuracy", key): summary[name] for name in summary if name != "mean_error"}
+
+    def sampling_error(self, n: int) -> str:
+        """Return a remark on the sampling error of the first metric on ``n`` samples; empty for none."""
+        return ""
+
+    # trust
+
+    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[AnyAttack], seed: int) -> SanityReport:
+        """Run sanity checks on a few samples.
+
+        Args:
+            model: Maps images in [0, 1] to outputs, in evaluation mode.
+            batches: Readable samples.
+            attacks: Attacks whose numbers are to be believed; none for the outputs only.
+            seed: Seed of all draws.
+        """
+        findings = [finding for images, *_ in batches for finding in check_repeats(model(images), model(images))]
+        return SanityReport(["outputs"], sum(len(batch[0]) for batch in batches), findings[:1])
+
+    def cross_checks(self, rows: Sequence[Mapping[str, Any]], results: Mapping[str, SampleResults]) -> list[Finding]:
+        """Compare the numbers of conditions with each other.
+
+        Args:
+            rows: Numbers of the conditions, as in ``result.json``; the first one is clean.
+            results: Results by condition.
+        """
+        return check_attacked_rows(rows, self.metrics[0])
+
+    # figures and files
+
+    def harmed(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
+        """Return ids of the samples that an attack made worse, the worst ones first."""
+        clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
+        sign = 1 if self.metrics[0].higher_is_better else -1
+        change = torch.tensor(self.per_sample(attacked)) - torch.tensor(self.per_sample(clean))
+        order = (sign * change).nan_to_num(0).argsort()
+        return clean.ids[order[: int((sign * change < 0).sum())]]
+
+    def draw_attacked(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
+        """Draw samples beside their adversarial versions.
+
+        Args:
+            model: Maps images in [0, 1] to outputs.
+            batch: Samples.
+            condition: The `Condition` that attacks them.
+            label: Name of the model.
+        """
+        adversarial = condition.scorer(model, *batch).images
+        rows = {f"{int(i)}": {"image": x, condition.name: a} for i, x, a in zip(batch[2], batch[0], adversarial)}
+        return draw_grid(rows)
+
+    def tables(self, results: SampleResults, row: Mapping[str, Any], samples: Any) -> dict[str, list[list[Any]]]:
+        """Return further tables of clean images, ``{file name: rows}``."""
+        return {}
+
+    def remarks(self, row: Mapping[str, Any], tables: Mapping[str, list[list[Any]]]) -> list[str]:
+        """Return sentences in Markdown on the numbers of clean images and on `tables`."""
+        return []
+
+
+def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[Finding]:
+    """Compare the numbers of attacks with each other and with the clean one.
+
+    Args:
+        rows: Numbers of the conditions; the first one is clean.
+        metric: The metric to compare.
+    """
+    sign, unit = (1 if metric.higher_is_better else -1), f" {metric.unit} {metric.title}"
+
+    def better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        return sign * (row[metric.key] - other[metric.key]) > POINTS
+
+    findings, attacked = [], [row for row in rows if "eps" in row]
+    for row in attacked:
+        for other in (o for o in attacked if o["norm"] == row["norm"] and better(row, o)):
+            message = f"{row['name']} leaves {row[metric.key]:.1f}{unit}, {other['name']} {other[metric.key]:.1f}"
+            if row["family"] == other["family"] and row["eps"] > other["eps"] and _has_steps(row):
+                findings.append(
+                    Finding(f"{metric.title} rises with eps", f"{message}: a larger ball holds the smaller one{DOUBT}.")
+                )
+            if _has_steps(row) and not _has_steps(other) and row["eps"] == other["eps"]:
+                findings.append(Finding("steps are weaker than one", f"{message}: gradients may be masked{DOUBT}."))
+    for row in attacked:
+        if better(row, rows[0]):
+            message = (
+                f"{row['name']} leaves {row[metric.key]:.1f}{unit}, more than the {rows[0][metric.key]:.1f} without attack"
+            )
+            findings.append(Finding("an attack that helps", f"{message}{DOUBT}."))
+    return findings
+
+
+def _has_steps(row: Mapping[str, Any]) -> bool:
+    return not row["family"].startswith("FGSM")
+
+
+# Tasks by name: "module:Class", loaded on first use, or a class.
+TASKS: dict[str, Any] = {
+    "classification": "imgproc_attn.tasks.classification:ClassificationTask",
+    "segmentation": "imgproc_attn.tasks.segmentation:SegmentationTask",
+}
+
+
+def find_task(name: str) -> Any:
+    """Return the class of the task of that name.
+
+    Raises:
+        ValueError: There is no such task.
+
+    Example:
+        >>> find_task("classification").metrics[0].title
+        'accuracy'
+    """
+    if name not in TASKS:
+        raise ValueError(
+            f"The task must be one of {', '.join(TASKS)}, got {name!r}. Import the module that registers your own."
+        )
+    task = TASKS[name]
+    if isinstance(task, str):
+        module, _, attribute = task.partition(":")
+        task = getattr(importlib.import_module(module), attribute)
+    return task

@@ -1,0 +1,363 @@
+"""The evaluation session: the one loop that asks a model under conditions. It can be killed and resumed."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import nn
+
+from ..data import SINGLE_PROCESS, PreprocessingLike, World, readable
+from ..utils.environment import arithmetic, environment, sources_hash, versions
+from ..utils.io import check_output_folder, printable, read_json, write_atomically, write_csv, write_json
+from ..utils.locks import locked
+from ..utils.manifest import Manifest, claimed
+from ..utils.progress import print_line, progress_bar
+from ..utils.serialization import describe
+from .conditions import Condition
+from .findings import Finding, SanityReport
+from .forms import Kept
+from .normalization import InPrecision, NormalizedModel
+from .results import CHECKS, OUTPUTS, row, write_result
+from .results_log import MemoryLog, ResultsLog, SampleResults, remove_results
+from .samples import SampleSet, StreamSamples, only_readable
+from .scorers import AnyAttack
+from .scoring import Scoring
+from .specs import DatasetSpec, ModelSpec, model_hashes
+
+LOG_FOLDER = "log"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how an evaluation runs. No result depends on it, except through the rounding of the device.
+
+    Attributes:
+        device: Device of this process.
+        world: Rank of this process and number of processes.
+        batch_size: Batch size of this process.
+        workers: Number of processes that read images.
+        output: Folder of the results, one for all processes; None to keep results in memory.
+    """
+
+    device: torch.device
+    world: World = SINGLE_PROCESS
+    batch_size: int = 64
+    workers: int = 0
+    output: Path | None = None
+
+
+class EvaluationSession:
+    """Asks one model under any number of conditions, and keeps one result per sample.
+
+    Results depend on the model, the sample and the condition only: not on the batch size, the number of processes or an
+    interruption. (Batches of another size may round differently.)
+
+    Args:
+        model: Maps images in [0, 1] to outputs, in evaluation mode, on the device.
+        task: Scores the outputs.
+        preprocessing: Preprocessing of the images. Normalization is left to the model.
+        runtime: Where and how it runs.
+        about: What the results are recorded with: label, model, data and so on.
+        protocol: What else results depend on, such as class maps and precision.
+        seed: Seed of the samples for the sanity checks.
+        progress: Called with a condition's name and the number of samples done. Default: a progress bar.
+
+    Raises:
+        OSError: The output folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Scoring,
+        preprocessing: PreprocessingLike,
+        runtime: Runtime,
+        *,
+        about: Mapping[str, Any] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        progress: Callable[[str, int], Any] | None = None,
+    ) -> None:
+        if runtime.output is not None:
+            check_output_folder(runtime.output)
+        self.model, self.task, self.preprocessing, self.runtime = model, task, preprocessing, runtime
+        self.about, self._protocol, self.seed, self._progress = dict(about or {}), dict(protocol or {}), seed, progress
+        self.inner: Any = model  # the bare model, where `open` built it
+        self.model_preprocessing: Any = preprocessing
+        self._group: Any = None
+
+    @classmethod
+    def open(
+        cls,
+        spec: ModelSpec,
+        task_of: Callable[[Any], Scoring],
+        runtime: Runtime,
+        *,
+        label: str | None = None,
+        autocast: Callable[[], Any] | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> "EvaluationSession":
+        """Build a model by name and open a session for it.
+
+        Args:
+            spec: The model.
+            task_of: Returns the task of the model.
+            runtime: Where and how it runs.
+            label: Name of the model in reports. Default: the spec's.
+            autocast: Context of the forward pass; None for float32.
+            dtype: Name of its type, for the record.
+            seed: As in the class.
+
+        Raises:
+            OSError: The output folder cannot be written to.
+            ValueError: Model or weights are not there, or do not fit each other.
+        """
+        if runtime.output is not None:
+            check_output_folder(runtime.output)
+        inner, preprocessing = spec.build()
+        task = task_of(inner)
+        asked = task.restrict(inner)
+        asked = asked if autocast is None else InPrecision(asked, autocast)
+        model = NormalizedModel(asked, preprocessing.mean, preprocessing.std).to(runtime.device).eval()
+        about = {
+            "label": printable(label or spec.label),
+            "model": spec.model,
+            "checkpoint": None if spec.checkpoint is None else str(spec.checkpoint),
+            "training_seed": spec.training_seed,
+            "parameters": sum(p.numel() for p in inner.parameters()),
+        }
+        options = {key: str(value) for key, value in spec.options.items()}
+        protocol = {**model_hashes(inner), "options": options, **task.protocol, "dtype": dtype}
+        session = cls(model, task, task.preprocess(preprocessing), runtime, about=about, protocol=protocol, seed=seed)
+        session.inner, session.model_preprocessing = inner, preprocessing
+        return session
+
+    def samples(self, dataset: DatasetSpec) -> SampleSet:
+        """Open images that fit the model, and record where they come from.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: Their classes are not the model's.
+        """
+        images = self.task.open_dataset(dataset, self.inner, len(self.preprocessing.mean))
+        self.about["data"] = {**dataset.record, **self.task.protocol}
+        return self.task.samples_of(images)
+
+    @property
+    def output(self) -> Path:
+        """Folder of the results.
+
+        Raises:
+            ValueError: Results are kept in memory.
+        """
+        if self.runtime.output is None:
+            raise ValueError("This session keeps its results in memory; give a Runtime with an output folder.")
+        return self.runtime.output
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """Everything that results depend on besides images and condition."""
+        hashes = {} if "weights_sha256" in self._protocol else model_hashes(self.model)
+        return {
+            **hashes,
+            "dtype": "float32",
+            **self._protocol,
+            "arithmetic": arithmetic(self.runtime.device),
+            "versions": versions(),
+            "sources_sha256": sources_hash(),
+        }
+
+    def run(self, conditions: Sequence[Condition]) -> dict[str, SampleResults]:
+        """Return the results of every condition, by name, in all processes. What the folder holds is not computed again.
+
+        Raises:
+            ValueError: Two conditions of one name, results under another protocol, images or settings that do not fit the
+                model, or another process that writes to the folder.
+        """
+        names = [condition.name for condition in conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Each condition must have its own name, got {', '.join(names)}. Rename one.")
+        folder = None if self.runtime.output is None else self.runtime.output / LOG_FOLDER
+        with locked(folder) if folder is not None and self.runtime.world.rank == 0 else nullcontext():
+            if self._progress is not None:
+                return self._run(conditions, self._progress)
+            total = sum(len(condition.samples) for condition in conditions)
+            with progress_bar(total or None, shown=self.runtime.world.rank == 0) as bar:
+
+                def progress(condition: str, samples: int) -> None:
+                    bar.set_description(condition, refresh=False)
+                    bar.update(min(samples, total - int(bar.n)) if total else samples)
+
+                return self._run(conditions, progress)
+
+    def _run(self, conditions: Sequence[Condition], progress: Callable[[str, int], Any]) -> dict[str, SampleResults]:
+        self._wait()  # nobody reads what another process is about to remove
+        logs = {condition.name: self._log(condition) for condition in conditions}
+        done = {name: log.done for name, log in logs.items()}
+        self._wait()  # nobody writes before everybody has read
+        for condition in conditions:
+            left = condition.samples.without(done[condition.name])
+            progress(condition.name, len(condition.samples) - len(left))
+            self._score(condition, left.share(*self.runtime.world), logs[condition.name], progress)
+        self._wait()
+        return {condition.name: self._read(condition, logs[condition.name]) for condition in conditions}
+
+    def _log(self, condition: Condition) -> ResultsLog | MemoryLog:
+        if self.runtime.output is None:
+            return MemoryLog(condition.name, self.runtime.world)
+        protocol = {
+            **self.protocol,
+            "images": condition.samples.identity,
+            "preprocessing": (condition.preprocessing or self.preprocessing)._asdict(),
+            "condition": {"name": condition.name, **condition.settings},
+        }
+        log = ResultsLog(self.runtime.output / LOG_FOLDER, condition.name, protocol, self.runtime.world.rank)
+        if not isinstance(condition.samples, StreamSamples):
+            log.check_ids(condition.samples.ids)
+        return log
+
+    @torch.no_grad()
+    def _score(
+        self, condition: Condition, samples: SampleSet, log: ResultsLog | MemoryLog, progress: Callable[[str, int], Any]
+    ) -> None:
+        runtime, preprocessing = self.runtime, condition.preprocessing or self.preprocessing
+        for images, labels, ids in samples.batches(preprocessing, runtime.batch_size, runtime.workers, runtime.device):
+            kept = readable(labels)
+            there = kept.to(ids.device)
+            result = condition.scorer(self.model, images[kept], labels[kept], ids[there]) if kept.any() else None
+            log.add(ids[there], result, ids[~there])
+            progress(condition.name, len(ids) * runtime.world.size)
+        log.close()
+
+    def _read(self, condition: Condition, log: ResultsLog | MemoryLog) -> SampleResults:
+        results = log.read()
+        missing = condition.samples.without(torch.cat([results.ids, torch.tensor(results.unreadable, dtype=torch.int64)]))
+        if len(missing) and not isinstance(condition.samples, StreamSamples):
+            raise ValueError(
+                f"{condition.name}: {len(missing)} of {len(condition.samples)} samples have no result in {self.output}. All "
+                "processes must see one folder; give an --output that they share."
+            )
+        return results
+
+    def _wait(self) -> None:
+        world, output = self.runtime.world, self.runtime.output
+        if world.size == 1 or output is None:
+            return
+        if self._group is None:  # gloo, and patient: attacks take some processes hours longer than others
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.barrier(self._group)
+
+    def check(
+        self,
+        samples: SampleSet,
+        attacks: Sequence[AnyAttack] = (),
+        count: int | None = None,
+        preprocessing: PreprocessingLike | None = None,
+    ) -> SanityReport:
+        """Run the task's sanity checks on random samples, unless the folder holds their report already.
+
+        Args:
+            samples: Samples to draw from.
+            attacks: Attacks whose numbers are to be believed; none for the outputs only.
+            count: Number of samples. Default: the task's.
+            preprocessing: Preprocessing of the images. Default: the session's.
+        """
+        count, file = count or self.task.num_checked, None if self.runtime.output is None else self.runtime.output / CHECKS
+        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
+        key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
+        key = json.loads(json.dumps({**key, "attacks": [describe(attack) for attack in attacks]}))
+        known = {} if file is None else _read_checks(file)
+        if known.get("key") != key:
+            runtime = self.runtime
+            few = samples.only(samples.ids[chosen])
+            batches = few.batches(preprocessing or self.preprocessing, runtime.batch_size, 0, runtime.device)
+            kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
+            if attacks and self._progress is None:  # many attacks on few images: else it would look like a standstill
+                print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
+            known = {"key": key, **asdict(self.task.check(self.model, kept, attacks, self.seed))}
+            if file is not None:
+                write_json(file, known)
+        return SanityReport(known["done"], known["images"], [Finding(**finding) for finding in known["findings"]])
+
+    def write(
+        self,
+        kind: str,
+        conditions: Sequence[Condition],
+        results: Mapping[str, SampleResults],
+        report: SanityReport,
+        figures: Mapping[str, Figure] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write all numbers, tables and figures to the folder, and return what ``result.json`` holds.
+
+        Args:
+            kind: ``evaluate``, ``attack``, ``corrupt``, ``shift`` or ``compare``.
+            conditions: The conditions; the first one is clean.
+            results: Their results, by name.
+            report: What the sanity checks found.
+            figures: By file name, without its ending.
+            **more: Further content of ``result.json``.
+        """
+        figures = figures or {}
+        self.output.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            write_atomically(self.output / f"{name}.png", partial(figure.savefig, dpi=120))
+        rows = [row(c, results[c.name], self.task, self.preprocessing.std) for c in conditions]
+        findings = [*report.findings, *self.task.cross_checks(rows, results)]
+        result = {
+            "kind": kind,
+            **self.about,
+            **self.protocol,
+            "seed": self.seed,
+            "preprocessing": self.preprocessing._asdict(),
+            "metrics": [metric._asdict() for metric in self.task.metrics],
+            "bootstrap": self.task.bootstrapped,
+            "conditions": rows,
+            "checked": {"what": ", ".join(report.done), "images": report.images},
+            "findings": [asdict(finding) for finding in findings],
+            "pictures": [f"{name}.png" for name in figures],
+            "environment": {**environment(str(self.runtime.device)), "processes": self.runtime.world.size},
+            **more,
+        }
+        tables = self.task.tables(results[conditions[0].name], rows[0], conditions[0].samples) if kind == "evaluate" else {}
+        for name, table in tables.items():
+            write_csv(self.output / name, table)
+        write_result(self.output, result, conditions, results, self.task, self.task.remarks(rows[0], tables) if tables else [])
+        return result
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Keep the folder to this session from `run` to `write`; the first process sees to that."""
+        return nullcontext() if self.runtime.world.rank else claimed(self.output, OUTPUTS)
+
+    def clear(self) -> None:
+        """Remove what an earlier evaluation left in the folder. Call it before `run`, in all processes."""
+        if self.runtime.world.rank == 0:
+            clear_results(self.output)
+
+
+def clear_results(folder: Path) -> None:
+    """Remove the results and logs of an evaluation in a folder, and nothing else.
+
+    Raises:
+        ValueError: Another process writes to it.
+    """
+    with locked(folder):
+        remove_results(folder / LOG_FOLDER)
+        Manifest(folder).remove(OUTPUTS)
+
+
+def _read_checks(file: Path) -> dict[str, Any]:
+    """Return what was kept of checks; nothing of a damaged file, for they are soon done again."""
+    try:
+        return read_json(file, Kept)
+    except (OSError, ValueError):
+        return {}

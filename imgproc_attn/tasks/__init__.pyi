@@ -1,0 +1,8 @@
+"""Tasks: one class per task holds its data, loss, metrics, scorers, attacks, checks and figures."""
+
+from .base import Loading, Task, register_task, task_of
+from .classification import ClassificationTask
+from .segmentation import SegmentationTask
+from .splits import Splits
+
+__all__ = ["ClassificationTask", "Loading", "SegmentationTask", "Splits", "Task", "register_task", "task_of"]
