@@ -1,4 +1,4 @@
-"""What tests of the evaluations share: the evaluator and the commands on small models, class folders of real pictures."""
+"""What tests of the evaluations share: sessions and the commands on small models, class folders of real pictures."""
 
 import copy
 import json
@@ -15,17 +15,25 @@ from skimage import data as photographs
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn import cli
 from imgproc_attn.data import Preprocessing
-from imgproc_attn.evaluation.evaluator import Evaluator
-from imgproc_attn.evaluation.measures import LabelMeasure
+from imgproc_attn.evaluation.conditions import attack_conditions, clean_condition
+from imgproc_attn.evaluation.session import EvaluationSession, Runtime
+from imgproc_attn.tasks import ClassificationTask
 
-LABELS = LabelMeasure(10)
+TASK = ClassificationTask(10)
+
+PREPROCESSING = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0)
 
 
-PREPARATION = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0)
+def conditions_of(samples, attacks=None):
+    """Clean images, and those under attack."""
+    return [clean_condition(samples, TASK), *attack_conditions(samples, attacks or {}, TASK)]
 
 
-def evaluator(model, folder, **options):
-    return Evaluator(model, PREPARATION, folder, {"weights": "these"}, torch.device("cpu"), **options)
+def session(model, output, progress=lambda *_: None, **runtime):
+    """A session that is told the hashes of its model."""
+    protocol = {"weights_sha256": "these", "architecture_sha256": "this"}
+    runtime = Runtime(torch.device("cpu"), output=output, **runtime)
+    return EvaluationSession(model, TASK, PREPROCESSING, runtime, protocol=protocol, progress=progress)
 
 
 OPTIONS = [f"{key}={value}" for key, value in {**SMALL, "mean": [0.5], "std": [0.5]}.items() if key not in ("mean", "std")]

@@ -7,13 +7,13 @@ import pytest
 import seeding
 import timm
 import torch
+from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photographs
 
 from imgproc_attn import cli
-from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
-from imgproc_attn.evaluation.classification import TopAccuracy, wilson_interval
+from imgproc_attn.evaluation.statistics import TopAccuracy, wilson_interval
 from imgproc_attn.training.checkpoints import save_weights
 
 

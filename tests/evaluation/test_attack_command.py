@@ -37,13 +37,13 @@ def test_attack_command(folder, tmp_path, capsys):
     assert "| clean | " in printed
     assert "| 100 |" in printed
     assert ("saturation on 20 images: no finding" in printed) == (not found["findings"])
-    rows = list(csv.DictReader((out / "flags.csv").open()))
+    rows = list(csv.DictReader((out / "per_sample.csv").open()))
     assert len(rows) == 100
     for row in found["conditions"]:
-        assert row["correct"] == sum(int(r[row["name"]]) for r in rows), "every number is a count of flags"
+        assert row["correct"] == sum(int(r[row["name"]]) for r in rows), "every number is a count of results"
         assert row["range"][0] >= 0
         assert row["range"][1] <= 1
-    assert found["conditions"][4]["judge"]["attack"]["steps"] == 5
+    assert found["conditions"][4]["scorer"]["attack"]["steps"] == 5
     assert found["conditions"][4]["largest_perturbation"] == pytest.approx(20 / 255, rel=1e-5)
     for picture in ("curves.png", "gallery.png"):
         assert Image.open(out / picture).size[0] > 200
@@ -51,7 +51,7 @@ def test_attack_command(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 100, "--output", out)
     with pytest.raises(SystemExit):
         run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out)
-    assert "flags of another protocol" in capsys.readouterr().err
+    assert "results under another protocol" in capsys.readouterr().err
     run("attack", *arguments(folder), "--attacks", "fgsm", "--eps", "10/255", "--limit", 90, "--output", out, "--restart")
     assert result(out)["conditions"][0]["n"] == 90
 
@@ -76,7 +76,7 @@ def test_a_run_is_asked_about_what_it_held_out(tmp_path, capsys):
         tmp_path / "out",
     ]
     run("attack", tmp_path / "run", *where)
-    seen = {int(row["image"].split("-")[1]) for row in csv.DictReader((tmp_path / "out" / "flags.csv").open())}
+    seen = {int(row["image"].split("-")[1]) for row in csv.DictReader((tmp_path / "out" / "per_sample.csv").open())}
     assert len(seen) == 70
     assert not seen & set(map(int, Digits("train", 4)._ids))
     assert result(tmp_path / "out")["training_seed"] == 3
@@ -84,7 +84,7 @@ def test_a_run_is_asked_about_what_it_held_out(tmp_path, capsys):
     run("attack", tmp_path / "run", *where[:-2], *named)
     assert result(tmp_path / "named")["conditions"][0]["images"] == result(tmp_path / "out")["conditions"][0]["images"]
     final = json.loads((tmp_path / "run" / "final.json").read_text())
-    assert result(tmp_path / "out")["conditions"][0]["accuracy"] == pytest.approx(final["test"]["top1"], abs=1.5)
+    assert result(tmp_path / "out")["conditions"][0]["accuracy"] == pytest.approx(final["test"]["accuracy"], abs=1.5)
 
 
 def test_restart_forgets_nothing_before_all_is_well(folder, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_restart_forgets_nothing_before_all_is_well(folder, tmp_path, capsys):
     run(*attack, "--eps", "0.1")
     with pytest.raises(SystemExit):
         run(*attack, "--eps", "0", "--restart")
-    assert list((tmp_path / "flags").iterdir())
+    assert list((tmp_path / "log").iterdir())
     assert (tmp_path / "result.json").exists()
 
 
@@ -113,7 +113,7 @@ def test_autocast_is_recorded_and_raises_no_alarm(folder, tmp_path, capsys):
 
 def test_size_and_channels_are_the_models(tmp_path):
     """Built for other images than its configuration tells of."""
-    from imgproc_attn.evaluation.subject import ModelSpec
+    from imgproc_attn.evaluation.specs import ModelSpec
 
     options = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10}
     weights = save(tmp_path, "vit_tiny_patch16_224", **options)

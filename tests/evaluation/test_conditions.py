@@ -5,15 +5,14 @@ import json
 import pytest
 import torch
 from digits import tensors
-from evaluated import LABELS, InDouble
+from evaluated import TASK, InDouble
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation import FGSM, L2_NORM, PGD, ThreatModel
-from imgproc_attn.evaluation.conditions import AsPublished, UnderAttack, judge_of, targets_of
-from imgproc_attn.evaluation.flags import SampleResults
-from imgproc_attn.evaluation.measures import check_threat
+from imgproc_attn.evaluation.conditions import attack_conditions
 from imgproc_attn.evaluation.presets import ATTACKS, PRESETS, build_attacks
-from imgproc_attn.evaluation.robustness import attack_conditions
+from imgproc_attn.evaluation.results_log import SampleResults
+from imgproc_attn.tasks.classification import LabelAttackScorer, PublishedAttackScorer, check_threat, targets_of
 
 
 def test_the_papers_convention_is_theirs(model, samples):
@@ -25,17 +24,17 @@ def test_the_papers_convention_is_theirs(model, samples):
     gradient = torch.autograd.grad(torch.nn.functional.cross_entropy(inner(normalized), own, reduction="sum"), normalized)[0]
     labels = torch.arange(10).repeat(36)  # which are right does not matter to what is attacked
     with torch.no_grad():
-        judged = AsPublished(FGSM(ThreatModel.normalized(eps)))(model, images, labels, samples.ids)
+        found = PublishedAttackScorer(FGSM(ThreatModel.normalized(eps)))(model, images, labels, samples.ids)
         expected = (normalized + eps * gradient.sign()).detach()
-        torch.testing.assert_close(judged.images, expected)
-        assert judged.images.max() > 1.2, "nothing is cut off"
-        assert torch.equal(judged.correct, inner(expected).argmax(1) == labels)
+        torch.testing.assert_close(found.images, expected)
+        assert found.images.max() > 1.2, "nothing is cut off"
+        assert torch.equal(found.columns["correct"].bool(), inner(expected).argmax(1) == labels)
     assert ThreatModel.normalized(1 / 255).pixel_eps([0.229, 0.224, 0.225]) == pytest.approx(
         [0.000898, 0.000878, 0.000882], rel=1e-3
     )
-    assert isinstance(judge_of(PGD(ThreatModel.normalized(0.1), 20, 0.015)), AsPublished)
+    assert isinstance(TASK.under(PGD(ThreatModel.normalized(0.1), 20, 0.015)), PublishedAttackScorer)
     with pytest.raises(ValueError, match="single attacks of one start"):
-        judge_of(PGD(ThreatModel.normalized(0.1), restarts=2))
+        TASK.under(PGD(ThreatModel.normalized(0.1), restarts=2))
 
 
 def test_what_the_model_got_wrong_tells_nothing_of_attacks_on_its_own_answers(model):
@@ -44,10 +43,11 @@ def test_what_the_model_got_wrong_tells_nothing_of_attacks_on_its_own_answers(mo
 
     def doubts(by_pgd, by_spsa):
         found = {"clean": clean, "PGD normalized 1/255": by_pgd, "SPSA normalized 1/255": by_spsa}
-        flags = {
+        results = {
             name: SampleResults(torch.arange(100), {"correct": right.int().tolist()}, 0, 1, []) for name, right in found.items()
         }
-        return [f.check for f in LABELS.doubt([{"name": name, "eps": 1 / 255} for name in list(found)[1:]], flags)]
+        rows = [{"name": name, "images": {"n": 100}, **({} if name == "clean" else {"eps": 1 / 255})} for name in found]
+        return [f.check for f in TASK.cross_checks(rows, results)]
 
     robust = torch.arange(100) < 40
     assert doubts(robust | (torch.arange(100) >= 80), robust) == []
@@ -61,11 +61,11 @@ def test_targets_are_other_classes_and_belong_to_the_sample(model, samples):
     assert len(targets[labels == 3].unique()) == 9
     assert torch.equal(targets_of(labels[5:9], samples.ids[5:9], 10), targets[5:9])
     with torch.no_grad():
-        judged = UnderAttack(PGD(ThreatModel(0.1, targeted=True), 10))(model, images, labels, samples.ids)
-        reached = model(judged.images).argmax(1) == targets
-        assert torch.equal(judged.correct, (model(images).argmax(1) == labels) & ~reached)
-    easier = UnderAttack(PGD(ThreatModel(0.1), 10))(model, images, labels, samples.ids)
-    assert judged.correct.sum() > easier.correct.sum()
+        found = LabelAttackScorer(PGD(ThreatModel(0.1, targeted=True), 10))(model, images, labels, samples.ids)
+        reached = model(found.images).argmax(1) == targets
+        assert torch.equal(found.columns["correct"].bool(), (model(images).argmax(1) == labels) & ~reached)
+    easier = LabelAttackScorer(PGD(ThreatModel(0.1), 10))(model, images, labels, samples.ids)
+    assert found.columns["correct"].sum() > easier.columns["correct"].sum()
 
 
 def test_attacks_by_name():
@@ -85,12 +85,12 @@ def test_attacks_by_name():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_attack(name, model, samples):
-    """Each builds for its classes, and each of its attacks has a judge and a cost."""
+    """Each builds for its classes, and each of its attacks has a scorer and a cost."""
     attacks = PRESETS[name].build(10, 0)
     assert attacks
     assert len({attack.threat.space for attack in attacks.values()}) == 1
-    for condition in attack_conditions(samples, attacks, LABELS):
-        assert condition.judge.passes.forward >= 1
+    for condition in attack_conditions(samples, attacks, TASK):
+        assert condition.scorer.passes.forward >= 1
         json.dumps(condition.settings)
 
 

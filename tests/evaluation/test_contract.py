@@ -24,12 +24,12 @@ from imgproc_attn.evaluation import (
     evaluate,
     sanity_checks,
 )
-from imgproc_attn.evaluation.accuracy import predict
 from imgproc_attn.evaluation.contract import check_images
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.imagenet_subsets import RestrictedModel
 from imgproc_attn.evaluation.normalization import InPrecision
 from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.tasks import ClassificationTask
 
 STATISTICS = {
     "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -141,7 +141,7 @@ ASKERS = {
     "Square": lambda model, x, y: Square(0.1, 2)(model, x, y),
     "SPSA": lambda model, x, y: SPSA(0.1, 1, 2)(model, x, y),
     "sanity checks": lambda model, x, y: sanity_checks(model, x, y, None),
-    "the command": lambda model, x, y: predict(model, [(x, y)], torch.no_grad),
+    "the command": lambda model, x, y: ClassificationTask(4).clean(model, x, y, torch.arange(len(x))),
     "autocast": lambda model, x, y: evaluate(InPrecision(model, torch.no_grad), x, y),
     "some classes": lambda model, x, y: evaluate(RestrictedModel(model, [0, 1, 2, 3]), x, y),
 }

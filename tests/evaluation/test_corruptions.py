@@ -8,22 +8,21 @@ import pytest
 import timm
 import torch
 from digits import tensors
-from evaluated import PREPARATION, arguments, class_folders, crops, result, run, save
+from evaluated import PREPROCESSING, arguments, class_folders, crops, result, run, save
 from PIL import Image
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
 from imgproc_attn.evaluation.imagenet_c.errors import ALEXNET_ERRORS, corruption_summary
 from imgproc_attn.evaluation.imagenet_c.published import CorruptedArrays
-from imgproc_attn.evaluation.imagenet_subsets import class_map
 from imgproc_attn.evaluation.results import cautions
 from imgproc_attn.evaluation.samples import Samples
-from imgproc_attn.evaluation.subject import ImageSource
+from imgproc_attn.tasks import ClassificationTask
 
 
 def test_corrupted_samples_are_the_corruptions(samples, tmp_path):
     corruption = ImageNetC("gaussian_noise", 3, seed=5)
-    batches = list(Samples(samples.images, corruption).batches(PREPARATION, 100, 0, torch.device("cpu")))
+    batches = list(Samples(samples.images, corruption).batches(PREPROCESSING, 100, 0, torch.device("cpu")))
     found, ids = torch.cat([b[0] for b in batches]), torch.cat([b[2] for b in batches])
     images, _ = tensors("test")
     assert torch.equal(found, corruption(images, ids))
@@ -68,7 +67,7 @@ def test_published_imagenet_c_is_not_resized_again(tmp_path, capsys):
     found = result(tmp_path / "out")
     assert [row["name"] for row in found["conditions"]] == ["fog 1 (file)", "fog 2 (file)"]
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, depth=1, checkpoint_path=str(weights)).eval()
-    rows = list(csv.DictReader((tmp_path / "out" / "flags.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "per_sample.csv").open()))
     assert len(rows) == 4
     for row in rows:
         picture = np.asarray(Image.open(tmp_path / "c" / "weather" / "fog" / "1" / row["image"]))
@@ -171,11 +170,12 @@ def test_generated_corruptions_have_no_published_mce():
 
 
 def test_errors_are_divided_by_alexnets_for_all_of_imagenet_alone():
-    model = SimpleNamespace(num_classes=1000)
-    of = {
-        name: ImageSource("folder", "", classes=class_map(name)).measure(model).of_imagenet
-        for name in ("imagenet", "imagenet-1k")
-    }
-    assert of == {"imagenet": False, "imagenet-1k": True}, "any of its folders may be ten easy ones"
-    assert ImageSource("folder", "").measure(model).of_imagenet
-    assert not ImageSource("folder", "").measure(SimpleNamespace(num_classes=10)).of_imagenet
+    model, whole = SimpleNamespace(num_classes=1000), {name: dict.fromkeys(range(1, 6), 50.0) for name in COMMON}
+
+    def divided(model, **options):
+        return "mce_alexnet" in ClassificationTask.for_model(model, **options).summarize(whole)
+
+    found = {name: divided(model, classes=name) for name in ("imagenet", "imagenet-1k")}
+    assert found == {"imagenet": False, "imagenet-1k": True}, "any of its folders may be ten easy ones"
+    assert divided(model)
+    assert not divided(SimpleNamespace(num_classes=10))

@@ -8,13 +8,13 @@ import shutil
 import pytest
 import timm
 from evaluated import arguments, run
+from imgproc_attn.evaluation.accuracy import accuracy_table
+from imgproc_attn.evaluation.assessment import _read as kept_checks
 from timm.models import save_for_hf
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.accuracy import accuracy_table
-from imgproc_attn.evaluation.assessment import _read as kept_checks
 from imgproc_attn.evaluation.results import markdown
-from imgproc_attn.evaluation.subject import ModelSpec
+from imgproc_attn.evaluation.specs import ModelSpec
 from imgproc_attn.experiments.comparison import Result as Compared
 from imgproc_attn.experiments.comparison import table
 from imgproc_attn.recipe import load_recipe
@@ -146,8 +146,8 @@ def test_damaged_results(change, message, copy, capsys):
 
 
 def test_flags_that_are_no_table(copy, capsys):
-    (copy / "flags.csv").write_text("image,label,clean\na,1,yes\n")
-    assert "flags.csv is cut off, or no table of flags" in error_of(capsys, "report", copy, "--output", copy / "r.html")
+    (copy / "per_sample.csv").write_text("image,label,clean\na,1,yes\n")
+    assert "per_sample.csv is cut off, or no table of flags" in error_of(capsys, "report", copy, "--output", copy / "r.html")
 
 
 @pytest.mark.parametrize("way", ["absolute", "above", "link", "link to a folder", "below", "no image", "gone"])

@@ -21,8 +21,8 @@ from imgproc_attn.evaluation import (
     evaluate,
     paired_difference,
 )
-from imgproc_attn.evaluation.classification import paired_interval
 from imgproc_attn.evaluation.per_sample_rng import draw_per_sample
+from imgproc_attn.evaluation.statistics import paired_interval
 
 
 class Linear(nn.Module):

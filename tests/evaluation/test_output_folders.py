@@ -10,7 +10,7 @@ from PIL import Image
 
 from imgproc_attn.evaluation.report import write_report
 from imgproc_attn.evaluation.results import OUTPUTS
-from imgproc_attn.evaluation.subject import ModelSpec
+from imgproc_attn.evaluation.specs import ModelSpec
 from imgproc_attn.recipe import find_recipe, load_recipe
 from imgproc_attn.training import train
 from imgproc_attn.utils.locks import locked
@@ -27,7 +27,7 @@ def refused(capsys, *command):
     return error
 
 
-@pytest.mark.parametrize("name", ["result.json", "flags.csv", "curves.png", "per_class.csv", "predictions.csv"])
+@pytest.mark.parametrize("name", ["result.json", "per_sample.csv", "curves.png", "per_class.csv", "predictions.csv"])
 @pytest.mark.parametrize("restart", [[], ["--restart"]])
 def test_files_of_others_are_not_overwritten(name, restart, folder, tmp_path, capsys):
     (tmp_path / name).write_text("mine")

@@ -57,12 +57,12 @@ def test_pgd(folder, tmp_path, monkeypatch):
     run_script("pgd", monkeypatch, *arguments(folder), "--limit", 20, "--checks", 2, "--output", tmp_path / "usual")
     rows = conditions(tmp_path / "usual")
     assert list(rows) == ["clean", "PGD-20 1/255", "PGD-20 2/255", "PGD-20 4/255"]
-    attack = rows["PGD-20 4/255"]["judge"]["attack"]
+    attack = rows["PGD-20 4/255"]["scorer"]["attack"]
     assert (attack["steps"], attack["restarts"], attack["start_at_random"]) == (20, 1, True)
     assert attack["step_size"] is None, "2.5 eps / steps"
     own = ["--eps", "8/255", "--steps", 5, "--restarts", 2, "--limit", 20, "--checks", 2, "--output", tmp_path / "own"]
     run_script("pgd", monkeypatch, *arguments(folder), *own)
-    attack = conditions(tmp_path / "own")["PGD-5 8/255"]["judge"]["attack"]
+    attack = conditions(tmp_path / "own")["PGD-5 8/255"]["scorer"]["attack"]
     assert (attack["steps"], attack["restarts"]) == (5, 2)
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from skimage import data as pictures
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.classification import paired_interval
 from imgproc_attn.evaluation.imagenet_c.weather import FROST
 from imgproc_attn.evaluation.report import _curves as draw_report_curves
 from imgproc_attn.evaluation.report import find_entries, group, summary_table, tables
+from imgproc_attn.evaluation.statistics import paired_interval
 
 photographs = [getattr(pictures, name)() for name in ("coffee", "astronaut", "chelsea", "rocket", "camera")]
 
@@ -48,7 +48,7 @@ def test_report(folder, tmp_path, capsys):
     flags = [
         {
             row["image"]: int(row["FGSM 10/255"])
-            for row in csv.DictReader((tmp_path / "runs" / w / "attack" / "flags.csv").open())
+            for row in csv.DictReader((tmp_path / "runs" / w / "attack" / "per_sample.csv").open())
         }
         for w in ("plain", "weights")
     ]
@@ -159,18 +159,18 @@ def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):
 
 def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
-    lines = (tmp_path / "flags.csv").read_text().splitlines()
-    (tmp_path / "flags.csv").write_text("\n".join(lines[:-1]) + "\n")
+    lines = (tmp_path / "per_sample.csv").read_text().splitlines()
+    (tmp_path / "per_sample.csv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(SystemExit):
         run("report", tmp_path, "--output", tmp_path / "r.html")
-    assert "result.json and flags.csv are not of one evaluation" in capsys.readouterr().err
+    assert "result.json and per_sample.csv are not of one evaluation" in capsys.readouterr().err
 
 
 def test_interrupted_results_are_named(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
-    flags, whole = tmp_path / "flags.csv", (tmp_path / "flags.csv").read_text()
+    flags, whole = tmp_path / "per_sample.csv", (tmp_path / "per_sample.csv").read_text()
     flags.write_text(whole[: len(whole) // 2 + 3])
-    for file, message in ((flags, "flags.csv is cut off"), (tmp_path / "result.json", "result.json must be a JSON file")):
+    for file, message in ((flags, "per_sample.csv is cut off"), (tmp_path / "result.json", "result.json must be a JSON file")):
         content = file.read_text()
         file.write_text(content[: len(content) // 2 + 3])
         capsys.readouterr()

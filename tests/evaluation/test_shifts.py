@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.evaluation.classification import area_under_precision_recall
 from imgproc_attn.evaluation.imagenet_subsets import class_map, classes_of
+from imgproc_attn.evaluation.statistics import area_under_precision_recall
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
@@ -24,7 +24,7 @@ def test_shift_of_200_classes(name, imagenet_model, tmp_path, capsys):
     root = class_folders(tmp_path / "data", [SYNSETS[i] for i in classes.indices], 1, 32)
     add_right_ones(root, model, SYNSETS, classes.indices)
     run("shift", *common, f"--{name}", root, "--output", tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out" / name / "flags.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / name / "per_sample.csv").open()))
     assert len(rows) == 230
     title = {"imagenet-a": "ImageNet-A", "imagenet-r": "ImageNet-R"}[name]
     for row in rows[:40]:
@@ -49,7 +49,7 @@ def test_numeric_folders_are_numbers(imagenet_model, tmp_path):
     root = class_folders(tmp_path / "v2", [str(i) for i in range(1000)], 1, 32)
     add_right_ones(root, model, [str(i) for i in range(1000)], range(1000))
     run("shift", *common, "--imagenet-v2", root, "--output", tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out" / "imagenet-v2" / "flags.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "imagenet-v2" / "per_sample.csv").open()))
     assert len(rows) == 1030
     assert all(row["label"] == Path(row["image"]).parent.name for row in rows)
     assert sum(int(row["ImageNet-V2"]) for row in rows if "right" in row["image"]) == 30

@@ -1,4 +1,4 @@
-"""SampleResults that survive kills, protocols that do not mix."""
+"""Results that survive kills, protocols that do not mix."""
 
 import json
 import os
@@ -12,43 +12,43 @@ import pytest
 import timm
 import torch
 from digits import SMALL, tensors
-from evaluated import LABELS, arguments, evaluator, result, run
+from evaluated import TASK, arguments, conditions_of, result, run, session
 from PIL import Image
 from skimage import data as photographs
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.data import Digits, Images, World
 from imgproc_attn.evaluation import FGSM, PGD
-from imgproc_attn.evaluation.conditions import Condition, UnderAttack
-from imgproc_attn.evaluation.evaluator import Evaluator, architecture_hash
-from imgproc_attn.evaluation.flags import remove_results
+from imgproc_attn.evaluation.conditions import Condition, clean_condition
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
-from imgproc_attn.evaluation.robustness import attack_conditions
+from imgproc_attn.evaluation.results_log import remove_results
 from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.evaluation.session import EvaluationSession
+from imgproc_attn.evaluation.specs import architecture_hash
 from imgproc_attn.utils.serialization import describe
 
 
-def test_flags_are_the_attacks_own_whatever_the_batch(exact_model, samples, tmp_path):
+def test_results_are_the_attacks_own_whatever_the_batch(exact_model, samples, tmp_path):
     model = exact_model
-    conditions = attack_conditions(samples, {"PGD 20/255": PGD(20 / 255, 5, restarts=2, seed=3)}, LABELS)
-    found = [evaluator(model, tmp_path / str(size), batch_size=size)(conditions) for size in (360, 50)]
+    conditions = conditions_of(samples, {"PGD 20/255": PGD(20 / 255, 5, restarts=2, seed=3)})
+    found = [session(model, tmp_path / str(size), batch_size=size).run(conditions) for size in (360, 50)]
     images, labels = tensors("test")
     ids = samples.ids
     assert torch.equal(found[0]["clean"].correct, model(images).argmax(1) == labels)
     expected = PGD(20 / 255, 5, restarts=2, seed=3)(model, images, labels, ids)
     assert 0.1 < expected.success.double().mean() < 0.9
-    for flags in found:
-        assert torch.equal(flags["PGD 20/255"].correct, ~expected.success)
-        assert torch.equal(flags["PGD 20/255"].labels, labels)
-        assert flags["PGD 20/255"].scores.max() <= 20 / 255 + 2**-24  # a rounding of x + eps
+    for results in found:
+        assert torch.equal(results["PGD 20/255"].correct, ~expected.success)
+        assert torch.equal(results["PGD 20/255"].labels, labels)
+        assert results["PGD 20/255"].scores.max() <= 20 / 255 + 2**-24  # a rounding of x + eps
 
 
-def test_a_subset_has_the_flags_it_has_in_the_whole(exact_model, samples, tmp_path):
+def test_a_subset_has_the_results_it_has_in_the_whole(exact_model, samples, tmp_path):
     attack = {"PGD": PGD(20 / 255, 5)}
-    whole = evaluator(exact_model, tmp_path / "whole")(attack_conditions(samples, attack, LABELS))["PGD"]
+    whole = session(exact_model, tmp_path / "whole").run(conditions_of(samples, attack))["PGD"]
     few = Samples(Images(Digits("test"), 10, [3, 50, 200], channels=1))
-    part = evaluator(exact_model, tmp_path / "part")(attack_conditions(few, attack, LABELS))["PGD"]
+    part = session(exact_model, tmp_path / "part").run(conditions_of(few, attack))["PGD"]
     assert part.ids.tolist() == [3, 50, 200]
     assert torch.equal(part.correct, whole.correct[[3, 50, 200]])
 
@@ -71,13 +71,13 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
             Counting.seen += len(images)
             return model(images)
 
-    conditions = [Condition("clean", samples)]
-    first = evaluator(Counting().eval(), tmp_path, batch_size=100)(conditions)["clean"]
-    file = next(tmp_path.glob("clean*"))
+    conditions = conditions_of(samples)
+    first = session(Counting().eval(), tmp_path, batch_size=100).run(conditions)["clean"]
+    file = next((tmp_path / "log").glob("clean*"))
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]) + lines[3][:70])  # two batches, and half a line
     Counting.seen = 0
-    again = evaluator(Counting().eval(), tmp_path, batch_size=100)(conditions)["clean"]
+    again = session(Counting().eval(), tmp_path, batch_size=100).run(conditions)["clean"]
     assert Counting.seen == 160
     assert torch.equal(first.ids, again.ids)
     assert first.columns == again.columns
@@ -86,40 +86,40 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
 
 def test_two_evaluations_do_not_write_to_one_file(model, samples, tmp_path):
     pytest.importorskip("fcntl")
-    conditions = attack_conditions(samples, {}, LABELS)
-    ask = evaluator(model, tmp_path, progress=lambda *_: evaluator(model, tmp_path)(conditions))  # while the first is under way
+    conditions = conditions_of(samples)
+    first = session(model, tmp_path, lambda *_: session(model, tmp_path).run(conditions))  # while the first is under way
     with pytest.raises(ValueError, match=r"must be free, but it is in use by process \d+ on .*Wait"):
-        ask(conditions)
-    assert len(evaluator(model, tmp_path)(conditions)["clean"].ids) == len(samples)
+        first.run(conditions)
+    assert len(session(model, tmp_path).run(conditions)["clean"].ids) == len(samples)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_flags_alone_are_removed(model, samples, tmp_path):
-    evaluator(model, tmp_path / "flags" / "key")(attack_conditions(samples, {}, LABELS))
-    theirs = ["germany.png", "key/clean.process-9.jsonl", "else/mine.process-0.jsonl", "clean.jsonl"]
+def test_logs_alone_are_removed(model, samples, tmp_path):
+    session(model, tmp_path / "logs" / "key").run(conditions_of(samples))
+    theirs = ["germany.png", "key/log/clean.process-9.jsonl", "else/mine.process-0.jsonl", "clean.jsonl"]
     for name in theirs:
-        (tmp_path / "flags" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "flags" / name).write_text('{"mine": 1}\n')
-    (tmp_path / "flags" / "key" / "cut.process-0.jsonl").touch()  # as a kill before its first line leaves it
-    remove_results(tmp_path / "flags")
-    assert {p.relative_to(tmp_path / "flags").as_posix() for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
-    evaluator(model, tmp_path / "ours" / "key")(attack_conditions(samples, {}, LABELS))
-    remove_results(tmp_path / "ours" / "key")
-    assert not (tmp_path / "ours" / "key").exists()
-    remove_results(tmp_path / "ours" / "key")
+        (tmp_path / "logs" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "logs" / name).write_text('{"mine": 1}\n')
+    (tmp_path / "logs" / "key" / "log" / "cut.process-0.jsonl").touch()  # as a kill before its first line leaves it
+    remove_results(tmp_path / "logs")
+    assert {p.relative_to(tmp_path / "logs").as_posix() for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
+    session(model, tmp_path / "ours").run(conditions_of(samples))
+    remove_results(tmp_path / "ours" / "log")
+    assert not (tmp_path / "ours" / "log").exists()
+    remove_results(tmp_path / "ours" / "log")
 
 
 def test_what_became_unreadable_counts_where_it_was_read(model, samples, tmp_path):
-    conditions = attack_conditions(samples, {"PGD 20/255": PGD(20 / 255, 2)}, LABELS)
-    flags = evaluator(model, tmp_path)(conditions)
-    attacked = flags["PGD 20/255"]
-    flags["PGD 20/255"] = attacked.only(attacked.ids[1:])
-    rows = [row(condition, flags[condition.name], LABELS, (0.5,)) for condition in conditions]
+    conditions = conditions_of(samples, {"PGD 20/255": PGD(20 / 255, 2)})
+    results = session(model, tmp_path).run(conditions)
+    attacked = results["PGD 20/255"]
+    results["PGD 20/255"] = attacked.only(attacked.ids[1:])
+    rows = [row(condition, results[condition.name], TASK, (0.5,)) for condition in conditions]
     assert [r["n"] for r in rows] == [360, 359]
-    assert LABELS.doubt(rows, flags) == []
-    broken = LABELS.broken(flags["clean"], flags["PGD 20/255"])
-    assert 0 not in broken
-    assert len(broken) == int((flags["clean"].correct[1:] & ~flags["PGD 20/255"].correct).sum())
+    assert TASK.cross_checks(rows, results) == []
+    harmed = TASK.harmed(results["clean"], results["PGD 20/255"])
+    assert 0 not in harmed
+    assert len(harmed) == int((results["clean"].correct[1:] & ~results["PGD 20/255"].correct).sum())
 
 
 def test_other_images_of_equal_names_are_refused(model, tmp_path):
@@ -128,9 +128,9 @@ def test_other_images_of_equal_names_are_refused(model, tmp_path):
             return f"test-{index}"
 
     first, second = (Samples(Images(Renamed("test", seed), 10, channels=1)) for seed in (0, 1))
-    evaluator(model, tmp_path)([Condition("clean", first)])
+    session(model, tmp_path).run(conditions_of(first))
     with pytest.raises(ValueError, match="another protocol.*images.content_sha256"):
-        evaluator(model, tmp_path)([Condition("clean", second)])
+        session(model, tmp_path).run(conditions_of(second))
     assert first.names == second.names
 
 
@@ -145,36 +145,38 @@ def test_names_are_told_apart(model, tmp_path):
 
 
 def test_another_protocol_is_refused(model, samples, tmp_path):
-    evaluator(model, tmp_path)([Condition("A", samples, UnderAttack(FGSM(0.1)))])
-    with pytest.raises(ValueError, match=r"another protocol.*condition.judge.attack.threat.eps: 0.1 -> 0.2"):
-        evaluator(model, tmp_path)([Condition("A", samples, UnderAttack(FGSM(0.2)))])
+    session(model, tmp_path).run([Condition("A", samples, TASK.under(FGSM(0.1)))])
+    with pytest.raises(ValueError, match=r"another protocol.*condition.scorer.attack.threat.eps: 0.1 -> 0.2"):
+        session(model, tmp_path).run([Condition("A", samples, TASK.under(FGSM(0.2)))])
     fewer = Samples(Images(Digits("test"), 10, range(100), channels=1))
     with pytest.raises(ValueError, match="images.n: 360 -> 100"):
-        evaluator(model, tmp_path)([Condition("A", fewer, UnderAttack(FGSM(0.1)))])
-    with pytest.raises(ValueError, match="names of their own"):
-        evaluator(model, tmp_path)([Condition("A", samples), Condition("A", samples)])
+        session(model, tmp_path).run([Condition("A", fewer, TASK.under(FGSM(0.1)))])
+    with pytest.raises(ValueError, match="must have its own name, got A, A"):
+        session(model, tmp_path).run([clean_condition(samples, TASK, "A")] * 2)
 
 
 def test_a_damaged_file_is_named(model, samples, tmp_path):
-    evaluator(model, tmp_path, batch_size=100)([Condition("clean", samples)])
-    file = next(tmp_path.glob("clean*"))
+    session(model, tmp_path, batch_size=100).run(conditions_of(samples))
+    file = next((tmp_path / "log").glob("clean*"))
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[2])
-    with pytest.raises(ValueError, match=r"clean.process-0.jsonl is no file of flags, or damaged.*Remove it"):
-        evaluator(model, tmp_path)([Condition("clean", samples)])
+    with pytest.raises(
+        ValueError, match=r"clean.process-0.jsonl must be a log .*, but is damaged.*Remove it"
+    ):
+        session(model, tmp_path).run(conditions_of(samples))
 
 
 def test_processes_share_a_folder(exact_model, samples, tmp_path, monkeypatch):
-    """What two processes leave is one set of flags, for any number of processes that go on with it."""
+    """What two processes leave is one set of results, for any number of processes that go on with it."""
     model = exact_model
-    conditions = attack_conditions(samples, {"PGD": PGD(20 / 255, 3)}, LABELS)
-    alone = evaluator(model, tmp_path / "alone")(conditions)
-    monkeypatch.setattr(Evaluator, "_wait", lambda self: None)
+    conditions = conditions_of(samples, {"PGD": PGD(20 / 255, 3)})
+    alone = session(model, tmp_path / "alone").run(conditions)
+    monkeypatch.setattr(EvaluationSession, "_wait", lambda self: None)
     together = tmp_path / "together"
-    with pytest.raises(ValueError, match="180 of 360 samples have no flag.*All processes must see one folder"):
-        evaluator(model, together, processes=World(1, 2))(conditions)
-    found = evaluator(model, together)(conditions)
-    assert len(list(together.glob("PGD*"))) == 2
+    with pytest.raises(ValueError, match="180 of 360 samples have no result.*All processes must see one folder"):
+        session(model, together, world=World(1, 2)).run(conditions)
+    found = session(model, together).run(conditions)
+    assert len(list((together / "log").glob("PGD*"))) == 2
     assert all(torch.equal(alone[name].correct, found[name].correct) for name in alone)
 
 
@@ -184,9 +186,9 @@ import torch
 torch.set_num_threads(1)
 from imgproc_attn import cli
 import matplotlib.backends.backend_agg
-import imgproc_attn.evaluation.robustness, imgproc_attn.evaluation.presets, imgproc_attn.training.run
-import imgproc_attn.evaluation.attacks, imgproc_attn.evaluation.sanity, imgproc_attn.evaluation.subject
-import imgproc_attn.segmentation.measure, imgproc_attn.segmentation.source
+import imgproc_attn.evaluation.protocols, imgproc_attn.evaluation.presets, imgproc_attn.training.run
+import imgproc_attn.evaluation.attacks, imgproc_attn.evaluation.sanity, imgproc_attn.evaluation.session
+import imgproc_attn.tasks.classification, imgproc_attn.tasks.segmentation
 from imgproc_attn.data import Digits
 Digits("test")  # what is imported before the fork takes no time of the child's
 for line in sys.stdin:
@@ -235,16 +237,16 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
             assert status in (0, signal.SIGKILL, signal.SIGPROF)
             if status:
                 kills += 1
-                progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "flags").glob("*")))
+                progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "log").glob("*")))
             else:  # it was done before: the next attempts begin anew, and sooner
                 killed.append(tmp_path / f"killed-{len(killed)}")
                 length *= 0.8
         assert attempt(killed[-1])[0] == 0
         server.stdin.close()
     for folder in killed:
-        assert (tmp_path / "whole" / "flags.csv").read_bytes() == (folder / "flags.csv").read_bytes()
+        assert (tmp_path / "whole" / "per_sample.csv").read_bytes() == (folder / "per_sample.csv").read_bytes()
         assert result(tmp_path / "whole")["conditions"] == result(folder)["conditions"]
-        for file in (folder / "flags").iterdir():
+        for file in (folder / "log").iterdir():
             ids = [i for line in file.read_text().splitlines()[1:] for i in json.loads(line)["ids"]]
             assert sorted(ids) == sorted(set(ids))
 
@@ -253,7 +255,7 @@ def test_other_code_or_photographs_are_another_protocol(folder, tmp_path, capsys
     """Half an evaluation is not finished by code that has changed since; nor with other pictures of frost."""
     words = ["attack", *arguments(folder), "--attacks fgsm --eps 0.1 --limit 8 --checks 2", "--output", tmp_path / "out"]
     run(*words)
-    monkeypatch.setattr("imgproc_attn.evaluation.assessment.sources_hash", lambda: "changed")
+    monkeypatch.setattr("imgproc_attn.evaluation.session.sources_hash", lambda: "changed")
     with pytest.raises(SystemExit):
         run(*words)
     assert "another protocol" in (said := capsys.readouterr().err)
