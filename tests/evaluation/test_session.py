@@ -160,9 +160,7 @@ def test_a_damaged_file_is_named(model, samples, tmp_path):
     file = next((tmp_path / "log").glob("clean*"))
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[2])
-    with pytest.raises(
-        ValueError, match=r"clean.process-0.jsonl must be a log .*, but is damaged.*Remove it"
-    ):
+    with pytest.raises(ValueError, match=r"clean.process-0.jsonl must be a log .*, but is damaged.*Remove it"):
         session(model, tmp_path).run(conditions_of(samples))
 
 
