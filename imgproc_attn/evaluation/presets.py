@@ -58,7 +58,7 @@ def build_attacks(
     Args:
         names: Of the catalog, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
         threats: Threat models.
-        num_classes: Of the model.
+        num_classes: Number of classes of the model; 0 for tasks without classes.
         seed: Of all draws.
         catalog: What there is.
         **settings: Of the attacks that have such a field; None is the attack's own default.
@@ -77,7 +77,7 @@ def build_attacks(
             raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
     least = {"apgd-dlr": 3, "apgd-t": 4}
     for name in names:
-        if num_classes < least.get(name, 2):
+        if 0 < num_classes < least.get(name, 2):
             raise ValueError(
                 f"{name} needs {least.get(name, 2)} classes, but the model has {num_classes}; other attacks need fewer."
             )

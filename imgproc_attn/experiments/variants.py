@@ -128,7 +128,9 @@ class VariantEvaluation:
         """Return the model as it is asked: about images in [0, 1]."""
         return NormalizedModel(model).to(self.device).eval()
 
-    def __call__(self, model: NormalizedModel, folder: Path, log: Callable[[str], Any], about: Mapping[str, Any]) -> VariantResult:
+    def __call__(
+        self, model: NormalizedModel, folder: Path, log: Callable[[str], Any], about: Mapping[str, Any]
+    ) -> VariantResult:
         """Evaluate a model. What its folder holds is not computed again.
 
         Args:

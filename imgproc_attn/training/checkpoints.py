@@ -92,7 +92,7 @@ def timm_config(model: nn.Module, arguments: Mapping[str, Any], classes: Mapping
     return {
         "architecture": kept.pop("architecture"),
         "num_classes": model.num_classes,
-        "num_features": model.num_features,
+        "num_features": getattr(model, "num_features", None),
         "model_args": dict(arguments),
         **({"label_names": sorted(classes, key=classes.__getitem__)} if classes else {}),
         "pretrained_cfg": kept,
