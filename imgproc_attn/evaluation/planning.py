@@ -24,7 +24,8 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checke
         num_checked: Number of samples for the sanity checks.
     """
     runtime, passes = session.runtime, [condition.scorer.passes for condition in conditions]
-    size = min(runtime.batch_size, max(len(condition.samples) for condition in conditions))
+    known = max(len(condition.samples) for condition in conditions)  # 0 of a stream that announces no number
+    size = min(runtime.batch_size, known or runtime.batch_size)
     forward, backward = _seconds(session, conditions[0], size)
     share = size * runtime.world.size
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, passes))
@@ -81,7 +82,7 @@ def _settings(several: Sequence[Any]) -> str:
 def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tuple[float, float]:
     """Time a forward and a backward pass of one batch; the second of two runs counts."""
     preprocessing = condition.preprocessing or session.preprocessing
-    images = images_of(condition.samples, preprocessing, session.runtime.device, condition.samples.ids[:size])[0]
+    images = images_of(condition.samples, preprocessing, session.runtime.device, condition.samples.random(size, 0).ids)[0]
     times, model = (0.0, 0.0), session.task.view(session.model)
     for _ in range(2):
         marks = [time.perf_counter()]

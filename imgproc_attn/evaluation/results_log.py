@@ -24,6 +24,10 @@ FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 
 
+class NoneReadableError(ValueError):
+    """None of the images of a condition could be read."""
+
+
 class SampleResults(NamedTuple):
     """The results of one condition, sorted by sample id.
 
@@ -96,11 +100,11 @@ def merge_lines(lines: Sequence[Mapping[str, Any]], name: str) -> SampleResults:
         name: Name of the condition or file, for the error.
 
     Raises:
-        ValueError: No image could be read.
+        NoneReadableError: No image could be read.
     """
     scored = [line for line in lines if line["ids"]]
     if not scored:
-        raise ValueError(f"{name}: none of the images could be read; see the list of unreadable ones.")
+        raise NoneReadableError(f"{name}: none of the images could be read. Give others.")
     ids, first = np.unique([i for line in scored for i in line["ids"]], return_index=True)
     names = [column for column in scored[0] if column not in _OF_THE_LINE]
     columns = {column: [value for line in scored for value in line[column]] for column in names}
@@ -189,7 +193,7 @@ class ResultsLog:
         """Merge the results of all processes.
 
         Raises:
-            ValueError: No image could be read.
+            NoneReadableError: No image could be read.
         """
         self._refresh()
         return merge_lines(self._lines, self._file.name)

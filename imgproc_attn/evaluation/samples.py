@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import PreprocessingLike, StreamedImages, evaluation_loader, readable
+from ..data import Images, PreprocessingLike, StreamedImages, evaluation_loader, readable
 from ..utils.io import printable
 from .contract import check_pixels
 
@@ -99,6 +99,14 @@ class SampleSet(ABC):
         """Return the samples that have these ids."""
         return self.without(self.ids[~torch.isin(self.ids, ids)])
 
+    def random(self, count: int, seed: int) -> "SampleSet":
+        """Return random samples."""
+        return self.only(self.ids[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]])
+
+    def none_readable(self) -> ValueError:
+        """Return the error of samples of which none can be read."""
+        return ValueError(f"None of the {len(self)} images can be read. Give others.")
+
     def corrupted(self, corruption: Any) -> "SampleSet":
         """Return the same samples, corrupted when they are read.
 
@@ -130,6 +138,9 @@ class Samples(SampleSet, Dataset):
         samples = Samples(self.images, corruption, self._positions)
         samples.__dict__ |= {"names": self.names, "identity": self.identity}  # read once for all corruptions
         return samples
+
+    def none_readable(self) -> ValueError:
+        return self.images.none_readable() if isinstance(self.images, Images) else super().none_readable()
 
     def share(self, rank: int, size: int) -> "Samples":
         return Samples(self.images, self.corruption, self._positions[rank::size])
@@ -243,13 +254,16 @@ class StreamSamples(SampleSet):
     """Samples of a stream, numbered in the order in which they come.
 
     Args:
-        images: The stream.
-        first: Id of the first sample to return; those before it are read and dropped.
+        images: The stream. Samples that are left out are read and dropped.
+        wanted: Ids of the samples. Default: all.
+        left_out: Ids of samples to leave out.
     """
 
-    def __init__(self, images: StreamedImages, first: int = 0) -> None:
-        self.images, self._first = images, first
-        self.ids = torch.arange(first, max(images.announced, first))  # a guess: streams may give more or fewer
+    def __init__(self, images: StreamedImages, wanted: Tensor | None = None, left_out: Tensor | None = None) -> None:
+        self.images, self._wanted = images, wanted
+        self._left_out = torch.empty(0, dtype=torch.int64) if left_out is None else left_out
+        ids = torch.arange(images.announced) if wanted is None else wanted  # a guess: streams may give more or fewer
+        self.ids = ids[~torch.isin(ids, self._left_out)]
 
     def name(self, sample_id: int) -> str:
         return str(sample_id)
@@ -264,7 +278,14 @@ class StreamSamples(SampleSet):
         return {label: printable(name) for name, label in (self.images.classes or {}).items()}
 
     def without(self, ids: Tensor) -> "StreamSamples":
-        return StreamSamples(self.images, len(ids))  # results are written in order
+        return StreamSamples(self.images, self._wanted, torch.cat([self._left_out, ids]))
+
+    def only(self, ids: Tensor) -> "StreamSamples":
+        return StreamSamples(self.images, ids, self._left_out)
+
+    def random(self, count: int, seed: int) -> "StreamSamples":
+        """Return the first samples: others would take another pass through the stream."""
+        return self.only(torch.arange(count))
 
     def share(self, rank: int, size: int) -> "StreamSamples":
         if size > 1:
@@ -281,9 +302,13 @@ class StreamSamples(SampleSet):
         ):
             ids = torch.arange(start, start + len(images))
             start += len(images)
-            new = ids >= self._first
+            new = ~torch.isin(ids, self._left_out)
+            if self._wanted is not None:
+                new &= torch.isin(ids, self._wanted)
             if new.any():
                 yield images[new.to(device)], labels[new.to(device)], ids[new]
+            if self._wanted is not None and (self._wanted < start).all():
+                return
 
 
 def only_readable(batch: Batch) -> Batch:
@@ -294,7 +319,9 @@ def only_readable(batch: Batch) -> Batch:
 
 def images_of(samples: SampleSet, preprocessing: PreprocessingLike, device: torch.device, ids: Tensor) -> Batch:
     """Return the readable ones of a few samples of one size as a batch."""
-    return only_readable(next(samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)))
+    batches = samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)  # several of a stream
+    images, labels, found = (torch.cat(parts) for parts in zip(*batches))
+    return only_readable((images, labels, found))
 
 
 def in_memory(

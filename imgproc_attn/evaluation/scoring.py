@@ -122,8 +122,18 @@ class Scoring(ABC):
         return open_images(spec.data, spec.root, spec.split, spec.seed, mode=mode, **spec.columns)
 
     def numbered(self, reader: Any, spec: DatasetSpec, num_classes: int, channels: int) -> Images | StreamedImages:
-        """Return the images of a reader that an evaluation asks for."""
+        """Return the images of a reader that an evaluation asks for.
+
+        Raises:
+            ValueError: A stream, which ends where it wants and skips broken images, is to do otherwise.
+        """
         if isinstance(reader, StreamedImages):
+            if spec.limit is not None or not spec.skip_broken:
+                given = f"limit={spec.limit}, skip_broken={spec.skip_broken}"
+                raise ValueError(
+                    f"{spec.data!r} is a stream, which is read to its end without its broken images, got {given}. Leave out "
+                    "--limit and give --skip-broken."
+                )
             reader.num_classes = num_classes
             return reader
         chosen = random_subset(len(reader), spec.limit, spec.seed)

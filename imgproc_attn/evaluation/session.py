@@ -26,7 +26,7 @@ from .findings import Finding, SanityReport
 from .forms import Kept
 from .normalization import InPrecision, NormalizedModel
 from .results import CHECKS, OUTPUTS, row, write_result
-from .results_log import MemoryLog, ResultsLog, SampleResults, remove_results
+from .results_log import MemoryLog, NoneReadableError, ResultsLog, SampleResults, remove_results
 from .samples import SampleSet, StreamSamples, only_readable
 from .scorers import AnyAttack
 from .scoring import Scoring
@@ -229,8 +229,10 @@ class EvaluationSession:
     def _score(
         self, condition: Condition, samples: SampleSet, log: ResultsLog | MemoryLog, progress: Callable[[str, int], Any]
     ) -> None:
-        runtime, preprocessing = self.runtime, condition.preprocessing or self.preprocessing
-        for images, labels, ids in samples.batches(preprocessing, runtime.batch_size, runtime.workers, runtime.device):
+        runtime, preprocessing, workers = self.runtime, condition.preprocessing or self.preprocessing, self.runtime.workers
+        if isinstance(samples, StreamSamples) and runtime.output is not None:
+            workers = min(workers, 1)  # the order, hence the ids, would depend on the number of workers and the batch size
+        for images, labels, ids in samples.batches(preprocessing, runtime.batch_size, workers, runtime.device):
             kept = readable(labels)
             there = kept.to(ids.device)
             result = condition.scorer(self.model, images[kept], labels[kept], ids[there]) if kept.any() else None
@@ -239,7 +241,10 @@ class EvaluationSession:
         log.close()
 
     def _read(self, condition: Condition, log: ResultsLog | MemoryLog) -> SampleResults:
-        results = log.read()
+        try:
+            results = log.read()
+        except NoneReadableError as error:
+            raise condition.samples.none_readable() from error
         missing = condition.samples.without(torch.cat([results.ids, torch.tensor(results.unreadable, dtype=torch.int64)]))
         if len(missing) and not isinstance(condition.samples, StreamSamples):
             raise ValueError(
@@ -272,13 +277,12 @@ class EvaluationSession:
             preprocessing: Preprocessing of the images. Default: the session's.
         """
         count, file = count or self.task.num_checked, None if self.runtime.output is None else self.runtime.output / CHECKS
-        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
         key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
         key = json.loads(json.dumps({**key, "attacks": [describe(attack) for attack in attacks]}))
         known = {} if file is None else _read_checks(file)
         if known.get("key") != key:
             runtime = self.runtime
-            few = samples.only(samples.ids[chosen])
+            few = samples.random(count, self.seed)
             batches = few.batches(preprocessing or self.preprocessing, runtime.batch_size, 0, runtime.device)
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             if attacks and self._progress is None:  # many attacks on few images: else it would look like a standstill

@@ -12,20 +12,20 @@ import pytest
 import timm
 import torch
 from digits import SMALL, tensors
-from evaluated import TASK, arguments, conditions_of, result, run, session
+from evaluated import PREPROCESSING, TASK, arguments, conditions_of, result, run, session
 from PIL import Image
 from skimage import data as photographs
 
 import imgproc_attn  # noqa: F401 - registers the models
-from imgproc_attn.data import Digits, Images, World
+from imgproc_attn.data import Digits, Images, StreamedImages, World
 from imgproc_attn.evaluation import FGSM, PGD
 from imgproc_attn.evaluation.conditions import Condition, clean_condition
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.results_log import remove_results
-from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.evaluation.samples import Samples, StreamSamples, images_of
 from imgproc_attn.evaluation.session import EvaluationSession
-from imgproc_attn.evaluation.specs import architecture_hash
+from imgproc_attn.evaluation.specs import DatasetSpec, architecture_hash
 from imgproc_attn.utils.serialization import describe
 
 
@@ -82,6 +82,54 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
     assert torch.equal(first.ids, again.ids)
     assert first.columns == again.columns
     assert [len(json.loads(line).get("ids", [])) for line in file.read_text().splitlines()] == [0, 100, 100, 100, 60]
+
+
+class Stream:
+    """Digits in their order, as a reader of timm's that can only be iterated over."""
+
+    def __init__(self, num_samples=360):
+        self.num_samples = num_samples
+
+    def __len__(self):
+        return self.num_samples
+
+    def __iter__(self):
+        digits, info = Digits("test"), torch.utils.data.get_worker_info()
+        for i in range(360):
+            if info is None or i % info.num_workers == info.id:  # as shards are given to workers
+                yield digits[i]
+
+
+@pytest.mark.parametrize("announced", [360, 0])
+def test_a_stream_goes_on_where_it_was_however_it_is_read(announced, exact_model, samples, tmp_path):
+    stream, attack = StreamSamples(StreamedImages(Stream(announced), "L")), {"FGSM 20/255": FGSM(20 / 255)}
+    expected = session(exact_model, tmp_path / "numbered").run(conditions_of(samples, attack))
+    session(exact_model, tmp_path / "stream", batch_size=50, workers=2).run(conditions_of(stream, attack))
+    (file,) = (tmp_path / "stream" / "log").glob("FGSM*")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:70])
+    found = session(exact_model, tmp_path / "stream", batch_size=128, workers=3).run(conditions_of(stream, attack))
+    for name, results in found.items():
+        assert torch.equal(results.ids, samples.ids)
+        assert torch.equal(results.labels, expected[name].labels)
+        assert torch.equal(results.correct, expected[name].correct)
+
+
+def test_some_samples_of_a_stream_are_those(samples):
+    stream, ids = StreamSamples(StreamedImages(Stream(), "L")), torch.tensor([3, 50, 200])
+    for of in (stream, stream.without(torch.arange(3))):
+        images, labels, found = images_of(of, PREPROCESSING, torch.device("cpu"), ids)
+        assert torch.equal(found, ids)
+        assert torch.equal(images, tensors("test")[0][ids])
+        assert torch.equal(labels, tensors("test")[1][ids])
+    assert stream.random(8, 0).ids.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("options", [{"limit": 9, "skip_broken": True}, {}])
+def test_a_stream_is_not_cut_short_nor_stops_at_broken_images(options):
+    message = "'wds/x' is a stream, .* got limit=.*Leave out --limit and give --skip-broken"
+    with pytest.raises(ValueError, match=message):
+        TASK.numbered(StreamedImages(Stream(), "L"), DatasetSpec("wds/x", "", **options), 10, 1)
 
 
 def test_two_evaluations_do_not_write_to_one_file(model, samples, tmp_path):
