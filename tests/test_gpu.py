@@ -95,11 +95,11 @@ def test_training(overrides, tmp_path):
     recipe = load_recipe("quickstart", ["schedule.epochs=12", "data.validation_images=200", *overrides])
     single = recipe.variant("bilateral + twicing", 0)
     result = train(single, tmp_path, "cuda")
-    assert result["test"]["top1"] > 80
+    assert result["test"]["accuracy"] > 80
     assert train(single, tmp_path, "cuda", resume=True) == result
     on_cpu = Run(single, tmp_path, torch.device("cpu"), SINGLE_PROCESS)
     load_weights(on_cpu.model, tmp_path / "best")
-    assert on_cpu.evaluate(on_cpu.splits.test)["top1"] == pytest.approx(result["test"]["top1"], abs=1.0)
+    assert on_cpu.evaluate(on_cpu.splits.test)["accuracy"] == pytest.approx(result["test"]["accuracy"], abs=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +120,16 @@ def digits_run(tmp_path_factory):
     ],
 )
 def test_evaluations_agree_with_the_cpu(words, digits_run, tmp_path):
-    """The same draws, the same flags but for rounding; and the same findings."""
+    """The same draws, the same results but for rounding; and the same findings."""
     command, *rest = words.split()
-    flags, findings = {}, {}
+    correct, findings = {}, {}
     for device in ("cpu", "cuda"):
         out = tmp_path / device
         main([command, str(digits_run), *rest, *f"--limit 100 --workers 0 --device {device} --output {out}".split()])
         found = json.loads((out / "result.json").read_text())
         findings[device] = {finding["check"] for finding in found["findings"]}
         assert found["environment"]["device"].startswith(device)
-        table = list(csv.reader((out / "flags.csv").open()))
-        flags[device] = torch.tensor([[int(flag) for flag in row[-len(found["conditions"]) :]] for row in table[1:]])
-    assert (flags["cpu"] == flags["cuda"]).double().mean(0).min() >= 0.98
+        table = list(csv.reader((out / "per_sample.csv").open()))
+        correct[device] = torch.tensor([[int(value) for value in row[-len(found["conditions"]) :]] for row in table[1:]])
+    assert (correct["cpu"] == correct["cuda"]).double().mean(0).min() >= 0.98
     assert findings["cpu"] == findings["cuda"]

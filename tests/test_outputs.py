@@ -21,7 +21,7 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn import cli
 from imgproc_attn.data import Digits, Images, evaluation_loader
 from imgproc_attn.data.loaders import Preprocessing
-from imgproc_attn.evaluation.flags import ResultsLog
+from imgproc_attn.evaluation.results_log import ResultsLog
 from imgproc_attn.utils.io import check_output_file, check_output_folder, write_atomically, write_json, write_text
 
 # nothing that these name is there, nor can be trained in a test: what comes first is the output
@@ -107,9 +107,9 @@ def test_a_full_disk_is_told_with_the_file_and_the_room(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=message):
         write_json(tmp_path / "x.json", {"new": 2})
-    flags = ResultsLog(tmp_path / "flags", "clean", {})
+    log = ResultsLog(tmp_path / "log", "clean", {})
     with pytest.raises(OSError, match=r"clean.process-0.jsonl cannot be written: No space left.* MiB are free"):
-        flags.add(torch.tensor([1]), None, torch.tensor([], dtype=torch.int64))
+        log.add(torch.tensor([1]), None, torch.tensor([], dtype=torch.int64))
     monkeypatch.undo()
     assert json.loads((tmp_path / "x.json").read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["x.json"]
@@ -142,7 +142,7 @@ def test_file_names_that_are_not_utf_8_are_kept_written_out(command, model, tmp_
     output = tmp_path / "out"
     common = ["--root", root, "--skip-broken", "--workers", 0, "--device", "cpu", "--output", output]
     cli.main([*command.split()[:1], str(model), *command.split()[1:], *map(str, common)])
-    table = "predictions.csv" if command == "evaluate" else "flags.csv"
+    table = "predictions.csv" if command == "evaluate" else "per_sample.csv"
     rows = list(csv.DictReader((output / table).open(encoding="utf-8")))
     assert r"bad\udcff.png" in " ".join(row["image"] for row in rows)
     assert r"cut\udcff.png" in (output / "result.json").read_text().replace("\\\\", "\\")
@@ -172,18 +172,21 @@ def test_what_a_console_cannot_show_is_written_and_printed_as_far_as_possible(en
 
 FEW_FILES = """
 import resource, torch
-from contextlib import nullcontext
 from imgproc_attn.data import Digits, Images, evaluation_loader
 from imgproc_attn.data.loaders import Preprocessing
-from imgproc_attn.evaluation.accuracy import predict
+from imgproc_attn.evaluation.conditions import clean_condition
 from imgproc_attn.evaluation.samples import Samples
+from imgproc_attn.evaluation.session import EvaluationSession, Runtime
+from imgproc_attn.tasks import ClassificationTask
 resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
 preprocessing, device = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bilinear", 1.0), torch.device("cpu")
 images = Images(Digits("test"), 10, range(120), channels=1)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
 print(len(list(evaluation_loader(images, preprocessing, 1, 1, device))))
 print(len(list(Samples(images).batches(preprocessing, 1, 1, device))))
-print(len(predict(model, evaluation_loader(images, preprocessing, 1, 1, device), nullcontext).labels))
+task = ClassificationTask(10)
+session = EvaluationSession(model, task, preprocessing, Runtime(device, batch_size=1, workers=1))
+print(len(session.run([clean_condition(Samples(images), task)])["clean"].labels))
 """
 
 

@@ -39,8 +39,8 @@ def test_files_of_others_are_not_overwritten(name, restart, folder, tmp_path, ca
 
 
 def test_restart_removes_results_alone(folder, tmp_path, capsys):
-    (tmp_path / "flags").mkdir()
-    theirs = {"flags/germany.png": "mine", "notes.txt": "mine", "flags/clean.jsonl": '{"protocol": "mine"}'}
+    (tmp_path / "log").mkdir()
+    theirs = {"log/germany.png": "mine", "notes.txt": "mine", "log/clean.jsonl": '{"protocol": "mine"}'}
     for name, text in theirs.items():
         (tmp_path / name).write_text(text)
     command = ["attack", *arguments(folder), *QUICK, "--output", tmp_path]

@@ -45,14 +45,14 @@ def test_report(folder, tmp_path, capsys):
     models = group(find_entries([tmp_path / "runs" / "plain", tmp_path / "runs" / "weights"]))
     assert list(models) == ["plain <b>", "filter"]
     rows = {row["name"]: row for row in tables(models)["attack"]}
-    flags = [
+    correct = [
         {
             row["image"]: int(row["FGSM 10/255"])
             for row in csv.DictReader((tmp_path / "runs" / w / "attack" / "per_sample.csv").open())
         }
         for w in ("plain", "weights")
     ]
-    pairs = [(flags[1][name], flags[0][name]) for name in flags[0]]
+    pairs = [(correct[1][name], correct[0][name]) for name in correct[0]]
     low, high = paired_interval(*(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
     mean = 100 * (sum(a for a, _ in pairs) - sum(b for _, b in pairs)) / 80
     assert rows["FGSM 10/255"]["differences"] == [f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"]
@@ -157,7 +157,7 @@ def test_models_of_one_label_without_seeds_are_several_models(folder, tmp_path):
     assert list(group(find_entries([tmp_path]))) == [f"m ({tmp_path / name})" for name in ("plain", "weights")]
 
 
-def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, capsys):
+def test_a_result_and_samples_of_two_evaluations_are_refused(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
     lines = (tmp_path / "per_sample.csv").read_text().splitlines()
     (tmp_path / "per_sample.csv").write_text("\n".join(lines[:-1]) + "\n")
@@ -168,9 +168,12 @@ def test_a_result_and_flags_of_two_evaluations_are_refused(folder, tmp_path, cap
 
 def test_interrupted_results_are_named(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--attacks fgsm --eps 10/255 --limit 30 --checks 4 --output", tmp_path)
-    flags, whole = tmp_path / "per_sample.csv", (tmp_path / "per_sample.csv").read_text()
-    flags.write_text(whole[: len(whole) // 2 + 3])
-    for file, message in ((flags, "per_sample.csv is cut off"), (tmp_path / "result.json", "result.json must be a JSON file")):
+    table, whole = tmp_path / "per_sample.csv", (tmp_path / "per_sample.csv").read_text()
+    table.write_text(whole[: len(whole) // 2 + 3])
+    for file, message in (
+        (table, "per_sample.csv must be a whole table of per-sample results"),
+        (tmp_path / "result.json", "result.json must be a JSON file"),
+    ):
         content = file.read_text()
         file.write_text(content[: len(content) // 2 + 3])
         capsys.readouterr()
@@ -179,5 +182,5 @@ def test_interrupted_results_are_named(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
         file.write_text(whole)
     with pytest.raises(SystemExit):
-        run("report", tmp_path / "flags", "--output", tmp_path / "r.html")
+        run("report", tmp_path / "log", "--output", tmp_path / "r.html")
     assert "holds no result.json" in capsys.readouterr().err

@@ -128,8 +128,9 @@ def test_evaluate_knows_maps_of_classes(imagenet_model, tmp_path):
         assert SYNSETS[int(row["label"])] == Path(row["image"]).parent.name
         assert int(row["top1"]) == logits_of(model, root / row["image"]).argmax()
     found = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (found["n"], found["data"]["classes"]) == (55, "imagenet")
-    assert found["top1"] == pytest.approx(100 * sum(row["label"] == row["top1"] for row in rows) / 55)
+    (row,) = found["conditions"]
+    assert (row["n"], found["data"]["classes"]) == (55, "imagenet")
+    assert row["accuracy"] == pytest.approx(100 * sum(row["label"] == row["top1"] for row in rows) / 55)
 
 
 def test_unreadable_images_are_named_and_count_nowhere(imagenet_model, tmp_path, capsys):
