@@ -64,10 +64,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         args.function(args)
         _leave_processes()
     except KeyboardInterrupt:
-        print(
-            "imgproc-attn: stopped; train goes on with --resume; compare, attack, corrupt and shift with the same command.",
-            file=sys.stderr,
-        )
+        print("imgproc-attn: stopped. To go on, repeat the command; train also needs --resume.", file=sys.stderr)
         sys.exit(130)
     except USER_ERRORS as error:
         if isinstance(error, BrokenPipeError) and reader_left():
