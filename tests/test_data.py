@@ -29,7 +29,7 @@ from imgproc_attn.data import (
 )
 from imgproc_attn.data.readers import TorchvisionImages
 from imgproc_attn.recipe.schema import Augmentation
-from imgproc_attn.training.augmentation import mixup, training_transform
+from imgproc_attn.tasks.augmentation import mixup, training_transform
 
 CPU = torch.device("cpu")
 DIGITS = Preprocessing((1, 8, 8), (0.0,), (1.0,), "bicubic", 1.0)

@@ -9,16 +9,17 @@ from imgproc_attn.data import World
 from imgproc_attn.evaluation import PGD, NormalizedModel
 from imgproc_attn.models.checkpoints import load_weights
 from imgproc_attn.recipe import load_recipe
-from imgproc_attn.training.model_factory import create
+from imgproc_attn.tasks import task_of
+from imgproc_attn.tasks.classification import AdversarialTraining
+from imgproc_attn.training.model_factory import build_model
 from imgproc_attn.training.run import Run
-from imgproc_attn.training.tasks import AdversarialClassification, build_task
 
 
 def test_adversarial_training_attacks_within_the_ball(tmp_path):
     recipe = small("adversarial.eps=0.06", "adversarial.warmup_epochs=2", label="plain")
-    model = create(recipe)
-    task = build_task(recipe, model, run_of(tmp_path).preprocessing, CPU)
-    assert isinstance(task, AdversarialClassification)
+    model = build_model(recipe)
+    task = task_of(recipe).training_task(recipe, model, run_of(tmp_path).preprocessing, CPU)
+    assert isinstance(task, AdversarialTraining)
     images = torch.rand(16, 1, 8, 8)
     labels = torch.randint(10, (16,))
     for epoch, share in ((0, 1 / 3), (1, 2 / 3), (2, 1.0), (9, 1.0)):

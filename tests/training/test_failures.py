@@ -13,7 +13,7 @@ from runs import quiet, run_of, same, small, stop_after, weights
 
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.checkpoints import load_state, state_file
-from imgproc_attn.training.model_factory import create
+from imgproc_attn.training.model_factory import build_model
 from imgproc_attn.utils.manifest import Manifest
 
 
@@ -84,7 +84,7 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     recipe = small("schedule.epochs=2")
     stop_after(recipe, tmp_path, 1)
     held = sum((tmp_path / file).stat().st_size for file in ("state.pt", "best/model.safetensors", "last/model.safetensors"))
-    needed = 12 * 4 * sum(p.numel() for p in create(recipe).parameters()) + 2**24
+    needed = 12 * 4 * sum(p.numel() for p in build_model(recipe).parameters()) + 2**24
     usage = type("Usage", (), {"free": needed - held + 2**10})
     monkeypatch.setattr("imgproc_attn.training.run_dir.shutil.disk_usage", lambda path: usage)
     quiet(recipe, tmp_path, resume=True)

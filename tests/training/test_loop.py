@@ -10,14 +10,15 @@ from functools import partial, partialmethod
 import pytest
 import torch
 from runs import CPU, quiet, run_of, same, small, stop_after, weights
+from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
 from imgproc_attn.data import Preprocessing
+from imgproc_attn.tasks import task_of
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.checkpoints import load_state
-from imgproc_attn.training.model_factory import create
-from imgproc_attn.training.tasks import Classification, build_task
+from imgproc_attn.training.model_factory import build_model
 
 
 def test_a_run_is_reproducible_and_depends_on_its_seed(finished, tmp_path):
@@ -112,7 +113,7 @@ def test_options_train_and_resume_exactly(overrides, tmp_path):
 def test_compiled_model(tmp_path, monkeypatch):
     """Traced by dynamo, run without inductor: what is kept and how it is optimized is that of the bare model."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
-    monkeypatch.setattr(Classification, "compile", partialmethod(Classification.compile, backend="eager"))
+    monkeypatch.setattr(ClassificationTask, "compile", partialmethod(ClassificationTask.compile, backend="eager"))
     common = ["run.ema_decay=0.9", "optimizer.layer_decay=0.7", "data.train_images=256", *SGD]
     quiet(small("run.compile=true", *common), tmp_path / "compiled")
     quiet(small(*common), tmp_path / "plain")
@@ -127,7 +128,8 @@ def test_optimizer_settings_do_not_depend_on_the_wrapping():
     recipe = small("optimizer.layer_decay=0.75", "model.depth=3", label="plain")
     groups = []
     for wrap in (lambda task: None, lambda task: task.compile()):
-        task = build_task(recipe, create(recipe), Preprocessing((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0), CPU)
+        preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0)
+        task = task_of(recipe).training_task(recipe, build_model(recipe), preprocessing, CPU)
         wrap(task)
         names = {id(p): name for name, p in unwrap_model(task.get_trainable_module()).named_parameters()}
         optimizer = Trainer(task, [None] * 4, recipe).optimizer

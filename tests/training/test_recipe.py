@@ -12,7 +12,7 @@ from skimage import data
 from imgproc_attn.data import SINGLE_PROCESS, Preprocessing
 from imgproc_attn.recipe import find_recipe, list_recipes, load_recipe
 from imgproc_attn.recipe.loading import check_recipe, recipe_text
-from imgproc_attn.training.model_factory import check, create
+from imgproc_attn.training.model_factory import build_model, dry_run
 from imgproc_attn.training.run import Run
 
 RECIPES = sorted(f for f in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if not f.name.startswith("_"))
@@ -44,7 +44,7 @@ def test_every_header_says_what_the_recipe_is(path):
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path):
     for single in singles(load_recipe(path)).values():
-        check(single)
+        dry_run(single)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_recipes_to_be_compared_differ_in_the_model_alone():
     families, pictures = {}, set()
     for path in RECIPES:
         if path.parent.name == "imagenet" and path.stem.endswith("_300e"):
-            pictures.add(Preprocessing.of(create(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
+            pictures.add(Preprocessing.of(build_model(load_recipe(path), device="meta", pretrained=False).pretrained_cfg))
             content = load_recipe(path).model_dump(exclude={"title"})
             families.setdefault("300e", []).append({**content, "model": content["model"]["drop_path_rate"]})
     assert len(families["300e"]) == 24
@@ -112,7 +112,7 @@ def test_adversarially_trained_models_differ_in_the_kernel_alone():
     found = []
     for name in ("plain", "nlm"):
         recipe = load_recipe(f"imagenet/{name}_vit_small_adversarial_100e")
-        model = create(recipe, device="meta")
+        model = build_model(recipe, device="meta")
         found.append((recipe.model_dump(exclude={"title", "model"}), model.num_prefix_tokens, model.global_pool))
     assert found[0] == found[1]
 
@@ -168,7 +168,7 @@ def test_unknown_recipe_names_near_ones():
 def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
     recipe = load_recipe(find_recipe("quickstart"), ["data.input_size=[1,16,16]"]).variant("plain", 0)
     with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*16"):
-        check(recipe)
+        dry_run(recipe)
     for override, message in (
         ("model.residuals=twicing", "unexpected keyword argument 'residuals'.*near it: residual"),
         ("model.drop_path_rat=0.1", "near it: drop_path_rate"),
@@ -178,7 +178,7 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
         ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
     ):
         with pytest.raises(ValueError, match=message):
-            check(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
+            dry_run(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
     with pytest.raises(ValueError, match="data.mean has 3 values for 1 channels"):
-        check(load_recipe(find_recipe("quickstart"), ["data.mean=[0.1,0.2,0.3]"]).variant("plain", 0))
+        dry_run(load_recipe(find_recipe("quickstart"), ["data.mean=[0.1,0.2,0.3]"]).variant("plain", 0))
     assert torch.get_default_device().type == "cpu"

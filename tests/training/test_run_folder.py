@@ -12,11 +12,11 @@ from runs import CPU, quiet, same, small, stop_after, weights
 
 import imgproc_attn
 from imgproc_attn.data import SINGLE_PROCESS, Preprocessing, World
-from imgproc_attn.evaluation.subject import ModelSpec
+from imgproc_attn.evaluation.specs import ModelSpec
 from imgproc_attn.training import train
-from imgproc_attn.training.model_factory import create
+from imgproc_attn.training.model_factory import build_model
 from imgproc_attn.training.run import Run
-from imgproc_attn.training.run_dir import Folder
+from imgproc_attn.training.run_dir import RunDir
 from imgproc_attn.utils.io import UNFINISHED
 
 
@@ -29,23 +29,23 @@ def test_what_a_run_leaves(finished):
     assert environment["hardware"]["cores"] >= 1
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [0, 1, 2]
-    assert {"train_loss", "lr", "seconds", "images_per_second", "validation_top1", "saturated_rows"} <= set(records[0])
+    assert {"train_loss", "lr", "seconds", "images_per_second", "validation_accuracy", "saturated_rows"} <= set(records[0])
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert (folder / "learning.png").stat().st_size > 5000
     assert json.loads((folder / "final.json").read_text()).items() > result.items()
     assert result["test"]["n"] == 100
-    assert result["validation"] == max(r["validation_top1"] for r in records)
+    assert result["validation"] == max(r["validation_accuracy"] for r in records)
     assert len(lines) == 6
     assert lines[0].startswith("bilateral_vit_tiny, 0.00 M parameters, on cpu in 1 process(es)")
     assert "512 training, 100 validation, 100 test images of 10 classes; 4 updates an epoch" in lines[1]
     assert "img/s" in lines[2]
     assert "left 0:00:00" in lines[4]
-    assert lines[5].startswith(f"Test: top-1 {result['test']['top1']:.2f} % of 100 images.")
-    assert result["best_epoch"] == 1 + [r["validation_top1"] for r in records].index(result["validation"])
+    assert lines[5].startswith(f"Test: accuracy {result['test']['accuracy']:.2f} % of 100 images.")
+    assert result["best_epoch"] == 1 + [r["validation_accuracy"] for r in records].index(result["validation"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert [e.value for e in board.Scalars("validation_top1")] == pytest.approx([r["validation_top1"] for r in records])
+    assert [e.value for e in board.Scalars("validation_accuracy")] == pytest.approx([r["validation_accuracy"] for r in records])
 
 
 def test_timm_loads_what_a_run_leaves(finished):
@@ -64,17 +64,17 @@ def test_gray_images_get_the_mean_of_a_color_models_statistics(finished, tmp_pat
     folder, _, _ = finished
     none = ["data.mean=null", "data.std=null"]
     colors = timm.get_pretrained_cfg("bilateral_vit_tiny").mean
-    assert create(small(*none)).pretrained_cfg["mean"] == pytest.approx((sum(colors) / 3,))
+    assert build_model(small(*none)).pretrained_cfg["mean"] == pytest.approx((sum(colors) / 3,))
     shutil.copytree(folder / "best", tmp_path / "color")
     config = json.loads((folder / "best" / "config.json").read_text())
     config["pretrained_cfg"] |= {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.2, 0.3]}
     (tmp_path / "color" / "config.json").write_text(json.dumps(config))
-    model = create(small(*none, f"model.checkpoint={tmp_path / 'color'}"))
+    model = build_model(small(*none, f"model.checkpoint={tmp_path / 'color'}"))
     prepared = Preprocessing.of(model.pretrained_cfg)
     assert (prepared.mean, prepared.std) == (pytest.approx((0.3,)), pytest.approx((0.2,)))
     assert ModelSpec(str(tmp_path / "color")).build()[1].mean == pytest.approx(prepared.mean)
     with pytest.raises(ValueError, match=r"data.mean has 3 values for 1 channels"):
-        create(small("data.mean=[0.5,0.5,0.5]"))
+        build_model(small("data.mean=[0.5,0.5,0.5]"))
 
 
 def test_a_finished_run_is_not_repeated(finished):
@@ -128,7 +128,7 @@ def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
 def test_a_result_without_a_run_is_none(finished, tmp_path):
     """It was not written by a run in this folder, and is neither believed nor overwritten."""
     shutil.copy(finished[0] / "final.json", tmp_path)
-    assert Folder(finished[0], small(), True).finished() == finished[1]
+    assert RunDir(finished[0], small(), True).finished() == finished[1]
     for how in ({"resume": True}, {"restart": True}, {}):
         with pytest.raises(FileExistsError, match=r"must not hold final.json, which would be overwritten.*Move"):
             quiet(small(), tmp_path, **how)
@@ -136,16 +136,16 @@ def test_a_result_without_a_run_is_none(finished, tmp_path):
 
 
 def test_all_processes_must_see_the_folder(finished, tmp_path):
-    Folder(finished[0], small(), True).check_shared(1)
+    RunDir(finished[0], small(), True).check_shared(1)
     with pytest.raises(FileNotFoundError, match="Process 1 does not see .*other.*storage that the machines share"):
-        Folder(tmp_path / "other", small(), True).check_shared(1)
+        RunDir(tmp_path / "other", small(), True).check_shared(1)
 
 
 def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
     """What broke off before its first epoch blocks nothing; what is resumed and is not there is said."""
     recipe = small("schedule.epochs=2", "data.seed=3")
     run = Run(recipe, tmp_path, CPU, SINGLE_PROCESS)
-    Folder(tmp_path, recipe, False).prepare(run.model, run.splits, "cpu", 1)
+    RunDir(tmp_path, recipe, False).prepare(run.model, run.splits, "cpu", 1)
     run.manifest.write(run.state([]))
     lines = []
     train(small("schedule.epochs=2"), str(tmp_path), resume=True, say=lines.append)

@@ -16,7 +16,7 @@ from runs import Stop, quiet, same, small, stop_after, weights
 from imgproc_attn import cli
 from imgproc_attn.recipe import load_recipe
 from imgproc_attn.training import train
-from imgproc_attn.training.run_dir import Folder
+from imgproc_attn.training.run_dir import RunDir
 from imgproc_attn.utils.locks import LOCK, locked
 
 TWO = small("schedule.epochs=2")
@@ -168,7 +168,7 @@ def test_restart_removes_the_run_alone(finished, copy):
     for name in theirs:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
-    Folder.clear(folder)
+    RunDir.clear(folder)
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(theirs)
 
 
@@ -187,14 +187,14 @@ def test_a_restart_that_was_killed_leaves_no_half_run(finished, copy, monkeypatc
         left[0] = moment
         monkeypatch.setattr(Path, "unlink", counted)
         with pytest.raises(Stop):
-            Folder.clear(folder)
+            RunDir.clear(folder)
         monkeypatch.setattr(Path, "unlink", unlink)
         if (folder / "recipe.yaml").exists():
-            assert Folder(folder, small(), True).finished() == finished[1]
-        elif Folder(folder, small(), False, restart=True)._holds_an_epoch():
+            assert RunDir(folder, small(), True).finished() == finished[1]
+        elif RunDir(folder, small(), False, restart=True)._holds_an_epoch():
             with pytest.raises(ValueError, match="recipe.yaml must be there"):
-                Folder(folder, small(), True)
-        Folder.clear(folder)
+                RunDir(folder, small(), True)
+        RunDir.clear(folder)
         assert not (folder / "manifest.json").exists()
         shutil.rmtree(folder)
 

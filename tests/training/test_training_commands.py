@@ -94,10 +94,21 @@ def test_a_run_folder_is_enough(finished, tmp_path, capsys):
     folder, _, _ = finished
     cli.main(["train", str(folder), "--resume"])
     cli.main(["evaluate", str(folder), "--output", str(tmp_path), "--workers", "0"])
-    found, final = (json.loads(file.read_text()) for file in (tmp_path / "result.json", folder / "final.json"))
-    assert (found["n"], found["top1"]) == (final["test"]["n"], pytest.approx(final["test"]["top1"]))
-    cli.main(["evaluate", str(folder), "--data", "digits", "--split", "train", "--limit", "50", "--output", str(tmp_path)])
-    assert json.loads((tmp_path / "result.json").read_text())["n"] == 50
+    result, final = (json.loads(file.read_text()) for file in (tmp_path / "result.json", folder / "final.json"))
+    (row,) = result["conditions"]
+    assert {key: row[key] for key in ("n", "correct", "accuracy", "top5", "top5_interval")} == {
+        key: final["test"][key] for key in ("n", "correct", "accuracy", "top5", "top5_interval")
+    }
+    assert row["loss"] == pytest.approx(final["test"]["loss"])
+    others = ["evaluate", str(folder), "--data", "digits", "--split", "train", "--limit", "50", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cli.main(others)
+    assert "images.n: 100 -> 50" in (error := capsys.readouterr().err)
+    assert "Give another --output, or start again with --restart" in error
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    cli.main([*others, "--restart"])
+    (row,) = json.loads((tmp_path / "result.json").read_text())["conditions"]
+    assert row["n"] == 50
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(folder), "--data", "npz"])

@@ -29,7 +29,7 @@ from imgproc_attn.evaluation import (
     evaluate,
 )
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
-from imgproc_attn.evaluation.subject import ImageSource, ModelSpec
+from imgproc_attn.evaluation.specs import DatasetSpec, ModelSpec
 
 NO_FLAGS = ["false", "no", "", 0, 1, None, np.bool_(True)]
 FLAGS = {
@@ -48,7 +48,7 @@ FLAGS = {
     "targeted": lambda v: ThreatModel(0.1, targeted=v),
     "start_at_random": lambda v: PGD(0.1, start_at_random=v),
     "pretrained": lambda v: ModelSpec("plain_vit_tiny", pretrained=v),
-    "skip_broken": lambda v: ImageSource("digits", "", skip_broken=v),
+    "skip_broken": lambda v: DatasetSpec("digits", "", skip_broken=v),
 }
 
 
@@ -176,7 +176,7 @@ COUNTS = {
     "noise seed": lambda v: GaussianNoise(0.1, v),
     "severity": lambda v: ImageNetC("fog", v),
     "corruption seed": lambda v: ImageNetC("fog", 1, v),
-    "limit": lambda v: ImageSource("digits", "", limit=v),
+    "limit": lambda v: DatasetSpec("digits", "", limit=v),
 }
 
 
@@ -195,7 +195,7 @@ def test_counts_are_whole_numbers(make):
         (lambda: ThreatModel(0.1, bounds=(1.0, 0.0)), r"bounds must be a range \(low, high\), got \(1.0, 0.0\)"),
         (lambda: ThreatModel(0.1, bounds=(0.0, math.nan)), "bounds must be a range"),
         (lambda: FGSM(np.array([0.1, 0.2])), "FGSM: eps must be one number"),
-        (lambda: ImageSource("digits", "", limit=0), "limit must be at least 1, got 0"),
+        (lambda: DatasetSpec("digits", "", limit=0), "limit must be at least 1, got 0"),
         (lambda: Images(Digits("test"), 10, channels=1, on_unreadable="skip"), "on_unreadable must be 'stop', 'replace' or"),
         (lambda: Bregman(2, steps=True), "steps is True, but must be a whole number"),
         (

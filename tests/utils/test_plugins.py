@@ -84,7 +84,8 @@ def test_what_is_evaluated_is_what_was_trained(name, tmp_path):
     evaluated = command(tmp_path, "evaluate", name, "--workers", "0", "--output", "out", "--device", "cpu")
     assert evaluated.returncode == 0, evaluated.stderr
     final = json.loads((tmp_path / name / "final.json").read_text())
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["top1"] == final["test"]["top1"]
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["conditions"]
+    assert row["accuracy"] == final["test"]["accuracy"]
 
 
 def test_what_would_not_come_back_is_not_trained(tmp_path):
