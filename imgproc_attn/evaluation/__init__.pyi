@@ -9,15 +9,20 @@ from .attacks import (
     SPSA,
     Attack,
     AttackResult,
+    AutoAttack,
     Square,
     TargetedAPGD,
     WorstOf,
     strong_ensemble,
 )
+from .benchmarks import BenchmarkResult, benchmark
 from .corruptions import GaussianBlur, GaussianNoise
 from .normalization import NormalizedModel
 from .protocol import Evaluation, evaluate
+from .results_log import SampleResults
 from .sanity import sanity_checks
+from .session import EvaluationSession, Runtime
+from .specs import DatasetSpec, ModelSpec
 from .statistics import PairedDifference, paired_difference
 from .threat import L2_NORM, LINF, ThreatModel
 
@@ -32,15 +37,23 @@ __all__ = [
     "SPSA",
     "Attack",
     "AttackResult",
+    "AutoAttack",
+    "BenchmarkResult",
+    "DatasetSpec",
     "Evaluation",
+    "EvaluationSession",
     "GaussianBlur",
     "GaussianNoise",
+    "ModelSpec",
     "NormalizedModel",
     "PairedDifference",
+    "Runtime",
+    "SampleResults",
     "Square",
     "TargetedAPGD",
     "ThreatModel",
     "WorstOf",
+    "benchmark",
     "evaluate",
     "paired_difference",
     "sanity_checks",

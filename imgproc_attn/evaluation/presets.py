@@ -29,6 +29,7 @@ ATTACKS: Catalog = {
     "apgd-t": ("APGD-T", lambda: evaluation.TargetedAPGD),
     "square": ("Square", lambda: evaluation.Square),
     "spsa": ("SPSA", lambda: evaluation.SPSA),
+    "autoattack": ("AutoAttack", lambda: evaluation.AutoAttack),
 }
 ENSEMBLE = "ensemble"
 NORMS: Mapping[str, Callable[[], Norm]] = {"Linf": lambda: evaluation.LINF, "L2": lambda: evaluation.L2_NORM}
@@ -75,7 +76,7 @@ def build_attacks(
     for key in given:
         if not any(key in kind.__dataclass_fields__ for kind in kinds.values()):
             raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
-    least = {"apgd-dlr": 3, "apgd-t": 4}
+    least = {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 10}
     for name in names:
         if 0 < num_classes < least.get(name, 2):
             raise ValueError(

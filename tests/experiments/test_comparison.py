@@ -12,13 +12,13 @@ import time
 import pytest
 import timm
 import torch
+from imgproc_attn.experiments.examination import LabelExamination
 from safetensors.torch import load_file
 
 from imgproc_attn import cli
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, TargetedAPGD
 from imgproc_attn.experiments import comparison
 from imgproc_attn.experiments.comparison import Result, compare, devices_of, sanity
-from imgproc_attn.experiments.examination import LabelExamination
 from imgproc_attn.recipe import find_recipe, load_recipe
 from imgproc_attn.training.model_factory import create
 from imgproc_attn.utils.serialization import strength_text

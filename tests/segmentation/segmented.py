@@ -1,12 +1,12 @@
 """What tests of segmentation share: small models, commands."""
 
 import torch
-from torch import nn
-
-from imgproc_attn import cli
 from imgproc_attn.evaluation.assessment import Assessment, Place
 from imgproc_attn.evaluation.subject import ModelSpec
 from imgproc_attn.segmentation.source import PictureSource
+from torch import nn
+
+from imgproc_attn import cli
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 

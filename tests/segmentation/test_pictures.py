@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from imgproc_attn.segmentation.source import PictureSource
 from PIL import ExifTags, Image
 from shapes import label_map, recipe_of, shapes_folder
 from skimage import data as photographs
 
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labeled_folder, read_label
-from imgproc_attn.segmentation.source import PictureSource
 from imgproc_attn.training import train
 from imgproc_attn.training.model_factory import check
 

@@ -4,6 +4,7 @@ import pytest
 import seeding
 import torch
 import torch.nn.functional as F
+from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 from segmented import CPU, assessment
 from torch import nn
 
@@ -18,7 +19,6 @@ from imgproc_attn.segmentation.attacks import (
     pixel_cross_entropy,
     wrong_pixels_weighted,
 )
-from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 from imgproc_attn.segmentation.presets import PIXEL_ATTACKS
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from imgproc_attn.segmentation.measure import PixelMeasure, SlidingWindow
 from segmented import CPU, assessment
 from torch import nn
 
 from imgproc_attn.segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
-from imgproc_attn.segmentation.measure import PixelMeasure, SlidingWindow
 
 
 def test_doubts():

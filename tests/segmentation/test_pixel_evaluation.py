@@ -10,6 +10,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from imgproc_attn.evaluation.evaluator import Evaluator
+from imgproc_attn.evaluation.robustness import attack_conditions
+from imgproc_attn.experiments.examination import PixelExamination
+from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from segmented import CPU, assessment, command
@@ -17,17 +21,13 @@ from shapes import recipe_of, shapes_folder
 from torch import nn
 
 from imgproc_attn.data import SINGLE_PROCESS, World
-from imgproc_attn.evaluation.evaluator import Evaluator
 from imgproc_attn.evaluation.report import _curves_of, find_entries, group, tables
-from imgproc_attn.evaluation.robustness import attack_conditions
-from imgproc_attn.experiments.examination import PixelExamination
 from imgproc_attn.segmentation import IoUMetric
 from imgproc_attn.segmentation.attacks import (
     PixelFGSM,
     PixelPGD,
 )
 from imgproc_attn.segmentation.data import open_labeled_folder
-from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
 
 
 def test_numbers_are_those_of_a_plain_loop(model, run, tmp_path):

@@ -1,4 +1,4 @@
-"""A task that is defined outside the package trains, is evaluated, attacked, corrupted, compared and reported like any other."""
+"""A task defined outside the package trains, is evaluated, attacked, corrupted, compared and reported like any other."""
 
 import json
 import sys

@@ -6,6 +6,7 @@ fools the model. The model takes images in [0, 1] (see `imgproc_attn.evaluation.
 """
 
 from .apgd import APGDCE, APGDDLR, TargetedAPGD
+from .auto_attack import AutoAttack
 from .base import Attack, AttackResult, Passes, is_correct
 from .black_box import SPSA, Square
 from .ensemble import WorstOf, apgd_attacks, strong_ensemble
@@ -20,6 +21,7 @@ __all__ = [
     "SPSA",
     "Attack",
     "AttackResult",
+    "AutoAttack",
     "Passes",
     "Square",
     "TargetedAPGD",
