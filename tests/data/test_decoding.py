@@ -46,7 +46,7 @@ def place(root, name, content):
     return save_crops(root, ["a/0"])
 
 
-REFUSED = r"more than 8 bits a value \(mode [IF].*\); scale it to 0 to 255 and store 8 bits"
+REFUSED = r"more than 8 bits per value \(mode [IF].*\); scale it to 0 to 255 and store 8 bits"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -106,7 +106,7 @@ def test_the_reason_is_told_where_no_image_can_be_read(deep, tmp_path):
     images = Images(
         open_images("folder", str(root), ""), 2, [1], on_unreadable="replace", unreadable=Unreadable(tmp_path / "u")
     )
-    with pytest.raises(ValueError, match=rf"None of the 1 images can be read, b/{name}: it has {REFUSED} for one"):
+    with pytest.raises(ValueError, match=rf"1 images must be readable, got none \(b/{name}: it has {REFUSED}\)"):
         images[0]
 
 
@@ -122,7 +122,7 @@ def test_labels_that_are_no_numbers_are_no_broken_images(policy):
         def filename(self, index):
             return "x"
 
-    with pytest.raises(ValueError, match="Image x has the label 'cat', but labels must be whole numbers from 0 to 2"):
+    with pytest.raises(ValueError, match="The label of image x must be a whole number from 0 to 2 with 3 classes, got 'cat'"):
         Images(Texts(), 3, on_unreadable=policy)[0]
 
 

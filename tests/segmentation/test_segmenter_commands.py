@@ -118,7 +118,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "not a label an image"),
         (["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"], "not a label an image"),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
-        (["attack", "RUN", "--root", "OTHER"], "The val split has 5 classes, but 6 are expected"),
+        (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
         (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "CamVid has no pictures but in its splits; name train"),

@@ -13,7 +13,7 @@ GOOD = yaml.safe_load(recipe_text("quickstart"))
 BAD = [
     (lambda c: c["optimizer"].update(learning_rat=1.0), "optimizer.learning_rat: unknown key"),
     (lambda c: c["run"].update(batchsize=1), "run.batchsize: unknown key; did you mean 'batch_size'"),
-    (lambda c: c.update(optimizer={}), "optimizer: unknown key; did you mean 'optimizer'"),
+    (lambda c: c.update(optimiser={}), "optimiser: unknown key; did you mean 'optimizer'"),
     (lambda c: c["comparison"].update(seed=[1]), "comparison.seed: unknown key; did you mean 'seeds'"),
     (lambda c: c["optimizer"].update(lr="fast"), r"optimizer.lr: .*given: 'fast'"),
     (lambda c: c["optimizer"].update(lr=-1.0), r"optimizer.lr: .*greater than 0.*given: -1.0"),
@@ -22,7 +22,7 @@ BAD = [
     (lambda c: c["schedule"].update(warmup_epochs=30), "warmup_epochs is 30, but must be below epochs, 30"),
     (lambda c: c["comparison"].update(seeds=[1, 1]), "each may stand there once"),
     (lambda c: c.update(adversarial={"eps": 0.1, "warmup_epochs": 30}), "but must be below schedule.epochs, 30, or eps would"),
-    (lambda c: c["data"].update(name="digit"), "data.name: 'digit' is no reader; there are folder, npz, digits"),
+    (lambda c: c["data"].update(name="digit"), "data.name: The reader must be folder, npz, digits, "),
     (lambda c: c["data"].update(name="npz"), "root is empty, but 'npz' reads from it"),
     (lambda c: c["data"].update(validation_images=9, validation_split="test"), "exclude each other"),
     (
