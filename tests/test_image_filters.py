@@ -325,9 +325,9 @@ def test_refuses(call, error, message):
 def test_windowed_filter_refuses_what_it_cannot_do():
     q, k = torch.randn(2, 1, 1, 9, 3)
     filter = WindowedFilter(torch.zeros(1, 3, 3), (3, 3))
-    with pytest.raises(ValueError, match="distance of features only"):
+    with pytest.raises(ValueError, match="one distance of features only"):
         filter(DotProduct(3)(q, q))
-    with pytest.raises(ValueError, match="features with themselves"):
+    with pytest.raises(ValueError, match="must be one tensor, got two"):
         filter(GaussianRange(1, 3)(q, k))
     with pytest.raises(ValueError, match="Use SoftmaxFilter for masks"):
         filter(GaussianRange(1, 3)(q, q), is_causal=True)

@@ -56,7 +56,7 @@ def test_dense_bias_joins_the_mask(fused, mask_dtype):
 
 
 def test_terms_without_columns_are_refused_by_name():
-    with pytest.raises(ValueError, match="neither columns nor a distance; to a dense kernel's bias add zero columns"):
+    with pytest.raises(ValueError, match=r"must hold columns or a distance, got neither\. Add zero columns"):
         SoftmaxFilter()(Terms(biases=[TensorBias(torch.zeros(1, 1, 3, 3))]))
 
 
@@ -131,5 +131,5 @@ def test_non_contiguous_operands():
 def test_a_mask_of_whole_numbers_is_refused():
     """It would be taken for log-weights of 0 and 1."""
     q, k, _ = operands()
-    with pytest.raises(TypeError, match=r"The mask is torch.int64, .* give mask.bool\(\)"):
+    with pytest.raises(TypeError, match=r"mask must be .*, got torch.int64\. Give mask.bool\(\)"):
         SoftmaxFilter()(DotProduct(8)(q, k), torch.ones(9, 9, dtype=torch.long).tril())

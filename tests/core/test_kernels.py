@@ -117,7 +117,7 @@ def test_default_bandwidth():
 
 @pytest.mark.parametrize("bad", [0.0, -2.0, math.nan, math.inf, 0.05])
 def test_refuses_bandwidths(bad):
-    with pytest.raises(ValueError, match=r"range_bandwidth is .* above its floor 0\.1"):
+    with pytest.raises(ValueError, match=r"range_bandwidth must be .* above its floor 0\.1"):
         GaussianRange(2, 8, bad)
 
 
@@ -204,5 +204,5 @@ def test_detached_in_training_never_in_evaluation():
 @pytest.mark.parametrize("state", [None, LayerState()])
 def test_elliptical_without_a_layer_in_front_is_refused(state):
     q, k, v = operands()
-    with pytest.raises(ValueError, match="Elliptical needs the values of the layer before"):
+    with pytest.raises(ValueError, match="state of Elliptical must hold the values of the previous layer, got none"):
         Elliptical(8)(q, k, False, v, state)

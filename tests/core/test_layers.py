@@ -66,7 +66,7 @@ def test_autocast_with_normed_queries(dtype):
 
 
 def test_width_must_be_divisible_by_heads():
-    with pytest.raises(ValueError, match="24 is not divisible by 5 heads"):
+    with pytest.raises(ValueError, match="dim must be divisible by num_heads=5, got 24"):
         QueryKeyValue(24, 5)
 
 
@@ -151,13 +151,13 @@ def test_state_asked_where_there_is_none():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
     geometry = grid_geometry(3, 3, 1, x)
     for subject in (block(residual=PID(3)), block(kernel=Elliptical(8)), block(L2Boosting())):
-        with pytest.raises(ValueError, match=r"needs .*state="):
+        with pytest.raises(ValueError, match=r"state.* must .*, got"):
             subject(x, geometry)
 
 
 def test_elliptical_refuses_masks_by_name():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
-    with pytest.raises(ValueError, match="attn_mask: this kernel's metric is taken from all tokens"):
+    with pytest.raises(ValueError, match="attn_mask must be None for this kernel, whose metric is computed from all tokens"):
         block(kernel=Elliptical(8))(x, grid_geometry(3, 3, 1, x), torch.ones(10, 10, dtype=torch.bool), state=LayerState())
 
 

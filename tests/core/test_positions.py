@@ -84,7 +84,7 @@ def test_huge_bandwidth_is_no_filter():
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 0.2])
 def test_refuses_bandwidths(bad):
-    with pytest.raises(ValueError, match=r"spatial_bandwidth is .* above its floor 0\.25"):
+    with pytest.raises(ValueError, match=r"spatial_bandwidth must be .* above its floor 0\.25"):
         SpatialGaussian(2, (4, 4), bad)
 
 
@@ -92,7 +92,9 @@ def test_float16_overflow_is_refused_by_name():
     positions = SpatialGaussian(1, (64, 64), 1.0, floor=0.02)
     geometry = grid_geometry(64, 64, 0, torch.empty(0))
     positions(geometry, geometry, torch.empty(0, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match=r"64 x 64 patches with floor 0\.02 .* float16's 6\.55e\+04; use bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"at most 6\.55e\+04 in float16, got .* 64 x 64 patches with floor 0\.02\. Use bfloat16"
+    ):
         positions(geometry, geometry, torch.empty(0, dtype=torch.float16))
 
 
@@ -212,9 +214,9 @@ def test_sincos_is_timms():
     assert added[:, :2].abs().sum() == 0
 
 
-@pytest.mark.parametrize(("make", "message"), [(lambda: Rotary(6), "width 6 is not"), (lambda: SinCos(30), "width 30 is not")])
+@pytest.mark.parametrize(("make", "message"), [(lambda: Rotary(6), "head_dim"), (lambda: SinCos(30), "embed_dim")])
 def test_widths_must_be_divisible_by_four(make, message):
-    with pytest.raises(ValueError, match=f"{message} divisible by 4"):
+    with pytest.raises(ValueError, match=f"{message} must be divisible by 4, got"):
         make()
 
 

@@ -279,7 +279,7 @@ REFUSED = [
         {},
         {"residual": {"name": "twicing", "layers": [6]}},
         ValueError,
-        "layer 6 does not exist in a model of depth 6",
+        "block indices must be from -6 to 5, got 6",
     ),
 ]
 
