@@ -131,11 +131,11 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("import there_is_no_such_thing")
     (tmp_path / "folder").mkdir()
     for name, error, message in (
-        ("gone.py", FileNotFoundError, "--import gone.py: there is no such file"),
-        ("no_such_module", ValueError, "no such module, in .* or installed"),
-        ("json.no_such_part", ValueError, "no such module"),
+        ("gone.py", FileNotFoundError, "--import must be an existing file, got gone.py"),
+        ("no_such_module", ValueError, "must be a module that is installed or in .*, got no_such_module"),
+        ("json.no_such_part", ValueError, "must be a module that is installed"),
         ("json.py", ValueError, "'json' must not be the name of another module, got that of .*json/__init__.py. Rename it"),
-        ("folder", ValueError, "no Python source; of a folder, give one with an __init__.py"),
+        ("folder", ValueError, "must be Python source code, got folder. Give a .py file, or a folder with an __init__.py"),
         ("broken", ModuleNotFoundError, "there_is_no_such_thing"),
     ):
         with pytest.raises(error, match=message):

@@ -54,7 +54,7 @@ def test_a_line_per_minute_of_what_has_no_conditions(capsys, monkeypatch):
         for _ in range(13):
             bar.update(100)
             now[0] += 10
-    assert capsys.readouterr().out == "700 images, 01:00 gone\n1300 images, 02:00 gone\n"
+    assert capsys.readouterr().out == "700 images, 01:00 elapsed\n1300 images, 02:00 elapsed\n"
 
 
 def test_nothing_is_printed_where_nothing_is_shown(capsys):
