@@ -168,7 +168,7 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
     data = ("--data", f"hfds/{tmp_path / 'set'}", "--root", tmp_path, "--split", "train")
     with pytest.raises(SystemExit):
         evaluate(*model, *data)
-    assert "fine_label (ClassLabel), coarse_label (ClassLabel). Name one: " in capsys.readouterr().err
+    assert "fine_label (ClassLabel), coarse_label (ClassLabel), got no name" in capsys.readouterr().err
     for column, count in (("fine_label", 2), ("coarse_label", 1)):
         evaluate(*model, *data, "--label-column", column)
         result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -184,7 +184,7 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
     [
         (("vit_tiny_patch16_224",), "random weights; give --checkpoint FILE, or --pretrained"),
         (("vit_tinny", "--checkpoint", "w.pt"), "vit_tinny: Unknown model"),
-        (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "There is no checkpoint none.pt"),
+        (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "Checkpoint must be an existing file, got none.pt"),
         (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "'num_classes' has no '='"),
         (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),
         (("test_nlm_vit", "kernel={name", "--checkpoint", "w.pt"), "'kernel={name': the value is not YAML"),

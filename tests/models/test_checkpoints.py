@@ -80,7 +80,7 @@ def test_families_without_a_class_token(tmp_path):
     for name in ("bilateral_vit_tiny", "bilateral_untied_vit_tiny"):
         model = tiny(name, num_classes=10)
         notes = start_from(model, path)
-        assert "left out: pos_embed[0], cls_token; on the other side of the pooling: norm.weight, norm.bias" in str(notes)
+        assert "left out: pos_embed[0], cls_token; moved to the other side of the pooling: norm.weight, norm.bias" in str(notes)
         assert torch.equal(model.pos_embed, source.pos_embed[:, 1:])
         assert torch.equal(model.fc_norm.weight, source.norm.weight)
 
@@ -226,7 +226,7 @@ def test_input_channels_are_adapted(kind, tmp_path):
     path = kept(source, tmp_path)
     gray = timm.create_model(name, num_classes=10, img_size=32, in_chans=1, **TINY, **options).eval()
     notes = start_from(gray, path)
-    assert "for other input channels: patch_embed.proj.weight" in str(notes)
+    assert "adapted to other input channels: patch_embed.proj.weight" in str(notes)
     backbone, x = (gray.encoder if kind == "segmenter" else gray), torch.randn(2, 1, 32, 32)
     expected = source.forward_features(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(backbone.forward_features(x), expected, rtol=1e-5, atol=1e-5)
@@ -254,7 +254,7 @@ def test_what_does_not_cover_the_backbone_is_refused(source, kind, tmp_path):
     path = kept(tiny(num_classes=0, **options), tmp_path)
     name, options = STARTED[kind]
     model = timm.create_model(name, num_classes=10, img_size=32, **TINY, **options)
-    with pytest.raises(ValueError, match="is of another model than") as error:
+    with pytest.raises(ValueError, match="must hold the weights of the") as error:
         start_from(model, path)
     assert re.search(message.replace(": ", r": (encoder\.)?"), str(error.value))
 
@@ -262,7 +262,9 @@ def test_what_does_not_cover_the_backbone_is_refused(source, kind, tmp_path):
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext", "swin_tiny_patch4_window7_224", "test_mambaout"])
 def test_other_architectures_are_refused(name, tmp_path):
     path = kept(timm.create_model(name), tmp_path)
-    with pytest.raises(ValueError, match=r"is of another model than VisionTransformer as built here: \d+ missing: cls_token"):
+    with pytest.raises(
+        ValueError, match=r"must hold the weights of the VisionTransformer built here, got \d+ missing: cls_token"
+    ):
         start_from(tiny(), path)
 
 
@@ -273,7 +275,7 @@ def test_single_weights_that_are_missing_or_twice(tmp_path):
             start_from(tiny(num_classes=3), kept(model, tmp_path, **{name: None}))
     both = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in model.state_dict().items()}
     torch.save(both, tmp_path / "both.pt")
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="must hold the weights of the"):
         start_from(tiny(num_classes=3), tmp_path / "both.pt")
 
 
@@ -331,5 +333,5 @@ def test_training_starts_from_tables_of_grids_that_are_no_squares(side, tmp_path
     start_from(other, tmp_path)  # for a square then
     trained = timm.create_model("nlm_vit_tiny", img_size=(64, 128), **options)
     save_file(trained.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"128 places, no square grid, .* give a folder whose config\.json"):
+    with pytest.raises(ValueError, match=r"must have a square grid .*, got 128 positions. Give a folder with a config\.json"):
         start_from(other, tmp_path)

@@ -264,15 +264,21 @@ def test_saved_and_loaded_again(tmp_path):
 
 
 REFUSED = [
-    ("test_efficientnet", {}, {}, TypeError, "but got EfficientNet: another forward pass"),
-    ("beit_base_patch16_224", {"depth": 1}, {}, TypeError, "but got Beit"),
-    ("eva02_tiny_patch14_224", {"depth": 1}, {}, TypeError, "but got Eva"),
-    ("test_nlm_vit", {}, {}, TypeError, "a filter model already"),
-    ("vit_small_patch16_224", {"depth": 1, "block_fn": "parallel"}, {}, TypeError, "block 0 is ParallelThingsBlock"),
-    ("test_vit", {"attn_layer": "diff"}, {}, TypeError, "attention 0 is DiffAttention"),
-    ("test_vit", {"features_only": True}, {}, TypeError, "For features_only models convert first"),
-    ("test_vit", {}, {"positions": "untied"}, ValueError, "positions='untied' acts on the tokens"),
-    ("test_vit", {}, {"positions": ["absolute", "alibi"]}, ValueError, "positions='absolute' acts on the tokens"),
+    ("test_efficientnet", {}, {}, TypeError, "got EfficientNet, which has another forward pass"),
+    ("beit_base_patch16_224", {"depth": 1}, {}, TypeError, "got Beit"),
+    ("eva02_tiny_patch14_224", {"depth": 1}, {}, TypeError, "got Eva"),
+    ("test_nlm_vit", {}, {}, TypeError, "got FilterVisionTransformer, a filter model"),
+    (
+        "vit_small_patch16_224",
+        {"depth": 1, "block_fn": "parallel"},
+        {},
+        TypeError,
+        "block 0 must be timm's Block, got ParallelThingsBlock",
+    ),
+    ("test_vit", {"attn_layer": "diff"}, {}, TypeError, "attention 0 must be timm's Attention, got DiffAttention"),
+    ("test_vit", {"features_only": True}, {}, TypeError, "Convert before you ask timm for features_only"),
+    ("test_vit", {}, {"positions": "untied"}, ValueError, "got 'untied', which acts on the tokens"),
+    ("test_vit", {}, {"positions": ["absolute", "alibi"]}, ValueError, "got 'absolute', which acts on the tokens"),
     ("test_vit", {}, {"kernel": "gausian_range"}, ValueError, "Did you mean 'gaussian_range'"),
     (
         "test_vit",
@@ -296,7 +302,7 @@ def test_refuses(name, kwargs, options, error, message):
 def test_another_scale_is_refused():
     model = timm.create_model("test_vit")
     model.blocks[1].attn.scale *= 2
-    with pytest.raises(TypeError, match="attention 1 scales its scores by"):
+    with pytest.raises(TypeError, match="attention 1 must scale its scores by"):
         imgproc_attn.from_timm(model)
 
 
@@ -328,7 +334,7 @@ def test_deit_checkpoint_into_families_without_a_class_token(tmp_path, caplog, n
     with caplog.at_level(logging.WARNING, "imgproc_attn"):
         ours = timm.create_model("bilateral_vit_tiny", depth=2, checkpoint_path=path)
     (message,) = caplog.messages
-    for part in ("new, at", "left out: ", "cls_token", "pos_embed[0]", "now behind the pooling: norm.weight, norm.bias"):
+    for part in ("new, at", "left out: ", "cls_token", "pos_embed[0]", "moved behind the pooling: norm.weight, norm.bias"):
         assert part in message
     assert ("dist_token" in message) == (tokens == 2)
     assert torch.equal(ours.pos_embed, theirs.pos_embed[:, tokens:])
@@ -454,7 +460,7 @@ def test_by_name(tmp_path):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(x), model(x))
     assert not torch.allclose(loaded(x), source(x))
-    with pytest.raises(TypeError, match="converts timm's VisionTransformer"):
+    with pytest.raises(TypeError, match="must be timm's VisionTransformer"):
         timm.create_model("converted_vit", source="resnet18")
 
 
@@ -496,8 +502,8 @@ class Adapter(nn.Linear):
 def test_adapters_are_not_left_out_in_silence():
     model = timm.create_model("test_vit")
     nn.utils.spectral_norm(model.blocks[1].attn.qkv)
-    with pytest.raises(TypeError, match="attention 1 come from a Linear, of more than a weight and a bias"):
+    with pytest.raises(TypeError, match="attention 1 must be a Linear of one weight and one bias, got \\w*Linear with more"):
         imgproc_attn.from_timm(model)
     model.blocks[0].attn.qkv = Adapter(64, 192)
-    with pytest.raises(TypeError, match="attention 0 come from a Adapter, .* merge it into a plain Linear first"):
+    with pytest.raises(TypeError, match="attention 0 must be .*, got Adapter with more .* Merge it into a plain Linear first"):
         imgproc_attn.from_timm(model)

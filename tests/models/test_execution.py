@@ -157,7 +157,7 @@ def test_interleaved_forwards(name):
     model = small(**VARIANTS[name]).double().eval()
     images = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
     expected = [model.forward_features(x) for x in images]
-    states = [(*model._embed(x), model._nothing_yet()) for x in images]
+    states = [(*model._embed(x), model._initial_state()) for x in images]
     for block in model.blocks:
         for i, (x, geometry, state) in enumerate(states):
             x, state = block(x, geometry, state=state)

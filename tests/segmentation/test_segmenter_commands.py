@@ -165,7 +165,9 @@ def test_weights_without_the_decoder_are_refused(run, tmp_path, capsys):
     for words in (["segment", pictures, "--checkpoint", folder], ["evaluate", folder]):
         with pytest.raises(SystemExit):
             command(*words, "--device", "cpu", "--output", tmp_path / "out")
-        assert re.search(r"is of another model than Segmenter as built here: \d+ missing: decoder", capsys.readouterr().err)
+        assert re.search(
+            r"must hold the weights of the Segmenter built here, got \d+ missing: decoder", capsys.readouterr().err
+        )
 
 
 def test_results_are_not_segmented_again(run, tmp_path, monkeypatch):
