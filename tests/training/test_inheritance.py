@@ -202,10 +202,10 @@ def test_aliases_that_expand_too_far_are_refused_in_extended_files_too(tmp_path)
 def test_mistakes_name_all_files_that_may_hold_them(tmp_path):
     mine = child(tmp_path, "optimizer: {lrr: 1.0}")
     with pytest.raises(
-        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimizer.lrr: unknown key; did you mean 'lr'"
+        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimizer.lrr: unknown key. Did you mean 'lr'"
     ):
         load_recipe(mine)
-    with pytest.raises(ValueError, match="shared.yaml: holds list, but a recipe is a mapping"):
+    with pytest.raises(ValueError, match="shared.yaml: a recipe must be a mapping of sections, got list"):
         load_recipe(write(tmp_path, mine="extends: shared.yaml\n", shared="- 1\n"))
 
 
@@ -254,7 +254,7 @@ def test_commands_show_and_copy_whole_recipes(tmp_path, capsys):
     assert (tmp_path / "copy.yaml").read_text() == shown
     assert "imgproc-attn train" in capsys.readouterr().out
     for arguments, message in (
-        (["--show", "quikstart"], "Near it: quickstart"),
+        (["--show", "quikstart"], "Did you mean one of quickstart"),
         (["--show", str(child(tmp_path, "", "none.yaml"))], "extends must be a file relative to this one"),
         (["--show", name, "--copy", name], "not allowed with argument"),
         (["--show", name, "--to", "x.yaml"], "--to must come with --copy, got --to x.yaml alone. Add --copy NAME."),

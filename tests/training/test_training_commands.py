@@ -50,7 +50,7 @@ def test_commands(tmp_path, capsys):
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
         (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
-        (["train", "quickstart", "--variant", "y"], "No variant 'y'"),
+        (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
         (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
     ):
