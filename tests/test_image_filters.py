@@ -293,26 +293,26 @@ def test_differentiable(window_size):
 
 
 BAD = [
-    (lambda x: bilateral_filter((x * 255).byte(), 0.1, 2.0), TypeError, r"torch.uint8, but must be floating point.*/ 255"),
-    (lambda x: bilateral_filter(x / 0, 0.1, 2.0), ValueError, "holds .* values that are NaN or infinite"),
+    (lambda x: bilateral_filter((x * 255).byte(), 0.1, 2.0), TypeError, r"must be floating point.*, got torch.uint8.*/ 255"),
+    (lambda x: bilateral_filter(x / 0, 0.1, 2.0), ValueError, "must be finite, got .* values that are NaN or infinite"),
     (lambda x: non_local_means(x.sqrt().log() * float("nan"), 0.1, 3), ValueError, "NaN"),
-    (lambda x: bilateral_filter(x, -0.1, 2.0), ValueError, r"range_bandwidth is -0\.1, but must be positive and finite"),
-    (lambda x: bilateral_filter(x, 0.1, math.nan), ValueError, "spatial_bandwidth is nan"),
-    (lambda x: bilateral_filter(x, 0.1, 2.0, 4), ValueError, "window_size is 4, but must be an odd whole number.* try 5"),
-    (lambda x: bilateral_filter(x, 0.1, 2.0, 57), ValueError, "window_size is 57, but at most 55 fits .* 24 x 28; give None"),
+    (lambda x: bilateral_filter(x, -0.1, 2.0), ValueError, r"range_bandwidth must be positive and finite.*, got -0\.1"),
+    (lambda x: bilateral_filter(x, 0.1, math.nan), ValueError, "spatial_bandwidth must be .*, got nan"),
+    (lambda x: bilateral_filter(x, 0.1, 2.0, 4), ValueError, "window_size must be an odd whole number.*, got 4. Try 5"),
+    (lambda x: bilateral_filter(x, 0.1, 2.0, 57), ValueError, "window_size must be at most 55 .* 24 x 28, got 57. Give None"),
     (
         lambda x: bilateral_filter(x.float(), 1e-20, 2.0),
         ValueError,
-        "range_bandwidth is 1e-20, .* at least 5e-14 in torch.float32",
+        "range_bandwidth must be .* at least 5e-14 in torch.float32, got 1e-20",
     ),
-    (lambda x: bilateral_filter(x, torch.tensor(0.1), 2.0), TypeError, "range_bandwidth is tensor.*, but must be a number"),
-    (lambda x: non_local_means(x, 0.1, 2, 5), ValueError, "patch_size is 2, but must be an odd"),
-    (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size is 49, but at most 47 fits"),
-    (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[24, 28\], but must be \[C, H, W\]"),
-    (lambda x: bilateral_filter(x[..., :0], 0.1, 1.0), ValueError, "and not empty"),
-    (lambda x: bilateral_filter(x.numpy(), 0.1, 1.0), TypeError, r"a ndarray, but must be a tensor .*movedim\(-1, 0\)"),
-    (lambda x: bilateral_filter(x, 0.1, 1.0, (5, 5)), TypeError, r"window_size is \(5, 5\), but must be one odd whole number"),
-    (lambda x: bilateral_filter(x, 0.1, 1.0, True), TypeError, "window_size is True, but must be one odd"),
+    (lambda x: bilateral_filter(x, torch.tensor(0.1), 2.0), TypeError, "range_bandwidth must be a number, got tensor"),
+    (lambda x: non_local_means(x, 0.1, 2, 5), ValueError, "patch_size must be an odd whole number.*, got 2"),
+    (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size must be at most 47 .*, got 49"),
+    (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[C, H, W\] .*, got \[24, 28\]"),
+    (lambda x: bilateral_filter(x[..., :0], 0.1, 1.0), ValueError, "not empty, got"),
+    (lambda x: bilateral_filter(x.numpy(), 0.1, 1.0), TypeError, r"must be a tensor .*, got ndarray.*movedim\(-1, 0\)"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, (5, 5)), TypeError, r"window_size must be one odd whole number.*, got \(5, 5\)"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, True), TypeError, "window_size must be one odd .*, got True"),
 ]
 
 
@@ -414,5 +414,5 @@ def test_gradients_of_large_values(filter):
 def test_bandwidths_that_vanish_beside_the_values_are_refused(filter):
     """Their log-weights would overflow."""
     for largest, h in ((4e9, 6e-14), (1e20, 1e-3)):
-        with pytest.raises(ValueError, match="range_bandwidth is .* at least .* in torch.float32 for values up to"):
+        with pytest.raises(ValueError, match="range_bandwidth must be .* at least .* in torch.float32 for values up to"):
             filter(torch.full((1, 8, 8), largest), h)
