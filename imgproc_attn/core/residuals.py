@@ -163,6 +163,10 @@ class SOS(Iterated):
 
     Raises:
         ValueError: tau is outside (0, 2), where even constants diverge; rho or gate is not finite; or ``steps`` is below 1.
+
+    Example:
+        >>> [round(SOS(num_heads=4, rho=rho).tau, 4) for rho in (-0.25, 0.5, 1.0)]
+        [1.0, 0.9, 0.6]
     """
 
     def __init__(
@@ -211,6 +215,12 @@ class NeuTRENO(Boosting):
 
     Args:
         gate: Strength g, the published lambda. 0.6 is published for DeiT-tiny.
+
+    Example:
+        >>> import torch
+        >>> u, first = torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 2, 1)
+        >>> NeuTRENO(num_heads=1, gate=0.5).feedback(u, u, LayerState(first=first)).flatten().tolist()
+        [0.5, 0.5]
     """
 
     needs_state: ClassVar[bool] = True
@@ -285,6 +295,12 @@ class L2Boosting(Boosting):
 
     Args:
         gate: Strength g. 1 is the published rule, 0 the plain residual.
+
+    Example:
+        >>> import torch
+        >>> z, y = torch.ones(1, 2, 4), torch.full((1, 2, 4), 3.0)
+        >>> L2Boosting().entry(z, LayerState(tokens=y)).unique().tolist()
+        [2.0]
     """
 
     needs_state: ClassVar[bool] = True

@@ -5,8 +5,8 @@ size with timm: ``<family>_tiny``, ``<family>_small``, ``<family>_base``, ``test
 To add a family, add an entry to `FAMILIES`.
 
 Notation: A is the matrix of filter weights of one head, ``A_ij = K_ij / sum_j K_ij`` for the kernel K. The queries, keys and
-values of token i are q_i, k_i and v_i, d is the width of a head, and p_i is the position of patch i on the grid. A head returns
-``u = A v`` unless its family says otherwise.
+values of token i are q_i, k_i and v_i. d is the width of a head, and p_i is the position of patch i on the grid. A head returns
+``u = A v`` unless the family has another formula.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Components by keyword: members act where they are asked to, mistakes are named."""
+"""Components by keyword: members act in the given layers, and errors name the mistake."""
 
 import pytest
 import seeding
@@ -28,7 +28,7 @@ def test_fused_equals_dense(variant):
 
 
 def test_dot_product_absolute_is_timms_vit():
-    """Same names, same initial draws, same numbers."""
+    """Parameter names, initial values and outputs are equal."""
     seeding.seed(1)
     theirs = timm.models.VisionTransformer(**SMALL).eval()
     seeding.seed(1)
@@ -54,7 +54,7 @@ def test_every_parameter_gets_a_gradient_that_counts(variant):
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     last = f"blocks.{len(model.blocks) - 1}."
     for name, parameter in model.named_parameters():
-        # with class-token pooling the last block's only row that counts is one without a place
+        # With class-token pooling, only the row of the class token counts in the last block, and it has no position.
         spatial = "spatial_bandwidth" in name or ".positions." in name
         boosted = "twicing" in str(variant) or "bregman" in str(variant)
         if model.global_pool == "token" and spatial and name.startswith(last) and not boosted:
@@ -96,7 +96,7 @@ def test_own_members_without_touching_the_package():
             return Terms([normalize(q, dim=-1) / self.temperature], [normalize(k, dim=-1)])
 
     class Rows(nn.Module):
-        """Sees its own row of patches only."""
+        """Kernel on positions that sees only its own row of patches."""
 
         def forward(self, query, key, like):
             same = query.coordinates[0, :, None, 0] == key.coordinates[0, None, :, 0]
@@ -220,14 +220,14 @@ def test_refuses(kwargs, error, message):
 
 @pytest.mark.parametrize("member", ["spatial_gaussian", "alibi", "untied"])
 def test_positions_start_at_the_scale_of_content(member):
-    """A kernel much flatter than content's would hardly learn. (Closed gates and relative tables start at 0 by design.)"""
+    """A kernel much flatter than the content would hardly learn. (Closed gates and relative tables start at 0 by design.)"""
     model = small(positions=member, embed_dim=192, num_heads=3, img_size=112)
-    found = {}
+    spread = {}
 
     def look(name):
         def hook(module, _, terms):
             log = terms.biases[0].dense() if terms.biases else log_weights(terms)
-            found[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
+            spread[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
 
         return hook
 
@@ -235,7 +235,7 @@ def test_positions_start_at_the_scale_of_content(member):
     attn.kernel.register_forward_hook(look("content"))
     attn.positions[0].register_forward_hook(look("position"))
     model(torch.randn(2, 3, 112, 112))
-    assert (found["position"] > 0.1 * found["content"]).all(), found
+    assert (spread["position"] > 0.1 * spread["content"]).all(), spread
 
 
 def test_untied_positions_are_not_in_the_tokens():

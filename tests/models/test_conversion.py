@@ -1,4 +1,4 @@
-"""From trained timm models: with gates at zero the source's numbers, for every kind of source and every option."""
+"""Conversion of timm models: with gates at zero, outputs equal those of the source, for every source and option."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ from imgproc_attn.core.residuals import Plain, Twicing
 from imgproc_attn.models import component_names
 from imgproc_attn.training.checkpoints import save_weights
 
-# One of each kind, at its own widths where these are small, and on few patches.
+# One model of each kind, at its own width if this is small, and on few patches.
 SOURCES = {
     "AugReg": ("vit_tiny_patch16_224", {}),
     "DeiT": ("deit_tiny_patch16_224", {}),
@@ -55,7 +55,7 @@ OPTIONS = {
 
 
 def source(kind, dtype=torch.float64):
-    """A model of that kind whose attention logits exceed 10."""
+    """Return a model of this kind whose attention logits exceed 10."""
     name, kwargs = SOURCES[kind]
     seeding.seed()
     size = {"img_size": 56} if "patch14" in name else {"img_size": 64}
@@ -78,7 +78,7 @@ def images(model):
 
 
 def largest_logit(model, x):
-    """Over all layers, of the source itself."""
+    """Return the largest attention logit over all layers of the source."""
     found = []
 
     def hook(attn, inputs):
@@ -97,7 +97,7 @@ def largest_logit(model, x):
 @pytest.mark.parametrize("kind", SOURCES)
 @torch.no_grad()
 def test_is_the_source_with_gates_at_zero(kind, option):
-    """1e-10 of the largest output in float64, 1e-5 in float32, at attention logits beyond 10."""
+    """The error is 1e-10 of the largest output in float64 and 1e-5 in float32, at attention logits above 10."""
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = source(kind, dtype)
         x = images(model)
@@ -112,20 +112,20 @@ def test_is_the_source_with_gates_at_zero(kind, option):
 
 
 def photographs(size):
-    """Four of scikit-image's, as ImageNet's models take them: ``[4, 3, size, size]`` in float64."""
+    """Return four photographs of scikit-image, normalized for ImageNet models: ``[4, 3, size, size]`` in float64."""
     transform = timm.data.create_transform((3, size, size), crop_pct=1.0)
     pictures = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
     return torch.stack([transform(Image.fromarray(picture)) for picture in pictures]).double()
 
 
 def references(model, x):
-    """Images, and the model's features in float64 and in float32."""
+    """Return images, and the features of the model in float64 and in float32."""
     with torch.no_grad():
         return x, copy.deepcopy(model).double().forward_features(x), model.forward_features(x.float())
 
 
 def assert_equal_up_to_rounding(converted, x, exact, plain):
-    """Float64: to 1e-10. Float32: as near to float64 as the source itself, and no single feature is far off."""
+    """Check that features agree to 1e-10 in float64, and in float32 are as close to float64 as those of the source."""
     largest, rounding = exact.abs().max(), (plain - exact).square().mean().sqrt()
     error = converted.forward_features(x.float()) - exact
     assert error.square().mean().sqrt() <= 2 * rounding
@@ -135,7 +135,7 @@ def assert_equal_up_to_rounding(converted, x, exact, plain):
 
 @pytest.fixture(scope="module")
 def in_common():
-    """A model whose keys have much in common, as those of trained models do: logits of hundreds, nearly equal in a row."""
+    """Return a model with a large common offset of its keys, as in trained models: logits of hundreds, almost equal per row."""
     model = source("DINOv2", torch.float32)
     with torch.no_grad():
         for block in model.blocks:
@@ -166,7 +166,7 @@ def trained_source(vit_weights):
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 @torch.no_grad()
 def test_is_the_trained_source_on_photographs(option, trained_source):
-    """DINOv2's ViT-S/14; its own logits reach hundreds."""
+    """The source is DINOv2's ViT-S/14, whose logits reach hundreds."""
     model, expected = trained_source
     assert largest_logit(model, expected[0].float()) > 100
     assert_equal_up_to_rounding(imgproc_attn.from_timm(model, **option), *expected)
@@ -201,12 +201,12 @@ def test_only_the_layers_named_change():
     assert [type(b.attn.kernel) for b in model.blocks] == [DotProduct, DotProduct, GaussianRange]
     assert [len(b.attn.positions) for b in model.blocks] == [0, 0, 1]
     assert [type(b.attn.residual) for b in model.blocks] == [Plain, Plain, Twicing]
-    assert model.blocks[2].attn.residual.gate.strength is None  # a gate that is given is taken as it is
+    assert model.blocks[2].attn.residual.gate.strength is None  # a given gate is not changed
     assert [b.block_residual.steps for b in model.blocks] == [0, 0, 1]
 
 
 def test_closed_gates_open():
-    """Gradients reach every gate at zero, and what it closes off is trained once it has opened."""
+    """Gradients reach every gate at zero. The parameters behind it are trained once it is open."""
     model = imgproc_attn.from_timm(
         source("DINOv2 with registers"),
         positions=["spatial_gaussian", "relative_table"],
@@ -214,7 +214,7 @@ def test_closed_gates_open():
         block_residual="twicing",
     ).train()
     x = images(model)
-    # twice, because the bandwidth behind a closed gate learns after it
+    # Two steps, because the bandwidth behind a closed gate learns only after the gate is open.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
@@ -315,7 +315,7 @@ def checkpoint(tmp_path, name, **kwargs):
 
 
 def test_deit_checkpoint_into_our_names(tmp_path, caplog):
-    """The same function where the family adds nothing of its own, and a list of what was new."""
+    """Families without new parameters compute the same function. For the others, new names are listed."""
     theirs, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=2)
     x = torch.randn(1, 3, 224, 224)
     with caplog.at_level(logging.WARNING, "imgproc_attn"):
@@ -350,7 +350,7 @@ def test_position_tables_are_left_out_where_there_are_none(tmp_path, caplog):
 
 
 def test_a_checkpoint_with_other_seams(caplog):
-    """Members it does not hold at all are new; those it holds must fit."""
+    """Components that the checkpoint does not hold at all are new. Those that it holds must fit."""
     trained = timm.create_model("test_nlm_vit")
     with torch.no_grad():
         trained.blocks[2].attn.kernel.range_bandwidth.log_excess.fill_(0.7)
@@ -398,7 +398,7 @@ def test_other_misfits_are_refused_as_usual(tmp_path):
     model = timm.create_model("test_bilateral_vit")
     part = {k: v for k, v in model.state_dict().items() if "blocks.3.attn.positions" not in k}
     with pytest.raises(RuntimeError, match="Missing key.*positions"):
-        model.load_state_dict(part)  # ours, but incomplete
+        model.load_state_dict(part)  # incomplete weights of this package
     _, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=3)
     with pytest.raises(RuntimeError, match=r"blocks\.2\.norm1"):
         timm.create_model("nlm_vit_tiny", depth=2, checkpoint_path=path)  # another depth
@@ -438,7 +438,7 @@ def test_every_vision_transformer_of_timm_is_converted_or_refused_with_the_reaso
 
 
 def test_by_name(tmp_path):
-    """A recipe's name for a conversion, and the way back from a folder of weights."""
+    """`converted_vit` converts by name, and loads from a folder of weights."""
     options = {
         "residual": "twicing",
         "positions": "spatial_gaussian",
@@ -469,7 +469,7 @@ def test_by_name(tmp_path):
     "components", [{"residual": "twicing"}, {"residual": {"name": "twicing", "gate": 1.0}}, {"positions": "rotary"}]
 )
 def test_timms_export_brings_the_conversion_back(components, tmp_path):
-    """Not the source under its own name, whose weights would load just as well where the components have none."""
+    """The exported configuration names the conversion. The source would load the same weights without an error."""
     source = timm.create_model("test_vit", img_size=64, num_classes=5, embed_dim=32).eval()
     model = imgproc_attn.from_timm(source, **components)
     save_for_hf(model, tmp_path, safe_serialization=True)
@@ -485,7 +485,7 @@ def test_timms_export_brings_the_conversion_back(components, tmp_path):
 
 
 def test_weights_that_the_caller_names(tmp_path):
-    """Of the model inside, as timm takes them for itself."""
+    """Weights that the caller gives are those of the source model."""
     source = timm.create_model("test_vit", img_size=64, num_classes=5)
     save_file(source.state_dict(), tmp_path / "mine.safetensors")
     overlay = {"file": str(tmp_path / "mine.safetensors"), "num_classes": 5, "input_size": (3, 64, 64)}

@@ -1,4 +1,4 @@
-"""Images of any size, and some of their patches."""
+"""Images of any size, and dropped patches."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_refuses_images(shape, kwargs, message):
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_dynamic_size_equals_a_model_of_that_size(variant):
-    """Non-square, larger and smaller: the same as setting the size, up to how the position table is resampled."""
+    """Dynamic sizes equal a set size, up to the resampling of the position table."""
     model = small(**variant, dynamic_img_size=True).eval()
     fixed = small(**variant).eval()
     fixed.load_state_dict(model.state_dict())
