@@ -1,4 +1,4 @@
-"""Readers and loaders: real images, every one exactly once, broken and misplaced ones named."""
+"""Readers and loaders: each image is read exactly once, and errors name broken images."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ COLOR = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
 @pytest.fixture
 def folder(tmp_path):
-    """``train`` and ``val`` folders of three classes."""
+    """Write ``train`` and ``val`` folders of three classes."""
     names = ["astronaut", "coffee", "cat"]
     for split, count in (("train", 12), ("val", 6)):
         for i, (label, crop) in enumerate(crops(count)):
@@ -73,7 +73,7 @@ def test_digits():
     pictures = [np.asarray(train[i][0]) for i in range(1437)]
     assert min(p.min() for p in pictures) == 0
     assert max(p.max() for p in pictures) == 255
-    # scikit-learn's set holds no duplicates, so none may stand on both sides
+    # The set of scikit-learn has no duplicates, so no image may be in both splits.
     seen = {p.tobytes() for p in pictures}
     assert not [i for i in range(360) if np.asarray(test[i][0]).tobytes() in seen]
     assert [test.filename(i) for i in range(5)] != [Digits("test", 1).filename(i) for i in range(5)]
@@ -103,7 +103,7 @@ def test_packed_images_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="2 lengths, 12 labels"):
         PackedImages(pack(tmp_path / "q.npz", train_lengths=np.array([3, 4], np.uint16)), "train")
     pack(tmp_path / "pickled.npz", classes=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):  # never unpickled
+    with pytest.raises(ValueError, match="allow_pickle=False"):  # The file is never unpickled.
         PackedImages(tmp_path / "pickled.npz", "train")
 
 
@@ -124,13 +124,13 @@ def test_folder(folder):
 
 
 def test_splits_of_equal_size_are_told_apart():
-    """QMNIST has 60,000 images in either."""
+    """Both splits of QMNIST have 60,000 images, so their number does not tell them apart."""
     names = [TorchvisionImages(SimpleNamespace(train=train)).filename(7) for train in (True, False)]
     assert names == ["SimpleNamespace-train-7", "SimpleNamespace-test-7"]
 
 
 def test_numeric_folders_sort_as_numbers(tmp_path):
-    """ImageNet-V2 names its folders 0 to 999; sorted as text, 10 would come before 2."""
+    """ImageNet-V2 names its folders 0 to 999. Sorted as text, 10 would come before 2."""
     for i, (_, crop) in enumerate(crops(12)):
         (tmp_path / str(i)).mkdir()
         crop.save(tmp_path / str(i) / "x.png")
@@ -149,7 +149,7 @@ def test_tar_of_a_folder(folder, tmp_path):
         images = Images(reader, 3)
         assert len(images) == 12
         assert images[0][0].size == (24, 24)
-    # read once here, then in two workers at once: a shared open file would mix the images up
+    # Read once here, then in two workers at once. A shared open file would mix up the images.
     expected = [np.asarray(image) for image, _ in (images[i] for i in range(12))]
     images.transform = np.asarray
     for image, index in torch.utils.data.DataLoader(Indexed(images, 50), None, num_workers=2):
@@ -159,7 +159,7 @@ def test_tar_of_a_folder(folder, tmp_path):
 
 
 class Indexed(torch.utils.data.Dataset):
-    """Images again and again, with their numbers."""
+    """Endless images with their indices."""
 
     def __init__(self, images, times):
         self.images, self.times = images, times
@@ -180,13 +180,13 @@ def test_torchvision_set(folder):
 
 
 def test_torchvision_imagenet_has_a_class_a_folder(tmp_path):
-    """Not one for each of their synonyms."""
+    """Classes are not counted once per synonym."""
     words = {"n01440764": ("tench", "Tinca tinca"), "n02012849": ("crane",), "n03126707": ("crane", "hoist")}
     torch.save((words, []), tmp_path / "meta.bin")
     for i, (label, crop) in enumerate(crops(6)):
-        place = tmp_path / "val" / list(words)[label]
-        place.mkdir(parents=True, exist_ok=True)
-        crop.save(place / f"ILSVRC2012_val_{i:08d}.JPEG")
+        class_folder = tmp_path / "val" / list(words)[label]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        crop.save(class_folder / f"ILSVRC2012_val_{i:08d}.JPEG")
     images = Images(open_images("torch/imagenet", str(tmp_path), "val"), 3)
     assert images.classes == {name: i for i, name in enumerate(words)}
     check_classes(images.classes, 3)
@@ -370,21 +370,21 @@ def test_augmentation():
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
     wide = Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[:, None, None] * 4, 32, 1).repeat(3, 2))
-    for a in (Augmentation(), Augmentation(crop_padding=1)):  # all rows of a picture of the input's shape, or all but one
+    for a in (Augmentation(), Augmentation(crop_padding=1)):  # The crop keeps all rows, or all but one.
         rows = np.asarray(training_transform(a, COLOR._replace(input_size=(3, 64, 32)))(wide))[0, :, 16].astype(int)
         assert rows[0] <= 8
         assert rows[-1] >= 244
     large, small = (next(crops(1, side))[1] for side in (400, 30))
-    for image in (large, small):  # brought to the input's size before the crop, as evaluation does
+    for image in (large, small):  # Images are resized to the input size before the crop, as in evaluation.
         found = np.asarray(training_transform(Augmentation(crop_padding=2), size)(image)).astype(float)
         whole = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(float)
         moved = (np.roll(whole, shift, (1, 2)) for shift in itertools.product(range(-2, 3), repeat=2))
         assert min(np.abs(found - one)[:, 4:-4, 4:-4].mean() for one in moved) < 3
     strongest = training_transform(Augmentation(auto_augment="rand-m10-inc1"), size)
-    for _ in range(60):  # posterising to no bits at all, which Pillow 13 refuses, is among it
+    for _ in range(60):  # Some policies posterize to 0 bits, which Pillow 13 refuses.
         assert np.asarray(strongest(picture)).shape == (3, 40, 40)
     gray = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
-    for _ in range(60):  # policies fill what moves into view by the mean, of as many values as there are channels
+    for _ in range(60):  # Policies fill empty regions with the mean, which has one value per channel.
         assert np.asarray(gray(picture.convert("L"))).shape == (1, 8, 8)
     assert mixup(Augmentation(), 10, 0.1) is None
     mixed = mixup(Augmentation(mixup=0.8, cutmix=1.0), 10, 0.1)
@@ -397,7 +397,7 @@ def test_augmentation():
     "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "test_nlm_vit", "tf_efficientnet_lite0"]
 )
 def test_images_are_prepared_as_timm_prepares_them(name, folder):
-    """Size, interpolation, crop and its mode, mean: what timm's own transform gives for the model's configuration."""
+    """Images are equal to those of timm's transform for the configuration of the model."""
     cfg = timm.get_pretrained_cfg(name).to_dict()
     config = timm.data.resolve_data_config(pretrained_cfg=cfg)
     picture = photographs.coffee()

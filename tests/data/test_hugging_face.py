@@ -1,4 +1,4 @@
-"""Columns of Hugging Face data: found, named, or told."""
+"""Columns of Hugging Face data: chosen by type, given by name, or listed in an error."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ def open_set(root, kind="hfds", download=True, **columns):
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """Write a data set of three images: ``{column: kind}`` of the labels."""
+    """Write a data set of three images with label columns ``{column: kind}``."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
     def write(image, **labels):
@@ -66,7 +66,7 @@ def test_columns_are_found(stored, kind, image, labels, named):
 
 @pytest.mark.parametrize("kind", ["hfds", "hfids"])
 @pytest.mark.parametrize(
-    ("image", "labels", "named", "told"),
+    ("image", "labels", "named", "message"),
     [
         ("img", {"fine_label": "classes", "coarse_label": "classes"}, {}, "no name, and 2 columns of type ClassLabel"),
         ("img", {"kind": "numbers"}, {}, "no name, and 0 columns of type ClassLabel"),
@@ -74,12 +74,12 @@ def test_columns_are_found(stored, kind, image, labels, named):
         ("img", {"label": "classes"}, {"image_column": "image"}, "'image'"),
     ],
 )
-def test_columns_that_are_not_found_are_listed(stored, kind, image, labels, named, told):
+def test_columns_that_are_not_found_are_listed(stored, kind, image, labels, named, message):
     kinds = {"classes": "ClassLabel", "numbers": "int32"}
     listed = r"one of the columns img \(Image\), " + ", ".join(
         rf"{column} \({kinds[kind]}\)" for column, kind in labels.items()
     )
-    with pytest.raises(ValueError, match=rf"{listed}, got {told}. Name one: data\.(image|label)_column=NAME"):
+    with pytest.raises(ValueError, match=rf"{listed}, got {message}. Name one: data\.(image|label)_column=NAME"):
         stored(image, **labels)(kind, **named)
 
 
@@ -99,14 +99,14 @@ def test_labels_of_other_types_are_refused(stored, kind):
 
 def test_a_missing_label_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    for dtype, value, told in (
+    for dtype, value, message in (
         ("string", "x", r"got 1 without one \(images 1\)"),
         ("int64", 0, "must be a whole number .*got None"),
     ):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(dtype)})
         table = {"image": [crop for _, crop in crops(2)], "label": [value, None]}
         datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / dtype / "train.parquet")
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             Images(open_images(f"hfds/{tmp_path / dtype}", str(tmp_path), "train"), 2)[1]
 
 

@@ -71,7 +71,7 @@ def test_labels_in_json_members(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (
             lambda root: (root / "1.tar").unlink(),
@@ -101,9 +101,9 @@ def test_labels_in_json_members(tmp_path):
         (lambda root: (root / "_info.json").unlink(), r"split train not found in info"),
     ],
 )
-def test_what_is_not_there_is_told_before_training(root, spoil, told):
+def test_what_is_not_there_is_told_before_training(root, spoil, message):
     spoil(root)
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         opened(root, training=True)
 
 
@@ -118,7 +118,7 @@ def test_passes_are_counted(root, workers):
     assert len(labels(opened(root), workers)) == 12
     stream = opened(root)
     shutil.copy(root / "0.tar", root / "whole.tar")
-    shard(root / "0.tar", 2)  # behind the checks
+    shard(root / "0.tar", 2)  # The shard changes after the checks.
     with pytest.warns(UserWarning, match="The stream yielded 8 images instead of the announced 12"):
         assert len(labels(stream, workers)) == 8
     for i in range(2):

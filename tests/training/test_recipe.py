@@ -1,4 +1,4 @@
-"""Recipes are checked before anything is built; every file of the package is valid and says what it is."""
+"""Recipes are validated before anything is built, and every file of the package is valid and documented."""
 
 import math
 import re
@@ -49,7 +49,7 @@ def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path):
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory):
-    """Crops of scikit-image's photographs in class folders, in the place of ImageNet and CIFAR."""
+    """Crops of scikit-image's photographs in class folders, instead of ImageNet and CIFAR."""
     root = tmp_path_factory.mktemp("photographs")
     for name, picture in {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}.items():
         for split, count in (("train", 6), ("val", 2), ("test", 2)):
@@ -60,7 +60,7 @@ def shots(tmp_path_factory):
 
 
 def steps(single, shots, folder):
-    """An epoch on real pictures, few and small; all else as the recipe says."""
+    """Train one epoch on a few small real images, with all other settings of the recipe."""
     content = single.model_dump()
     if content["data"]["name"] != "digits":
         content["data"] |= {"name": "folder", "root": str(shots), "num_classes": 3, "train_images": 12, "test_images": 6}
@@ -74,7 +74,7 @@ def steps(single, shots, folder):
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     record = run.epoch(0)
     assert math.isfinite(record["train_loss"])
-    # behind a gate that starts closed a bandwidth waits until it opens
+    # A bandwidth behind a closed gate gets no gradient until the gate opens.
     waits = "spatial_bandwidth" if single.model.name == "converted_vit" else "nothing"
     still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name]) and waits not in name]
     assert not still, f"not trained: {still}"

@@ -1,4 +1,4 @@
-"""Recipes are YAML 1.2 of a bounded size: quotes mean text, and what is written is read back."""
+"""Recipes are YAML 1.2 of a limited size. Quotes mean text, and written content is read back."""
 
 import time
 
@@ -10,7 +10,7 @@ from imgproc_attn.recipe import list_recipes, load_recipe
 from imgproc_attn.recipe.loading import recipe_text
 from imgproc_attn.recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, free_value, read_yaml, read_yaml_file, write_yaml
 
-# text that some version of YAML reads as another type, or that a writer may break
+# Some version of YAML reads this text as another type, or a writer may break it.
 NUMBERS = "1e3 1E-3 -2e5 1.5e3 1.e5 .5 4/255 2023/10 1/0 010 0o17 0x1F 0b1 1_000 2012 -1 +1 .inf -.INF .nan 0 -0 00 08 1. 12e03"
 TIMES = "1:30 12:30:45 1.5:30 2012-01-02"
 WORDS = "~ null Null true False yes no on Off y N = << - ? : & * ! | > % @ ` # {} [] a:b a#b é 日本 ' \" \\"
@@ -20,7 +20,7 @@ LETTERS = "abcdefgh"
 
 
 def bomb(entry):
-    """Each line names the one before it several times."""
+    """Return a YAML bomb, in which each line has several aliases of the previous line."""
     return "a: &a {x: 1}\n" + "".join(f"{c}: &{c} {entry.replace('*', '*' + p)}\n" for p, c in zip(LETTERS, "bcdefghi"))
 
 

@@ -1,4 +1,4 @@
-"""Settings of the Python API that are of another type or out of range are refused, wherever they are given."""
+"""Settings of the Python API: wrong types and values out of range are refused everywhere."""
 
 import math
 

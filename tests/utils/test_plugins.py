@@ -1,4 +1,4 @@
-"""Models of a user's own, in the commands."""
+"""Extensions: commands use your own models."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def damped_vit(pretrained=False, **kwargs):
 
 
 class Tempered(nn.Module):
-    """Its parameter is made wherever torch likes."""
+    """Create the parameter on the default device of torch."""
 
     def __init__(self):
         super().__init__()
@@ -58,13 +58,13 @@ def tempered_vit(pretrained=False, **kwargs):
 
 @register_model
 def forgetful_vit(pretrained=False, **kwargs):
-    """Ignores the weights that it is asked for."""
+    """Ignore the requested weights."""
     return timm.create_model("plain_vit_tiny", residual="twicing", **kwargs)
 '''
 
 
 def command(folder, *words):
-    """In a process of its own, as imports last."""
+    """Run a command in its own process, because imports cannot be undone."""
     arguments = [sys.executable, "-m", "imgproc_attn", *map(str, words), "--import", "damped.py"]
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -148,7 +148,7 @@ def test_sources_hash_knows_what_is_imported(tmp_path, monkeypatch):
     monkeypatch.setattr("imgproc_attn.utils.plugins.requested", [])
     monkeypatch.setattr(environment, "imported", imported)
     before = environment.sources_hash()
-    (tmp_path / "hashed" / "Above").mkdir(parents=True)  # comes before __init__.py
+    (tmp_path / "hashed" / "Above").mkdir(parents=True)  # This folder sorts before __init__.py.
     (tmp_path / "hashed" / "Above" / "x.py").write_text("")
     (tmp_path / "hashed" / "__init__.py").write_text("from . import part")
     (tmp_path / "hashed" / "part.py").write_text("VALUE = 1")

@@ -1,4 +1,4 @@
-"""Bars on terminals, plain lines elsewhere."""
+"""Progress: bars on terminals, plain lines elsewhere."""
 
 import io
 
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 
 def terminals(monkeypatch):
-    """Standard output and error that are terminals."""
+    """Make standard output and standard error terminals."""
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(progress.sys, "stdout", out)
     monkeypatch.setattr(progress.sys, "stderr", err)
