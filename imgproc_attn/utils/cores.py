@@ -68,8 +68,8 @@ def slowdown(wall: float, own: float, busy: float, cores: int, workers: int) -> 
         workers: Number of processes or threads that the run can keep busy.
 
     Returns:
-        The slowdown. None if more than a tenth of the cores was idle, other programs used less than a tenth, or the run took
-        less than 1.2 times as long.
+        The slowdown. None in each of these cases: more than a tenth of the cores was idle, other programs used less than a
+        tenth of the cores, or the factor is below 1.2.
 
     Example:
         >>> print(slowdown(wall=100, own=50, busy=200, cores=2, workers=1))
