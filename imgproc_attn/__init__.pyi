@@ -1,4 +1,4 @@
-"""What the package offers, for type checkers, and for `lazy_loader`, which loads it on first use."""
+"""Public names of the package. Type checkers read this file, and `lazy_loader` loads the names on first use."""
 
 from . import core, diagnostics, evaluation, experiments, models, segmentation, training
 from .image_filters import bilateral_filter, non_local_means

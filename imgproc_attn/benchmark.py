@@ -1,8 +1,10 @@
-"""Speed and memory beside named peers: the operator beside plain attention, whole models beside timm's ViT.
+"""Benchmark of speed and memory: operators compared with plain attention, models compared with timm's ViT, and more.
 
-Method: one process, the same work and inputs for all, runs interleaved (one of each, then again), medians with quartiles, the
-lift included in the operator's time. Peak memory: on a CUDA device the allocator's; on a CPU the growth of the resident set in
-a fresh process that does the step once.
+Method for speed: all cases run in one process, with the same work and inputs. Runs are interleaved (one of each, then again).
+Results are medians with quartiles. The time of an operator includes the lift.
+
+Method for peak memory: on a CUDA device, the peak of the allocator. On a CPU, the growth of the resident set in a fresh process
+that does the step once.
 """
 
 import math
@@ -52,6 +54,19 @@ from .training.run import Run
 from .utils.markdown import markdown_table
 from .utils.progress import progress_bar
 
+__all__ = [
+    "CASES",
+    "MODELS",
+    "Case",
+    "benchmark_corruptions",
+    "benchmark_evaluation",
+    "benchmark_filtering",
+    "benchmark_memory",
+    "benchmark_models",
+    "benchmark_operators",
+    "benchmark_training",
+]
+
 HEADS, HEAD_DIM = 6, 64
 
 Step = Callable[[], Any]
@@ -59,14 +74,14 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One member of the benchmark: something that is measured beside the others of its section.
+    """One case of the benchmark, which is compared with the other cases of its section.
 
     Attributes:
-        section: Part of the benchmark, as `imgproc-attn benchmark --what` names it.
+        section: Part of the benchmark, as in `imgproc-attn benchmark --what`.
         name: Name in tables and results.
-        make: Function of the section's work, such as `OperatorWork`, that returns what is timed.
+        make: Function that takes the work of the section, as `OperatorWork`, and returns the function to time.
         baseline: Whether ratios of the section are relative to this case.
-        package: Package that the case needs. Without it the case is left out.
+        package: Package that the case needs. If it is not installed, the case is left out.
     """
 
     section: str
@@ -76,7 +91,7 @@ class Case:
     package: str | None = None
 
 
-# All cases and peers, in the order of the tables. To add one, add a line.
+# All cases, in the order of the tables. To add a case, add a line.
 CASES = (
     Case("operators", "scaled_dot_product_attention", lambda work: work.plain, baseline=True),
     Case("operators", "non-local means", lambda work: work.layer(work.gaussian)),
@@ -93,8 +108,8 @@ CASES = (
     Case("models", "vit_small_patch16_224", methodcaller("step", "vit_small_patch16_224"), baseline=True),
     *(Case("models", f"{family}_small", methodcaller("step", f"{family}_small")) for family in FAMILIES),
     Case("filtering", "kornia bilateral_blur", lambda work: work.kornia_bilateral, baseline=True),
-    Case("filtering", "bilateral_filter", lambda work: partial(bilateral_filter, work.picture, 0.1 * 2**0.5, 3.0 * 2**0.5, 11)),
-    Case("filtering", "non_local_means", lambda work: partial(non_local_means, work.picture, 0.7, 5, 11)),
+    Case("filtering", "bilateral_filter", lambda work: partial(bilateral_filter, work.image, 0.1 * 2**0.5, 3.0 * 2**0.5, 11)),
+    Case("filtering", "non_local_means", lambda work: partial(non_local_means, work.image, 0.7, 5, 11)),
     Case("filtering", "scikit-image denoise_bilateral", lambda work: work.skimage_bilateral, package="skimage"),
     Case("filtering", "scikit-image denoise_nl_means, fast", lambda work: work.skimage_nl_means(True), package="skimage"),
     Case("filtering", "scikit-image denoise_nl_means, slow", lambda work: work.skimage_nl_means(False), package="skimage"),
@@ -120,23 +135,23 @@ TRAINING_SIZES: dict[str, list[str]] = {
 
 
 def build_cases(section: str, work: Any) -> dict[str, Callable[..., Any]]:
-    """Return what is timed in a section, by name; cases whose package is not installed are left out."""
+    """Return the functions to time in a section, by name. Cases whose package is not installed are left out."""
     cases = (case for case in CASES if case.section == section)
     return {case.name: case.make(work) for case in cases if case.package is None or find_spec(case.package)}
 
 
 def baseline_of(section: str) -> str:
-    """Return the name of the case that the others of a section are compared with."""
+    """Return the name of the baseline of a section."""
     return next(case.name for case in CASES if case.section == section and case.baseline)
 
 
 def synchronizer(device: str) -> Step:
-    """What waits for a device to finish."""
+    """Return a function that waits until a device has finished."""
     return partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
 
 
 def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: Any = None) -> dict[str, list[float]]:
-    """Seconds of each step, ``runs`` times, interleaved, after two warm-up rounds."""
+    """Return the seconds of each step for ``runs`` interleaved rounds, after two warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(runs + 2):
         for name, step in steps.items():
@@ -152,7 +167,12 @@ def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: Any = Non
 
 
 def summarize(times: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
-    """Median, quartiles and ratio of medians to the baseline's."""
+    """Return the median, the quartiles and the ratio of the median to the baseline's, per case.
+
+    Example:
+        >>> summarize({"fast": [1.0, 1.0], "slow": [2.0, 2.0]}, baseline="fast")[1]
+        {'name': 'slow', 'median_s': 2.0, 'quartiles_s': [2.0, 2.0], 'ratio': 2.0}
+    """
     base = statistics.median(times[baseline])
     rows = []
     for name, values in times.items():
@@ -179,31 +199,31 @@ class OperatorWork:
     def layer(
         self, kernel: nn.Module | None = None, positions: Sequence[nn.Module] = (), residual: Residual | None = None
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return the layer of these components; dot product and no boosting by default."""
+        """Return the layer of these components. Default: dot product, no positions and no boosting."""
         parts = (kernel or DotProduct(HEAD_DIM), positions, SoftmaxFilter(), residual or Plain())
         attn = FilterAttention(nn.Identity(), *parts, nn.Identity()).eval()
 
         def filtered(q, k, v):
-            state = next_state(LayerState(), k) if attn.needs_state else None  # any values will do for the layer before
+            state = next_state(LayerState(), k) if attn.needs_state else None  # any values can stand for the previous layer
             return attn((q, k, v), self.geometry, state=state)[0]
 
         return filtered
 
     @staticmethod
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax attention by torch."""
+        """Return torch's softmax attention."""
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Non-local means by a matrix of distances."""
-        left, right = (at_least_float32(x).contiguous() for x in (q, k))  # cdist knows no half precision
+        """Return non-local means, computed with a matrix of distances."""
+        left, right = (at_least_float32(x).contiguous() for x in (q, k))  # cdist does not support half precision
         distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
         log_weights = -(distances / self.gaussian.range_bandwidth()[:, None, None]).square()
         return (log_weights.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 def _operator_step(operator: Callable[..., Tensor], qkv: Tensor, train: bool) -> Step:
-    """From the projection's output to the layer's, backwards too if ``train``."""
+    """Return a step from the output of the projection to that of the layer, with the backward pass if ``train``."""
 
     def step():
         x = qkv.detach().requires_grad_(train)
@@ -219,7 +239,7 @@ def _operator_step(operator: Callable[..., Tensor], qkv: Tensor, train: bool) ->
 def benchmark_operators(
     tokens: Sequence[int], runs: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 3136
 ) -> list[dict[str, Any]]:
-    """Time of the operators beside plain attention, inference and training, ``batch_tokens`` tokens a batch."""
+    """Time the operators and plain attention, in inference and training, with ``batch_tokens`` tokens per batch."""
     rows = []
     synchronize = synchronizer(device)
     with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "operators") as bar:
@@ -230,8 +250,8 @@ def benchmark_operators(
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
                 operators = build_cases("operators", OperatorWork(grid, device))
                 steps = {name: _operator_step(operator, qkv, train) for name, operator in operators.items()}
-                found = summarize(measure(steps, runs, synchronize, bar), baseline_of("operators"))
-                rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in found]
+                summary = summarize(measure(steps, runs, synchronize, bar), baseline_of("operators"))
+                rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in summary]
     return rows
 
 
@@ -240,11 +260,11 @@ class ModelWork:
     """Whole models on a batch of random images.
 
     Attributes:
-        tokens: Number of patches of an image, a square.
+        tokens: Number of patches per image. It must be a square number.
         batch: Number of images.
-        train: Whether a step is a training step with AdamW, not inference.
+        train: Whether a step is a training step with AdamW. Otherwise it is inference.
         device: Device of model and images.
-        dtype: Type of model and images.
+        dtype: Dtype of model and images.
     """
 
     tokens: int
@@ -254,7 +274,7 @@ class ModelWork:
     dtype: torch.dtype
 
     def step(self, name: str) -> Step:
-        """Return one step of the model that timm knows by ``name``."""
+        """Return one step of timm's model ``name``."""
         size = (16 * math.isqrt(self.tokens), 16 * math.isqrt(self.tokens))
         model = timm.create_model(name, img_size=size, device=self.device, dtype=self.dtype).train(self.train)
         images = torch.randn(self.batch, 3, *size, device=self.device, dtype=self.dtype)
@@ -275,7 +295,7 @@ class ModelWork:
 def benchmark_models(
     names: Sequence[str], tokens: Sequence[int], runs: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> list[dict[str, Any]]:
-    """Time of whole models beside the first of ``names``, inference and a training step with AdamW."""
+    """Time inference and a training step with AdamW of whole models. The first of ``names`` is the baseline."""
     rows = []
     synchronize = synchronizer(device)
     with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "models") as bar:
@@ -285,7 +305,7 @@ def benchmark_models(
                 bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
                 work = ModelWork(n, batch, train, device, dtype)
                 steps = {name: work.step(name) for name in names}
-                found = summarize(measure(steps, runs, synchronize, bar), names[0])
+                summary = summarize(measure(steps, runs, synchronize, bar), names[0])
                 rows += [
                     {
                         "tokens": n,
@@ -294,13 +314,13 @@ def benchmark_models(
                         **row,
                         "throughput": 1 / row["ratio"],
                     }
-                    for row in found
+                    for row in summary
                 ]
     return rows
 
 
 def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None:
-    """In a fresh process: bytes a training step adds at its peak, optimizer state and gradients included."""
+    """Send the peak bytes of a training step, with optimizer state and gradients. Runs in a fresh process."""
     try:
         step = ModelWork(n, 1, True, device, dtype).step(name)
         if device.startswith("cuda"):
@@ -316,17 +336,19 @@ def _peak(name: str, n: int, device: str, dtype: torch.dtype, pipe: Any) -> None
 
 
 def _peak_so_far(pipe: Any) -> None:
+    """Send the largest resident set of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts from the parent's on Linux
+    if status.exists():  # On Linux, ru_maxrss starts at the value of the parent process.
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         pipe.send(1024 * int(line.split()[1]))
         return
-    import resource  # not on every system
+    import resource  # not available on every system
 
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def _in_fresh_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Return the number that ``function`` sends from a fresh process."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=function, args=(*arguments, send))
@@ -335,17 +357,17 @@ def _in_fresh_process(function: Callable[..., None], *arguments: Any) -> int:
     try:
         answer = receive.recv()
     except EOFError:
-        answer = "the process ended without an answer; it may have run out of memory"
+        answer = "no answer"
     process.join()
     if isinstance(answer, str):
-        raise RuntimeError(f"Measuring memory failed: {answer}")
+        raise RuntimeError(f"The measuring process must return bytes, got {answer}. Give fewer tokens if memory ran out.")
     return answer
 
 
 def benchmark_memory(
     names: Sequence[str], n: int = 3136, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> list[dict[str, Any]]:
-    """Peak memory of one training step on one image of ``n`` patches, less that of the bare interpreter and libraries."""
+    """Measure the peak memory of a training step on one image of ``n`` patches, minus that of interpreter and libraries."""
     bare = 0 if device.startswith("cuda") else _in_fresh_process(_peak_so_far)
     peaks = {}
     with progress_bar(len(names), "models", "memory") as bar:
@@ -356,29 +378,29 @@ def benchmark_memory(
 
 
 def _photograph(name: str) -> np.ndarray:
-    """``china`` or ``flower``, ``[427, 640, 3]`` in 8 bits."""
-    from sklearn.datasets import load_sample_image  # a second to import
+    """Return the photograph ``china`` or ``flower``, ``[427, 640, 3]`` in 8 bits."""
+    from sklearn.datasets import load_sample_image  # the import takes a second
 
     return load_sample_image(f"{name}.jpg")
 
 
 class FilteringWork:
-    """Filters on a 512 x 512 color photograph, 11 x 11 window.
+    """Filters on a 512 x 512 color photograph with an 11 x 11 window.
 
     Args:
         device: Device of the filters that run on tensors.
     """
 
     def __init__(self, device: str) -> None:
-        picture = torch.tensor(_photograph("china")).permute(2, 0, 1)[None] / 255
-        self.picture = F.interpolate(picture, (512, 512), mode="bilinear", antialias=True).to(device)
-        self.array = self.picture[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        photograph = torch.tensor(_photograph("china")).permute(2, 0, 1)[None] / 255
+        self.image = F.interpolate(photograph, (512, 512), mode="bilinear", antialias=True).to(device)
+        self.array = self.image[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     @cached_property
     def kornia_bilateral(self) -> Step:
-        """Bilateral filter of kornia, with the distance of this package."""
+        """Bilateral filter of kornia, with the color distance of this package."""
         blur = partial(kornia.filters.bilateral_blur, color_distance_type="l2")
-        return partial(blur, self.picture, (11, 11), 0.1, (3.0, 3.0))
+        return partial(blur, self.image, (11, 11), 0.1, (3.0, 3.0))
 
     @cached_property
     def skimage_bilateral(self) -> Step:
@@ -388,16 +410,16 @@ class FilteringWork:
         return partial(denoise_bilateral, self.array, 11, 0.1, 3.0, channel_axis=-1)
 
     def skimage_nl_means(self, fast: bool) -> Step:
-        """Return the non-local means of scikit-image."""
+        """Return the non-local means of scikit-image, in fast mode if ``fast``."""
         from skimage.restoration import denoise_nl_means
 
         return partial(denoise_nl_means, self.array, 5, 5, 0.08, channel_axis=-1, fast_mode=fast)
 
 
 def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Time of the filters on a 512 x 512 color photograph, 11 x 11 window, beside kornia's and scikit-image's (if installed).
+    """Time the filters, kornia's and (if installed) scikit-image's on a 512 x 512 color photograph with an 11 x 11 window.
 
-    Non-local means with patches of 5 x 5; scikit-image's fast mode takes patches of 4 x 4 pixels by an integral image.
+    Non-local means has patches of 5 x 5 pixels. scikit-image's fast mode uses 4 x 4 pixels and an integral image.
     """
     steps = build_cases("filtering", FilteringWork(device))
     with progress_bar(runs + 2, "rounds", "filtering") as bar:
@@ -405,10 +427,10 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
 
 class TrainingWork:
-    """Epochs of training, over equal models, losses, optimizers and loaders.
+    """Epochs of training with equal models, losses, optimizers and loaders.
 
     Args:
-        overrides: Changes of the quickstart recipe.
+        overrides: Overrides of the quickstart recipe.
         folder: Folder of the runs.
         device: Device of the training.
     """
@@ -421,7 +443,7 @@ class TrainingWork:
         return Run(self.recipe, self._folder / name, self._device, SINGLE_PROCESS).trainer
 
     def bare_loop(self) -> Step:
-        """Return an epoch of the least loop one could write."""
+        """Return an epoch of a minimal training loop."""
         trainer, clip_grad = self._trainer("bare"), self.recipe.optimizer.clip_grad or math.inf
 
         def epoch() -> None:
@@ -438,20 +460,20 @@ class TrainingWork:
         return epoch
 
     def training_loop(self) -> Step:
-        """Return an epoch of the library's loop."""
+        """Return an epoch of the training loop of this package."""
         trainer = self._trainer("loop")
         return lambda: trainer.train_epoch(0)
 
 
 def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Time of an epoch of the training loop beside a bare loop, on scikit-learn's digits, small and at 32 x 32."""
+    """Time an epoch of the training loop and of a bare loop, on scikit-learn's digits at 8 x 8 and at 32 x 32."""
     rows = []
     with progress_bar(len(TRAINING_SIZES) * (runs + 2), "rounds", "training") as bar:
         for size, overrides in TRAINING_SIZES.items():
             with tempfile.TemporaryDirectory() as folder:
                 steps = build_cases("training", TrainingWork(overrides, Path(folder), device))
-                found = summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("training"))
-            rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in found]
+                summary = summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("training"))
+            rows += [{**row, "name": f"{row['name']}, {size}", "throughput": 1 / row["ratio"]} for row in summary]
     return rows
 
 
@@ -459,15 +481,15 @@ class CorruptionWork:
     """Corruptions of severity 3 on a 224 x 224 photograph."""
 
     def __init__(self) -> None:
-        self.picture = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
+        self.image = _photograph("china")[100:324, 200:424].transpose(2, 0, 1)
 
     def step(self, name: str) -> Step:
-        """Return what a reading process does for one image."""
-        return partial(ImageNetC(name, 3).corrupt, self.picture, 0)
+        """Return the work of a data loading process for one image."""
+        return partial(ImageNetC(name, 3).corrupt, self.image, 0)
 
 
 def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
-    """Time of each corruption of ImageNet-C but frost, severity 3, one 224 x 224 photograph: what a reading process does."""
+    """Time each corruption of ImageNet-C except frost, at severity 3, on one 224 x 224 photograph."""
     steps = build_cases("corruptions", CorruptionWork())
     with progress_bar(runs + 2, "rounds", "corruptions") as bar:
         rows = summarize(measure(steps, runs, lambda: None, bar), baseline_of("corruptions"))
@@ -503,12 +525,12 @@ class EvaluationWork:
 
     @torch.no_grad()
     def timm_loop(self) -> float:
-        """Count correct images by a loop as timm's validation script has it."""
-        right = sum((self.model(images).argmax(1) == labels).sum() for images, labels in self.loader)
-        return float(right)
+        """Return the number of correct images, counted as in timm's validation script."""
+        correct = sum((self.model(images).argmax(1) == labels).sum() for images, labels in self.loader)
+        return float(correct)
 
     def evaluator(self) -> Any:
-        """Evaluate the condition ``clean``."""
+        """Return the result of the condition ``clean``."""
         with tempfile.TemporaryDirectory() as folder:
             runtime = Runtime(self.device, batch_size=32, output=Path(folder))
             session = EvaluationSession(
@@ -518,14 +540,14 @@ class EvaluationWork:
 
 
 def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Time of a clean evaluation of ``vit_tiny_patch16_224`` on 64 pictures, reading included."""
+    """Time a clean evaluation of ``vit_tiny_patch16_224`` on 64 images, including the reading of files."""
     with tempfile.TemporaryDirectory() as folder, progress_bar(runs + 2, "rounds", "evaluation") as bar:
         steps = build_cases("evaluation", EvaluationWork(Path(folder), device))
         return summarize(measure(steps, runs, synchronizer(device), bar), baseline_of("evaluation"))
 
 
 def markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    """Return rows as a table under a title."""
+    """Return rows as a Markdown table below a title."""
     table = markdown_table(list(columns), ([show(row) for show in columns.values()] for row in rows))
     return f"### {title}\n\n{table}"
 
@@ -539,7 +561,7 @@ TIME_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ratio": lambda r: f"{r['ratio']:.2f}",
 }
 NAME_COLUMNS = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
-CORRUPTION_COLUMNS = {**NAME_COLUMNS, "images a second": lambda r: f"{r['images_per_second']:.0f}"}
+CORRUPTION_COLUMNS = {**NAME_COLUMNS, "images per second": lambda r: f"{r['images_per_second']:.0f}"}
 MEMORY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokens": lambda r: f"{r['tokens']}",
     "name": lambda r: r["name"],

@@ -1,8 +1,8 @@
 """Registration of the package's models with timm, without importing timm.
 
-To ask timm for a model, a program imports timm. So the models are registered right after that import, whichever comes first:
-``import imgproc_attn`` or ``import timm``. ``import imgproc_attn`` alone imports neither timm nor torch, and the console
-command shows its help without them.
+A program imports timm before it asks timm for a model. The models are registered right after that import. The order of
+``import imgproc_attn`` and ``import timm`` does not matter. ``import imgproc_attn`` alone imports neither timm nor torch, so
+the console command shows its help quickly.
 """
 
 import sys
@@ -12,11 +12,13 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+__all__ = ["register_after_timm"]
+
 REGISTERING = ("imgproc_attn.models", "imgproc_attn.segmentation.model")
 
 
 def register_after_timm() -> None:
-    """Register the models now if timm is imported already, else as soon as it is."""
+    """Register the models now if timm is imported already. Otherwise register them right after timm is imported."""
     if "timm" in sys.modules:
         _register()
     else:
@@ -24,15 +26,16 @@ def register_after_timm() -> None:
 
 
 def _register() -> None:
+    """Import the modules that register models with timm."""
     for name in REGISTERING:
         import_module(name)
 
 
 class _AfterImports:
-    """Watches imports of timm and of this package; registers the models at the end of the first one that has loaded timm.
+    """Finder that watches imports of timm and of this package, and registers the models once timm is loaded.
 
-    Modules of this package import timm themselves. While one of them is half imported, those that register models cannot be
-    imported, as they may need it. So registration waits for the outermost import to end.
+    Modules of this package import timm themselves. While such a module is only half imported, modules that register models
+    may need it and cannot be imported. Registration therefore waits until the outermost import ends.
     """
 
     def __init__(self) -> None:
@@ -44,8 +47,8 @@ class _AfterImports:
     ) -> ModuleSpec | None:
         if self._registered or not (fullname == "timm" or fullname.startswith("imgproc_attn.")):
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in found if spec is not None), None)
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader.exec_module = partial(self._execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec

@@ -1,4 +1,4 @@
-"""The benchmark compares the same work, and says what it measured."""
+"""The benchmark compares equal work and reports what it measured."""
 
 import json
 
@@ -12,7 +12,7 @@ from imgproc_attn.training import Trainer
 
 
 def test_cases_are_a_table():
-    """Names are unique in a section, and one case of each is what the others are compared with."""
+    """Names are unique in a section, and each section has one baseline."""
     sections = {case.section for case in benchmark.CASES}
     assert sections == {"operators", "models", "filtering", "training", "evaluation", "corruptions"}
     for section in sections:
@@ -24,8 +24,8 @@ def test_cases_are_a_table():
 
 
 def test_a_new_case_is_one_line(monkeypatch):
-    """It is timed beside the others; a case whose package is missing is left out."""
-    own = benchmark.Case("filtering", "identity", lambda work: lambda: work.picture)
+    """A new case is timed like the others. A case whose package is missing is left out."""
+    own = benchmark.Case("filtering", "identity", lambda work: lambda: work.image)
     missing = benchmark.Case("filtering", "of a missing package", lambda work: None, package="no_such_package")
     kept = [case for case in benchmark.CASES if case.name == "bilateral_filter" or case.baseline]
     monkeypatch.setattr(benchmark, "CASES", (*kept, own, missing))
@@ -35,7 +35,7 @@ def test_a_new_case_is_one_line(monkeypatch):
 
 
 def test_operators_do_the_same_work():
-    """The lifted non-local means is the explicit one; all have one shape."""
+    """Lifted and explicit non-local means agree, and all results have one shape."""
     q, k, v = torch.randn(3, 1, benchmark.HEADS, 196, benchmark.HEAD_DIM)
     results = {
         name: f(q, k, v) for name, f in benchmark.build_cases("operators", benchmark.OperatorWork((14, 14), "cpu")).items()
@@ -78,7 +78,7 @@ def test_filters_beside_their_peers(tmp_path):
 
 
 def test_both_loops_train(tmp_path):
-    """The same batches and updates: after an epoch the weights agree."""
+    """Both loops make the same number of updates, and each changes the weights."""
     steps = benchmark.build_cases(
         "training", benchmark.TrainingWork(["data.train_images=256", "run.batch_size=64"], tmp_path, "cpu")
     )
@@ -96,7 +96,7 @@ def test_both_loops_train(tmp_path):
 
 @pytest.mark.slow
 def test_memory_of_a_model():
-    """Facts with a wide margin: a resident set is too coarse a measure, and too much the machine's, to rank two models."""
+    """Check only facts with a wide margin: the resident set is too coarse and depends on the machine."""
     names = ["vit_tiny_patch16_224", "bilateral_vit_tiny"]
     few, many = benchmark.benchmark_memory(names, 196), benchmark.benchmark_memory(names, 784)
     trained = 4 * 4 * sum(p.numel() for p in timm.create_model(names[0]).parameters())  # weight, gradient, Adam's two moments

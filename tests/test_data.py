@@ -1,4 +1,4 @@
-"""Readers and loaders: real images, every one exactly once, broken and misplaced ones named."""
+"""Readers and loaders: each image is read exactly once, and errors name broken images."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ COLOR = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
 @pytest.fixture
 def folder(tmp_path):
-    """``train`` and ``val`` folders of three classes."""
+    """Write ``train`` and ``val`` folders of three classes."""
     names = ["astronaut", "coffee", "cat"]
     for split, count in (("train", 12), ("val", 6)):
         for i, (label, crop) in enumerate(crops(count)):
@@ -73,7 +73,7 @@ def test_digits():
     pictures = [np.asarray(train[i][0]) for i in range(1437)]
     assert min(p.min() for p in pictures) == 0
     assert max(p.max() for p in pictures) == 255
-    # scikit-learn's set holds no duplicates, so none may stand on both sides
+    # The set of scikit-learn has no duplicates, so no image may be in both splits.
     seen = {p.tobytes() for p in pictures}
     assert not [i for i in range(360) if np.asarray(test[i][0]).tobytes() in seen]
     assert [test.filename(i) for i in range(5)] != [Digits("test", 1).filename(i) for i in range(5)]
@@ -91,19 +91,19 @@ def test_packed_images(tmp_path):
 
 
 def test_packed_images_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(FileNotFoundError, match="none.npz must be an .npz file, got a path that does not exist"):
         PackedImages(tmp_path / "none.npz", "train")
-    with pytest.raises(ValueError, match=r"no split 'validation'; there are train, test"):
+    with pytest.raises(ValueError, match=r"The split must be one of .* \(train, test\), got 'validation'"):
         PackedImages(pack(tmp_path / "p.npz"), "validation")
-    with pytest.raises(FileNotFoundError, match=r"is a folder; name the .npz file in it: p.npz"):
+    with pytest.raises(FileNotFoundError, match=r"got a folder. Name the .npz file in it: p.npz"):
         PackedImages(tmp_path, "train")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:900])
-    with pytest.raises(ValueError, match="no pack of images"):
+    with pytest.raises(ValueError, match="must be a complete .npz pack of images"):
         PackedImages(tmp_path / "cut.npz", "train")
     with pytest.raises(ValueError, match="2 lengths, 12 labels"):
         PackedImages(pack(tmp_path / "q.npz", train_lengths=np.array([3, 4], np.uint16)), "train")
     pack(tmp_path / "pickled.npz", classes=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):  # never unpickled
+    with pytest.raises(ValueError, match="allow_pickle=False"):  # The file is never unpickled.
         PackedImages(tmp_path / "pickled.npz", "train")
 
 
@@ -112,25 +112,25 @@ def test_folder(folder):
     assert len(reader) == 6
     assert list(reader.class_to_idx) == ["astronaut", "cat", "coffee"]
     assert len(open_images("folder", str(folder / "train"), "")) == 12
-    with pytest.raises(FileNotFoundError, match=r"has no folder 'test'; it holds train, val"):
+    with pytest.raises(FileNotFoundError, match=r"which holds train, val, got 'test'"):
         open_images("folder", str(folder), "test")
     with pytest.raises(
-        ValueError, match=r"holds splits, train, val, in the place of classes; .* the root, and '.*' as the split"
+        ValueError, match=r"must hold class folders, got the splits train, val\. .* the root, and '.*' as the split"
     ):
         open_images("folder", str(folder), "")
     (folder / "train" / "bear").mkdir()
-    with pytest.raises(ValueError, match=r"class folder .*bear holds no image"):
+    with pytest.raises(ValueError, match=r"class folder .*bear must hold an image"):
         open_images("folder", str(folder), "train")
 
 
 def test_splits_of_equal_size_are_told_apart():
-    """QMNIST has 60,000 images in either."""
+    """Both splits of QMNIST have 60,000 images, so their number does not tell them apart."""
     names = [TorchvisionImages(SimpleNamespace(train=train)).filename(7) for train in (True, False)]
     assert names == ["SimpleNamespace-train-7", "SimpleNamespace-test-7"]
 
 
 def test_numeric_folders_sort_as_numbers(tmp_path):
-    """ImageNet-V2 names its folders 0 to 999; sorted as text, 10 would come before 2."""
+    """ImageNet-V2 names its folders 0 to 999. Sorted as text, 10 would come before 2."""
     for i, (_, crop) in enumerate(crops(12)):
         (tmp_path / str(i)).mkdir()
         crop.save(tmp_path / str(i) / "x.png")
@@ -149,17 +149,17 @@ def test_tar_of_a_folder(folder, tmp_path):
         images = Images(reader, 3)
         assert len(images) == 12
         assert images[0][0].size == (24, 24)
-    # read once here, then in two workers at once: a shared open file would mix the images up
+    # Read once here, then in two workers at once. A shared open file would mix up the images.
     expected = [np.asarray(image) for image, _ in (images[i] for i in range(12))]
     images.transform = np.asarray
     for image, index in torch.utils.data.DataLoader(Indexed(images, 50), None, num_workers=2):
         assert np.array_equal(image, expected[index])
-    with pytest.raises(ValueError, match=r"train.tar is one file, and has no split 'validation'"):
+    with pytest.raises(ValueError, match=r"train.tar must be empty, got 'validation'"):
         open_images("folder", str(tmp_path / "train.tar"), "validation")
 
 
 class Indexed(torch.utils.data.Dataset):
-    """Images again and again, with their numbers."""
+    """Endless images with their indices."""
 
     def __init__(self, images, times):
         self.images, self.times = images, times
@@ -180,13 +180,13 @@ def test_torchvision_set(folder):
 
 
 def test_torchvision_imagenet_has_a_class_a_folder(tmp_path):
-    """Not one for each of their synonyms."""
+    """Classes are not counted once per synonym."""
     words = {"n01440764": ("tench", "Tinca tinca"), "n02012849": ("crane",), "n03126707": ("crane", "hoist")}
     torch.save((words, []), tmp_path / "meta.bin")
     for i, (label, crop) in enumerate(crops(6)):
-        place = tmp_path / "val" / list(words)[label]
-        place.mkdir(parents=True, exist_ok=True)
-        crop.save(place / f"ILSVRC2012_val_{i:08d}.JPEG")
+        class_folder = tmp_path / "val" / list(words)[label]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        crop.save(class_folder / f"ILSVRC2012_val_{i:08d}.JPEG")
     images = Images(open_images("torch/imagenet", str(tmp_path), "val"), 3)
     assert images.classes == {name: i for i, name in enumerate(words)}
     check_classes(images.classes, 3)
@@ -206,7 +206,7 @@ def test_webdataset(folder, tmp_path):
     loader = evaluation_loader(dataset, COLOR, 4, 0, CPU)
     labels = torch.cat([y for _, y in loader])
     assert labels.bincount().tolist() == [4, 4, 4]
-    with pytest.raises(ValueError, match="evaluate it in one process"):
+    with pytest.raises(ValueError, match="Evaluate it in one process"):
         evaluation_loader(dataset, COLOR, 4, 0, CPU, World(0, 2))
 
 
@@ -219,7 +219,7 @@ def test_hugging_face_set(folder, monkeypatch, tmp_path):
     images = Images(open_images(f"hfds/{tmp_path / 'set'}", str(tmp_path), "train"), 3)
     assert [images[i][1] for i in range(6)] == [0, 1, 2, 0, 1, 2]
     assert len({images.name(i) for i in range(6)}) == 6
-    with pytest.raises(ValueError, match=r"root .*\(here: data.download=true\)"):
+    with pytest.raises(ValueError, match=r"root .* Give data.download=true"):
         open_images("torch/cifar10", str(tmp_path), "train")
 
 
@@ -227,7 +227,7 @@ def test_roots(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("IMGPROC_ATTN_DATA", str(tmp_path))
     assert find_root("here") == tmp_path / "here"
-    with pytest.raises(FileNotFoundError, match=r"There is no nowhere and no .*nowhere\. Give data.root=PATH"):
+    with pytest.raises(FileNotFoundError, match=r"got nowhere and .*nowhere\. Give data.root=PATH"):
         find_root("nowhere")
 
 
@@ -236,24 +236,27 @@ def test_a_download_makes_its_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not found or corrupted"):
         open_images("torch/cifar10", str(tmp_path / "new"), "train", download=True)
     assert (tmp_path / "new" / "there").is_dir()
-    with pytest.raises(FileNotFoundError, match="There is no"):
+    with pytest.raises(FileNotFoundError, match="The root must be an existing folder or file"):
         open_images("torch/cifar10", str(tmp_path / "newer"), "train")
 
 
 def test_classes_that_differ_are_shown():
     a, b = {"cat": 0, "dog": 1}, {"cat": 0, "cow": 1}
-    with pytest.raises(ValueError, match=r"train and test differ: only in train: dog \(1\); only in test: cow \(1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"test must have equal classes, got classes only in train: dog \(1\); only in test: cow \(1\)",
+    ):
         check_classes(a, 2, b)
-    with pytest.raises(ValueError, match="same names, other labels"):
+    with pytest.raises(ValueError, match="with the same names and other labels"):
         check_classes(a, 2, {"cat": 1, "dog": 0})
-    with pytest.raises(ValueError, match=r"has 2 classes, but 10 are expected"):
+    with pytest.raises(ValueError, match=r"split must have 10 classes, got 2"):
         check_classes(a, 10)
     check_classes(None, 3, b)
 
 
 def test_labels_out_of_range_are_named():
     images = Images(Digits("train"), 5)
-    with pytest.raises(ValueError, match=r"Image digit-\d+ has label \d, but with 5 classes labels run from 0 to 4"):
+    with pytest.raises(ValueError, match=r"image digit-\d+ must be a whole number from 0 to 4 with 5 classes, got \d"):
         [images[i] for i in range(20)]
 
 
@@ -283,7 +286,7 @@ def test_broken_images(folder, workers, tmp_path):
     Images(reader, 3, on_unreadable="ignore", unreadable=unreadable.of("val"))[4]
     assert unreadable.names()[1:] == [f"val/{path.parent.name}/{path.name}"], "equal names in two splits are two images"
     only = Images(reader, 3, [4], on_unreadable="replace", unreadable=unreadable)
-    with pytest.raises(ValueError, match="None of the 1 images can be read"):
+    with pytest.raises(ValueError, match="At least one of the 1 images must be readable, got none"):
         only[0]
 
 
@@ -334,12 +337,12 @@ def test_repeated_augmentation_repeats():
 
 
 def test_fewer_images_than_processes():
-    with pytest.raises(ValueError, match="There are 2 images for 3 processes"):
+    with pytest.raises(ValueError, match="at most the number of images, 2, got 3"):
         evaluation_loader(Images(Digits("test"), 10, [0, 1], 1), DIGITS, 4, 0, CPU, World(0, 3))
 
 
 def test_too_few_images_and_too_many_workers():
-    with pytest.raises(ValueError, match="needs 64 images at a time, but there are 50"):
+    with pytest.raises(ValueError, match="at most the number of training images, 50, got 64"):
         training(indices=range(50))
     with pytest.warns(UserWarning, match="9999 worker processes"):
         training(workers=9999)
@@ -367,21 +370,21 @@ def test_augmentation():
         assert all(r.shape == (3, 40, 40) and r.dtype == np.uint8 for r in results)
         assert any(not np.array_equal(r, np.asarray(picture).transpose(2, 0, 1)) for r in results), a
     wide = Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[:, None, None] * 4, 32, 1).repeat(3, 2))
-    for a in (Augmentation(), Augmentation(crop_padding=1)):  # all rows of a picture of the input's shape, or all but one
+    for a in (Augmentation(), Augmentation(crop_padding=1)):  # The crop keeps all rows, or all but one.
         rows = np.asarray(training_transform(a, COLOR._replace(input_size=(3, 64, 32)))(wide))[0, :, 16].astype(int)
         assert rows[0] <= 8
         assert rows[-1] >= 244
     large, small = (next(crops(1, side))[1] for side in (400, 30))
-    for image in (large, small):  # brought to the input's size before the crop, as evaluation does
+    for image in (large, small):  # Images are resized to the input size before the crop, as in evaluation.
         found = np.asarray(training_transform(Augmentation(crop_padding=2), size)(image)).astype(float)
         whole = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(float)
         moved = (np.roll(whole, shift, (1, 2)) for shift in itertools.product(range(-2, 3), repeat=2))
         assert min(np.abs(found - one)[:, 4:-4, 4:-4].mean() for one in moved) < 3
     strongest = training_transform(Augmentation(auto_augment="rand-m10-inc1"), size)
-    for _ in range(60):  # posterising to no bits at all, which Pillow 13 refuses, is among it
+    for _ in range(60):  # Some policies posterize to 0 bits, which Pillow 13 refuses.
         assert np.asarray(strongest(picture)).shape == (3, 40, 40)
     gray = training_transform(Augmentation(auto_augment="rand-m9-mstd0.5-inc1"), DIGITS)
-    for _ in range(60):  # policies fill what moves into view by the mean, of as many values as there are channels
+    for _ in range(60):  # Policies fill empty regions with the mean, which has one value per channel.
         assert np.asarray(gray(picture.convert("L"))).shape == (1, 8, 8)
     assert mixup(Augmentation(), 10, 0.1) is None
     mixed = mixup(Augmentation(mixup=0.8, cutmix=1.0), 10, 0.1)
@@ -394,7 +397,7 @@ def test_augmentation():
     "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "test_nlm_vit", "tf_efficientnet_lite0"]
 )
 def test_images_are_prepared_as_timm_prepares_them(name, folder):
-    """Size, interpolation, crop and its mode, mean: what timm's own transform gives for the model's configuration."""
+    """Images are equal to those of timm's transform for the configuration of the model."""
     cfg = timm.get_pretrained_cfg(name).to_dict()
     config = timm.data.resolve_data_config(pretrained_cfg=cfg)
     picture = photographs.coffee()

@@ -1,4 +1,4 @@
-"""What a model has learned, in numbers."""
+"""Diagnostics: bandwidths and figures of models."""
 
 import pytest
 import timm
@@ -38,9 +38,9 @@ def test_no_bandwidth_hides_another():
 
 
 def test_rows_of_patches_outside_the_grid_are_refused():
-    """They would be those of other tokens."""
+    """Their flat indices would be those of other patches."""
     model, image = timm.create_model("nlm_vit_tiny", **SMALL).eval(), torch.rand(3, 32, 32)
     for patch in ((0, 4), (4, 0), (0, -1)):
-        with pytest.raises(ValueError, match=r"outside the grid of 4 x 4"):
+        with pytest.raises(ValueError, match=r"must be inside the grid of 4 x 4, got"):
             draw_kernel_rows(model, image, image, 0, [patch])
     assert len(draw_kernel_rows(model, image, image, 0, [(0, 3), (3, 0)]).axes) == 6

@@ -1,4 +1,4 @@
-"""The filters on pictures: brute force, and three libraries nobody here wrote, on photographs."""
+"""Image filters against brute force and three other libraries, on photographs."""
 
 import math
 import subprocess
@@ -25,13 +25,13 @@ ROOT2 = math.sqrt(2)
 
 
 def photograph(height=24, width=28, channels=3, dtype=torch.float64):
-    """A piece of a photograph of a cat's face, [1, C, H, W] in [0, 1]."""
+    """Return a crop of a photograph of a cat's face, [1, C, H, W] in [0, 1]."""
     image = torch.from_numpy(skimage.data.chelsea()[100 : 100 + height, 120 : 120 + width]).permute(2, 0, 1) / 255.0
     return image[None, :channels].to(dtype)
 
 
 def brute_force(image, features, log_space, window):
-    """Pixel by pixel, pair by pair; ``features`` [C, H, W], ``log_space(dy, dx)``."""
+    """Filter pair by pair of pixels, with ``features`` [C, H, W] and ``log_space(dy, dx)``."""
     _, height, width = image.shape
     out = torch.empty_like(image)
     for y in range(height):
@@ -50,7 +50,7 @@ def brute_force(image, features, log_space, window):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bilateral_is_brute_force(channels):
-    """The border too: windows are cut off there."""
+    """Results agree also at the border, where windows are cut off."""
     image = photograph(13, 11, channels)
     h_r, h_s = 0.2, 2.5
     expected = brute_force(image[0], image[0] / h_r, lambda dy, dx: -(dy**2 + dx**2) / h_s**2, 5)
@@ -70,7 +70,7 @@ def test_non_local_means_is_brute_force(patch_size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_whole_image_is_the_largest_window(dtype):
-    """Two ways to the same: the fused filter over all pixels in tiles, and windows that reach everywhere."""
+    """The fused filter over all pixels in tiles equals windows that reach everywhere."""
     image = photograph(40, 40, dtype=dtype)
     bound = 1e-5 if dtype == torch.float32 else 1e-10
     for whole, windowed in (
@@ -82,19 +82,19 @@ def test_whole_image_is_the_largest_window(dtype):
 
 
 def test_bands_and_tiles_leave_no_seams():
-    """A tall picture takes several bands; the same numbers as its rows alone."""
+    """A tall image needs several bands, and gives the same numbers as its rows alone."""
     image = photograph(200, 60)
     result = bilateral_filter(image, 0.15, 3.0, 9)
     part = bilateral_filter(image[:, :, 50:120], 0.15, 3.0, 9)
     torch.testing.assert_close(result[:, :, 54:116], part[:, :, 4:66], rtol=1e-12, atol=1e-12)
-    wide = image.repeat(1, 1, 1, 40)  # so wide that a band has the fewest rows
+    wide = image.repeat(1, 1, 1, 40)  # so wide that a band has the smallest number of rows
     torch.testing.assert_close(bilateral_filter(wide, 0.15, 3.0, 9)[..., 4:56], result[..., 4:56], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("sigma_color", "sigma_space", "size"), [(0.1, 3.0, 11), (0.05, 1.0, 5), (0.5, 2.0, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_is_kornias_bilateral_blur(dtype, sigma_color, sigma_space, size):
-    """In the interior: kornia reflects at the border."""
+    """Results agree in the interior. At the border, kornia reflects the image."""
     image, inside = photograph(60, 70, dtype=dtype), slice(size // 2, -(size // 2))
     theirs = kornia.filters.bilateral_blur(image, (size, size), sigma_color, (sigma_space,) * 2, color_distance_type="l2")
     ours = bilateral_filter(image, ROOT2 * sigma_color, ROOT2 * sigma_space, size)
@@ -103,10 +103,10 @@ def test_is_kornias_bilateral_blur(dtype, sigma_color, sigma_space, size):
 
 
 def model_of_skimages_bilateral(image, sigma_color, sigma_space, size, quirks):
-    """Its interior, [H, W, C], with or without its quirks.
+    """Return the interior of scikit-image's result, [H, W, C], with or without its quirks.
 
-    Color weights come from a table of 10,000 bins, entered by the floor of the distance over the number of channels. The
-    table of places has size + 1 points a row, but is read with rows of `size`, which shears it.
+    Color weights come from a table of 10,000 bins. Its index is the floor of the distance over the number of channels. The
+    table of positions has size + 1 points per row, but is read with rows of `size`, which shears it.
     """
     bins, radius, (height, width, channels) = 10000, size // 2, image.shape
     largest = image.max()
@@ -146,15 +146,15 @@ def test_scikit_image_bilateral_but_for_its_quirks(channels):
 
 
 def fast_exp(y):
-    """Schraudolph's: the high word of a double is a straight line in y."""
+    """Return Schraudolph's approximation: the high word of a double is a straight line in y."""
     high = np.int64(int(1512775.3951951856938 * y) + 1072632447)
     return np.array(high << 32, dtype=np.int64).view(np.float64).item()
 
 
 def model_of_skimages_nl_means(image, patch, distance, h, quirks):
-    """Its slow mode, [H, W, C], with or without its quirks.
+    """Return the result of scikit-image's slow mode, [H, W, C], with or without its quirks.
 
-    Patches are weighted by a Gaussian, the exponential is approximate, and a pair is dropped whose distance exceeds 5 before
+    Patches are weighted by a Gaussian, and the exponential is approximate. A pair is dropped if its distance exceeds 5 before
     the last row of the patch.
     """
     radius, (height, width, channels) = patch // 2, image.shape
@@ -194,11 +194,14 @@ def decibels(clean, result):
 
 
 def test_denoises_as_well_as_scikit_image():
-    """Within 0.1 dB on a color photograph with noise of 0.1, where its quirks can be put into our bandwidths."""
+    """Results agree within 0.1 dB on a color photograph with noise of 0.1, if bandwidths account for the quirks."""
     clean = photograph(96, 96)
     noisy = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=clean.dtype)).clamp(0, 1)
     array = noisy[0].permute(1, 2, 0).contiguous().numpy()
-    for sigma_color in (0.05, 0.1):  # its distance is over the number of channels; a flat kernel in space cannot be sheared
+    for sigma_color in (
+        0.05,
+        0.1,
+    ):  # A flat kernel in space cannot be sheared. Distances are divided by the number of channels.
         theirs = decibels(clean, denoise_bilateral(array, 9, sigma_color, 50.0, mode="symmetric", channel_axis=-1))
         ours = decibels(clean, bilateral_filter(noisy, ROOT2 * 3 * sigma_color, ROOT2 * 50.0, 9))
         assert abs(ours - theirs) < 0.1
@@ -211,7 +214,7 @@ def test_denoises_as_well_as_scikit_image():
 
 
 def test_locality_by_changing_inputs():
-    """A pixel outside the window changes nothing, one inside does."""
+    """A pixel inside the window changes the result. A pixel outside does not."""
     image = photograph(20, 20)
     changed = image.clone()
     changed[0, :, 10, 10] = 1 - changed[0, :, 10, 10]
@@ -240,7 +243,7 @@ def test_half_precision_is_computed_in_float32(dtype, window_size):
     ):
         result = function(image)
         assert result.dtype == dtype
-        torch.testing.assert_close(result, function(image.float()).to(dtype))  # one step of half precision at most
+        torch.testing.assert_close(result, function(image.float()).to(dtype))  # at most one step of half precision
 
 
 def test_batches_and_single_pictures():
@@ -256,7 +259,7 @@ def test_batches_and_single_pictures():
 
 
 def test_differentiable_across_tiles():
-    """Larger than a tile of 32 x 32, along both sides: against windows that reach everywhere."""
+    """Images larger than a tile of 32 x 32 on both sides agree with windows that reach everywhere."""
     gradients = []
     for window_size in (None, 79):
         image = photograph(35, 40, 1).requires_grad_()
@@ -293,26 +296,26 @@ def test_differentiable(window_size):
 
 
 BAD = [
-    (lambda x: bilateral_filter((x * 255).byte(), 0.1, 2.0), TypeError, r"torch.uint8, but must be floating point.*/ 255"),
-    (lambda x: bilateral_filter(x / 0, 0.1, 2.0), ValueError, "holds .* values that are NaN or infinite"),
+    (lambda x: bilateral_filter((x * 255).byte(), 0.1, 2.0), TypeError, r"must be floating point.*, got torch.uint8.*/ 255"),
+    (lambda x: bilateral_filter(x / 0, 0.1, 2.0), ValueError, "must be finite, got .* values that are NaN or infinite"),
     (lambda x: non_local_means(x.sqrt().log() * float("nan"), 0.1, 3), ValueError, "NaN"),
-    (lambda x: bilateral_filter(x, -0.1, 2.0), ValueError, r"range_bandwidth is -0\.1, but must be positive and finite"),
-    (lambda x: bilateral_filter(x, 0.1, math.nan), ValueError, "spatial_bandwidth is nan"),
-    (lambda x: bilateral_filter(x, 0.1, 2.0, 4), ValueError, "window_size is 4, but must be an odd whole number.* try 5"),
-    (lambda x: bilateral_filter(x, 0.1, 2.0, 57), ValueError, "window_size is 57, but at most 55 fits .* 24 x 28; give None"),
+    (lambda x: bilateral_filter(x, -0.1, 2.0), ValueError, r"range_bandwidth must be positive and finite.*, got -0\.1"),
+    (lambda x: bilateral_filter(x, 0.1, math.nan), ValueError, "spatial_bandwidth must be .*, got nan"),
+    (lambda x: bilateral_filter(x, 0.1, 2.0, 4), ValueError, "window_size must be an odd whole number.*, got 4. Try 5"),
+    (lambda x: bilateral_filter(x, 0.1, 2.0, 57), ValueError, "window_size must be at most 55 .* 24 x 28, got 57. Give None"),
     (
         lambda x: bilateral_filter(x.float(), 1e-20, 2.0),
         ValueError,
-        "range_bandwidth is 1e-20, .* at least 5e-14 in torch.float32",
+        "range_bandwidth must be .* at least 5e-14 in torch.float32, got 1e-20",
     ),
-    (lambda x: bilateral_filter(x, torch.tensor(0.1), 2.0), TypeError, "range_bandwidth is tensor.*, but must be a number"),
-    (lambda x: non_local_means(x, 0.1, 2, 5), ValueError, "patch_size is 2, but must be an odd"),
-    (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size is 49, but at most 47 fits"),
-    (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[24, 28\], but must be \[C, H, W\]"),
-    (lambda x: bilateral_filter(x[..., :0], 0.1, 1.0), ValueError, "and not empty"),
-    (lambda x: bilateral_filter(x.numpy(), 0.1, 1.0), TypeError, r"a ndarray, but must be a tensor .*movedim\(-1, 0\)"),
-    (lambda x: bilateral_filter(x, 0.1, 1.0, (5, 5)), TypeError, r"window_size is \(5, 5\), but must be one odd whole number"),
-    (lambda x: bilateral_filter(x, 0.1, 1.0, True), TypeError, "window_size is True, but must be one odd"),
+    (lambda x: bilateral_filter(x, torch.tensor(0.1), 2.0), TypeError, "range_bandwidth must be a number, got tensor"),
+    (lambda x: non_local_means(x, 0.1, 2, 5), ValueError, "patch_size must be an odd whole number.*, got 2"),
+    (lambda x: non_local_means(x, 0.1, 49, 5), ValueError, "patch_size must be at most 47 .*, got 49"),
+    (lambda x: non_local_means(x[0, 0], 0.1, 3), ValueError, r"shape \[C, H, W\] .*, got \[24, 28\]"),
+    (lambda x: bilateral_filter(x[..., :0], 0.1, 1.0), ValueError, "not empty, got"),
+    (lambda x: bilateral_filter(x.numpy(), 0.1, 1.0), TypeError, r"must be a tensor .*, got ndarray.*movedim\(-1, 0\)"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, (5, 5)), TypeError, r"window_size must be one odd whole number.*, got \(5, 5\)"),
+    (lambda x: bilateral_filter(x, 0.1, 1.0, True), TypeError, "window_size must be one odd .*, got True"),
 ]
 
 
@@ -325,16 +328,16 @@ def test_refuses(call, error, message):
 def test_windowed_filter_refuses_what_it_cannot_do():
     q, k = torch.randn(2, 1, 1, 9, 3)
     filter = WindowedFilter(torch.zeros(1, 3, 3), (3, 3))
-    with pytest.raises(ValueError, match="distance of features only"):
+    with pytest.raises(ValueError, match="one distance of features only"):
         filter(DotProduct(3)(q, q))
-    with pytest.raises(ValueError, match="features with themselves"):
+    with pytest.raises(ValueError, match="must be one tensor, got two"):
         filter(GaussianRange(1, 3)(q, k))
     with pytest.raises(ValueError, match="Use SoftmaxFilter for masks"):
         filter(GaussianRange(1, 3)(q, q), is_causal=True)
 
 
 def test_windowed_filter_is_an_operator():
-    """Linear, with rows that sum to 1, and 0 outside of the window."""
+    """The operator is linear, its rows sum to 1, and it is 0 outside the window."""
     q, v = torch.randn(2, 1, 1, 20, 3, dtype=torch.float64)
     operator = WindowedFilter(torch.zeros(1, 3, 3), (4, 5))(GaussianRange(1, 3, dtype=torch.float64)(q, q))
     torch.testing.assert_close(operator.apply(v), operator.dense() @ v)
@@ -343,7 +346,7 @@ def test_windowed_filter_is_an_operator():
 
 
 def test_is_the_attention_layer_with_identity_projections():
-    """One machine: the whole-image filter is `FilterAttention` on pixels."""
+    """The filter of the whole image equals `FilterAttention` on pixels."""
 
     class Raw(nn.Module):
         def forward(self, x):
@@ -361,7 +364,7 @@ def test_is_the_attention_layer_with_identity_projections():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of a process from /proc")
 def test_memory_is_bounded():
-    """A 512 x 512 color photograph, 11 x 11 window: peak of a process of its own."""
+    """The peak is measured in a separate process, on a 512 x 512 color photograph with an 11 x 11 window."""
     code = (
         "import torch, skimage.data, imgproc_attn\n"
         "def peak():  # of this program; ru_maxrss begins with that of the process that started it\n"
@@ -389,7 +392,7 @@ FILTERS = {
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS)
 @pytest.mark.parametrize(("dtype", "largest"), [*LARGE, (torch.float16, 65504.0), (torch.float64, 1e300)])
 def test_large_values_do_not_overflow(filter, dtype, largest):
-    """The filters depend on ratios alone: as of the same picture in [0, 1], in float64."""
+    """Filters depend only on ratios, so results equal those of the same image in [0, 1], in float64."""
     picture = torch.tensor(skimage.data.astronaut()[100:112, 200:214] / 255).permute(2, 0, 1)
     image = (picture / picture.max() * largest).to(dtype)
     found = filter(image, 0.3 * largest).double() / largest
@@ -412,7 +415,7 @@ def test_gradients_of_large_values(filter):
 
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS)
 def test_bandwidths_that_vanish_beside_the_values_are_refused(filter):
-    """Their log-weights would overflow."""
+    """The log-weights of such bandwidths would overflow."""
     for largest, h in ((4e9, 6e-14), (1e20, 1e-3)):
-        with pytest.raises(ValueError, match="range_bandwidth is .* at least .* in torch.float32 for values up to"):
+        with pytest.raises(ValueError, match="range_bandwidth must be .* at least .* in torch.float32 for values up to"):
             filter(torch.full((1, 8, 8), largest), h)

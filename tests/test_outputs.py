@@ -77,7 +77,7 @@ def test_commands_look_at_the_file_that_they_will_write(name, output, here, caps
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(OSError, match="must be a file, but is a folder"):
+    with pytest.raises(OSError, match="must be a file, got a folder"):
         check_output_file(tmp_path)
 
 

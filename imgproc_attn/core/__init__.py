@@ -1,4 +1,4 @@
-"""The parts of a filter, in torch: kernels, positions, filters, residuals, and the layer and block that compose them."""
+"""Parts of an image filter in torch: kernels, positions, filters and residual rules, and the layer and block that use them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the core offers, for type checkers, and for `lazy_loader`, which loads it on first use."""
+"""Public names of the core. Type checkers read this file, and `lazy_loader` loads the names on first use."""
 
 from .attention import FilterAttention
 from .bandwidths import Bandwidth
@@ -11,7 +11,7 @@ from .layer_state import LayerState
 from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
 from .projections import Projection, QueryKeyValue
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Residual, Twicing
-from .terms import DenseBias, Distance, PlaceDistance, TensorBias, Terms, product
+from .terms import DenseBias, Distance, PositionDistance, TensorBias, Terms, product
 
 __all__ = [
     "PID",
@@ -33,8 +33,8 @@ __all__ = [
     "LayerState",
     "NeuTRENO",
     "Operator",
-    "PlaceDistance",
     "Plain",
+    "PositionDistance",
     "Projection",
     "QueryKeyValue",
     "RelativeTable",

@@ -1,4 +1,4 @@
-"""The one attention layer: a projection, a kernel, positions, a filter and a residual, composed."""
+"""The attention layer: a projection, a kernel, positions, a filter and a residual rule, composed."""
 
 from collections.abc import Sequence
 
@@ -11,31 +11,42 @@ from .layer_state import LayerState, next_state
 from .residuals import Residual
 from .terms import product
 
+__all__ = ["FilterAttention"]
+
 
 class FilterAttention(nn.Module):
     """Attention as an image filter, ``x -> proj(u)`` with ``u = residual(A, v)`` and ``A = filter(positions * kernel(q, k))``.
 
-    The parts are ready modules. Names of parameters follow timm's ``Attention`` (``qkv``, ``q_norm``, ``k_norm``, ``norm``,
-    ``proj``), so its checkpoints fit.
+    You build the parts and pass them in. Parameter names follow timm's ``Attention`` (``qkv``, ``q_norm``, ``k_norm``,
+    ``norm``, ``proj``), so timm's checkpoints load.
 
     Args:
-        qkv: Projection, tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``.
+        qkv: Projection of tokens ``[B, N, C]`` to q, k, v ``[B, H, N, d]``.
         kernel: Kernel on features, ``(q, k, is_causal) -> Terms`` (see `imgproc_attn.core.kernels`).
-        positions: Kernels on positions, ``(query, key, like) -> Terms``, multiplied with the first, or rotations of queries and
-            keys, ``rotate(q, k, query, key)``.
-        filter: Makes the linear operator, ``(terms, mask, is_causal) -> Operator`` (see `imgproc_attn.core.filters`).
-        residual: Boosting rule.
+        positions: Kernels on positions, ``(query, key, like) -> Terms``, which are multiplied with ``kernel``; or rotations of
+            queries and keys, ``rotate(q, k, query, key)`` (see `imgproc_attn.core.positions`).
+        filter: Module that builds the linear operator, ``(terms, mask, is_causal) -> Operator`` (see
+            `imgproc_attn.core.filters`).
+        residual: Boosting rule (see `imgproc_attn.core.residuals`).
         proj: Output projection.
-        q_norm: Applied to the queries of each head; default none.
-        k_norm: Applied to the keys of each head; default none.
-        norm: Applied to the merged heads before the output projection; default none.
-        proj_drop: Dropout after the output projection.
+        q_norm: Norm of the queries of each head. Default: none.
+        k_norm: Norm of the keys of each head. Default: none.
+        norm: Norm of the merged heads before the output projection. Default: none.
+        proj_drop: Dropout probability after the output projection.
 
     Raises:
         ValueError: ``residual`` is a rule for blocks only.
 
     Attributes:
-        needs_state: Whether the layer needs what earlier layers hand on.
+        needs_state: Whether the layer needs the `LayerState` of earlier layers.
+
+    Example:
+        >>> from imgproc_attn.core import GaussianRange, QueryKeyValue, SoftmaxFilter, Twicing, grid_geometry
+        >>> parts = QueryKeyValue(64, num_heads=4), GaussianRange(4, head_dim=16), [], SoftmaxFilter(), Twicing(4)
+        >>> attn = FilterAttention(*parts, proj=nn.Linear(64, 64))
+        >>> tokens = torch.rand(2, 49, 64)
+        >>> attn(tokens, grid_geometry(7, 7, 0, like=tokens))[0].shape
+        torch.Size([2, 49, 64])
     """
 
     def __init__(
@@ -82,16 +93,17 @@ class FilterAttention(nn.Module):
 
         Args:
             x: Tokens ``[B, N, C]``.
-            geometry: Their positions.
-            attn_mask: Boolean (True: may be seen) or additive, broadcastable to ``[B, H, N, N]``.
+            geometry: Positions of the tokens.
+            attn_mask: Boolean mask (True: visible) or additive log-weights, broadcastable to ``[B, H, N, N]``.
             is_causal: Token i sees tokens 0 to i only.
-            state: What the layer before returned, `LayerState()` for the first; None where no layer of the model needs it.
+            state: State that the previous layer returned. Pass `LayerState()` to the first layer, or None if no layer of the
+                model needs a state.
 
         Returns:
-            The filtered tokens, and what to hand to the next layer: None if ``state`` is.
+            The filtered tokens ``[B, N, C]``, and the state for the next layer (None if ``state`` is None).
 
         Raises:
-            ValueError: A part needs what earlier layers hand on, or cannot obey a mask.
+            ValueError: A part needs a state and got None, or cannot use a mask and got one.
         """
         q, k, v = self.qkv(x)
         operator = self._operator(q, k, v, geometry, attn_mask, is_causal, state)
@@ -112,7 +124,7 @@ class FilterAttention(nn.Module):
         is_causal: bool = False,
         state: LayerState | None = None,
     ) -> Operator:
-        """Return the filter of tokens ``x`` before boosting; its ``dense()`` is A ``[B, H, N, N]``."""
+        """Return the filter of tokens ``x`` before boosting. Its ``dense()`` is A ``[B, H, N, N]``."""
         q, k, v = self.qkv(x)
         return self._operator(q, k, v, geometry, attn_mask, is_causal, state)
 
@@ -143,15 +155,16 @@ class FilterAttention(nn.Module):
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` in the type of ``like``: norms return float32 under autocast."""
+    """Return ``x`` in the dtype of ``like``. Norms return float32 under autocast."""
     return x.to(like.dtype)
 
 
 def _refuse_mask(attn_mask: Tensor | None) -> None:
+    """Fail if there is a mask: it could not hide tokens from the metric of the kernel."""
     if attn_mask is not None:
         raise ValueError(
-            "attn_mask: this kernel's metric is taken from all tokens, so a mask would not hide any; drop the tokens instead "
-            "(patch_drop_rate=), or use is_causal=, which the metric obeys."
+            "attn_mask must be None for this kernel, whose metric is computed from all tokens, got a mask. Drop the tokens "
+            "(patch_drop_rate=), or use is_causal=, which the metric respects."
         )
 
 

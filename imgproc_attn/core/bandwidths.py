@@ -1,4 +1,4 @@
-"""Bandwidths: one positive number per head, learned or fixed, with a declared floor."""
+"""Bandwidths: one positive number per head, learned or fixed, above a floor."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_flag, check_number
 
+__all__ = ["Bandwidth"]
+
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32 if it is in half precision, else unchanged."""
+    """Return ``x`` in float32 if it is in half precision, else ``x`` itself."""
     return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
@@ -18,23 +20,28 @@ torch.fx.wrap("at_least_float32")
 
 
 class Bandwidth(nn.Module):
-    """Bandwidth ``h`` of a Gaussian kernel ``exp(-distance^2 / h^2)``, one value a head (so ``h = sqrt(2) sigma``).
+    """Bandwidth ``h`` of a Gaussian kernel ``exp(-distance^2 / h^2)``, one value per head (so ``h = sqrt(2) sigma``).
 
-    Stored as ``log(h - floor)``, a 1-D tensor of ``num_heads`` values: a learned bandwidth cannot leave its domain, never
-    gets stuck on the floor, and timm's optimizer factory exempts it from weight decay as it does all 1-D parameters. The floor
-    is no part of a checkpoint: a model with another one has other bandwidths after loading.
+    The module stores ``log(h - floor)``, a 1-D tensor of ``num_heads`` values. A learned bandwidth therefore stays above its
+    floor and never gets stuck there. timm's optimizer factory exempts it from weight decay, like all 1-D parameters. A
+    checkpoint does not contain the floor: a model with another floor has other bandwidths after loading.
 
     Args:
         initial: Starting value, one number for all heads or ``num_heads`` numbers.
         num_heads: Number of heads.
-        floor: Bandwidths stay above this value.
-        learned: A parameter if True, else a buffer.
-        name: What messages call it.
+        floor: Lower limit. Bandwidths stay above it.
+        learned: Whether the bandwidths are a parameter. Otherwise they are a buffer.
+        name: Name in error messages.
 
     Raises:
-        TypeError: ``initial`` or ``floor`` is no number, or ``learned`` no bool.
-        ValueError: ``initial`` or ``floor`` is not positive and finite, ``initial`` does not lie above ``floor``, or the
-            count of values is not ``num_heads``.
+        TypeError: ``initial`` or ``floor`` is not a number, or ``learned`` is not a bool.
+        ValueError: ``initial`` or ``floor`` is not positive and finite, ``initial`` is not above ``floor``, or the number of
+            values is not ``num_heads``.
+
+    Example:
+        >>> bandwidth = Bandwidth([1.0, 2.0], num_heads=2, floor=0.5)
+        >>> [round(h, 4) for h in bandwidth().tolist()]
+        [1.0, 2.0]
     """
 
     def __init__(
@@ -56,14 +63,13 @@ class Bandwidth(nn.Module):
             initial = [initial] * num_heads
         values = [check_number(name, h) for h in initial]
         if len(values) != num_heads:
-            raise ValueError(f"{name}: {len(values)} values given for {num_heads} heads; give one number or {num_heads}.")
+            raise ValueError(f"{name} must have one value per head ({num_heads}), got {len(values)}. Give 1 or {num_heads}.")
         if not (math.isfinite(floor) and floor > 0):
-            raise ValueError(f"{name}: the floor is {floor}, but must be positive and finite.")
+            raise ValueError(f"{name}: floor must be positive and finite, got {floor}. Give a small number, as 0.1.")
         for h in values:
             if not math.isfinite(h) or h <= floor:
                 raise ValueError(
-                    f"{name} is {h}, but must be finite and above its floor {floor}; "
-                    f"give a larger bandwidth, or a smaller floor=."
+                    f"{name} must be finite and above its floor {floor}, got {h}. Give a larger {name}, or a smaller floor=."
                 )
         self.initial = tuple(values)
         self.floor = floor
@@ -75,12 +81,12 @@ class Bandwidth(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the initial values."""
+        """Reset the bandwidths to their initial values."""
         with torch.no_grad():
             self.log_excess.copy_(torch.tensor([math.log(h - self.floor) for h in self.initial], dtype=torch.float64))
 
     def forward(self) -> Tensor:
-        """The bandwidths, ``[num_heads]``, in float32 or float64."""
+        """Return the bandwidths, ``[num_heads]``, in float32 or float64."""
         return at_least_float32(self.log_excess).exp() + self.floor
 
     def extra_repr(self) -> str:

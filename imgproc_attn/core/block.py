@@ -1,4 +1,4 @@
-"""The pre-norm block around the filter."""
+"""The pre-norm transformer block around the attention layer."""
 
 from torch import Tensor, nn
 
@@ -7,33 +7,36 @@ from .geometry import Geometry
 from .layer_state import LayerState, remember_tokens
 from .residuals import Plain, Residual
 
+__all__ = ["FilterBlock"]
+
 
 class FilterBlock(nn.Module):
-    """Pre-norm transformer block, ``x + f(x)`` with ``f(x) = attn(norm1(x))``, then ``x + mlp(norm2(x))``; named as timm's.
+    """Pre-norm transformer block: ``x + f(x)`` with ``f(x) = attn(norm1(x))``, then ``x + mlp(norm2(x))``.
 
-    A *block residual* boosts f as a residual boosts the filter, but estimates f again on each operand: ``x + u`` with u from
-    the recurrence of `imgproc_attn.core.residuals`, f for A and x for v. A step costs one more attention. One reading of the
-    "boosting residual scheme" of arXiv 2506.10371, whose exact update is not public: each rule is named by its formula.
+    A *block residual* boosts f as a residual boosts the filter, but it computes f again on each operand. The block is then
+    ``x + u``. u follows the recurrence of `imgproc_attn.core.residuals`, with f in place of A and x in place of v. Each step
+    costs one more attention. This is one reading of the "boosting residual scheme" of arXiv 2506.10371. Its exact update is
+    not public, so each rule is named by its formula.
 
-    The parts are ready modules; those left out do nothing.
+    You build the parts and pass them in. Parts that are left out do nothing. Parameter names follow timm's ``Block``.
 
     Args:
-        attn: The filter layer.
-        mlp: The pointwise layer; None for a block of attention only. With ``has_skip = True`` it brings its own skip
+        attn: Attention layer.
+        mlp: Pointwise layer, or None for a block of attention only. A layer with ``has_skip = True`` has its own skip
             connection, ``x = mlp(norm2(x))``.
-        norm1: Norm in front of the filter.
-        norm2: Norm in front of the pointwise layer.
-        ls1: Layer scale of the filter.
+        norm1: Norm before the attention layer.
+        norm2: Norm before the pointwise layer.
+        ls1: Layer scale of the attention layer.
         ls2: Layer scale of the pointwise layer.
-        drop_path1: Stochastic depth of the filter.
+        drop_path1: Stochastic depth of the attention layer.
         drop_path2: Stochastic depth of the pointwise layer.
-        block_residual: Boosting rule around the attention branch; default plain, ``x + f(x)``.
+        block_residual: Boosting rule around the attention branch. Default: plain, ``x + f(x)``.
 
     Raises:
-        ValueError: ``block_residual`` is a rule for filters alone.
+        ValueError: ``block_residual`` is a rule for filters only.
 
     Attributes:
-        needs_state: Whether the block needs what earlier blocks hand on.
+        needs_state: Whether the block needs the `LayerState` of earlier blocks.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class FilterBlock(nn.Module):
         self.drop_path1 = drop_path1 or nn.Identity()
         self.has_skip = bool(getattr(mlp, "has_skip", False))
         if mlp is not None:
-            self.norm2 = norm2  # in timm's order, in which norms of gradients are summed
+            self.norm2 = norm2  # registered in timm's order, because gradient norms are summed in this order
         self.mlp = mlp
         if mlp is not None and not self.has_skip:
             self.ls2 = ls2 or nn.Identity()
@@ -74,9 +77,9 @@ class FilterBlock(nn.Module):
         is_causal: bool = False,
         state: LayerState | None = None,
     ) -> tuple[Tensor, LayerState | None]:
-        """Tokens ``[B, N, C]`` to tokens, and what to hand on; arguments as `FilterAttention`'s.
+        """Return the new tokens ``[B, N, C]`` and the state for the next block. Arguments are those of `FilterAttention`.
 
-        The steps of a block residual see what earlier blocks handed on; the values handed on are those of the first evaluation.
+        Each step of a block residual reads the state of earlier blocks. The new state holds the values of the first evaluation.
         """
         last = self.block_residual.entry(x, state)
         u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state)
@@ -96,7 +99,7 @@ class FilterBlock(nn.Module):
         return y if self.has_skip else x + self.drop_path2(self.ls2(y))
 
     def added_names(self) -> list[str]:
-        """Return the names of parameters and buffers that timm's block does not have, ``"attn.kernel.range_bandwidth..."``."""
+        """Return the names of parameters and buffers that timm's block does not have."""
         parts = ("kernel", "positions", "rotations", "filter", "residual")
         added = [*(f"attn.{part}." for part in parts), "block_residual."]
         return [name for name in self.state_dict() if name.startswith(tuple(added))]
@@ -104,6 +107,6 @@ class FilterBlock(nn.Module):
     def branch(
         self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None, is_causal: bool, state: LayerState | None
     ) -> tuple[Tensor, LayerState | None]:
-        """f: norm, attention and layer scale."""
+        """Return ``f(x)``, that is norm, attention and layer scale, and the state for the next block."""
         y, state = self.attn(self.norm1(x), geometry, attn_mask, is_causal, state)
         return self.ls1(y), state

@@ -1,8 +1,12 @@
-"""Components: from what a user writes (names, dictionaries, factories) to one module per layer.
+"""Components: names, dictionaries and factories that the user writes become one module per layer.
 
-This is the only place where names of members are read. A component is given as a name (``"twicing"``), as a dictionary with
-options (``{"name": "twicing", "steps": 2, "layers": [10, 11]}``), or as a factory of your own: a callable from `LayerSpec` to a
-module. ``layers`` restricts a member to some layers. The other layers get the component's default.
+Only this module reads the names of members. You can give a component in three forms:
+
+- a name, ``"twicing"``;
+- a dictionary with options, ``{"name": "twicing", "steps": 2, "layers": [10, 11]}``;
+- your own factory, a function that takes a `LayerSpec` and returns a module.
+
+The option ``layers`` restricts a member to some layers. The other layers get the default of the component.
 """
 
 import difflib
@@ -21,10 +25,12 @@ from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, 
 from .projections import Projection, QueryKeyValue
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
+__all__ = ["Components", "LayerSpec", "Positions", "Spec"]
+
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What a factory may need to know of the layer it builds for.
+    """Description of a layer. A factory gets it and returns the module of this layer.
 
     Attributes:
         depth: Index of the block, from 0.
@@ -33,11 +39,18 @@ class LayerSpec:
         head_dim: Width of a head.
         grid_size: (height, width) of the patch grid.
         attn_drop: Probability of dropping a weight of the filter in training.
-        qkv_bias: Whether the input map has an offset.
-        proj_bias: Whether the output map has an offset.
-        make_mlp: Makes the MLP that timm's arguments describe.
+        qkv_bias: Whether the input projection has a bias.
+        proj_bias: Whether the output projection has a bias.
+        make_mlp: Function that builds the MLP that timm's arguments describe.
         device: Device of the parameters.
-        dtype: Type of the parameters.
+        dtype: Dtype of the parameters.
+
+    Example:
+        >>> import timm
+        >>> wide = lambda layer: GaussianRange(layer.num_heads, layer.head_dim, range_bandwidth=10.0 + layer.depth)
+        >>> model = timm.create_model("test_plain_vit", kernel=wide)
+        >>> round(model.blocks[2].attn.kernel.range_bandwidth()[0].item(), 4)
+        12.0
     """
 
     depth: int
@@ -54,11 +67,11 @@ class LayerSpec:
 
     @property
     def dd(self) -> dict[str, Any]:
-        """``device`` and ``dtype`` as keyword arguments."""
+        """Device and dtype as keyword arguments."""
         return {"device": self.device, "dtype": self.dtype}
 
 
-_OF_A_LAYER = frozenset(field.name for field in fields(LayerSpec))
+_LAYER_FIELDS = frozenset(field.name for field in fields(LayerSpec))
 
 Factory = Callable[..., Any]
 Spec = str | Mapping[str, Any] | Callable[[LayerSpec], nn.Module]
@@ -66,7 +79,7 @@ Spec = str | Mapping[str, Any] | Callable[[LayerSpec], nn.Module]
 
 def _elliptical(head_dim: int, scaling: str = "max", detach: bool = False) -> nn.Module:
     if scaling not in ("max", "mean"):
-        raise ValueError(f"kernel='elliptical': scaling is {scaling!r}, but must be 'max' or 'mean'.")
+        raise ValueError(f"kernel='elliptical': scaling must be 'max' or 'mean', got {scaling!r}. Give one of them.")
     return Elliptical(head_dim, scaling == "mean", detach)
 
 
@@ -88,7 +101,7 @@ def _mlp(make_mlp: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _softmax(attn_drop: float) -> nn.Module:
-    """Fused unless timm's switch says otherwise (`timm.layers.set_fused_attn`, ``TIMM_FUSED_ATTN``)."""
+    """Return the fused filter, or the dense one if timm's fused attention is off (`set_fused_attn`, ``TIMM_FUSED_ATTN``)."""
     return SoftmaxFilter(attn_drop) if use_fused_attn() else DenseFilter(attn_drop)
 
 
@@ -96,7 +109,7 @@ def _nothing(layer: LayerSpec) -> None:
     return None
 
 
-# Members by name: constructors. What a `LayerSpec` has is handed to them by name; the rest of their arguments are options.
+# Constructors of the members, by name. Arguments named as a field of `LayerSpec` get its value. All others are options.
 PROJECTIONS: dict[str, Factory] = {"qkv": _qkv}
 KERNELS: dict[str, Factory] = {"dot_product": DotProduct, "gaussian_range": GaussianRange, "elliptical": _elliptical}
 FILTERS: dict[str, Factory] = {"softmax": _softmax, "dense": DenseFilter}
@@ -108,7 +121,7 @@ RESIDUALS: dict[str, Factory] = {
     "neutreno": NeuTRENO,
     "pid": PID,
 }
-# Rules of the same kind around the whole branch; a block residual has no heads.
+# Rules around the whole attention branch. A block residual has no heads.
 BLOCK_RESIDUALS: dict[str, Factory] = {
     "plain": Plain,
     "twicing": Twicing,
@@ -116,7 +129,7 @@ BLOCK_RESIDUALS: dict[str, Factory] = {
     "sos": SOS,
     "l2_boosting": L2Boosting,
 }
-# The pointwise half of a block. A member whose ``has_skip`` is True brings its own skip connection.
+# The pointwise half of a block. A member with ``has_skip = True`` has its own skip connection.
 MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None}
 LAYER_POSITIONS: dict[str, Factory] = {
     "spatial_gaussian": SpatialGaussian,
@@ -125,58 +138,59 @@ LAYER_POSITIONS: dict[str, Factory] = {
     "rotary": Rotary,
     "untied": UntiedPositions,
 }
-# Members that use what earlier layers hand on: without `layers`, they leave the first layer its component's default.
-FROM_THE_SECOND_LAYER = frozenset({"elliptical", "neutreno", "pid", "l2_boosting"})
+# Members that need the state of earlier layers. Without `layers`, the first layer keeps the default of its component.
+NEED_EARLIER_LAYERS = frozenset({"elliptical", "neutreno", "pid", "l2_boosting"})
 # Members that act once, on the tokens of the model, instead of in each layer. Untied positions do both: the model owns the
-# table, the layers project it.
+# table, and the layers project it.
 EMBEDDED_POSITIONS: dict[str, Factory] = {"sincos": SinCos}
 MODEL_POSITIONS = ("absolute", "sincos", "untied")
 
 
-def _unknown(component: str, what: str, name: str, known: Iterable[str]) -> ValueError:
+def _unknown(component: str, kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for an unknown name, which suggests the nearest known one."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{component}: unknown {what} {name!r}; there are {', '.join(map(repr, known))}.{hint}")
+    return ValueError(f"{component}: {kind} must be one of {', '.join(map(repr, known))}, got {name!r}.{hint}")
 
 
 def _is_factory(component: str, spec: Any) -> bool:
-    """Whether ``spec`` is a factory; a module or a class in its place is a slip."""
+    """Return whether ``spec`` is a factory. Fail for a module or a class, which users may pass by mistake."""
     if isinstance(spec, nn.Module) or (isinstance(spec, type) and issubclass(spec, nn.Module)):
         name = spec.__name__ if isinstance(spec, type) else type(spec).__name__
-        raise TypeError(f"{component}: got {name} itself; give a factory, which makes one a layer: lambda layer: {name}(...).")
+        raise TypeError(f"{component} must be a factory, one module per layer, got {name}. Give lambda layer: {name}(...).")
     return callable(spec)
 
 
 def resolve(
     component: str, spec: Spec, table: Mapping[str, Factory], default: Callable[[LayerSpec], Any], depth: int
 ) -> Callable[[LayerSpec], Any]:
-    """A factory for every layer of a model.
+    """Return a factory that builds the component for every layer of a model.
 
     Args:
-        component: What messages call it.
-        spec: Name, dictionary or factory, as in the module's docstring.
-        table: Members by name.
-        default: Factory of the layers that ``layers`` leaves out.
+        component: Name of the component in error messages.
+        spec: Name, dictionary or factory, as in the docstring of this module.
+        table: Constructors of the members, by name.
+        default: Factory for the layers that ``layers`` leaves out.
         depth: Number of layers of the model.
 
     Raises:
-        ValueError: Unknown name or option (the nearest is named), or a layer the model does not have.
-        TypeError: ``spec`` is none of the three forms.
+        ValueError: A name or option is unknown (the message suggests the nearest), or the model does not have a given layer.
+        TypeError: ``spec`` has none of the three forms.
     """
     if _is_factory(component, spec):
         return spec  # type: ignore[return-value]
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise TypeError(f"{component}: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory.")
+        raise TypeError(f"{component} must be a name, a dictionary with 'name' or a factory, got {spec!r}. Give one of them.")
     options = {key: value for key, value in spec.items() if key not in ("name", "layers")}
     name, layers = spec["name"], spec.get("layers")
     if name not in table:
         raise _unknown(component, "member", name, table)
     factory = table[name]
     check_options(f"{component}={name!r}", factory, options, ["layers"])
-    if layers is None and name not in FROM_THE_SECOND_LAYER:
+    if layers is None and name not in NEED_EARLIER_LAYERS:
         return lambda layer: _build(factory, layer, options)
     chosen = frozenset(range(1, depth)) if layers is None else layer_indices(component, layers, depth)
     if not chosen and layers is not None:
@@ -184,31 +198,31 @@ def resolve(
             f"{component}={name!r}: layers must name at least one layer, got {layers!r}. Leave layers out for all, "
             f"{component} for none."
         )
-    if name in FROM_THE_SECOND_LAYER and 0 in chosen:
+    if name in NEED_EARLIER_LAYERS and 0 in chosen:
         raise ValueError(
-            f"{component}={name!r}: layer 0 has no layer in front that hands on its values; give layers from 1 on."
+            f"{component}={name!r}: layers must be at least 1, got 0. Layer 0 has no previous layer; give layers from 1 on."
         )
     return lambda layer: _build(factory, layer, options) if layer.depth in chosen else default(layer)
 
 
 def options_of(factory: Factory) -> list[str]:
-    """Names of the options of a member's constructor."""
-    return [name for name in inspect.signature(factory).parameters if name not in _OF_A_LAYER]
+    """Return the names of the options of a member's constructor."""
+    return [name for name in inspect.signature(factory).parameters if name not in _LAYER_FIELDS]
 
 
 def _default(factory: Callable[..., Any]) -> Callable[[LayerSpec], Any]:
-    """Return the member that layers have which ``layers`` leaves out."""
+    """Return a factory without options, for the layers that ``layers`` leaves out."""
     return lambda layer: _build(factory, layer, {})
 
 
 def _build(factory: Factory, layer: LayerSpec, options: Mapping[str, Any]) -> nn.Module:
-    """A member for a layer."""
-    of_the_layer = {name: getattr(layer, name) for name in inspect.signature(factory).parameters if name in _OF_A_LAYER}
-    return factory(**of_the_layer, **options)
+    """Return the module of a member for a layer."""
+    layer_arguments = {name: getattr(layer, name) for name in inspect.signature(factory).parameters if name in _LAYER_FIELDS}
+    return factory(**layer_arguments, **options)
 
 
 def check_options(where: str, factory: Factory, options: Iterable[str], more: Sequence[str] = ()) -> None:
-    """Refuse options the factory does not take, naming the nearest it does."""
+    """Fail for options that the factory does not have. The message suggests the nearest option."""
     known = options_of(factory)
     for option in options:
         if option not in known:
@@ -216,28 +230,30 @@ def check_options(where: str, factory: Factory, options: Iterable[str], more: Se
 
 
 def layer_indices(component: str, layers: Iterable[int], depth: int) -> frozenset[int]:
-    """Block indices, negative ones counted from the end."""
+    """Return the set of block indices. Negative indices count from the end."""
     chosen = set()
     for index in [layers] if isinstance(layers, int | str) else layers:
         if not isinstance(index, int) or isinstance(index, bool):
             raise TypeError(
-                f"{component}: layers has {index!r}, but takes whole numbers, 0 to {depth - 1}, or negative from the end."
+                f"{component}: block indices must be whole numbers, got {index!r}. Give 0 to {depth - 1}, or negative numbers."
             )
         if not -depth <= index < depth:
-            raise ValueError(f"{component}: layer {index} does not exist in a model of depth {depth}; give 0 to {depth - 1}.")
+            raise ValueError(
+                f"{component}: block indices must be from {-depth} to {depth - 1}, got {index}. Give one of the {depth} blocks."
+            )
         chosen.add(index % depth)
     return frozenset(chosen)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What ``positions=`` came to: the model's part and the layers' factories.
+    """Resolved ``positions=``: the part of the model and the factories of the layers.
 
     Attributes:
-        table: The model owns a learned table.
-        added: The table is added to the tokens; else it is carried beside them.
-        embedded: From the width of the tokens to a module that adds to them, each.
-        factories: For the layers.
+        table: Whether the model owns a learned table.
+        added: Whether the table is added to the tokens. Otherwise it is kept separate from them.
+        embedded: Functions from the width of the tokens to a module that adds to the tokens.
+        factories: Factories of the layers' modules.
     """
 
     table: bool = False
@@ -247,15 +263,15 @@ class Positions:
 
 
 def position_specs(spec: Spec | Iterable[Spec] | None) -> list[tuple[str | None, Spec]]:
-    """``positions=`` as a list of members, each with its name; None for a factory of one's own.
+    """Return ``positions=`` as a list of members, each with its name, or None for your own factory.
 
     Raises:
-        ValueError: Unknown names, a member twice, or ``"none"`` beside others.
-        TypeError: ``spec`` is no member and no collection of members.
+        ValueError: A name is unknown, a member is given twice, or ``"none"`` is given with other members.
+        TypeError: ``spec`` is neither a member nor a collection of members.
     """
     if spec is not None and not isinstance(spec, str | Iterable) and not _is_factory("positions", spec):
         raise TypeError(
-            f"positions: {spec!r} is neither a name, nor a dictionary with 'name', nor a factory, nor several of these."
+            f"positions must be a name, a dictionary with 'name' or a factory, or several of these, got {spec!r}. Give one."
         )
     specs: list[Any] = [] if spec is None else [spec] if isinstance(spec, str | Mapping) or callable(spec) else list(spec)
     names = [None if _is_factory("positions", s) else s["name"] if isinstance(s, Mapping) and "name" in s else s for s in specs]
@@ -265,33 +281,33 @@ def position_specs(spec: Spec | Iterable[Spec] | None) -> list[tuple[str | None,
             raise _unknown("positions", "member", name, {*LAYER_POSITIONS, *MODEL_POSITIONS, "none"})
         if named.count(name) > 1:
             raise ValueError(
-                f"positions: {name!r} is given twice; give it once, with per-head bandwidths if several are meant."
+                f"positions must hold each member once, got {name!r} twice. Give it once, with one bandwidth per head."
             )
     if "none" in names and len(names) > 1:
-        raise ValueError(f"positions: 'none' excludes the other members {named}; leave it out.")
+        raise ValueError(f"positions must not mix 'none' with other members, got {named}. Leave 'none' out.")
     return [(name, s) for name, s in zip(names, specs) if name != "none"]
 
 
 def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positions:
-    """Split ``positions=``, one member or several, into the model's part and the layers'.
+    """Split ``positions=``, one member or several, into the part of the model and the part of the layers.
 
     Raises:
-        ValueError: Unknown names, a member twice, or members that exclude each other.
-        TypeError: ``spec`` is no member and no collection of members.
+        ValueError: A name is unknown, a member is given twice, or two members exclude each other.
+        TypeError: ``spec`` is neither a member nor a collection of members.
     """
     members = position_specs(spec)
     named = [name for name, _ in members]
     of_the_model = [name for name in MODEL_POSITIONS if name in named]
     if len(of_the_model) > 1:
         raise ValueError(
-            f"positions: {of_the_model[0]!r} and {of_the_model[1]!r} exclude each other: tokens get one kind of absolute "
-            "position, and untied positions are by definition never added to them; drop one."
+            f"positions must hold at most one of {MODEL_POSITIONS}, got {of_the_model}. Leave one out: tokens have one kind of "
+            "absolute position, and untied positions are never added to tokens."
         )
     embedded = []
     for name, s in members:
         options = {key: value for key, value in s.items() if key != "name"} if isinstance(s, Mapping) else {}
         if name == "absolute" and options:
-            raise ValueError(f"positions: 'absolute' takes no options, got {sorted(options)}; it acts before layer 0.")
+            raise ValueError(f"positions: 'absolute' must have no options, got {sorted(options)}. Leave them out.")
         if name in EMBEDDED_POSITIONS:
             factory = EMBEDDED_POSITIONS[name]
             check_options(f"positions={name!r}", factory, options)
@@ -306,7 +322,7 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
 
 @dataclass(frozen=True)
 class Components:
-    """The components of a model, resolved: from a `LayerSpec` to the modules of a layer."""
+    """Resolved components of a model. Each is a factory that takes a `LayerSpec` and returns the module of that layer."""
 
     projection: Callable[[LayerSpec], Any]
     kernel: Callable[[LayerSpec], nn.Module]
@@ -329,10 +345,10 @@ class Components:
         projection: Spec = "qkv",
         mlp: Spec = "mlp",
     ) -> "Components":
-        """From what a user wrote.
+        """Return the components that the user describes by names, dictionaries or factories.
 
         Raises:
-            ValueError: Unknown names or options, members that exclude each other, or a layer the model does not have.
+            ValueError: A name or option is unknown, two members exclude each other, or the model does not have a given layer.
             TypeError: A component is neither a name, nor a dictionary, nor a factory.
         """
         return cls(
@@ -346,20 +362,20 @@ class Components:
         )
 
     def positions_of(self, layer: LayerSpec) -> list[nn.Module]:
-        """The layer's own kernels on positions.
+        """Return the kernels on positions and rotations of a layer.
 
         Raises:
-            TypeError: A factory makes what adds to the tokens, which a layer has no place for.
+            TypeError: A factory returns a module that adds to the tokens, which a layer cannot do.
         """
         members = [member for factory in self.positions.factories if (member := factory(layer)) is not None]
         for member in members:
             if hasattr(member, "embed"):
                 raise TypeError(
-                    f"positions: {type(member).__name__} adds to the tokens before the first layer, but a factory makes "
-                    "members of layers, which map a Geometry to Terms or turn queries and keys; name 'sincos' or 'absolute'."
+                    "positions: a factory must return modules that map a Geometry to Terms or turn queries and keys, got "
+                    f"{type(member).__name__}, which adds to the tokens. Give the name 'sincos' or 'absolute'."
                 )
         return members
 
     def block_residual_of(self, layer: LayerSpec) -> Any:
-        """The rule around the layer; a block residual has no heads."""
+        """Return the rule around the layer. A block residual has no heads."""
         return self.block_residual(replace(layer, num_heads=1))

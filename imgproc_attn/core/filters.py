@@ -1,7 +1,7 @@
 """Filters: from log-weights to the linear operator A that smooths values.
 
-``A_ij = K_ij / sum_j K_ij``, Milanfar's ``W = D^-1 K``: a softmax over log K, row-stochastic. A filter is a module
-``filter(terms, mask, is_causal) -> Operator``. Everything else (boosting, diagnostics) knows only the `Operator`.
+``A_ij = K_ij / sum_j K_ij``, in Milanfar's notation ``W = D^-1 K``. This is a softmax over log K, so each row sums to 1.
+A filter is a module ``filter(terms, mask, is_causal) -> Operator``. All other code uses only the `Operator`.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ from .bandwidths import at_least_float32
 from .lifting import lift, zero_columns
 from .terms import DenseBias, Distance, Terms
 
+__all__ = ["DenseFilter", "Operator", "SoftmaxFilter", "WindowedFilter", "log_weights"]
+
 
 class Operator(Protocol):
-    """A filter with its weights frozen: the linear operator A, which boosting applies several times."""
+    """Linear operator A of a filter with frozen weights. Boosting applies it several times."""
 
     def apply(self, v: Tensor) -> Tensor:
-        """Return ``A v`` for values ``[B, H, M, D]``: ``[B, H, N, D]`` in their type."""
+        """Return ``A v``, ``[B, H, N, D]``, for values ``[B, H, M, D]``, in their dtype."""
         ...
 
     def dense(self) -> Tensor:
@@ -29,15 +31,15 @@ class Operator(Protocol):
 
 
 class FusedSoftmax(NamedTuple):
-    """The softmax of lifted columns, applied through fused attention.
+    """Softmax of the products of lifted columns, applied through fused attention.
 
     Attributes:
         q: Query columns ``[B, H, N, C]``.
         k: Key columns ``[B, H, M, C]``.
-        scale: Factor on their inner products.
+        scale: Factor on the inner products of the columns.
         mask: Dense log-weights or boolean mask, broadcastable to ``[B, H, N, M]``, or None.
         is_causal: Token i sees tokens 0 to i only.
-        dropout: Probability of dropping a weight; each application draws again.
+        dropout: Probability of dropping a weight. Each application draws again.
     """
 
     q: Tensor
@@ -55,11 +57,11 @@ class FusedSoftmax(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A as a dense tensor.
+    """Operator A as a dense tensor.
 
     Attributes:
-        weights: ``[B, H, N, M]``.
-        dropped: The same with dropout, which is the same in each application.
+        weights: Filter weights ``[B, H, N, M]``.
+        dropped: The weights after dropout, drawn once, so all applications drop the same weights.
     """
 
     weights: Tensor
@@ -73,12 +75,19 @@ class Weights(NamedTuple):
 
 
 class SoftmaxFilter(nn.Module):
-    """The exact, row-stochastic filter ``A = softmax(log K)``, applied through `scaled_dot_product_attention`.
+    """Exact filter ``A = softmax(log K)``, applied through torch's `scaled_dot_product_attention`. Rows of A sum to 1.
 
-    A is never formed.
+    A is never stored as a matrix.
 
     Args:
         attn_drop: Probability of dropping a weight in training. Each step of a boosted filter drops other weights.
+
+    Example:
+        >>> from imgproc_attn.core import GaussianRange
+        >>> x = torch.rand(1, 2, 9, 16)
+        >>> operator = SoftmaxFilter()(GaussianRange(num_heads=2, head_dim=16)(x, x))
+        >>> operator.apply(x).shape, operator.dense().shape
+        (torch.Size([1, 2, 9, 16]), torch.Size([1, 2, 9, 9]))
     """
 
     def __init__(self, attn_drop: float = 0.0) -> None:
@@ -86,24 +95,36 @@ class SoftmaxFilter(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> FusedSoftmax:
-        """Freeze the operator of ``terms``.
+        """Return the operator of ``terms``.
 
         Args:
             terms: Factored log-weights of N queries and M keys.
-            mask: Boolean (True: may be seen) or additive log-weights, broadcastable to ``[B, H, N, M]``.
+            mask: Boolean mask (True: visible) or additive log-weights, broadcastable to ``[B, H, N, M]``.
             is_causal: A query sees no key after its own. With fewer queries than keys, the queries are the last tokens.
+
+        Raises:
+            TypeError: ``mask`` is neither boolean nor floating point.
         """
         return _fuse(terms, mask, is_causal, self.attn_drop.p if self.training else 0.0)
 
 
 class DenseFilter(nn.Module):
-    """The exact filter ``A = softmax(log K)`` as a dense tensor, in plain code on the same columns.
+    """Exact filter ``A = softmax(log K)`` as a dense tensor, computed from the same columns in plain tensor code.
 
-    Use it to look at A, to hook it, to drop the same weights in each step of a boosted filter, and on grids of a few dozen
-    tokens, where it is faster.
+    Use it in these cases:
+
+    - You want to look at A or to hook it.
+    - Each step of a boosted filter must drop the same weights.
+    - The grid has a few dozen tokens. This filter is then faster than `SoftmaxFilter`.
 
     Args:
         attn_drop: Probability of dropping a weight in training.
+
+    Example:
+        >>> from imgproc_attn.core import DotProduct
+        >>> same = torch.ones(1, 1, 2, 4)
+        >>> DenseFilter()(DotProduct(head_dim=4)(same, same)).weights.tolist()
+        [[[[0.5, 0.5], [0.5, 0.5]]]]
     """
 
     def __init__(self, attn_drop: float = 0.0) -> None:
@@ -111,19 +132,26 @@ class DenseFilter(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> Weights:
-        """Compute the operator of ``terms``; arguments are those of `SoftmaxFilter`."""
+        """Compute the operator of ``terms``. Arguments and errors are those of `SoftmaxFilter`."""
         weights = _fuse(terms, mask, is_causal).dense()
         return Weights(weights, self.attn_drop(weights))
 
 
 class WindowedFilter(nn.Module):
-    """The filter of a kernel of distances over a window around each pixel, ``A_ij = 0`` outside; cut off at the border.
+    """Filter of a distance kernel over a window around each pixel. Outside the window ``A_ij = 0``.
 
-    Memory is a few images, whatever the window; time grows with its area.
+    At the border, the window is cut off. Memory is a few images for any window size. Time grows with the area of the window.
 
     Args:
-        window: Log-weight of each place of the window, ``[H, wy, wx]`` with odd sides: a kernel on positions.
+        window: Log-weights of the window, ``[H, wy, wx]`` with odd sides. They act as a kernel on positions.
         grid_size: (height, width) of the image in pixels.
+
+    Example:
+        >>> from imgproc_attn.core import GaussianRange
+        >>> pixels = torch.rand(1, 1, 8 * 8, 3)
+        >>> terms = GaussianRange(num_heads=1, head_dim=3)(pixels, pixels)
+        >>> WindowedFilter(torch.zeros(1, 5, 5), grid_size=(8, 8))(terms).apply(pixels).shape
+        torch.Size([1, 1, 64, 3])
     """
 
     window: Tensor
@@ -134,27 +162,32 @@ class WindowedFilter(nn.Module):
         self.grid_size = grid_size
 
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> "WindowedOperator":
-        """Freeze the operator of ``terms``, of features with themselves.
+        """Return the operator of ``terms``, a distance of features to themselves.
 
         Raises:
-            ValueError: ``terms`` hold more than one distance, or a distance of two different features; or a mask is given.
+            ValueError: ``terms`` is not exactly one distance, the distance is between two different features, or a mask or
+                causality is given.
         """
         if mask is not None or is_causal:
-            raise ValueError("WindowedFilter must have no mask and is_causal=False, got one. Use SoftmaxFilter for masks.")
-        if len(terms.distances) != 1 or any(map(len, (terms.q, terms.places, terms.biases))) or terms.key_bias is not None:
-            raise ValueError("WindowedFilter takes one distance of features only; give positions as its window.")
+            raise ValueError("WindowedFilter must get no mask and is_causal=False, got one. Use SoftmaxFilter for masks.")
+        if (
+            len(terms.distances) != 1
+            or any(map(len, (terms.q, terms.position_distances, terms.biases)))
+            or terms.key_bias is not None
+        ):
+            raise ValueError("Terms must be one distance of features only, got other terms. Give positions as window=.")
         distance = terms.distances[0]
         if distance.q is not distance.k:
-            raise ValueError("WindowedFilter takes features with themselves, q and k one tensor, so that no row is empty.")
+            raise ValueError("q and k of a WindowedFilter must be one tensor, got two. Give one, so that no row is empty.")
         return WindowedOperator(distance, self.window, self.grid_size)
 
 
 class WindowedOperator(NamedTuple):
-    """A filter over windows of pixels.
+    """Operator of a filter over windows of pixels.
 
     Attributes:
-        distance: Of features with themselves.
-        window: Log-weight of each place of the window, ``[H, wy, wx]``.
+        distance: Distance of features to themselves.
+        window: Log-weights of the window, ``[H, wy, wx]``.
         grid_size: (height, width) of the image in pixels.
     """
 
@@ -164,7 +197,7 @@ class WindowedOperator(NamedTuple):
 
     def apply(self, v: Tensor) -> Tensor:
         height, width = self.grid_size
-        # planes, each contiguous: three times as fast as pixels with their channels
+        # Contiguous planes are three times as fast as pixels that hold their channels.
         y, values = (t.transpose(2, 3).unflatten(3, self.grid_size).contiguous() for t in (self.distance.k, v))
         numerator, denominator = torch.zeros_like(values), torch.zeros_like(values[:, :, :1])
         scale = self.distance.scale[..., None].to(y.dtype)
@@ -174,8 +207,8 @@ class WindowedOperator(NamedTuple):
                 here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
                 there = (..., slice(max(0, dy), height - max(0, -dy)), slice(max(0, dx), width - max(0, -dx)))
                 squared = (y[here] - y[there]).square_().sum(dim=2, keepdim=True)
-                place = self.window[:, dy + rows, dx + columns][:, None, None, None]
-                weight = torch.addcmul(place, squared, -scale).exp_()
+                spatial = self.window[:, dy + rows, dx + columns][:, None, None, None]
+                weight = torch.addcmul(spatial, squared, -scale).exp_()
                 denominator[here].add_(weight)
                 numerator[here].addcmul_(weight, values[there])
         return (numerator / denominator).flatten(3).transpose(2, 3)
@@ -188,19 +221,19 @@ class WindowedOperator(NamedTuple):
 
 
 def _fuse(terms: Terms, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> FusedSoftmax:
-    """Lift ``terms`` to columns, and join all that is dense in one mask."""
+    """Lift ``terms`` to columns, and combine dense biases, mask and causality into one mask."""
     q, k = lift(terms)
     mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
     return FusedSoftmax(q, k, terms.scale, mask, is_causal, dropout)
 
 
 def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
-    """Log-weights under a boolean (True: may be seen) or additive mask."""
+    """Return log-weights with a boolean (True: visible) or additive mask applied."""
     return log_weights.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else log_weights + mask
 
 
 def _past(q: Tensor, k: Tensor) -> Tensor:
-    """Return the boolean mask of causality, ``[N, M]``; the queries are the last of the tokens."""
+    """Return the causal boolean mask ``[N, M]``. The queries are the last N of the M tokens."""
     queries, keys = q.shape[2], k.shape[2]
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
 
@@ -208,9 +241,16 @@ def _past(q: Tensor, k: Tensor) -> Tensor:
 def _merge(
     biases: Sequence[DenseBias], mask: Tensor | None, is_causal: bool, q: Tensor, k: Tensor
 ) -> tuple[Tensor | None, bool]:
-    """Return dense biases, a mask and causality as one mask; a flag stays where fused attention knows it."""
+    """Combine dense biases, mask and causality into one mask.
+
+    Returns:
+        The mask or None, and ``is_causal``. The latter is True only if fused attention can apply causality itself.
+
+    Raises:
+        TypeError: ``mask`` is neither boolean nor floating point.
+    """
     if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"The mask is {mask.dtype}, but must be bool (True: may be seen) or log-weights; give mask.bool().")
+        raise TypeError(f"mask must be bool (True: visible) or floating point, got {mask.dtype}. Give mask.bool().")
     if len(biases) > 0:
         bias = biases[0].dense()
         for other in biases[1:]:
@@ -225,9 +265,10 @@ def _merge(
 
 
 def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Explicit inner products of columns, in float32 at least, under autocast too: columns of places are large numbers.
+    """Return the inner products of columns in float32 or float64, also under autocast.
 
-    TF32 would round them likewise; it is off unless ``torch.backends.cuda.matmul`` says otherwise.
+    Columns of positions are large numbers, which lower precision would round too much. TF32 would round them too. It is off
+    unless you turn it on in ``torch.backends.cuda.matmul``.
     """
     q, k = at_least_float32(q), at_least_float32(k).transpose(-2, -1)
     if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
@@ -237,7 +278,7 @@ def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def log_weights(terms: Terms) -> Tensor:
-    """Return dense ``log K``, up to a constant per row, ``[B, H, N, M]`` in float32 or float64."""
+    """Return dense ``log K`` up to a constant per row, ``[B, H, N, M]``, in float32 or float64."""
     q, k = lift(terms)
     dense = _products(q, k, terms.scale)
     for bias in terms.biases:
@@ -246,7 +287,7 @@ def log_weights(terms: Terms) -> Tensor:
 
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Softmax over explicit log-weights, in float32 at least."""
+    """Return the softmax of dense log-weights, in float32 or float64."""
     dense = _products(q, k, scale)
     if mask is not None:
         dense = _masked(dense, mask)
@@ -256,18 +297,18 @@ def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_c
 
 
 def pad_columns(x: Tensor, width: int) -> Tensor:
-    """``x`` with zero columns appended up to ``width``."""
+    """Return ``x`` with zero columns appended up to ``width``."""
     if x.shape[-1] >= width:
         return x
-    return torch.cat([x, zero_columns(x, x.shape[0], width - x.shape[-1])], dim=-1)  # one pass over memory, F.pad takes two
+    return torch.cat([x, zero_columns(x, x.shape[0], width - x.shape[-1])], dim=-1)  # F.pad would pass over memory twice
 
 
 def _fused_smooth(
     q: Tensor, k: Tensor, scale: float, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool
 ) -> Tensor:
-    """Scaled dot-product attention; v is padded to the width of q and k, without which CPUs leave the fused path.
+    """Return scaled dot-product attention of values that are padded to the width of q and k.
 
-    An additive mask is taken in the type of q, as that function demands.
+    Without the padding, CPUs do not use the fused implementation. torch requires an additive mask in the dtype of q.
     """
     width = v.shape[-1]
     if mask is not None and mask.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""Gates: how much of an addition to the plain filter counts."""
+"""Gates: strength of a term that is added to the plain filter."""
 
 import math
 from typing import SupportsFloat
@@ -8,18 +8,20 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_flag
 
+__all__ = ["Gate"]
+
 
 class Gate(nn.Module):
-    """Strength g of an addition, fixed for all heads or learned, one a head: ``x -> g x``.
+    """Strength g of an added term, ``x -> g x``: one fixed value for all heads, or one learned value per head.
 
     Args:
-        num_heads: Number of heads; 1 outside heads.
-        initial: g; 1 is the published rule, 0 the plain filter.
-        learned: Whether g is a parameter, started from ``initial``. It may then become negative.
-        name: What messages call it.
+        num_heads: Number of heads. Use 1 where there are no heads.
+        initial: Value of g. 1 is the published rule, 0 the plain filter.
+        learned: Whether g is a parameter that starts at ``initial``. A learned g may become negative.
+        name: Name in error messages.
 
     Raises:
-        TypeError: ``learned`` is no bool.
+        TypeError: ``learned`` is not a bool.
         ValueError: ``initial`` is not a finite number.
     """
 
@@ -30,19 +32,19 @@ class Gate(nn.Module):
         check_flag(f"{name}: learned", learned)
         if isinstance(initial, bool) or not isinstance(initial, SupportsFloat) or not math.isfinite(initial):
             raise ValueError(
-                f"{name}: gate is {initial}, but must be a finite number; 1 is the published strength, 0 the plain filter."
+                f"{name}: gate must be a finite number, got {initial}. Give 1 for the published rule, 0 for the plain filter."
             )
         self.initial = float(initial)
         self.strength = nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype)) if learned else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the initial value."""
+        """Reset the gate to its initial value."""
         if self.strength is not None:
             nn.init.constant_(self.strength, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``g x`` for x ``[..., H, M, N]``."""
+        """Return ``g x`` for x ``[..., H, M, N]``."""
         if self.strength is not None:
             return self.strength[:, None, None].to(x.dtype) * x
         if self.initial == 1.0:

@@ -1,23 +1,25 @@
-"""Where tokens are: coordinates of patches, and which tokens are no patches at all."""
+"""Positions of tokens: coordinates of patches, and which tokens are not patches."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+__all__ = ["Geometry", "grid_geometry"]
+
 
 class Geometry(NamedTuple):
-    """The positions of a token sequence.
+    """Positions of a token sequence.
 
     Attributes:
-        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the center of the grid (so
-            they are whole or half numbers, exact in every floating-point type up to a side of 256). Zero for prefix
-            tokens, which have no place.
+        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the center of the grid. They are
+            whole or half numbers, so they are exact in every floating-point dtype for grids with sides up to 256. Zero for
+            prefix tokens, which have no position.
         is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).
-        num_prefix_tokens: How many tokens in front are no patches.
-        grid_size: (height, width) of the grid the patches were taken from, in patches.
-        position_embeddings: ``[1 or B, N, C]`` position vectors kept beside the content of the tokens, for positions that
-            are never added to them; zero for prefix tokens. None where no such positions are used.
+        num_prefix_tokens: Number of tokens before the patches.
+        grid_size: (height, width) in patches of the grid that the patches come from.
+        position_embeddings: ``[1 or B, N, C]`` position vectors that are kept separate from the tokens and never added to
+            them. Zero for prefix tokens. None if the model has no such positions.
     """
 
     coordinates: Tensor
@@ -28,13 +30,18 @@ class Geometry(NamedTuple):
 
 
 def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor) -> Geometry:
-    """Geometry of a ``height x width`` grid in row-major order, behind ``num_prefix_tokens`` tokens without a place.
+    """Return the geometry of a ``height x width`` grid in row-major order, after ``num_prefix_tokens`` prefix tokens.
 
     Args:
-        height: Rows of the grid, in patches.
-        width: Columns of the grid, in patches.
-        num_prefix_tokens: Class and register tokens in front of the patches.
-        like: Any tensor on the device wanted.
+        height: Number of rows of the grid, in patches.
+        width: Number of columns of the grid, in patches.
+        num_prefix_tokens: Number of class and register tokens before the patches. They have no position.
+        like: Any tensor on the target device.
+
+    Example:
+        >>> geometry = grid_geometry(1, 2, num_prefix_tokens=1, like=torch.empty(0))
+        >>> geometry.coordinates.tolist(), geometry.is_patch.tolist()
+        ([[[0.0, 0.0], [0.0, -0.5], [0.0, 0.5]]], [0.0, 1.0, 1.0])
     """
     y = torch.arange(height, device=like.device, dtype=torch.float32) - (height - 1) / 2
     x = torch.arange(width, device=like.device, dtype=torch.float32) - (width - 1) / 2
@@ -47,16 +54,16 @@ def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor)
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (``[B, K]``) of ``table`` (``[1 or B, N, C]``)."""
+    """Return rows ``index`` (``[B, K]``) of ``table`` (``[1 or B, N, C]``)."""
     table = table.expand(index.shape[0], -1, -1)
     return table.gather(1, index.unsqueeze(-1).expand(-1, -1, table.shape[2]))
 
 
 def take_tokens(geometry: Geometry, index: Tensor | slice) -> Geometry:
-    """Return the geometry of some tokens, the same ones in all samples.
+    """Return the geometry of some tokens, the same tokens in all samples.
 
     Args:
-        geometry: Of all tokens.
+        geometry: Geometry of all tokens.
         index: ``[K]`` indices of tokens, or a slice.
     """
     embeddings = geometry.position_embeddings
@@ -68,12 +75,12 @@ def take_tokens(geometry: Geometry, index: Tensor | slice) -> Geometry:
 
 
 def keep_patches(geometry: Geometry, keep: Tensor) -> Geometry:
-    """Geometry of the tokens that patch dropout has kept.
+    """Return the geometry of the tokens that patch dropout has kept.
 
     Args:
-        geometry: Of all tokens.
+        geometry: Geometry of all tokens.
         keep: ``[B, K]`` indices into the patches (prefix tokens not counted), as timm's
-            ``PatchDropoutWithIndices`` returns them; prefix tokens are always kept.
+            ``PatchDropoutWithIndices`` returns them. Prefix tokens are always kept.
     """
     num_prefix = geometry.num_prefix_tokens
     prefix = torch.arange(num_prefix, device=keep.device).expand(keep.shape[0], -1)

@@ -1,7 +1,8 @@
-"""Kernels on features: how alike two tokens are, whatever their places.
+"""Kernels on features: the similarity of two tokens, independent of their positions.
 
-A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. It knows no positions. One that sets ``needs_state = True`` is also
-given the values of its layer and what earlier layers hand on, ``(q, k, is_causal, v, state)``.
+A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. A kernel that sets ``needs_state = True`` also gets the values of
+its layer and the state of earlier layers: ``(q, k, is_causal, v, state)``. A kernel that sets ``sees_all = True`` computes its
+weights from all tokens, so it cannot be used with a mask.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,22 @@ from .bandwidths import Bandwidth, at_least_float32
 from .layer_state import LayerState
 from .terms import Distance, Terms
 
+__all__ = ["DotProduct", "Elliptical", "GaussianRange"]
+
 
 class DotProduct(nn.Module):
-    """Softmax attention's kernel, ``exp(q.k / sqrt(d))``.
+    """Kernel of softmax attention, ``exp(q.k / sqrt(d))``.
 
-    Not a function of a distance: it is the Gaussian kernel of bandwidth ``(4 d)^(1/4)`` times the norm factors
-    ``exp(|q|^2 / h^2) exp(|k|^2 / h^2)`` (arXiv 2506.10371; the first is constant in a row and cancels).
+    It is not a function of a distance. It is the Gaussian kernel of bandwidth ``h = (4 d)^(1/4)`` times the norm factors
+    ``exp(|q|^2 / h^2) exp(|k|^2 / h^2)`` (arXiv 2506.10371). The first factor is constant in a row and cancels.
 
     Args:
         head_dim: Width d of a head.
+
+    Example:
+        >>> q, k = torch.rand(1, 2, 9, 16), torch.rand(1, 2, 9, 16)
+        >>> DotProduct(head_dim=16)(q, k).scale
+        0.25
     """
 
     def __init__(self, head_dim: int) -> None:
@@ -35,18 +43,24 @@ class DotProduct(nn.Module):
 
 
 class GaussianRange(nn.Module):
-    """Range kernel of non-local means, ``exp(-|q - k|^2 / h^2)``, h the range bandwidth in feature units (sqrt(2) sigma).
+    """Range kernel of non-local means, ``exp(-|q - k|^2 / h^2)``. h is the range bandwidth in feature units (sqrt(2) sigma).
 
     Args:
         num_heads: Number of heads.
         head_dim: Width d of a head.
-        range_bandwidth: Starting h, a number or one a head. Default ``(4 d)^(1/4)``, where the kernel differs from softmax
-            attention's only in norm factors (arXiv 2506.10371; an identity, tested to 1e-12).
+        range_bandwidth: Initial h, one number or one per head. Default: ``(4 d)^(1/4)``. There the kernel differs from the
+            kernel of softmax attention only in norm factors (arXiv 2506.10371, an identity tested to 1e-12).
         learned: Whether h is a parameter.
-        floor: h stays above this. Small bandwidths saturate the weights, which masks gradients and feigns robustness.
+        floor: Lower limit of h. Small bandwidths saturate the weights. Saturated weights mask gradients, so a model looks
+            more robust than it is.
 
     Raises:
-        ValueError: A bandwidth that is not finite or not above the floor.
+        ValueError: A bandwidth is not finite or not above the floor.
+
+    Example:
+        >>> kernel = GaussianRange(num_heads=2, head_dim=4)
+        >>> kernel.range_bandwidth().tolist()
+        [2.0, 2.0]
     """
 
     def __init__(
@@ -68,20 +82,27 @@ class GaussianRange(nn.Module):
 
 
 class Elliptical(nn.Module):
-    """Elliptical attention's kernel, ``exp(q M k / sqrt(d))`` with a diagonal metric M (arXiv 2406.13770).
+    """Kernel of elliptical attention, ``exp(q M k / sqrt(d))`` with a diagonal metric M (arXiv 2406.13770).
 
-    M weighs each coordinate by how much the values changed along it since the layer before,
-    ``m_c = mean over tokens of |v_c - previous v_c|``, one a sample and head, scaled so that the largest is 1, or the mean is.
-    Where nothing changed M is the identity. Under causality a query's metric is the mean over the tokens up to its own.
+    M weights each coordinate c by the change of the values since the previous layer,
+    ``m_c = mean over tokens of |v_c - previous v_c|``. There is one M per sample and head, scaled to a largest entry of 1, or
+    to a mean of 1. If nothing changed, M is the identity. Under causality, the metric of a query is the mean over the tokens
+    up to its own.
 
-    The gradient flows through M, unlike in the published code: at attack time a stop-gradient would hide from an attack what
-    the model does, and feign robustness. In half precision the scaled queries are rounded once more, which costs precision
-    where they have a large common offset.
+    The gradient flows through M, unlike in the published code. A stopped gradient would hide M from gradient attacks, so
+    the model would look more robust than it is. In half precision, the scaled queries are rounded one more time. This costs
+    precision if they have a large common offset.
 
     Args:
         head_dim: Width d of a head.
-        mean_scale: Scale M to mean 1 ("meanscale") in place of largest 1 ("maxscale").
-        detach: Stop the gradient at M in training mode, as the published training does; never in evaluation mode.
+        mean_scale: Scale M to mean 1 ("meanscale") instead of largest entry 1 ("maxscale").
+        detach: Stop the gradient at M in training mode, as the published training does. Evaluation mode never stops it.
+
+    Example:
+        >>> from imgproc_attn.core import LayerState
+        >>> x, state = torch.rand(1, 2, 9, 16), LayerState(previous=torch.rand(1, 2, 9, 16))
+        >>> Elliptical(head_dim=16)(x, x, False, v=x, state=state).q[0].shape
+        torch.Size([1, 2, 9, 16])
     """
 
     needs_state: ClassVar[bool] = True
@@ -94,10 +115,10 @@ class Elliptical(nn.Module):
         self.detach = check_flag("elliptical: detach", detach)
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool, v: Tensor, state: LayerState | None) -> Terms:
-        """Terms of queries, keys and values ``[B, H, N, d]``.
+        """Return the terms of queries, keys and values ``[B, H, N, d]``.
 
         Raises:
-            ValueError: No layer in front has handed on its values.
+            ValueError: ``state`` does not hold the values of a previous layer.
         """
         m = _metric(v, state, is_causal, self.mean_scale, q.shape[2])
         if self.detach and self.training:
@@ -109,12 +130,12 @@ class Elliptical(nn.Module):
 
 
 def _metric(v: Tensor, state: LayerState | None, is_causal: bool, mean_scale: bool, queries: int) -> Tensor:
-    """Return the diagonal of M, ``[B, H, 1, d]``; under causality one per query, ``[B, H, N, d]``, of the last tokens."""
+    """Return the diagonal of M, ``[B, H, 1, d]``. Under causality there is one per query, ``[B, H, N, d]``."""
     previous = None if state is None else state.previous
     if previous is None:
         raise ValueError(
-            "Elliptical needs the values of the layer before, and there are none: in the first layer use another kernel; "
-            "outside a model pass each layer's state= to the next, LayerState() to the first."
+            "state of Elliptical must hold the values of the previous layer, got none. In the first layer use another kernel. "
+            "Outside a model, pass LayerState() to the first layer and each returned state= to the next."
         )
     change = (at_least_float32(v) - at_least_float32(previous)).abs()
     if is_causal:

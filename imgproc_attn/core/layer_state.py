@@ -1,21 +1,24 @@
-"""What layers hand on to later ones: the values of earlier filters."""
+"""State that layers pass to later layers: the values of earlier filters."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+__all__ = ["LayerState"]
+
 
 class LayerState(NamedTuple):
-    """State passed from block to block; all None before the first one has spoken.
+    """State passed from block to block. All entries are None before the first block.
 
-    A value, never an attribute of a module: forwards may interleave, be checkpointed, compiled and run in parallel.
+    The state is a value, never an attribute of a module. Forward passes can therefore interleave, run in parallel, and be
+    checkpointed or compiled.
 
     Attributes:
         first: Values of the first layer, ``[B, H, N, D]``.
-        previous: Values of the layer before.
-        drift: Sum over earlier layers l of ``first - values_l``.
-        tokens: Tokens that entered the first block, ``[B, N, C]``.
+        previous: Values of the previous layer, ``[B, H, N, D]``.
+        drift: Sum over earlier layers l of ``first - values_l``, ``[B, H, N, D]``.
+        tokens: Input tokens of the first block, ``[B, N, C]``.
     """
 
     first: Tensor | None = None
@@ -25,7 +28,7 @@ class LayerState(NamedTuple):
 
 
 def next_state(state: LayerState | None, v: Tensor) -> LayerState | None:
-    """State after a layer with values ``v``; None stays None, which costs nothing."""
+    """Return the state after a layer with values ``v``. None stays None, so models without a state pay nothing."""
     if state is None:
         return None
     first, drift = state.first, state.drift
@@ -35,7 +38,7 @@ def next_state(state: LayerState | None, v: Tensor) -> LayerState | None:
 
 
 def remember_tokens(state: LayerState | None, x: Tensor) -> LayerState | None:
-    """State that knows the tokens entering the first block."""
+    """Return the state with the tokens ``x`` of the first block, if it has none yet."""
     if state is None or state.tokens is not None:
         return state
     return LayerState(state.first, state.previous, state.drift, x)

@@ -1,20 +1,20 @@
-"""From factored log-weights to two matrices of columns, ``log K = Q K^T``, and the arithmetic that makes this exact enough.
+"""Lifting: factored log-weights become two matrices of columns, ``log K = Q K^T``, in arithmetic that keeps enough precision.
 
-**Distances.** ``-s |q - k|^2 = <2 s (q - m), k - m> + <1, -s |k - m|^2>`` up to a constant in the row, for any m. A mean key
-for m keeps a common offset of q and k from costing precision; m is a constant to autograd, rightly so, since the result does
-not depend on it. Causal filters take the first key for m, which every query may see.
+**Distances.** ``-s |q - k|^2 = <2 s (q - m), k - m> + <1, -s |k - m|^2>`` up to a constant in the row, for any m. m is a mean
+key. It removes a common offset of q and k, which would cost precision. Autograd treats m as a constant. This is correct,
+because the result does not depend on m. Causal filters use the first key as m, because every query may see it.
 
-**Positions.** ``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2`` sums large numbers to a small one. In
-float32 the sum is exact all the same if ``1/h^2`` has few bits: coordinates are small whole or half numbers, so that every
-product and every partial sum is a floating-point number. `split_scale` cuts ``1/h^2`` into its first 9 bits and the rest,
-one set of columns each. These columns come first: a sum runs over columns in order, and stays exact until features join it.
-Where a machine sums in another order, the error is that of the large numbers: 1e-7 of R^2/h^2, R from center to corner.
+**Positions.** ``-|p_i - p_j|^2 / h^2 = 2 p_i.p_j / h^2 - |p_i|^2 / h^2 - |p_j|^2 / h^2`` sums large numbers to a small one. The
+sum is still exact in float32 if ``1/h^2`` has few bits. Coordinates are small whole or half numbers, so every product and every
+partial sum is then a floating-point number. `split_scale` splits ``1/h^2`` into its first 9 bits and the rest, with one set of
+columns for each. These columns come first, because a sum runs over columns in order. It stays exact until features join it. On
+hardware with another order of summation, the error is that of the large numbers: 1e-7 of R^2/h^2, R from center to corner.
 
-**Half precision.** Columns that carry norms or scaled coordinates are split into three (high, middle, low part), whose sum has
-the 24 bits of a float32; products accumulate in float32. Keys stay uncentered, hence unrounded: ``<2 s (q - m), m>`` is
-constant in the row. What remains is one rounding of the queries. Bandwidths get their gradient through half-precision columns: unbiased,
-but off by percents on a single small batch in bfloat16. float16 ends at 65,504, so large columns are stored divided by a power
-of two that the other side multiplies back.
+**Half precision.** Columns of norms or scaled coordinates are split into three parts (high, middle, low). Their sum has the 24
+bits of a float32, and products accumulate in float32. Keys are not centered, so they are not rounded. This is correct, because
+``<2 s (q - m), m>`` is constant in the row. Only the queries are rounded, once. Bandwidths get their gradient through
+half-precision columns. It is unbiased, but in bfloat16 it is wrong by several percent on a single small batch. The largest
+float16 is 65,504. Large columns are therefore stored divided by a power of two, and the other side multiplies it back.
 """
 
 from typing import Any
@@ -24,20 +24,23 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .bandwidths import at_least_float32
-from .terms import Distance, PlaceDistance, Terms, sum_of
+from .terms import Distance, PositionDistance, Terms, sum_of
 
-FLOAT16_SHIFT = 16.0  # norms of coordinates are stored divided by it in float16, and multiplied back by the flag of places
+__all__ = ["lift", "split_scale", "split_value", "zero_columns"]
+
+# In float16, norms of coordinates are stored divided by this value. The flag columns multiply it back.
+FLOAT16_SHIFT = 16.0
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether ``dtype`` is float16 or bfloat16."""
+    """Return whether ``dtype`` is float16 or bfloat16."""
     return dtype == torch.float16 or dtype == torch.bfloat16
 
 
 def split_value(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Tensors of type ``dtype`` whose sum is ``x``: one, or three in half precision.
+    """Return tensors of type ``dtype`` whose sum is ``x``: three in half precision, otherwise one.
 
-    The gradient runs through the last part alone, once.
+    The gradient flows through the last part only, so it counts once.
     """
     if not is_half(dtype):
         return [x.to(dtype)]
@@ -49,25 +52,25 @@ def split_value(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _leading_bits(x: Tensor, bits: int, least: float = 1e-30) -> Tensor:
-    """``x`` rounded to that many significant bits, fewer below ``least``, in its own type.
+    """Return ``x`` rounded to ``bits`` significant bits, in its own dtype. Values below ``least`` keep fewer bits.
 
-    A rounding to whole numbers: compilers leave out casts there and back, and sums and differences that round do not survive
-    their fused operations. 2^n of a whole n is exact, and all this has a form in ONNX, which frexp has not.
+    The code rounds to whole numbers, because compilers remove casts to a smaller type and back. They also fuse sums and
+    differences that are meant to round. 2^n of a whole n is exact. ONNX has all these operations, but not frexp.
     """
     unit = torch.exp2(torch.floor(torch.log2(x.abs().clamp(min=least))) - (bits - 1))
     return torch.round(x / unit) * unit
 
 
 def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Tensors of type ``dtype`` whose sum is ``scale * x``, for ``x`` of few bits (coordinates and their squares).
+    """Return tensors of type ``dtype`` whose sum is ``scale * x``, for ``x`` of few bits (coordinates and their squares).
 
-    float64 needs one. float32 takes two: the first 9 bits of ``scale``, with which every partial sum is exact up to grids of
-    64 x 64, and the rest. Half precision takes three.
+    float64 needs one tensor. float32 needs two: the first 9 bits of ``scale``, and the rest. With 9 bits, every partial sum is
+    exact on grids up to 64 x 64. Half precision needs three.
 
     Args:
-        scale: ``[H, 1, C]``, float32 or float64.
-        x: ``[1 or B, 1, N, C]``, float32.
-        dtype: Type the filter computes in.
+        scale: Factor ``[H, 1, C]``, float32 or float64.
+        x: Values ``[1 or B, 1, N, C]``, float32.
+        dtype: Dtype that the filter computes in.
 
     Returns:
         One, two or three tensors ``[1 or B, H, N, C]``, most significant first.
@@ -79,16 +82,16 @@ def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def lift(terms: Terms) -> tuple[Tensor, Tensor]:
-    """Return query columns ``[B, H, N, C]`` and key columns ``[B, H, M, C]``, C padded with zeros to a multiple of 8.
+    """Return query columns ``[B, H, N, C]`` and key columns ``[B, H, M, C]``. C is padded with zeros to a multiple of 8.
 
-    Columns of places come first: their sum is exact only before features join it.
+    Columns of positions come first, because their sum is exact only before features join it.
 
     Raises:
         ValueError: ``terms`` hold neither columns nor a distance.
     """
     q, k, key_bias = [], [], terms.key_bias
-    for place in terms.places:
-        columns_q, columns_k, bias = _place_columns(place)
+    for position in terms.position_distances:
+        columns_q, columns_k, bias = _position_columns(position)
         q.append(columns_q)
         k.append(columns_k)
         key_bias = sum_of(key_bias, bias)
@@ -101,7 +104,7 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
     if len(terms.distances) > 0:
         return _lift_last(q, k, key_bias, terms.distances[-1])
     if len(q) == 0:
-        raise ValueError("Terms hold neither columns nor a distance; to a dense kernel's bias add zero columns, [B, H, N, 1].")
+        raise ValueError("Terms must hold columns or a distance, got neither. Add zero columns [B, H, N, 1] to a dense bias.")
     if key_bias is not None:
         ones, biases = _bias_columns(key_bias, k[0].dtype, q[0].shape[2])
         q, k = [*q, ones], [*k, biases]
@@ -109,7 +112,7 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
 
 
 def _lift_last(q: list[Tensor], k: list[Tensor], key_bias: Tensor | None, distance: Distance) -> tuple[Tensor, Tensor]:
-    """Lift a distance, behind other columns."""
+    """Lift a distance and append its columns to the other columns."""
     center = _center(distance)
     if torch.compiler.is_compiling() or is_half(distance.q.dtype) or _is_transformed():
         scaled, centered, bias = _distance_columns(distance, center)
@@ -121,27 +124,28 @@ def _lift_last(q: list[Tensor], k: list[Tensor], key_bias: Tensor | None, distan
     return lift_distance(front_q, front_k, distance.q, distance.k, center, distance.scale, key_bias)
 
 
-def _place_columns(place: PlaceDistance) -> tuple[Tensor, Tensor, Tensor | None]:
+def _position_columns(distance: PositionDistance) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return query columns, key columns and key bias of ``-s |p_i - p_j|^2 = 2 s p_i.p_j - s |p_i|^2 - s |p_j|^2``.
 
-    The norms carry the flag of the other token, and a token without a place has coordinates 0: no other case is needed. The
-    scale stands on the side whose values have more bits; the other side is exact in every type.
+    The norms are multiplied by the flag of the other token. A token without a position has coordinates 0, so it needs no
+    special case. The scale is applied to the side whose values have more bits. The other side is exact in every dtype.
 
-    Where all queries have a place, what the leading part leaves of the key norm can join the key bias, which saves columns.
+    If all queries have a position, the key norm needs a column for its leading part only. The rest joins the key bias, which
+    saves columns.
     """
-    dtype = place.like.dtype
-    heads, axes, dim = place.scale.shape[0], place.scale.shape[-1], place.k.shape[-1]
-    parts_q = _place_parts(place.q, place.scale, dtype)
-    parts_k = parts_q if place.k is place.q else _place_parts(place.k, place.scale, dtype)
-    flag_q = _flags(place.q, place.q_placed, heads, axes, dtype)
-    flag_k = flag_q if place.k is place.q else _flags(place.k, place.k_placed, heads, axes, dtype)
-    key = place.k[:, None].to(dtype).expand(-1, heads, -1, -1)
+    dtype = distance.like.dtype
+    heads, axes, dim = distance.scale.shape[0], distance.scale.shape[-1], distance.k.shape[-1]
+    parts_q = _position_parts(distance.q, distance.scale, dtype)
+    parts_k = parts_q if distance.k is distance.q else _position_parts(distance.k, distance.scale, dtype)
+    flag_q = _flags(distance.q, distance.q_has_position, heads, axes, dtype)
+    flag_k = flag_q if distance.k is distance.q else _flags(distance.k, distance.k_has_position, heads, axes, dtype)
+    key = distance.k[:, None].to(dtype).expand(-1, heads, -1, -1)
     q, k, key_bias = [], [], None
-    for part_q, part_k in zip(parts_q, parts_k):  # a whole part at a time: its sum is exact before the next begins
+    for part_q, part_k in zip(parts_q, parts_k):  # One whole part at a time: its sum is exact before the next part begins.
         q.append(part_q)
         k += [key, flag_k]
         rest = part_k[..., dim:]
-        if len(q) == 1 or place.q_placed is not None:
+        if len(q) == 1 or distance.q_has_position is not None:
             q.append(flag_q)
             k.append(rest)
         else:
@@ -150,8 +154,8 @@ def _place_columns(place: PlaceDistance) -> tuple[Tensor, Tensor, Tensor | None]
     return torch.cat(q, dim=-1), torch.cat(k, dim=-1), key_bias
 
 
-def _place_parts(coordinates: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Return parts whose sum is ``s (2 p, -|p|^2)``, the norm divided by `_shift` and one per axis where s is."""
+def _position_parts(coordinates: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return parts whose sum is ``s (2 p, -|p|^2)``, with the norm divided by `_shift`, and one norm per axis if s has axes."""
     p = coordinates[:, None].to(scale.dtype)
     norm = p * (p * (-1 / _shift(dtype)))
     if scale.shape[-1] == 1:
@@ -161,29 +165,30 @@ def _place_parts(coordinates: Tensor, scale: Tensor, dtype: torch.dtype) -> list
     return split_scale(scale, torch.cat([2 * p, norm], dim=-1), dtype)
 
 
-def _flags(coordinates: Tensor, placed: Tensor | None, heads: int, axes: int, dtype: torch.dtype) -> Tensor:
-    """Return columns that are `_shift` for tokens with a place and 0 for others."""
-    flags = coordinates.new_ones(coordinates.shape[1]) if placed is None else placed
+def _flags(coordinates: Tensor, has_position: Tensor | None, heads: int, axes: int, dtype: torch.dtype) -> Tensor:
+    """Return columns that are `_shift` for tokens with a position and 0 for others."""
+    flags = coordinates.new_ones(coordinates.shape[1]) if has_position is None else has_position
     return (flags * _shift(dtype)).to(dtype)[None, None, :, None].expand(coordinates.shape[0], heads, -1, axes)
 
 
 def _shift(dtype: torch.dtype) -> float:
+    """Return the divisor of the norms of coordinates, 1 except in float16."""
     return FLOAT16_SHIFT if dtype == torch.float16 else 1.0
 
 
 def _is_transformed() -> bool:
-    """Whether `torch.func`, forward-mode differentiation or a tracer is at work, which take plain tensor code alone."""
+    """Return whether `torch.func`, forward-mode differentiation or a tracer is active. They accept plain tensor code only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
 def _center(distance: Distance) -> Tensor:
-    """Any m will do: the mean of every fourth key is as good as that of all, and cheaper."""
+    """Return m, the mean of every fourth key. Any m is correct, and this one costs less than the mean of all keys."""
     k = distance.k[:, :, :1] if distance.is_causal else distance.k[:, :, ::4]
     return at_least_float32(k).mean(dim=2, keepdim=True).detach()
 
 
 def _distance_columns(distance: Distance, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query columns, key columns and key bias of a distance: plain tensor code, for every type."""
+    """Return query columns, key columns and key bias of a distance, in plain tensor code for every dtype."""
     scale = distance.scale.to(center.dtype)
     scaled = torch.addcmul(center * (-2 * scale), at_least_float32(distance.q), 2 * scale)
     centered = at_least_float32(distance.k) - center
@@ -197,7 +202,7 @@ def _distance_columns(distance: Distance, center: Tensor) -> tuple[Tensor, Tenso
 
 
 def _bias_columns(key_bias: Tensor, dtype: torch.dtype, queries: int) -> tuple[Tensor, Tensor]:
-    """Columns of that many queries and of the keys, for a key bias; split in half precision."""
+    """Return columns of ``queries`` queries and of the keys for a key bias. Half precision splits the bias."""
     shift = 1.0
     if dtype == torch.float16:
         shift = 256.0
@@ -207,11 +212,12 @@ def _bias_columns(key_bias: Tensor, dtype: torch.dtype, queries: int) -> tuple[T
 
 
 def zero_columns(like: Tensor, batch: int, count: int) -> Tensor:
-    """Zeros ``[batch, H, N, count]`` that take no memory."""
+    """Return zeros ``[batch, H, N, count]`` that take no memory."""
     return like.new_zeros(1).expand(batch, like.shape[1], like.shape[2], count)
 
 
 def _side_by_side(blocks: list[Tensor]) -> Tensor:
+    """Return blocks of columns concatenated and padded with zeros to a multiple of 8."""
     batch, width = blocks[-1].shape[0], 0
     for block in blocks:
         if block.shape[0] != 1:
@@ -227,11 +233,10 @@ def _side_by_side(blocks: list[Tensor]) -> Tensor:
 
 
 class _LiftDistance(torch.autograd.Function):
-    """`_distance_columns` behind other columns, written straight to their place: float32 and float64 outside compilers and
-    `torch.func`.
+    """Columns of a distance appended to other columns, written straight into the result.
 
-    Saves the passes over memory and the saved tensors of the plain code, half of the lift's cost at 196 tokens. The two
-    agree by test, gradients included.
+    This is `_distance_columns` for float32 and float64, outside compilers and `torch.func`. It saves memory passes and saved
+    tensors of the plain code, half of the cost of the lift at 196 tokens. Tests check that both agree, gradients included.
     """
 
     @staticmethod
@@ -258,7 +263,7 @@ class _LiftDistance(torch.autograd.Function):
         centered = lifted_k[..., start:stop]
         torch.addcmul(center * (-2 * scale), q, 2 * scale, out=lifted_q[..., start:stop])
         torch.sub(k, center, out=centered)
-        lifted_q[..., stop:] = 1.0  # on the padding too, where the keys are 0
+        lifted_q[..., stop:] = 1.0  # also on the padding, where the keys are 0
         bias = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square_().mul_(-scale)
         lifted_k[..., stop : stop + 1] = bias if key_bias is None else bias.add_(key_bias)
         lifted_k[..., stop + 1 :] = 0.0

@@ -1,15 +1,15 @@
-"""Positions inside a filter: how close two tokens are, whatever they hold.
+"""Positions inside a filter: the spatial closeness of two tokens, independent of their content.
 
-Three kinds, told apart by their methods:
+There are three kinds of modules:
 
-- Most members map the places of queries and of keys, each a `Geometry`, to `Terms`. A layer takes any number and multiplies the
-  kernels.
-- Members with ``rotate`` turn queries and keys instead (`Rotary`).
-- Members with ``embed`` act once, before the first layer, on the tokens (`SinCos`).
+- Kernels on positions map the positions of queries and of keys, each a `Geometry`, to `Terms`. A layer accepts any number of
+  them and multiplies the kernels.
+- Modules with a method ``rotate`` turn queries and keys instead (`Rotary`).
+- Modules with a method ``embed`` act once on the tokens, before the first layer (`SinCos`).
 
-Prefix tokens have no place: their log-weight is 0 with every token, in both directions. They are not rotated, and nothing is
-added to them. Learned absolute positions are timm's own ``pos_embed``. You can give members of the first two kinds of your own;
-what adds to the tokens has its place in the model, not in a layer.
+Prefix tokens have no position. Their log-weight is 0 with every token, in both directions. They are not rotated, and nothing is
+added to them. Learned absolute positions are timm's own ``pos_embed``. You can pass your own modules of the first two kinds.
+Modules that add to the tokens belong to the model, not to a layer.
 """
 
 import math
@@ -26,29 +26,40 @@ from .bandwidths import Bandwidth, at_least_float32
 from .gates import Gate
 from .geometry import Geometry
 from .lifting import FLOAT16_SHIFT
-from .terms import PlaceDistance, Terms
+from .terms import PositionDistance, Terms
+
+__all__ = ["Alibi2D", "RelativeTable", "Rotary", "SinCos", "SpatialGaussian", "UntiedPositions"]
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
-    """``count`` values from ``first`` to ``last`` with a constant ratio; ``[first]`` for one."""
+    """Return ``count`` values from ``first`` to ``last`` with a constant ratio, or ``[first]`` if ``count`` is 1."""
     if count == 1:
         return [first]
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
 
 
 class SpatialGaussian(nn.Module):
-    """Spatial kernel of the bilateral filter, ``exp(-|p_i - p_j|^2 / h^2)``, p in patches and h the spatial bandwidth.
+    """Spatial kernel of the bilateral filter, ``exp(-|p_i - p_j|^2 / h^2)``. p and the spatial bandwidth h are in patches.
 
     Args:
         num_heads: Number of heads.
-        grid_size: (height, width) of the grid in patches, for the default.
-        spatial_bandwidth: Starting h in patches, a number or one a head. Default: log-spaced over the heads from 1.5 to
-            twice the longer side of the grid, so that some heads look near and some everywhere.
-        per_axis: Two bandwidths a head, vertical and horizontal, both started at the same values.
+        grid_size: (height, width) of the grid in patches. Only the default bandwidth uses it.
+        spatial_bandwidth: Initial h in patches, one number or one per head. Default: log-spaced over the heads from 1.5 to
+            twice the longer side of the grid. Some heads then see near tokens, and others see the whole image.
+        per_axis: Use two bandwidths per head, vertical and horizontal. Both start at the same values.
         learned: Whether h is a parameter.
-        floor: h stays above this, in patches.
-        gate: Factor g on the log-weight; 0 sees all places alike.
-        learned_gate: Whether g is a parameter, one a head.
+        floor: Lower limit of h, in patches.
+        gate: Factor g on the log-weight. With 0, all positions count the same.
+        learned_gate: Whether g is a parameter, one value per head.
+
+    Raises:
+        TypeError: A flag is not a bool, or a bandwidth is not a number.
+        ValueError: A bandwidth is not finite or not above the floor, or ``gate`` is not finite.
+
+    Example:
+        >>> kernel = SpatialGaussian(num_heads=2, grid_size=(14, 14))
+        >>> [round(h, 2) for h in kernel.spatial_bandwidths["spatial_bandwidth"]().tolist()]
+        [1.5, 28.0]
     """
 
     def __init__(
@@ -78,23 +89,23 @@ class SpatialGaussian(nn.Module):
         )
 
     def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
-        """Return the distance of the places, for a filter that computes in the type of ``like``.
+        """Return the distance of the positions, for a filter that computes in the dtype of ``like``.
 
         Raises:
-            ValueError: float16, and the grid is so large beside the floor that a column would overflow.
+            ValueError: In float16, a column would overflow, because the grid is too large for the floor.
         """
         bandwidths = torch.stack([bandwidth() for bandwidth in self.spatial_bandwidths.values()], dim=-1)
         scale = self.gate(bandwidths.pow(-2)[:, None])
-        return Terms(places=[_place_distance(query, key, scale, self.floor, like)])
+        return Terms(position_distances=[_position_distance(query, key, scale, self.floor, like)])
 
 
-def _place_distance(query: Geometry, key: Geometry, scale: Tensor, floor: float, like: Tensor) -> PlaceDistance:
+def _position_distance(query: Geometry, key: Geometry, scale: Tensor, floor: float, like: Tensor) -> PositionDistance:
     if like.dtype == torch.float16:
         _check_float16(key.grid_size, floor)
-    return PlaceDistance(query.coordinates, key.coordinates, _placed(query), _placed(key), scale, like)
+    return PositionDistance(query.coordinates, key.coordinates, _has_position(query), _has_position(key), scale, like)
 
 
-def _placed(geometry: Geometry) -> Tensor | None:
+def _has_position(geometry: Geometry) -> Tensor | None:
     return geometry.is_patch if geometry.num_prefix_tokens > 0 else None
 
 
@@ -104,8 +115,8 @@ def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
     largest = max(norm, float(max(grid_size) - 1)) / floor**2
     if largest > limit:
         raise ValueError(
-            f"spatial_bandwidth: a grid of {grid_size[0]} x {grid_size[1]} patches with floor {floor} needs columns up to "
-            f"{largest:.3g}, beyond float16's {limit:.3g}; use bfloat16 or float32, or a floor= of at least "
+            f"spatial_bandwidth: columns must be at most {limit:.3g} in float16, got {largest:.3g} on a grid of "
+            f"{grid_size[0]} x {grid_size[1]} patches with floor {floor}. Use bfloat16 or float32, or a floor= of at least "
             f"{floor * (largest / limit) ** 0.5:.3g}."
         )
 
@@ -113,28 +124,33 @@ def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
 class UntiedPositions(nn.Module):
     """Position-to-position log-weights ``<W_q n(p_i), W_k n(p_j)> / sqrt(d)`` of learned position vectors, without cross terms.
 
-    ``n`` is layer normalization without weights, as a block normalizes its tokens before it projects them: else the
-    log-weights begin 2,500 times flatter than content's (timm draws positions of standard deviation 0.02), and how
-    sharp they become is up to the optimizer's step size.
+    ``n`` is layer normalization without weights. A block normalizes its tokens in the same way before it projects them.
+    Without ``n``, the log-weights would start 2,500 times flatter than those of the content, because timm draws positions of
+    standard deviation 0.02. Their final sharpness would then depend on the step size of the optimizer.
 
-    The positions are not added to the tokens but kept beside them (`Geometry.position_embeddings`) and projected in each
-    layer, so that a score is content similarity plus position similarity: the product of two kernels of the bilateral
-    filter, with dot products for distances. One reading of arXiv 2506.10371 ("BSA-dot" in its terms, whose exact text is
-    not public), close to the untied positions of TUPE and DeBERTa; named by its formula, not as that paper's method.
+    The positions are not added to the tokens. They are kept separate (`Geometry.position_embeddings`), and each layer
+    projects them. A score is then content similarity plus position similarity. This is the product of two kernels, as in
+    the bilateral filter, with dot products instead of distances. It is one reading of arXiv 2506.10371 ("BSA-dot" in its
+    terms), whose exact text is not public. It is close to the untied positions of TUPE and DeBERTa.
 
-    Doubles the columns of the filter, so its cost is that of a head twice as wide.
+    The filter has twice as many columns, so the cost is that of a head twice as wide.
 
     Args:
         embed_dim: Width of the position vectors.
         num_heads: Number of heads.
         head_dim: Width d of a head.
+
+    Example:
+        >>> geometry = Geometry(torch.zeros(1, 9, 2), torch.ones(9), 0, (3, 3), position_embeddings=torch.rand(1, 9, 64))
+        >>> UntiedPositions(64, num_heads=4, head_dim=16)(geometry, geometry, like=torch.empty(0)).q[0].shape
+        torch.Size([1, 4, 9, 16])
     """
 
     def __init__(self, embed_dim: int, num_heads: int, head_dim: int, device=None, dtype=None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
-        # no bias: the zero vector of a prefix token has log-weight 0 with every token
+        # There is no bias, so the zero vector of a prefix token has log-weight 0 with every token.
         self.qk = nn.Linear(embed_dim, 2 * num_heads * head_dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
@@ -144,24 +160,28 @@ class UntiedPositions(nn.Module):
         return Terms([q], [k], scale=self.head_dim**-0.5)
 
     def _projected(self, geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return query and key columns of position vectors, ``[1 or B, H, N, d]``."""
+        """Return query and key columns of the position vectors, each ``[1 or B, H, N, d]``."""
         embeddings = _position_embeddings(geometry)
         batch, length, dim = embeddings.shape
-        embeddings = F.layer_norm(embeddings, (dim,))  # a zero vector, of a prefix token, stays zero
+        embeddings = F.layer_norm(embeddings, (dim,))  # the zero vector of a prefix token stays zero
         qk = self.qk(embeddings).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = qk.unbind(0)
         return q.to(like.dtype), k.to(like.dtype)
 
 
 class RelativeTable(nn.Module):
-    """Learned log-weight for each head and offset between two patches: the relative position bias of Swin and BEiT.
+    """Learned log-weight per head and offset of two patches: the relative position bias of Swin and BEiT.
 
-    Dense: costs memory and time ``H x N^2``, and half precision rounds the log-weights. On a grid of another size than its own
-    the table is stretched to it bilinearly, and so is a table of another size when loaded.
+    The log-weights are dense. They cost memory and time ``H x N^2``, and half precision rounds them. On a grid of another
+    size, the table is resized bilinearly. A loaded table of another size is resized in the same way.
 
     Args:
         num_heads: Number of heads.
-        grid_size: (height, width) of the table's own grid, in patches.
+        grid_size: (height, width) in patches of the grid that the table is made for.
+
+    Example:
+        >>> RelativeTable(num_heads=4, grid_size=(14, 14)).table.shape
+        torch.Size([4, 27, 27])
     """
 
     def __init__(self, num_heads: int, grid_size: tuple[int, int], device=None, dtype=None) -> None:
@@ -172,7 +192,7 @@ class RelativeTable(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All offsets alike."""
+        """Reset the table to zeros, so that all offsets count the same."""
         nn.init.zeros_(self.table)
 
     def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
@@ -183,13 +203,13 @@ class RelativeTable(nn.Module):
 
 
 class OffsetTable(NamedTuple):
-    """Log-weights looked up by the offset of two patches.
+    """Log-weights that are looked up by the offset of two patches.
 
     Attributes:
-        table: ``[H, 2 height - 1, 2 width - 1]``.
-        query: Places of the queries.
-        key: Places of the keys.
-        like: A tensor of the type that the filter computes in.
+        table: Log-weights per offset, ``[H, 2 height - 1, 2 width - 1]``.
+        query: Positions of the queries.
+        key: Positions of the keys.
+        like: A tensor of the dtype that the filter computes in.
     """
 
     table: Tensor
@@ -212,7 +232,7 @@ def _stretch(table: Tensor, height: int, width: int) -> Tensor:
 
 
 def stretch_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: a table of another grid, stretched to this one's."""
+    """Resize a table of another grid to the grid of ``module`` before it is loaded."""
     own, loaded = module.table, state_dict.get(prefix + "table")
     assert isinstance(own, Tensor)
     if loaded is not None and loaded.dim() == 3 and loaded.shape[0] == own.shape[0] and loaded.shape != own.shape:
@@ -225,26 +245,36 @@ def _look_up(table: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Ten
         table = _stretch(table, height, width)
     offset, both = _offsets(query, key)
     row, column = offset[..., 0].long() + height // 2, offset[..., 1].long() + width // 2
-    # a prefix token stands at 0, from where patches of an even side are half a patch off: any index in range will do
+    # A prefix token is at 0, half a patch away from the patches of an even side. Its entry is masked below, so any index in
+    # range is correct.
     index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * both
     bias = table.flatten(1)[:, index.flatten()].unflatten(1, index.shape).transpose(0, 1)
     return (bias * both).to(like.dtype)
 
 
 class Alibi2D(nn.Module):
-    """Laplace kernel in space, ``exp(-|p_i - p_j| / b)`` with the Euclidean distance in patches: ALiBi in two dimensions.
+    """Laplace kernel in space, ``exp(-|p_i - p_j| / b)``, with the Euclidean distance in patches. It is ALiBi in 2-D.
 
-    ALiBi's slope is ``1 / b`` (arXiv 2108.12409; in 2-D as in CROMA, arXiv 2311.00566). Dense: costs memory and time
-    ``H x N^2``, and half precision rounds the log-weights.
+    The slope of ALiBi is ``1 / b`` (arXiv 2108.12409; in 2-D as in CROMA, arXiv 2311.00566). The log-weights are dense. They
+    cost memory and time ``H x N^2``, and half precision rounds them.
 
     Args:
         num_heads: Number of heads.
-        spatial_bandwidth: b in patches, a number or one a head. Default ALiBi's slopes, ``b = 2^(8 i / H)``, i from 1 to H,
-            made for sequences of a thousand and more: on a grid the last heads see all places nearly alike.
-        learned: Whether b is a parameter; ALiBi's is not.
-        floor: b stays above this, in patches.
-        gate: Factor g on the log-weight; 0 sees all places alike.
-        learned_gate: Whether g is a parameter, one a head.
+        spatial_bandwidth: b in patches, one number or one per head. Default: the slopes of ALiBi, ``b = 2^(8 i / H)`` for i
+            from 1 to H. These slopes are made for 1,000 tokens or more. On a grid, the last heads weight all positions almost
+            the same.
+        learned: Whether b is a parameter. In ALiBi it is not.
+        floor: Lower limit of b, in patches.
+        gate: Factor g on the log-weight. With 0, all positions count the same.
+        learned_gate: Whether g is a parameter, one value per head.
+
+    Raises:
+        TypeError: A flag is not a bool, or a bandwidth is not a number.
+        ValueError: A bandwidth is not finite or not above the floor, or ``gate`` is not finite.
+
+    Example:
+        >>> [round(b) for b in Alibi2D(num_heads=4).spatial_bandwidth().tolist()]
+        [4, 16, 64, 256]
     """
 
     def __init__(
@@ -272,13 +302,13 @@ class Alibi2D(nn.Module):
 
 
 class Laplace(NamedTuple):
-    """The log-weights ``-|p_i - p_j| / b``; 0 where token i or token j has no place.
+    """Log-weights ``-|p_i - p_j| / b``. They are 0 if token i or token j has no position.
 
     Attributes:
-        slopes: ``1 / b``, ``[H, 1, 1]``.
-        query: Places of the queries.
-        key: Places of the keys.
-        like: A tensor of the type that the filter computes in.
+        slopes: Slopes ``1 / b``, ``[H, 1, 1]``.
+        query: Positions of the queries.
+        key: Positions of the keys.
+        like: A tensor of the dtype that the filter computes in.
     """
 
     slopes: Tensor
@@ -297,29 +327,36 @@ def _laplace(slopes: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Te
 
 
 class Rotary(nn.Module):
-    """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02): timm's, at the places of the tokens.
+    """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02), computed by timm at the tokens' positions.
 
-    Under any kernel of inner products or distances the result depends on offsets alone; not under the elliptical one, whose
-    metric weighs the two coordinates of a pair differently. In half precision what is turned is rounded once more, which costs
-    precision where queries and keys have a large common offset.
+    With a kernel of inner products or distances, the result depends on offsets only. This is not true for the elliptical
+    kernel, whose metric weights the two coordinates of a pair differently. In half precision, turned vectors are rounded one
+    more time. This costs precision if queries and keys have a large common offset.
 
     Args:
         head_dim: Width d of a head.
-        temperature: Base of the wavelengths; pairs turn by angles ``p / temperature^(4 i / d)``, p in patches. 100 is DINOv3's,
-            whose places are relative to the image's side though.
+        temperature: Base of the wavelengths. Pairs turn by angles ``p / temperature^(4 i / d)``, p in patches. The default of
+            100 is the value of DINOv3, which measures positions relative to the side of the image.
 
     Raises:
         ValueError: d is not divisible by 4, or the temperature is not positive and finite.
+
+    Example:
+        >>> from imgproc_attn.core import grid_geometry
+        >>> x, geometry = torch.rand(1, 2, 9, 16), grid_geometry(3, 3, 0, like=torch.empty(0))
+        >>> q, k = Rotary(head_dim=16).rotate(x, x, geometry, geometry)
+        >>> torch.equal(q, k), torch.allclose(q.norm(dim=-1), x.norm(dim=-1))
+        (True, True)
     """
 
     def __init__(self, head_dim: int, temperature: float = 100.0) -> None:
         super().__init__()
         if head_dim % 4 != 0:
-            raise ValueError(f"rotary: the head's width {head_dim} is not divisible by 4; change embed_dim= or num_heads=.")
+            raise ValueError(f"rotary: head_dim must be divisible by 4, got {head_dim}. Change embed_dim= or num_heads=.")
         self.temperature = _check_temperature("rotary", temperature)
 
     def rotate(self, q: Tensor, k: Tensor, query: Geometry, key: Geometry) -> tuple[Tensor, Tensor]:
-        """Return queries ``[B, H, N, d]`` and keys ``[B, H, M, d]``, turned by their places."""
+        """Return queries ``[B, H, N, d]`` and keys ``[B, H, M, d]``, turned by their positions."""
         q_waves = _waves(q, query, self.temperature)
         k_waves = q_waves if key is query else _waves(k, key, self.temperature)
         return _turn(q, q_waves, query), _turn(k, k_waves, key)
@@ -331,15 +368,15 @@ class Rotary(nn.Module):
 def _check_temperature(name: str, temperature: float) -> float:
     number = isinstance(temperature, SupportsFloat) and not isinstance(temperature, bool)
     if not number or not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{name}: the temperature is {temperature!r}, but must be a positive, finite number, as 100 or 10000.")
+        raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}. Give a number, as 100.")
     return float(temperature)
 
 
 def _waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
-    """Sines and cosines at the places of the tokens, ``[1 or B, 1, N, 2 d]``."""
+    """Return sines and cosines at the positions of the tokens, ``[1 or B, 1, N, 2 d]``."""
     size, dim = list(geometry.grid_size), x.shape[-1]
     table = build_rotary_pos_embed(size, dim=dim, temperature=temperature, in_pixels=False, device=x.device)
-    return _at_places(torch.cat(table, dim=-1), geometry)[:, None]
+    return _at_positions(torch.cat(table, dim=-1), geometry)[:, None]
 
 
 def _turn(x: Tensor, waves: Tensor, geometry: Geometry) -> Tensor:
@@ -347,39 +384,45 @@ def _turn(x: Tensor, waves: Tensor, geometry: Geometry) -> Tensor:
     return torch.where(geometry.is_patch[:, None] > 0, turned, x).to(x.dtype)
 
 
-def _at_places(table: Tensor, geometry: Geometry) -> Tensor:
-    """Rows of a table over the grid, ``[H W, C]``, at the places of the tokens: ``[1 or B, N, C]``."""
+def _at_positions(table: Tensor, geometry: Geometry) -> Tensor:
+    """Return the rows of a table ``[H W, C]`` over the grid at the positions of the tokens, ``[1 or B, N, C]``."""
     height, width = geometry.grid_size
     y, x = geometry.coordinates.unbind(-1)
     return table[(y + (height - 1) / 2).long() * width + (x + (width - 1) / 2).long()]
 
 
 class SinCos(nn.Module):
-    """Fixed sines and cosines of the places, added to the tokens (2-D as in MAE and ViT, arXiv 2111.06377): timm's.
+    """Fixed sines and cosines of the positions, added to the tokens: timm's, in 2-D as in MAE's ViT (arXiv 2111.06377).
 
     Args:
         embed_dim: Width of the tokens.
         temperature: Base of the wavelengths.
 
     Raises:
-        ValueError: The width is not divisible by 4, or the temperature is not positive and finite.
+        ValueError: ``embed_dim`` is not divisible by 4, or the temperature is not positive and finite.
+
+    Example:
+        >>> from imgproc_attn.core import grid_geometry
+        >>> tokens = torch.zeros(2, 9, 64)
+        >>> SinCos(embed_dim=64).embed(tokens, grid_geometry(3, 3, 0, like=tokens)).shape
+        torch.Size([2, 9, 64])
     """
 
     def __init__(self, embed_dim: int, temperature: float = 10000.0) -> None:
         super().__init__()
         if embed_dim % 4 != 0:
-            raise ValueError(f"sincos: the width {embed_dim} is not divisible by 4; change embed_dim=.")
+            raise ValueError(f"sincos: embed_dim must be divisible by 4, got {embed_dim}. Change embed_dim=.")
         self.embed_dim = embed_dim
         self.temperature = _check_temperature("sincos", temperature)
 
     def embed(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """Tokens ``[B, N, C]`` with their places added; prefix tokens unchanged."""
+        """Return tokens ``[B, N, C]`` with their positions added. Prefix tokens do not change."""
         return _add_waves(x, geometry, self.temperature)
 
 
 def _add_waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
     table = build_sincos2d_pos_embed(list(geometry.grid_size), x.shape[-1], temperature, device=x.device)
-    return x + (_at_places(table, geometry) * geometry.is_patch[:, None]).to(x.dtype)
+    return x + (_at_positions(table, geometry) * geometry.is_patch[:, None]).to(x.dtype)
 
 
 def _position_embeddings(geometry: Geometry) -> Tensor:
@@ -392,7 +435,7 @@ def _position_embeddings(geometry: Geometry) -> Tensor:
     return embeddings
 
 
-torch.fx.wrap("_place_distance")
+torch.fx.wrap("_position_distance")
 torch.fx.wrap("_position_embeddings")
 torch.fx.wrap("_look_up")
 torch.fx.wrap("_laplace")

@@ -1,4 +1,4 @@
-"""Projections: the input and the output map of an attention layer."""
+"""Projections: the input and the output projection of an attention layer."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_whole
 
+__all__ = ["Projection", "QueryKeyValue"]
+
 
 class Projection(NamedTuple):
-    """The two maps between tokens and heads.
+    """Input and output projection of an attention layer.
 
     Attributes:
-        qkv: Maps tokens ``[B, N, C]`` to q and k ``[B, H, N, d]`` and v ``[B, H, N, D]``. Its ``head_dim`` is d.
-        proj: Maps merged heads ``[B, N, H D]`` to tokens.
+        qkv: Projection of tokens ``[B, N, C]`` to q and k ``[B, H, N, d]`` and v ``[B, H, N, D]``. Its ``head_dim`` is d.
+        proj: Projection of merged heads ``[B, N, H D]`` to tokens.
     """
 
     qkv: nn.Module
@@ -21,17 +23,19 @@ class Projection(NamedTuple):
 
 
 class QueryKeyValue(nn.Linear):
-    """Separate query, key and value projections in one matrix, laid out and named as timm's.
+    """Query, key and value projections in one matrix, with timm's layout and names.
 
     Args:
         dim: Width of the tokens.
-        num_heads: Number of heads; ``dim`` must be divisible by it.
-        bias: Add a learned offset.
-        qk_dim: Width d of the queries and keys of a head. Default: ``dim / num_heads``, the width of the values. With 59 a
-            bilateral filter's lifted columns are 64 wide, with 63 those of non-local means, which GPUs need no padding for.
+        num_heads: Number of heads. ``dim`` must be divisible by it.
+        bias: Whether there is a learned bias.
+        qk_dim: Width d of the queries and keys of a head. Default: ``dim / num_heads``, the width of the values. The lifted
+            columns of a bilateral filter are 64 wide if d is 59, and those of non-local means if d is 63. GPUs need no
+            padding for a width of 64.
 
     Raises:
-        ValueError: ``dim`` is not divisible by ``num_heads``, or ``qk_dim`` is no positive whole number.
+        TypeError: ``qk_dim`` is not a whole number.
+        ValueError: ``dim`` is not divisible by ``num_heads``, or ``qk_dim`` is less than 1.
 
     Example:
         >>> import torch
@@ -42,7 +46,7 @@ class QueryKeyValue(nn.Linear):
 
     def __init__(self, dim: int, num_heads: int, bias: bool = True, qk_dim: int | None = None, device=None, dtype=None) -> None:
         if dim % num_heads != 0:
-            raise ValueError(f"The width {dim} is not divisible by {num_heads} heads; change embed_dim= or num_heads=.")
+            raise ValueError(f"dim must be divisible by num_heads={num_heads}, got {dim}. Change embed_dim= or num_heads=.")
         value_dim = dim // num_heads
         head_dim = value_dim if qk_dim is None else check_whole("projection: qk_dim", qk_dim)
         if head_dim < 1:
@@ -53,7 +57,7 @@ class QueryKeyValue(nn.Linear):
         self.value_dim = value_dim
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Map tokens ``[B, N, C]`` to q, k and v."""
+        """Return q, k and v of tokens ``[B, N, C]``."""
         qkv = F.linear(x, self.weight, self.bias)
         if self.head_dim == self.value_dim:
             q, k, v = qkv.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -1,15 +1,15 @@
-"""Residual boosting: what is done with what the filter has removed.
+"""Residual boosting: rules that reuse the part of the values that the filter has removed.
 
-A rule on the values v and on the filter A, written as a recurrence that starts from ``u = A v``:
+A rule acts on the values v and the filter A. It is a recurrence that starts from ``u = A v``:
 
     w <- v;   repeat `steps` times:   w <- operand(u, v, w),   u <- update(u, A w)
 
-so its cost shows, ``steps`` more applications of A, and for frozen weights each rule is a polynomial in A. Rules may then
-add what earlier layers carry, ``u <- feedback(u, v, state)``. All preserve constants (A does), and with gate 0 are plain
-filtering.
+The cost is ``steps`` more applications of A. For frozen weights, each rule is a polynomial in A. Afterwards a rule may add
+the state of earlier layers, ``u <- feedback(u, v, state)``. All rules preserve constants, because A does. With gate 0 they are
+plain filtering.
 
-The same rules serve in two places. In a layer, A is frozen: its weights are computed once and applied again. Around a layer, as
-the *block residual*, A is the whole branch (norm, attention, projection) and is estimated again on each operand.
+The same rules are used in two ways. Inside a layer, A is frozen: its weights are computed once and applied again. Around a
+layer, as the *block residual*, A is the whole branch (norm, attention, projection), computed again on each operand.
 """
 
 import math
@@ -22,35 +22,37 @@ from ..utils.checks import check_number
 from .gates import Gate
 from .layer_state import LayerState
 
+__all__ = ["PID", "SOS", "Bregman", "L2Boosting", "NeuTRENO", "Plain", "Residual", "Twicing"]
+
 
 class Residual(nn.Module):
-    """Base of the rules: the count of steps, and what a rule says of each.
+    """Base class of the rules: the number of steps, and the functions that each step calls.
 
     Args:
-        steps: How often A is applied again.
+        steps: Number of times that A is applied again.
     """
 
     needs_state: ClassVar[bool] = False
-    """Whether `feedback` or `entry` needs what earlier layers hand on."""
+    """Whether `feedback` or `entry` needs the state of earlier layers."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
 
     def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
-        """Return the first operand; only block residuals ask. A filter's rule must not change it."""
+        """Return the first operand. Only blocks call it: rules for filters must not override it."""
         return v
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
-        """What the next step filters, in the shape of v; ``last`` is what the step before filtered."""
+        """Return the input of the next filter step, in the shape of v. ``last`` is the input of the previous step."""
         return v
 
     def update(self, u: Tensor, smoothed: Tensor) -> Tensor:
-        """The next estimate, from this one and the filtered operand."""
+        """Return the next estimate from the current estimate and the filtered operand."""
         return u
 
     def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
-        """The estimate with what earlier layers add; only filters ask. A block residual must leave it alone."""
+        """Return the estimate plus the terms of earlier layers. Only filters call it: rules for blocks must not override it."""
         return u
 
     def extra_repr(self) -> str:
@@ -65,13 +67,13 @@ class Plain(Residual):
 
 
 class Boosting(Residual):
-    """Base of the rules with a gate.
+    """Base class of the rules with a gate.
 
     Args:
-        num_heads: Number of heads; 1 for a block residual.
-        steps: How often A is applied again.
-        gate: Strength g; 1 is the published one, 0 is plain filtering.
-        learned: Whether g is a parameter, one per head, starting from ``gate``; else it is a constant.
+        num_heads: Number of heads, 1 for a block residual.
+        steps: Number of times that A is applied again.
+        gate: Strength g. 1 is the published strength, 0 is plain filtering.
+        learned: Whether g is a parameter, one per head, that starts at ``gate``. Otherwise it is a constant.
 
     Raises:
         ValueError: ``gate`` is not finite.
@@ -83,15 +85,15 @@ class Boosting(Residual):
 
 
 class Iterated(Boosting):
-    """Base of the rules that apply A again.
+    """Base class of the rules that apply A again.
 
     Other arguments are those of `Boosting`.
 
     Args:
-        steps: k, at least 1.
+        steps: Number of steps k, at least 1.
 
     Raises:
-        ValueError: ``steps`` is no whole number of at least 1, or as for `Boosting`.
+        ValueError: ``steps`` is not a whole number of at least 1, or ``gate`` is not finite.
     """
 
     def __init__(
@@ -99,18 +101,24 @@ class Iterated(Boosting):
     ) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             name = type(self).__name__.lower()
-            raise ValueError(f"{name}: steps is {steps}, but must be a whole number, at least 1; for none use 'plain'.")
+            raise ValueError(f"{name}: steps must be a whole number of at least 1, got {steps}. Use 'plain' for no steps.")
         super().__init__(num_heads, steps, gate, learned, device, dtype)
 
 
 class Twicing(Iterated):
     """Tukey's twicing, k steps: ``u <- u + g A (v - u)``. For g = 1, ``u = (I - (I - A)^(k + 1)) v``.
 
-    One step is ``(2 A - A^2) v``, the Twicing Attention of arXiv 2503.00687; k steps are L2 boosting (Buhlmann and Yu 2003).
-    The filtered residual is put back, which lowers the bias of the kernel estimate: eigenvalue a of A becomes
+    One step is ``(2 A - A^2) v``, the Twicing Attention of arXiv 2503.00687. k steps are L2 boosting (Buhlmann and Yu 2003).
+    The rule adds the filtered residual back, which lowers the bias of the kernel estimate. An eigenvalue a of A becomes
     ``1 - (1 - a)^(k + 1)``.
 
     Arguments and errors are those of `Iterated`.
+
+    Example:
+        >>> import timm, imgproc_attn
+        >>> model = timm.create_model("test_plain_vit", residual={"name": "twicing", "steps": 2})
+        >>> model.blocks[0].attn.residual.steps
+        2
     """
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -123,13 +131,13 @@ class Twicing(Iterated):
 class Bregman(Iterated):
     """Bregman iteration (Osher et al. 2005): ``r <- r + (v - u)``, ``u <- A (v + r)``.
 
-    All that was ever removed is added to the input. For a frozen A the same as `Twicing`, in one step or with g = 1; not so for
-    an A estimated again.
+    The rule adds everything that was removed so far to the input. If A is frozen, it equals `Twicing` for one
+    step, and for any number of steps with g = 1. If A is computed again in each step, the two differ.
 
     Other arguments, and errors, are those of `Iterated`.
 
     Args:
-        gate: Strength g of the step, ``u + g (A (v + r) - u)``; 0 is plain filtering.
+        gate: Strength g of the step, ``u + g (A (v + r) - u)``. 0 is plain filtering.
     """
 
     def operand(self, u: Tensor, v: Tensor, last: Tensor) -> Tensor:
@@ -142,19 +150,23 @@ class Bregman(Iterated):
 class SOS(Iterated):
     """Strengthen, operate, subtract (Romano and Elad 2015): ``u <- tau A (v + rho u) - (tau rho + tau - 1) u``.
 
-    Its limit ``(I + rho (I - A))^-1 A v`` does not depend on tau. For frozen weights and rho > 0 it smooths more than one
-    pass does, for rho < 0 less.
+    The limit ``(I + rho (I - A))^-1 A v`` does not depend on tau. For frozen weights, rho > 0 smooths more than one pass of
+    the filter, and rho < 0 smooths less.
 
     Other arguments are those of `Iterated`.
 
     Args:
-        rho: How much of the estimate strengthens the input. A negative rho sharpens.
-        tau: Step length in (0, 2). Below ``2 / max(1, 1 + 2 rho)``, for rho > -1/2, the recurrence converges for any
-            row-stochastic A. Default 1, or nine tenths of that limit where this is less.
-        gate: Strength g, a factor on tau; 0 is plain filtering.
+        rho: Share of the estimate that is added to the input. A negative rho sharpens.
+        tau: Step size in (0, 2). If rho > -1/2 and tau is below ``2 / max(1, 1 + 2 rho)``, the recurrence converges for any A
+            whose rows sum to 1. Default: 1, or nine tenths of that limit if this is less.
+        gate: Strength g, a factor on tau. 0 is plain filtering.
 
     Raises:
-        ValueError: tau outside (0, 2), where constants themselves diverge; rho or gate not finite; ``steps`` below 1.
+        ValueError: tau is outside (0, 2), where even constants diverge; rho or gate is not finite; or ``steps`` is below 1.
+
+    Example:
+        >>> [round(SOS(num_heads=4, rho=rho).tau, 4) for rho in (-0.25, 0.5, 1.0)]
+        [1.0, 0.9, 0.6]
     """
 
     def __init__(
@@ -170,14 +182,14 @@ class SOS(Iterated):
     ) -> None:
         super().__init__(num_heads, steps, gate, learned, device, dtype)
         if not math.isfinite(check_number("sos: rho", rho)):
-            raise ValueError(f"sos: rho is {rho}, but must be finite; 1 adds the whole estimate.")
+            raise ValueError(f"sos: rho must be finite, got {rho}. Give a number; 1 adds the whole estimate.")
         limit = 2 / max(1.0, 1 + 2 * rho)
         tau = min(1.0, 0.9 * limit) if tau is None else tau
         if not 0 < check_number("sos: tau", tau) < 2:
-            raise ValueError(f"sos: tau is {tau}, but must lie in (0, 2): outside even constants diverge; leave it out.")
+            raise ValueError(f"sos: tau must be in (0, 2), outside of which even constants diverge, got {tau}. Leave it out.")
         if rho <= -0.5 or tau >= limit:
             warnings.warn(
-                f"sos: with rho={rho} and tau={tau} the recurrence may diverge for some filters; it converges for all if "
+                f"sos: with rho={rho} and tau={tau} the recurrence may diverge for some filters. It converges for all if "
                 f"rho > -0.5 and tau < 2 / max(1, 1 + 2 rho){f' = {limit:.3g}' if rho > -0.5 else ''}.",
                 stacklevel=2,
             )
@@ -195,14 +207,20 @@ class SOS(Iterated):
 
 
 class NeuTRENO(Boosting):
-    """``u = A v + g (v_0 - v)``, v_0 the values of the first layer (arXiv 2312.00751): fidelity to the input.
+    """NeuTRENO (arXiv 2312.00751): ``u = A v + g (v_0 - v)``, where v_0 are the values of the first layer.
 
-    The published lambda is the gate g.
+    The added term keeps the result close to the input. The published lambda is the gate g.
 
     Other arguments, and errors, are those of `Boosting`.
 
     Args:
-        gate: lambda; 0.6 is published for DeiT-tiny.
+        gate: Strength g, the published lambda. 0.6 is published for DeiT-tiny.
+
+    Example:
+        >>> import torch
+        >>> u, first = torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 2, 1)
+        >>> NeuTRENO(num_heads=1, gate=0.5).feedback(u, u, LayerState(first=first)).flatten().tolist()
+        [0.5, 0.5]
     """
 
     needs_state: ClassVar[bool] = True
@@ -211,26 +229,26 @@ class NeuTRENO(Boosting):
         super().__init__(num_heads, 0, gate, learned, device, dtype)
 
     def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
-        first = needed(state, "NeuTRENO").first
+        first = _required(state, "NeuTRENO").first
         return u if first is None else u + self.gate(first - v)
 
 
 class PID(Boosting):
-    """``u = A v + g (P e_l + I (e_1 + ... + e_l) + D (e_l - e_(l - 1)))``, ``e_l = v_0 - v_l``: a controller towards the input.
+    """PID controller: ``u = A v + g (P e_l + I (e_1 + ... + e_l) + D (e_l - e_(l - 1)))`` with ``e_l = v_0 - v_l`` in layer l.
 
-    After PIDformer (arXiv 2402.15989), whose code is not public: formula and gains are second-hand, unverified; the published
-    scale of the reference is left out. `NeuTRENO` is P alone.
+    The rule follows PIDformer (arXiv 2402.15989), whose code is not public. Formula and gains come from secondary sources and
+    are not verified. The published scale of the reference is left out. `NeuTRENO` uses P only.
 
     Other arguments are those of `Boosting`.
 
     Args:
-        proportional: P.
-        integral: I; sums over all layers in front, whatever their rule.
-        derivative: D.
-        gate: Strength g of all three; 0 is plain filtering.
+        proportional: Gain P.
+        integral: Gain I. Its sum includes all earlier layers, also those with another rule.
+        derivative: Gain D.
+        gate: Strength g of all three terms. 0 is plain filtering.
 
     Raises:
-        ValueError: A gain is not finite.
+        ValueError: A gain or ``gate`` is not finite.
     """
 
     needs_state: ClassVar[bool] = True
@@ -249,13 +267,13 @@ class PID(Boosting):
         super().__init__(num_heads, 0, gate, learned, device, dtype)
         for name, gain in (("proportional", proportional), ("integral", integral), ("derivative", derivative)):
             if not math.isfinite(check_number(f"pid: {name}", gain)):
-                raise ValueError(f"pid: {name} is {gain}, but must be finite; 0 leaves it out.")
+                raise ValueError(f"pid: {name} must be finite, got {gain}. Give 0 to leave the term out.")
         self.proportional = float(proportional)
         self.integral = float(integral)
         self.derivative = float(derivative)
 
     def feedback(self, u: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
-        state = needed(state, "PID")
+        state = _required(state, "PID")
         first, previous, drift = state.first, state.previous, state.drift
         if first is None or previous is None or drift is None:
             return u
@@ -268,15 +286,21 @@ class PID(Boosting):
 
 
 class L2Boosting(Boosting):
-    """Stream of L2 boosting across blocks: ``z <- z + f(y - z)``, y the tokens that entered the first block.
+    """L2 boosting across blocks: ``z <- z + f(y - z)``, where y are the input tokens of the first block.
 
-    The network itself is the iteration; no block is evaluated twice. What a gate g between 0 and 1 feeds the block is
-    ``(1 - g) z + g (y - z)``. The first block, where y - z vanishes, is plain.
+    The network itself is the iteration, so no block is evaluated twice. With a gate g between 0 and 1, the input of f is
+    ``(1 - g) z + g (y - z)``. The first block is plain, because y - z is zero there.
 
     Other arguments, and errors, are those of `Boosting`.
 
     Args:
-        gate: g; 1 is the published rule, 0 the plain residual.
+        gate: Strength g. 1 is the published rule, 0 the plain residual.
+
+    Example:
+        >>> import torch
+        >>> z, y = torch.ones(1, 2, 4), torch.full((1, 2, 4), 3.0)
+        >>> L2Boosting().entry(z, LayerState(tokens=y)).unique().tolist()
+        [2.0]
     """
 
     needs_state: ClassVar[bool] = True
@@ -285,19 +309,19 @@ class L2Boosting(Boosting):
         super().__init__(num_heads, 0, gate, learned, device, dtype)
 
     def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
-        reference = needed(state, "L2Boosting").tokens
+        reference = _required(state, "L2Boosting").tokens
         return v if reference is None else v + self.gate(reference - 2 * v)
 
 
-def needed(state: LayerState | None, who: str) -> LayerState:
-    """``state``, which ``who`` cannot do without.
+def _required(state: LayerState | None, rule: str) -> LayerState:
+    """Return ``state``, which ``rule`` needs.
 
     Raises:
-        ValueError: It is None.
+        ValueError: ``state`` is None.
     """
     if state is None:
         raise ValueError(
-            who + " needs what earlier layers hand on, but state= is None; pass LayerState() to the first layer, and what "
-            "each layer returns to the next."
+            "state= must be a LayerState for " + rule + ", got None. Pass LayerState() to the first layer, and the state that "
+            "each layer returns to the next layer."
         )
     return state

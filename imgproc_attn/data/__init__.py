@@ -1,4 +1,4 @@
-"""Images and labels: readers beyond timm's, and the loaders of training and evaluation."""
+"""Images and labels: readers that timm does not have, and the data loaders for training and evaluation."""
 
 from .fingerprint import Fingerprint, fingerprint
 from .images import UNREADABLE_LABEL, Images, Unreadable, check_label, random_subset, readable

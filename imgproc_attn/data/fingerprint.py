@@ -1,16 +1,18 @@
-"""Tell whether a split still has the same images."""
+"""Fingerprint of a split, to detect that its images or labels have changed."""
 
 import hashlib
 from typing import Any, TypedDict
 
+__all__ = ["Fingerprint", "fingerprint"]
+
 
 class Fingerprint(TypedDict):
-    """Equal for equal splits.
+    """Summary of a split. Equal splits have equal fingerprints.
 
     Attributes:
         images: Number of images.
-        classes: Class names in the order of their labels; None where the reader knows none.
-        sha256: Hash of name, label and size of every image, in order. Pixels are hashed only where they are in memory.
+        classes: Class names in the order of their labels; None if the reader has no class names.
+        sha256: Hash of the name, label and size of every image, in order. Pixels are hashed only if they are in memory.
     """
 
     images: int
@@ -19,13 +21,18 @@ class Fingerprint(TypedDict):
 
 
 def fingerprint(split: Any) -> Fingerprint:
-    """Describe a split without decoding an image.
+    """Compute the fingerprint of a split without decoding an image.
 
     Args:
-        split: An opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabeledPictures`.
+        split: Opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabeledPictures`.
 
     Returns:
-        A record that JSON can hold.
+        JSON-serializable record.
+
+    Example:
+        >>> from imgproc_attn.data import Images, open_images
+        >>> fingerprint(Images(open_images("digits", "", "test"), num_classes=10))["images"]
+        360
     """
     content = hashlib.sha256()
     for entry in getattr(split, "entries", tuple)():

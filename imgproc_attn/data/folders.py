@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which class they belong to: the one rule of all readers of files."""
+"""Find the images of a folder or a tar archive, and the class of each. All readers of files use these rules."""
 
 import heapq
 import io
@@ -18,43 +18,61 @@ from timm.data.readers.reader import Reader
 from ..utils.manifest import MANIFEST
 from .decoding import IMAGE_EXTENSIONS
 
+__all__ = [
+    "ClassFolders",
+    "ClassTar",
+    "Classes",
+    "Listing",
+    "is_hidden",
+    "is_image",
+    "list_images",
+    "natural_order",
+    "report_left_out",
+    "some_names",
+]
+
 FOLDERS_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 HIDDEN = frozenset({*FOLDERS_OF_SYSTEMS, "Thumbs.db", "desktop.ini"})
-# reasons to leave a path out
+# Reasons to skip a path. They complete the phrase "3 …" in messages.
 HIDDEN_IMAGE, HIDDEN_FOLDER = "hidden images", "hidden folders"
-OTHER_TYPE, NOT_A_FILE = "files of other types", "images that are no regular files"
-READ_BEFORE, NO_CLASS = "folders that a link shows a second time", "images outside of class folders"
+OTHER_TYPE, NOT_A_FILE = "files of other types", "images that are not regular files"
+READ_BEFORE, NO_CLASS = "folders already read through another path", "images outside of class folders"
 
 LeftOut = Mapping[str, Sequence[str]]
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """Sort key: numbers by value, letters without case; ties by the name itself.
+    """Return the sort key of natural order: numbers by value, letters without case, ties by the exact name.
 
-    The order is total. It depends on no locale, hash seed, order of directory entries or Unicode normalization.
+    The order is total. It does not depend on the locale, the hash seed, the order of directory entries or the Unicode
+    normalization.
+
+    Example:
+        >>> sorted(["image10", "Image2", "image1"], key=natural_order)
+        ['image1', 'Image2', 'image10']
     """
     parts = re.split(r"(\d+)", unicodedata.normalize("NFC", name).lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def is_hidden(name: str) -> bool:
-    """Whether programs made this file or folder for themselves: ``.ipynb_checkpoints``, ``._x.png``, ``__MACOSX``."""
+    """Return whether a name is that of a system or hidden file or folder, as ``.ipynb_checkpoints`` or ``__MACOSX``."""
     return name.startswith(".") or name in HIDDEN
 
 
 def is_image(name: str) -> bool:
-    """Whether the extension is one of an image."""
+    """Return whether the file extension is one of `IMAGE_EXTENSIONS`."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 @dataclass
 class Listing:
-    """The images of a folder or an archive.
+    """Images of a folder or an archive.
 
     Attributes:
-        files: Paths below the folder, with ``/``, in `natural_order`.
+        files: Paths relative to the folder, with ``/`` as separator, in `natural_order`.
         folders: Names of the folders directly below it.
-        left_out: ``{reason: paths}``.
+        left_out: Skipped paths, ``{reason: paths}``.
     """
 
     files: list[str] = field(default_factory=list)
@@ -62,8 +80,8 @@ class Listing:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add_file(self, path: str, name: str) -> None:
-        """Decide on a regular file."""
-        if name == MANIFEST:  # of results of our own that lie below
+        """Add a regular file to the images or to the skipped paths."""
+        if name == MANIFEST:  # Results of this package may lie in the folder. Their manifest is not worth a warning.
             return
         if not is_hidden(name):
             (self.files if is_image(name) else self.left_out[OTHER_TYPE]).append(path)
@@ -71,21 +89,21 @@ class Listing:
             self.left_out[HIDDEN_IMAGE].append(path)
 
     def sort(self) -> "Listing":
-        """Put everything into `natural_order`."""
+        """Sort all paths in `natural_order`."""
         for paths in (self.files, self.folders, *self.left_out.values()):
             paths.sort(key=natural_order)
         return self
 
 
 def list_images(root: Path, deep: bool = True) -> Listing:
-    """Find the image files of a folder.
+    """List the image files of a folder.
 
-    Links to folders are followed. Each folder is read once: first all that can be reached without a link, then links, from
-    the upper ones to the lower ones.
+    Links to folders are followed, and each folder is read only once. Folders that are reachable without a link are read
+    first. Linked folders follow, those nearest to the root first.
 
     Args:
-        root: The folder.
-        deep: Also look into the folders below.
+        root: Folder to search.
+        deep: Also search the subfolders.
 
     Raises:
         OSError: A folder cannot be read.
@@ -133,12 +151,12 @@ def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # The entry is a link to itself.
         return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """True also for a link to nothing: it is counted, and named when it cannot be read."""
+    """Return True for files and for broken links. A broken link counts as an image, and reading it names the path."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
@@ -146,27 +164,36 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def report_left_out(where: Path, left_out: LeftOut) -> None:
-    """Warn once of everything that is not read, with numbers and examples."""
-    told = [f"{len(paths)} {reason} ({some_names(paths, 3)})" for reason, paths in left_out.items() if paths]
-    if told:
-        warnings.warn(f"{where}: not read are {'; '.join(told)}.", stacklevel=2)
+    """Warn once about all skipped paths, with counts and examples."""
+    if any(left_out.values()):
+        warnings.warn(f"{where}: skipped {_summary(left_out)}.", stacklevel=2)
+
+
+def _summary(left_out: LeftOut) -> str:
+    """Return the number of skipped paths per reason, with examples."""
+    return "; ".join(f"{len(paths)} {reason} ({some_names(paths, 3)})" for reason, paths in left_out.items() if paths)
 
 
 def some_names(names: Sequence[str], count: int = 8) -> str:
-    """The first of them, for a message."""
+    """Join the first ``count`` names for a message.
+
+    Example:
+        >>> some_names(["cat", "dog", "fox"], count=2)
+        'cat, dog, …'
+    """
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Images by class folder.
+    """Images with the labels of their class folders.
 
-    The class is the first folder below the root, as in torchvision's ``ImageFolder``: images in folders below that belong to
+    The class is the first folder below the root, as in torchvision's ``ImageFolder``. Images in its subfolders belong to
     it too.
 
     Attributes:
-        names: Paths of images, in `natural_order`.
-        labels: Of each image.
+        names: Paths of the images, in `natural_order`.
+        labels: Label of each image.
         class_to_idx: ``{folder: label}``.
     """
 
@@ -176,29 +203,31 @@ class Classes:
 
     @classmethod
     def of(cls, root: Path, listing: Listing, order: Callable[[str], Any]) -> "Classes":
-        """Give every image its label, and report what is left out.
+        """Label every image of a listing, and warn about the skipped paths.
 
         Args:
-            root: Where the images are, for messages.
-            listing: They.
+            root: Folder or archive of the images, for messages.
+            listing: Images to label.
             order: Sort key of the class names.
 
         Raises:
-            ValueError: No class folders, or one without an image.
+            ValueError: There are no class folders, or one holds no image.
         """
         names = [path for path in listing.files if "/" in path]
         folders = [path.partition("/")[0] for path in names]
         left_out: dict[str, Sequence[str]] = dict(listing.left_out)
-        left_out[OTHER_TYPE] = [path for path in left_out.get(OTHER_TYPE, []) if "/" in path]  # beside classes: a README
+        # Files beside the class folders, such as a README, are expected and not worth a warning.
+        left_out[OTHER_TYPE] = [path for path in left_out.get(OTHER_TYPE, []) if "/" in path]
         left_out[NO_CLASS] = [path for path in listing.files if "/" not in path]
         if not names:
-            raise ValueError(f"{root} holds no images in class folders. {_diagnosis(left_out, listing.folders)}")
+            problem = f"{root} must hold images in class folders, got none. {_diagnosis(left_out, listing.folders)}".rstrip()
+            raise ValueError(f"{problem} Put the images of each class into one folder.")
         _check_no_class_is_empty(root, listing.folders, set(folders), left_out)
         report_left_out(root, left_out)
         deep = [path for path in names if path.count("/") > 1]
         if deep:
             warnings.warn(
-                f"{root}: {len(deep)} images are in folders below a class folder ({some_names(deep, 3)}). Their class is the "
+                f"{root}: {len(deep)} images are in subfolders of a class folder ({some_names(deep, 3)}). Their class is the "
                 f"first folder, {deep[0].partition('/')[0]} for {deep[0]}.",
                 stacklevel=2,
             )
@@ -211,36 +240,36 @@ def _check_no_class_is_empty(root: Path, folders: Iterable[str], known: set[str]
         if folder not in known:
             inside = {reason: [p for p in paths if f"{p}/".startswith(f"{folder}/")] for reason, paths in left_out.items()}
             raise ValueError(
-                f"The class folder {root / folder} holds no image, and would shift the labels of the classes after it; "
-                f"fill it, or remove it here and in every other split. {_diagnosis(inside, [])}".rstrip()
+                f"The class folder {root / folder} must hold an image, got none. Fill it, or remove it here and in every "
+                f"other split: it would shift the labels of the classes after it. {_diagnosis(inside, [])}".rstrip()
             )
 
 
 def _diagnosis(left_out: LeftOut, folders: Sequence[str]) -> str:
-    """What is there instead of images."""
-    told = [f"{len(paths)} {reason} ({some_names(paths, 3)})" for reason, paths in left_out.items() if paths]
-    if not told:
+    """Describe the content of a folder that holds no images."""
+    summary = _summary(left_out)
+    if not summary:
         return f"Its folders hold no files: {some_names(folders)}." if folders else ""
     known = " ".join(sorted(IMAGE_EXTENSIONS)) if left_out.get(OTHER_TYPE) else ""
-    return f"It holds {'; '.join(told)}." + (f" Images end in {known}." if known else "")
+    return f"It holds {summary}." + (f" Images end in {known}." if known else "")
 
 
 class ClassFolders(Reader):
-    """A folder per class.
+    """Reader of one folder per class.
 
     Args:
-        root: Holds the class folders.
+        root: Folder that holds the class folders.
         order: Sort key of the class names. Default: natural order.
 
     Raises:
-        ValueError: No class folders, or one without an image.
+        ValueError: There are no class folders, or one holds no image.
     """
 
     def __init__(self, root: Path, order: Callable[[str], Any] = natural_order) -> None:
         super().__init__()
-        found = Classes.of(root, list_images(root), order)
-        self.root, self.labels, self.class_to_idx = root, found.labels, found.class_to_idx
-        self._names = found.names
+        classes = Classes.of(root, list_images(root), order)
+        self.root, self.labels, self.class_to_idx = root, classes.labels, classes.class_to_idx
+        self._names = classes.names
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         return open(self.root / self._names[index], "rb"), self.labels[index]
@@ -249,7 +278,7 @@ class ClassFolders(Reader):
         return len(self._names)
 
     def entry(self, index: int) -> tuple[str, int, int]:
-        """Name, label and size in bytes; -1 for a file that is not there."""
+        """Return name, label and size in bytes. The size of a missing file is -1."""
         try:
             size = os.stat(f"{self.root}/{self._names[index]}").st_size
         except OSError:
@@ -262,45 +291,46 @@ class ClassFolders(Reader):
 
 
 class ClassTar(Reader):
-    """Class folders in an uncompressed tar archive, or a tar archive per class in one.
+    """Reader of an uncompressed tar archive of class folders, or of one inner tar archive per class.
 
-    Folders that hold all class folders are left away: ``train/cats/0.png`` beside ``train/dogs/0.png`` are cats and dogs.
+    A folder that holds all class folders is dropped: ``train/cats/0.png`` and ``train/dogs/0.png`` have the classes ``cats``
+    and ``dogs``.
 
     Args:
-        file: The archive.
+        file: Tar archive.
         order: Sort key of the class names. Default: natural order.
 
     Raises:
-        ValueError: No archive, a damaged one, or one without images of classes.
+        ValueError: The file is not a tar archive, is damaged, or holds no images in class folders.
     """
 
     def __init__(self, file: Path, order: Callable[[str], Any] = natural_order) -> None:
         super().__init__()
         try:
             with tarfile.open(file, "r:") as tar:
-                places, links = _members(tar)
-                whole = tar.offset < file.stat().st_size  # there is an end mark
+                spans, links = _members(tar)
+                is_complete = tar.offset < file.stat().st_size  # An end mark follows the last member.
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise ValueError(f"{file} is no whole uncompressed tar archive: {error}. Pack or copy it again.") from error
-        if not whole:
-            raise ValueError(f"{file} has no end mark and seems to be cut off. Pack or copy it again.")
-        places = _without_common_folders(places)
+            raise ValueError(f"{file} must be a complete, plain tar file, got {error}. Pack or copy it again.") from error
+        if not is_complete:
+            raise ValueError(f"{file} must be a complete tar file, got one without an end mark. Pack or copy it again.")
+        spans = _without_common_folders(spans)
         listing = Listing()
         listing.left_out[NOT_A_FILE] += filter(is_image, links)
-        for path in places:
+        for path in spans:
             *above, name = path.split("/")
             hidden = next((i for i, part in enumerate(above) if is_hidden(part)), None)
             if hidden is None:
                 listing.add_file(path, name)
             elif is_image(name):
                 listing.left_out[HIDDEN_IMAGE].append(path)
-        found = Classes.of(file, listing.sort(), order)
-        self.root, self.labels, self.class_to_idx = file, found.labels, found.class_to_idx
-        self._names, self._places = found.names, [places[name] for name in found.names]
+        classes = Classes.of(file, listing.sort(), order)
+        self.root, self.labels, self.class_to_idx = file, classes.labels, classes.class_to_idx
+        self._names, self._spans = classes.names, [spans[name] for name in classes.names]
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        start, size = self._places[index]
-        with self.root.open("rb") as file:  # opened anew: a file shared by processes would have one position
+        start, size = self._spans[index]
+        with self.root.open("rb") as file:  # Processes that shared one open file would also share its position.
             file.seek(start)
             return io.BytesIO(file.read(size)), self.labels[index]
 
@@ -308,8 +338,8 @@ class ClassTar(Reader):
         return len(self._names)
 
     def entry(self, index: int) -> tuple[str, int, int]:
-        """Name, label and size in bytes."""
-        return self._names[index], self.labels[index], self._places[index][1]
+        """Return name, label and size in bytes."""
+        return self._names[index], self.labels[index], self._spans[index][1]
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self._names[index]
@@ -317,8 +347,8 @@ class ClassTar(Reader):
 
 
 def _members(tar: tarfile.TarFile, above: str = "", start: int = 0) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """``{path: (first byte, size)}`` of the regular files, those of archives inside too; and paths of links and the like."""
-    places: dict[str, tuple[int, int]] = {}
+    """Return ``{path: (first byte, size)}`` of the regular files, inner archives included, and the paths of other members."""
+    spans: dict[str, tuple[int, int]] = {}
     others = []
     for member in tar:
         path = _path(above + member.name)
@@ -326,25 +356,25 @@ def _members(tar: tarfile.TarFile, above: str = "", start: int = 0) -> tuple[dic
         if content is not None:
             with tarfile.open(fileobj=content, mode="r:") as inner:
                 inside, links = _members(inner, path.removesuffix(".tar") + "/", start + member.offset_data)
-            places |= inside
+            spans |= inside
             others += links
         elif member.isreg() and not member.issparse():
-            places[path] = (start + member.offset_data, member.size)
-        elif member.islnk() and _path(above + member.linkname) in places:  # a second name of a file
-            places[path] = places[_path(above + member.linkname)]
+            spans[path] = (start + member.offset_data, member.size)
+        elif member.islnk() and _path(above + member.linkname) in spans:  # A hard link is a second name of a file.
+            spans[path] = spans[_path(above + member.linkname)]
         elif not member.isdir():
             others.append(path)
-    return places, others
+    return spans, others
 
 
 def _path(name: str) -> str:
     return os.path.normpath(name).replace(os.sep, "/").lstrip("/")
 
 
-def _without_common_folders(places: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    images = [path for path in places if is_image(path) and not any(map(is_hidden, path.split("/")))]
+def _without_common_folders(spans: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    images = [path for path in spans if is_image(path) and not any(map(is_hidden, path.split("/")))]
     while images and len({path.partition("/")[0] for path in images}) == 1 and all(path.count("/") > 1 for path in images):
         common = images[0].partition("/")[0] + "/"
-        places = {path.removeprefix(common): place for path, place in places.items() if path.startswith(common)}
+        spans = {path.removeprefix(common): span for path, span in spans.items() if path.startswith(common)}
         images = [path.removeprefix(common) for path in images]
-    return places
+    return spans

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: which columns hold images and labels, and the reader of those that give images by number."""
+"""Hugging Face data sets: choice of the image and label columns, and readers for map-style and streamed sets."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,13 @@ from timm.data.readers.reader import Reader
 from .folders import natural_order, some_names
 from .streams import StreamedImages
 
-IMAGE, LABEL = "image", "label"  # the usual names
+__all__ = ["Columns", "HuggingFaceImages", "choose_columns", "import_datasets", "number_classes", "stream_images"]
+
+IMAGE, LABEL = "image", "label"  # Most data sets on the Hub use these names.
 
 
 class Columns(NamedTuple):
-    """Names of two columns.
+    """Names of the image column and the label column.
 
     Attributes:
         image: Column of images.
@@ -27,30 +29,31 @@ class Columns(NamedTuple):
 
 
 def choose_columns(name: str, features: Mapping[str, Any], image: str | None, label: str | None) -> Columns:
-    """Find the columns of images and labels.
+    """Choose the columns of images and labels.
 
-    A name that is not given is the usual one, ``image`` or ``label``, or the only column of images or of class labels.
+    Without a given name, the column is the one named ``image`` or ``label``. If there is none, it is the only column of
+    images or of class labels.
 
     Args:
-        name: Of the data set, for messages.
+        name: Name of the data set, for messages.
         features: Type of each column.
-        image: Column of images, if given.
-        label: Column of labels, if given.
+        image: Name of the image column. Default: see above.
+        label: Name of the label column. Default: see above.
 
     Raises:
-        ValueError: No such column, or none that is the only one of its kind.
+        ValueError: There is no such column, or several columns are possible.
     """
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     columns = ", ".join(f"{c} ({feature.dtype if kinds[c] == 'Value' else kinds[c]})" for c, feature in features.items())
 
     def chosen(what: str, given: str | None, usual: str, kind: str) -> str:
-        fitting = [column for column, found in kinds.items() if found == kind]
+        fitting = [column for column, column_kind in kinds.items() if column_kind == kind]
         candidates = [given] if given else [usual] if usual in kinds else fitting
         if len(candidates) == 1 and candidates[0] in kinds:
             return candidates[0]
-        problem = f"it has no column {given!r}" if given else f"{len(fitting)} of its columns are {kind}"
+        problem = repr(given) if given else f"no name, and {len(fitting)} columns of type {kind}"
         raise ValueError(
-            f"{name}: the column of {what}s is not known, {problem}. Its columns are {columns}. Name one: "
+            f"{name}: {what}_column must be one of the columns {columns}, got {problem}. Name one: "
             f"data.{what}_column=NAME in a recipe, --{what}-column NAME in a command."
         )
 
@@ -58,23 +61,27 @@ def choose_columns(name: str, features: Mapping[str, Any], image: str | None, la
 
 
 def number_classes(name: str, column: str, feature: Any, values: Sequence[Any] | None = None) -> dict[str, int] | None:
-    """Number the classes of a column of labels: ``{name: label}``, or None for a column of numbers.
+    """Number the classes of a label column.
 
     Args:
-        name: Of the data set, for messages.
-        column: Name of the column.
-        feature: Its type.
-        values: What it holds, for text labels. These are numbered in natural order.
+        name: Name of the data set, for messages.
+        column: Name of the label column.
+        feature: Type of the column.
+        values: Values of the column, for text labels. Text labels are numbered in natural order.
+
+    Returns:
+        ``{name: label}``, or None for a column of numbers.
 
     Raises:
-        ValueError: Labels of another type, or missing ones.
+        ValueError: The labels have another type, or some are missing.
     """
     dtype = str(getattr(feature, "dtype", type(feature).__name__))
     if "string" in dtype and values is not None:
         missing = [str(i) for i, value in enumerate(values) if value is None]
         if missing:
             raise ValueError(
-                f"{name}: {len(missing)} images have no label, numbers {some_names(missing)}; label or remove them."
+                f"{name}: every image must have a label, got {len(missing)} without one (images {some_names(missing)}). "
+                "Label or remove them."
             )
         return {text: number for number, text in enumerate(sorted(set(values), key=natural_order))}
     if hasattr(feature, "names"):
@@ -82,40 +89,40 @@ def number_classes(name: str, column: str, feature: Any, values: Sequence[Any] |
     if not dtype.startswith(("int", "uint")):
         raise ValueError(
             f"{name}: the labels must be class labels or whole numbers, got the column {column!r} of {dtype}. Name another "
-            "one: data.label_column=NAME in a recipe, --label-column NAME in a command; text labels are read by hfds/ alone."
+            "one: data.label_column=NAME in a recipe, --label-column NAME in a command. Only hfds/ reads text labels."
         )
     return None
 
 
 def import_datasets() -> Any:
-    """Import Hugging Face's ``datasets``, which must not run code that a data set brings along.
+    """Import Hugging Face's ``datasets`` with the code of downloaded data sets disabled.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: The package is not installed.
     """
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"hfds/ and hfids/ need Hugging Face's datasets ({error}): pip install datasets.") from error
+        raise ValueError(f"hfds/ and hfids/ need the package datasets, got {error}. Run: pip install datasets.") from error
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     return datasets
 
 
 def stream_images(name: str, mode: str, image: str | None, label: str | None, **options: Any) -> StreamedImages:
-    """Open a data set of Hugging Face that gives images one after the other.
+    """Open an iterable data set of Hugging Face.
 
     Args:
-        name: As ``datasets.load_dataset_builder`` takes it: a name on the Hub, or a folder.
+        name: Argument of ``datasets.load_dataset_builder``: a name on the Hub, or a folder.
         mode: ``L`` for gray, ``RGB`` for color.
-        image: Column of images. Default: see `choose_columns`.
-        label: Column of labels. Default: see `choose_columns`.
-        options: Of timm's reader.
+        image: Name of the image column. Default: see `choose_columns`.
+        label: Name of the label column. Default: see `choose_columns`.
+        options: Keyword arguments of timm's ``ReaderHfids``.
 
     Raises:
-        ValueError: As `choose_columns` and `number_classes`; or a length that is not known.
+        ValueError: As in `choose_columns` and `number_classes`, or the number of images is unknown.
     """
     datasets = import_datasets()
-    from timm.data.readers.reader_hfids import ReaderHfids  # a second to import, where it is installed
+    from timm.data.readers.reader_hfids import ReaderHfids  # The import takes a second.
 
     builder = datasets.load_dataset_builder(name, cache_dir=options["root"])
     features = builder.info.features
@@ -124,28 +131,28 @@ def stream_images(name: str, mode: str, image: str | None, label: str | None, **
         features = stream.features or stream._resolve_features().features
     columns = choose_columns(name, features, image, label)
     classes = number_classes(name, columns.label, features[columns.label])
-    try:  # no conversion by timm, which would turn 16 bits into white
+    try:  # timm must not convert the images: its conversion would turn 16 bits into white.
         reader = ReaderHfids(name, input_key=columns.image, target_key=columns.label, input_img_mode="", **options)
     except ValueError as error:
         problem = str(error).splitlines()[0]
-        raise ValueError(f"{name}: {problem} Say data.download=true, or read hfds/.") from error
+        raise ValueError(f"{name}: {problem} Give data.download=true, or read it with hfds/.") from error
     return StreamedImages(reader, mode, classes)
 
 
 class HuggingFaceImages(Reader):
-    """A data set of Hugging Face that gives images by number.
+    """Reader of a map-style data set of Hugging Face.
 
     Text labels are numbered in natural order of their values.
 
     Args:
-        name: As ``datasets.load_dataset`` takes it: a name on the Hub, or a folder.
-        root: Folder of the cache. Default: Hugging Face's.
-        split: Of the data set.
-        image: Column of images. Default: see `choose_columns`.
-        label: Column of labels. Default: see `choose_columns`.
+        name: Argument of ``datasets.load_dataset``: a name on the Hub, or a folder.
+        root: Folder of the cache. Default: that of Hugging Face.
+        split: Split of the data set.
+        image: Name of the image column. Default: see `choose_columns`.
+        label: Name of the label column. Default: see `choose_columns`.
 
     Raises:
-        ValueError: The data set cannot be made, has no such split or columns, or labels of another type.
+        ValueError: The data set cannot be built, has no such split or columns, or has labels of another type.
     """
 
     def __init__(self, name: str, root: str | None, split: str, image: str | None = None, label: str | None = None) -> None:
@@ -159,7 +166,7 @@ class HuggingFaceImages(Reader):
         try:
             dataset = dataset.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{name}: the column {columns.image!r} holds no images: {error}") from error
+            raise ValueError(f"{name}: the column {columns.image!r} must hold images, got {error}. Name another.") from error
         self._dataset = dataset
         values = dataset[columns.label][:]
         self.class_to_idx = number_classes(name, columns.label, dataset.features[columns.label], values)
@@ -177,7 +184,7 @@ class HuggingFaceImages(Reader):
 
     @cached_property
     def _stored(self) -> tuple[list[str | None], np.ndarray]:
-        """Path and number of bytes of each image, without reading it."""
+        """Path and number of bytes of each image, without reading the images."""
         import pyarrow.compute as pc
 
         images = self._dataset.with_format("arrow")[:].column(self.columns.image)
@@ -185,7 +192,7 @@ class HuggingFaceImages(Reader):
         return pc.struct_field(images, "path").to_pylist(), sizes.to_numpy()
 
     def entry(self, index: int) -> tuple[str, Any, int]:
-        """Name, label and number of bytes."""
+        """Return name, label and number of bytes."""
         return self._filename(index), self.labels[index], int(self._stored[1][index])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:

@@ -1,11 +1,11 @@
-"""A split as torch's data set: decoded, transformed, unreadable files named."""
+"""Map-style torch data set of a split. It decodes and transforms images, and records the unreadable ones."""
 
 import operator
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -14,25 +14,24 @@ from torch.utils.data import Dataset
 from ..utils.io import printable
 from .decoding import CANNOT_READ, to_8_bits
 
-UNREADABLE_LABEL = -1  # label of an image that could not be read
+__all__ = ["UNREADABLE_LABEL", "Images", "Unreadable", "check_label", "random_subset", "readable"]
 
-
-class Source(Protocol):
-    """What timm's readers are."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-    def filename(self, index: int) -> str:
-        """What the image at ``index`` is called."""
-        ...
+UNREADABLE_LABEL = -1  # The label of an image that cannot be read. It is no class, so the image counts nowhere.
 
 
 def random_subset(count: int, wanted: int | None, seed: int) -> list[int] | None:
-    """Numbers of ``wanted`` random images out of ``count``; None for all.
+    """Choose ``wanted`` random images out of ``count``.
 
-    Random, because the first of a class folder are of one class.
+    The choice is random because the first images of a folder all belong to the first class.
+
+    Returns:
+        Sorted indices, or None if all images are wanted.
+
+    Example:
+        >>> random_subset(count=5, wanted=5, seed=0) is None
+        True
+        >>> len(random_subset(count=100, wanted=3, seed=0))
+        3
     """
     if wanted is None or wanted >= count:
         return None
@@ -40,11 +39,12 @@ def random_subset(count: int, wanted: int | None, seed: int) -> list[int] | None
 
 
 class Unreadable:
-    """Names of the images that could not be read, gathered from all worker processes in a file.
+    """List of the unreadable images, which all worker processes write to one file.
 
     Args:
-        file: One line an image, appended; there is none until an image cannot be read. Default: in the temporary folder.
-        split: Stands before the names, which are only told apart within a split.
+        file: Text file with one line per image. It does not exist until an image cannot be read. Default: a file in the
+            temporary folder.
+        split: Prefix of the names, which are unique only within a split.
     """
 
     def __init__(self, file: Path | None = None, split: str = "") -> None:
@@ -53,20 +53,20 @@ class Unreadable:
         self.file, self.split = file, split
 
     def of(self, split: str) -> "Unreadable":
-        """Gathered in the same file."""
+        """Return the list of another split, in the same file."""
         return Unreadable(self.file, split)
 
     def add(self, name: str, error: Exception) -> None:
-        """Note an image, once."""
+        """Add an image, unless it is listed already."""
         name = f"{self.split}/{name}" if self.split else name
         if name in self.names():
             return
         line = printable(f"{name}\t{type(error).__name__}: {error}".replace("\n", " ").rstrip())
-        with self.file.open("a", encoding="utf-8") as file:  # one short write: lines of several processes do not mix
+        with self.file.open("a", encoding="utf-8") as file:  # One short write keeps the lines of several processes apart.
             file.write(line + "\n")
 
     def names(self) -> list[str]:
-        """Each once, in the order of their first mention."""
+        """Return each name once, in the order of its first line."""
         if not self.file.exists():
             return []
         lines = self.file.read_text(encoding="utf-8").splitlines()
@@ -74,48 +74,76 @@ class Unreadable:
 
 
 def readable(labels: torch.Tensor) -> torch.Tensor:
-    """``[B]`` bool, of what a loader gives: false for images that could not be read. ``labels`` are numbers or maps."""
+    """Return which images of a batch could be read.
+
+    Args:
+        labels: Labels ``[B]`` or label maps ``[B, H, W]`` of a loader.
+
+    Returns:
+        Boolean tensor ``[B]``, False for unreadable images.
+
+    Example:
+        >>> readable(torch.tensor([3, UNREADABLE_LABEL]))
+        tensor([ True, False])
+    """
     return (labels.long() != UNREADABLE_LABEL).view(len(labels), -1).any(dim=1)
 
 
 def check_label(label: Any, num_classes: int, name: str = "") -> int:
-    """Return ``label`` as an int, if there is such a class.
+    """Return ``label`` as an int if it is the index of a class.
+
+    Args:
+        label: Any value of a reader.
+        num_classes: Number of classes.
+        name: Name of the image, for the message.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The label is not an integer in 0 to ``num_classes - 1``.
     """
-    called = name or "(its name is not known)"
+    rule = f"must be a whole number from 0 to {num_classes - 1} with {num_classes} classes, got {label!r}"
+    shown = name or "(name unknown)"
     try:
         number = operator.index(label)
     except TypeError as error:
         raise ValueError(
-            f"Image {called} has the label {label!r}, but labels must be whole numbers from 0 to {num_classes - 1}. Of Hugging "
-            "Face data, name another column (data.label_column=NAME in a recipe, --label-column NAME in a command)."
+            f"The label of image {shown} {rule}. For Hugging Face data, name another column (data.label_column=NAME in a "
+            "recipe, --label-column NAME in a command)."
         ) from error
     if not 0 <= number < num_classes:
         raise ValueError(
-            f"Image {called} has label {number}, but with {num_classes} classes labels run from 0 to {num_classes - 1}."
+            f"The label of image {shown} {rule}. Correct the label, or the number of classes (data.num_classes in a recipe)."
         )
     return number
 
 
 class Images(Dataset):
-    """Images and labels of a reader.
+    """Map-style data set of the images and labels of a reader.
 
     Args:
-        reader: Gives ``(file or PIL image, label)``.
-        num_classes: Labels must lie in 0 to ``num_classes - 1``.
-        indices: Which, in which order. Default: all.
+        reader: Reader, see `open_images`. Its items are pairs of an encoded file or a PIL image, and a label.
+        num_classes: Number of classes. Labels must be in 0 to ``num_classes - 1``.
+        indices: Indices of the images to use, in order. Default: all images.
         channels: 1 for gray, 3 for color.
-        on_unreadable: ``stop``: an error; ``replace``: the next one in its place (training); ``ignore``: an empty image with
-            the label -1, which counts nowhere (evaluation).
-        unreadable: Where they are noted.
-        transform: PIL image to array.
+        on_unreadable: Treatment of an unreadable image. ``stop`` raises an error. ``replace`` returns the next readable image
+            (for training). ``ignore`` returns a blank image with the label -1, which is not counted (for evaluation).
+        unreadable: List that unreadable images are added to. Default: a file in the temporary folder.
+        transform: Function from a PIL image to an array. Default: return the PIL image.
+
+    Raises:
+        ValueError: ``on_unreadable`` or ``channels`` has another value. On access: an image cannot be read, or its label is
+            not in range.
+
+    Example:
+        >>> from imgproc_attn.data import open_images
+        >>> images = Images(open_images("digits", "", "test"), num_classes=10, channels=1)
+        >>> image, label = images[0]
+        >>> len(images), image.size
+        (360, (8, 8))
     """
 
     def __init__(
         self,
-        reader: Source,
+        reader: Any,
         num_classes: int,
         indices: Sequence[int] | None = None,
         channels: int = 3,
@@ -126,23 +154,23 @@ class Images(Dataset):
         self.reader, self.num_classes, self.transform = reader, num_classes, transform
         self.indices = range(len(reader)) if indices is None else indices
         if on_unreadable not in ("stop", "replace", "ignore"):
-            raise ValueError(f"on_unreadable must be 'stop', 'replace' or 'ignore', got {on_unreadable!r}.")
+            raise ValueError(f"on_unreadable must be 'stop', 'replace' or 'ignore', got {on_unreadable!r}. Give one of them.")
         self.on_unreadable = on_unreadable
         self.unreadable = unreadable or Unreadable()
         self._mode = {1: "L", 3: "RGB"}.get(channels)
         if self._mode is None:
-            raise ValueError(f"data.input_size: {channels} channels; pictures have 1 (gray) or 3 (color).")
+            raise ValueError(f"data.input_size must have 1 (gray) or 3 (color) channels, got {channels}. Change the channels.")
 
     @property
     def classes(self) -> dict[str, int] | None:
-        """``{name: label}``, where the reader knows names."""
+        """Class indices ``{name: label}``; None if the reader has no class names."""
         return getattr(self.reader, "class_to_idx", None)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """What the image at ``index`` is called."""
+        """Return the name of the image at ``index``."""
         return printable(self.reader.filename(self.indices[index]) or f"image-{self.indices[index]}")
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
@@ -155,18 +183,19 @@ class Images(Dataset):
         raise self.none_readable()
 
     def none_readable(self) -> ValueError:
-        """The error of a split of which no image can be read, with the reason of the first."""
+        """Return the error for a split without a readable image. It gives the reason for the first image."""
         problem = ""
         try:
             self._open(self.indices[0])
         except CANNOT_READ as error:
             problem = f": {error}"
         return ValueError(
-            f"None of the {len(self)} images can be read, {self.name(0)}{problem} for one; see {self.unreadable.file}."
+            f"At least one of the {len(self)} images must be readable, got none ({self.name(0)}{problem}). Repair the images "
+            f"that {self.unreadable.file} lists."
         )
 
     def content(self, index: int) -> bytes:
-        """Label, size and pixels of an image as it is stored, without the transform; no pixels if it cannot be read."""
+        """Return label, size and pixels of an image as stored, without the transform. An unreadable image has no pixels."""
         try:
             image, label = self._open(self.indices[index])
         except CANNOT_READ:
@@ -175,7 +204,7 @@ class Images(Dataset):
         return repr((label, image.size)).encode() + image.tobytes()
 
     def entries(self) -> Iterator[tuple[Any, ...]]:
-        """Name, label and size of each image, without decoding it; the name alone if the reader knows no more."""
+        """Iterate over name, label and size of each image without decoding it; over names if the reader has no more."""
         entry = getattr(self.reader, "entry", lambda index: (self.reader.filename(index),))
         return map(entry, self.indices)
 
@@ -185,7 +214,7 @@ class Images(Dataset):
         except CANNOT_READ as error:
             if self.on_unreadable == "stop":
                 raise ValueError(
-                    f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or have such images left out "
+                    f"Cannot read image {self.name(index)}: {error}. Repair or remove it, or skip such images "
                     "(data.on_broken_image=skip in a recipe, --skip-broken in a command)."
                 ) from error
             self.unreadable.add(self.name(index), error)
@@ -197,4 +226,4 @@ class Images(Dataset):
     def _open(self, index: int) -> tuple[Image.Image, Any]:
         source, label = self.reader[index]
         with source, source if isinstance(source, Image.Image) else Image.open(source) as image:
-            return to_8_bits(image, self._mode or "RGB"), label  # decodes, so that a broken image shows here
+            return to_8_bits(image, self._mode or "RGB"), label  # Decodes, so that a broken image raises its error here.

@@ -1,7 +1,9 @@
-"""Loaders of training and evaluation: timm's transforms, collation and prefetching around torch's `DataLoader`.
+"""Data loaders for training and evaluation: timm's transforms, collation and prefetching around torch's `DataLoader`.
 
-timm's own ``create_loader`` takes no sampler. Here the order is a function of seed and epoch alone, the same for any number of
-processes, and evaluation covers each image once without padding: what exact resuming and exact counts need.
+timm's ``create_loader`` takes no sampler. These loaders need their own samplers for two guarantees:
+
+- Training: the order depends only on seed and epoch, for any number of processes. Exact resuming needs this.
+- Evaluation: each image is read once, without padding. Exact counts need this.
 """
 
 import statistics
@@ -18,12 +20,14 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from .images import Images
 from .streams import StreamedImages
 
+__all__ = ["SINGLE_PROCESS", "PreprocessingLike", "Preprocessing", "World", "evaluation_loader", "training_loader"]
+
 
 class World(NamedTuple):
-    """The processes that work together.
+    """Processes of a distributed job.
 
     Attributes:
-        rank: Rank of this process, from 0.
+        rank: Rank of this process, counted from 0.
         size: Number of processes.
     """
 
@@ -35,15 +39,22 @@ SINGLE_PROCESS = World(0, 1)
 
 
 class Preprocessing(NamedTuple):
-    """How a model wants its images; the names are timm's.
+    """Preprocessing that a model expects, with timm's names.
 
     Attributes:
         input_size: ``(channels, height, width)``.
-        mean: Subtracted from images in [0, 1].
-        std: What they are divided by.
-        interpolation: Of resizing.
-        crop_pct: For evaluation the short side is resized to ``input_size / crop_pct``, and the center cropped.
-        crop_mode: ``center``; or ``squash``, both sides resized; or ``border``, the long side resized, the rest filled.
+        mean: Mean per channel, subtracted from images in [0, 1].
+        std: Standard deviation per channel. Images are divided by it after the mean is subtracted.
+        interpolation: Interpolation of resizing, as ``bicubic``.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the center.
+        crop_mode: ``center``: resize the short side, crop the center. ``squash``: resize both sides. ``border``: resize the
+            long side, fill the border.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> Preprocessing.of(model.pretrained_cfg).input_size
+        (3, 224, 224)
     """
 
     input_size: tuple[int, int, int]
@@ -55,23 +66,23 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """From timm's data configuration, or a model's ``pretrained_cfg``."""
+        """Return the preprocessing of timm's data configuration or of a model's ``pretrained_cfg``."""
         size, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
         return cls(size, mean, std, config["interpolation"], config["crop_pct"], config.get("crop_mode", "center"))
 
     @classmethod
     def for_channels(cls, config: Mapping[str, Any], channels: int) -> dict[str, Any]:
-        """The configuration with statistics for that many channels: their average, as timm does it, if they are for others."""
+        """Return a configuration whose mean and std have ``channels`` values: as given, or their average, as in timm."""
         known = {key: config[key] for key in ("mean", "std") if key in config and len(config[key]) != channels}
         return {**config, **{key: (statistics.fmean(values),) * channels for key, values in known.items()}}
 
     def without_normalization(self) -> "Preprocessing":
-        """The same images, in [0, 1]."""
+        """Return the preprocessing without normalization, which keeps images in [0, 1]."""
         channels = self.input_size[0]
         return self._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
 
     def transform(self) -> Callable[[Any], Any]:
-        """timm's, for evaluation: a picture resized and cropped, in 8 bits."""
+        """Return timm's evaluation transform, which resizes and crops a PIL image and keeps 8 bits per value."""
         return create_transform(
             self.input_size,
             interpolation=self.interpolation,
@@ -82,20 +93,20 @@ class Preprocessing(NamedTuple):
 
 
 class PreprocessingLike(Protocol):
-    """`Preprocessing`, or another way to prepare images for evaluation."""
+    """Interface of an evaluation preprocessing: `Preprocessing`, or its counterpart for images with label maps."""
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Subtracted from images in [0, 1]; one value a channel."""
+        """Mean per channel, subtracted from images in [0, 1]."""
         ...
 
     @property
     def std(self) -> tuple[float, ...]:
-        """What they are divided by."""
+        """Standard deviation per channel. Images are divided by it after the mean is subtracted."""
         ...
 
     def transform(self) -> Callable[..., Any]:
-        """Return the transform from what a data set holds to 8-bit pixels."""
+        """Return the transform from an item of the data set to arrays of 8 bits per value."""
         ...
 
     def without_normalization(self) -> "PreprocessingLike":
@@ -115,30 +126,30 @@ def training_loader(
     aug_repeats: int = 1,
     random_erasing: float = 0.0,
 ) -> PrefetchLoader:
-    """Shuffled whole batches on the device, normalized.
+    """Return a loader of shuffled, complete, normalized batches on the device.
 
-    Before each epoch call ``loader.sampler.set_epoch``; of the images of update ``i``, this process takes every
-    ``world.size``-th.
+    Call ``loader.sampler.set_epoch`` before each epoch. This process takes every ``world.size``-th image of an update.
 
     Args:
-        images: With their transform set.
-        preprocessing: Of which the normalization is used.
-        batch_size: Of this process.
-        workers: Processes that read.
-        device: Where batches go.
+        images: Data set whose transform is set.
+        preprocessing: Preprocessing. Only its mean and std are used.
+        batch_size: Images per batch of this process.
+        workers: Number of reader processes.
+        device: Device of the batches.
         world: Rank of this process and number of processes.
-        aug_repeats: Each image so many times.
+        aug_repeats: Number of augmented copies per image (repeated augmentation).
         random_erasing: Probability of random erasing.
 
     Raises:
-        ValueError: Fewer images than one batch of all processes.
+        ValueError: There are fewer images than one batch over all processes needs.
     """
     sampler: Any = None
     if not isinstance(images, IterableDataset):
         total = batch_size * world.size
         if len(images) < total:
             raise ValueError(
-                f"run.batch_size needs {total} images at a time, but there are {len(images)} for training; lower it."
+                f"run.batch_size must be at most the number of training images, {len(images)}, got {total} over all processes. "
+                "Lower it."
             )
         if aug_repeats > 1:
             sampler = RepeatAugSampler(images, world.size, world.rank, num_repeats=aug_repeats, selected_round=0)
@@ -156,28 +167,41 @@ def evaluation_loader(
     device: torch.device,
     world: World = SINGLE_PROCESS,
 ) -> PrefetchLoader:
-    """All images in order, prepared and normalized; each in exactly one process.
+    """Return a loader of all images in order, preprocessed and normalized. Each image is read by exactly one process.
 
     Args:
-        images: Whose ``transform`` becomes the preprocessing's: `Images`, or what has one likewise.
+        images: `Images`, or another data set with an attribute ``transform``. The attribute is set to the transform of
+            ``preprocessing``.
         preprocessing: Size, resizing and normalization.
-        batch_size: Of this process.
-        workers: Processes that read.
-        device: Where batches go.
+        batch_size: Images per batch of this process.
+        workers: Number of reader processes.
+        device: Device of the batches.
         world: Rank of this process and number of processes.
 
     Raises:
-        ValueError: A set that can only be iterated over, in several processes; or fewer images than processes.
+        ValueError: An iterable data set is given to several processes, or there are fewer images than processes.
+
+    Example:
+        >>> from imgproc_attn.data import Images, open_images
+        >>> images = Images(open_images("digits", "", "test"), num_classes=10, channels=1)
+        >>> prepared = Preprocessing((1, 8, 8), mean=(0.5,), std=(0.5,), interpolation="bicubic", crop_pct=1.0)
+        >>> loader = evaluation_loader(images, prepared, batch_size=32, workers=0, device=torch.device("cpu"))
+        >>> batch, labels = next(iter(loader))
+        >>> batch.shape
+        torch.Size([32, 1, 8, 8])
     """
     images.transform = preprocessing.transform()
     sampler = None
     if not isinstance(images, IterableDataset):
         sampler = range(world.rank, len(images), world.size)
         if len(images) < world.size:
-            raise ValueError(f"There are {len(images)} images for {world.size} processes; evaluate in fewer.")
+            raise ValueError(
+                f"The number of processes must be at most the number of images, {len(images)}, got {world.size}. Use fewer."
+            )
     elif world.size > 1:
         raise ValueError(
-            "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without torchrun."
+            f"The number of processes must be 1 for an iterable data set, which cannot be split exactly, got {world.size}. "
+            "Evaluate it in one process, without torchrun."
         )
     loader = _loader(images, batch_size, workers, device, sampler, drop_last=False)
     return _prefetch(loader, preprocessing, device, _CountedBatches if isinstance(images, StreamedImages) else _Batches)
@@ -186,8 +210,8 @@ def evaluation_loader(
 class _Batches(PrefetchLoader):
     """Batches that own their memory.
 
-    What a worker sends lies in shared memory, with an open file for each tensor. On the CPU timm hands labels on as they came:
-    whoever keeps them would run out of files.
+    A worker sends tensors through shared memory, with one open file per tensor. On the CPU, timm returns the labels without
+    a copy. A caller that keeps them would run out of open files.
     """
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -196,14 +220,14 @@ class _Batches(PrefetchLoader):
 
 
 class _CountedBatches(_Batches):
-    """Batches of a stream, which are counted when it ends."""
+    """Batches of a stream. At its end, the number of images is compared with the announced number."""
 
     def __iter__(self) -> Iterator[Any]:
-        found = 0
+        count = 0
         for batch in super().__iter__():
-            found += len(batch[0])
+            count += len(batch[0])
             yield batch
-        self.loader.dataset.check_count(found)  # type: ignore[attr-defined]  # a StreamedImages
+        self.loader.dataset.check_count(count)  # type: ignore[attr-defined]  # The data set is a StreamedImages.
 
 
 def _prefetch(
@@ -214,20 +238,20 @@ def _prefetch(
     **random_erasing: Any,
 ) -> PrefetchLoader:
     channels = len(preprocessing.mean)
-    found = kind(loader, preprocessing.mean, preprocessing.std, channels, device, torch.float32, **random_erasing)
-    if device.type == "cuda":  # memory belongs to streams: what one loader leaves, the next could not use on its own
-        found.stream = _stream(device)  # type: ignore[assignment]  # timm's to fill
-    return found
+    batches = kind(loader, preprocessing.mean, preprocessing.std, channels, device, torch.float32, **random_erasing)
+    if device.type == "cuda":  # Freed memory belongs to its stream. With streams of their own, loaders could not reuse it.
+        batches.stream = _stream(device)  # type: ignore[assignment]  # timm declares no type for it.
+    return batches
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """On which batches are copied."""
+    """Return the stream that batches are copied on."""
     return torch.cuda.Stream(device)
 
 
 def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Collate with timm's function; label maps become int64, as class indices do."""
+    """Collate with timm's function, and convert label maps to int64 as it does class indices."""
     images, labels = fast_collate(batch)
     return images, labels.long()
 
@@ -235,7 +259,7 @@ def _collate(batch: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
 def _loader(images: Any, batch_size: int, workers: int, device: torch.device, sampler: Any, drop_last: bool) -> DataLoader:
     if isinstance(images, IterableDataset) and hasattr(images, "set_loader_cfg"):
         images.set_loader_cfg(num_workers=workers)
-    # workers are started anew each epoch, so that their random numbers depend on the epoch's seed alone
+    # Workers are restarted in each epoch, so that their random numbers depend only on the seed of the epoch.
     return DataLoader(
         images,
         batch_size,

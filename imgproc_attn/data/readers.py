@@ -1,4 +1,4 @@
-"""Readers: what turns the name of a data set into encoded images and labels. timm's, and three it does not have."""
+"""Readers, which open a data set by its name: those of timm, and three that timm does not have."""
 
 import io
 import os
@@ -17,23 +17,45 @@ from .folders import ClassFolders, ClassTar, natural_order, some_names
 from .hugging_face import HuggingFaceImages, stream_images
 from .streams import StreamedImages, stream_shards
 
+__all__ = [
+    "Digits",
+    "PackedImages",
+    "TorchvisionImages",
+    "check_classes",
+    "check_columns",
+    "check_reader",
+    "find_root",
+    "open_images",
+    "reads_from_a_place",
+]
+
 READERS = ("folder", "npz", "digits")
-PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm's
+PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm defines these.
 DIGITS_HELD_OUT = 360
-SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evaluation"})  # timm's; a test is neither
+# timm treats these names of splits as equal. A test split is never a synonym of another one.
+SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evaluation"})
 
 
 class Digits(Reader):
-    """The 1,797 scanned digits of scikit-learn, 8 x 8 pixels of 17 gray levels, split class by class; 360 are the test split.
+    """Reader of scikit-learn's 1,797 scanned digits, 8 x 8 pixels of 17 gray levels.
+
+    The test split holds 360 of them, stratified by class.
 
     Args:
         split: ``train`` or ``test``.
-        seed: Of the split.
+        seed: Seed of the random split.
+
+    Raises:
+        ValueError: There is no such split.
+
+    Example:
+        >>> len(Digits("train")), len(Digits("test"))
+        (1437, 360)
     """
 
     def __init__(self, split: str, seed: int = 0) -> None:
         super().__init__()
-        from sklearn.datasets import load_digits  # a second to import
+        from sklearn.datasets import load_digits  # The import takes a second.
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
@@ -41,15 +63,15 @@ class Digits(Reader):
             range(len(digits.target)), test_size=DIGITS_HELD_OUT, random_state=seed, stratify=digits.target
         )
         if split not in ("train", "test"):
-            raise ValueError(f"digits has no split {split!r}; there are train and test.")
+            raise ValueError(f"The split of digits must be 'train' or 'test', got {split!r}. Name one of them.")
         self._ids = train if split == "train" else test
-        self._pictures = [Image.fromarray(picture) for picture in np.round(digits.images * 255 / 16).astype(np.uint8)]
+        self._images = [Image.fromarray(image) for image in np.round(digits.images * 255 / 16).astype(np.uint8)]
         self._labels = digits.target
         self.class_to_idx = {str(i): i for i in range(10)}
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         i = self._ids[index]
-        return self._pictures[i], int(self._labels[i])
+        return self._images[i], int(self._labels[i])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -58,24 +80,28 @@ class Digits(Reader):
         return f"digit-{self._ids[index]}"
 
     def entry(self, index: int) -> tuple[str, int, int]:
-        """Name, label and a checksum of the pixels."""
+        """Return name, label and a checksum of the pixels."""
         i = self._ids[index]
-        return self._filename(index), int(self._labels[i]), zlib.crc32(self._pictures[i].tobytes())
+        return self._filename(index), int(self._labels[i]), zlib.crc32(self._images[i].tobytes())
 
 
 class PackedImages(Reader):
-    """Encoded images in one ``.npz`` file.
+    """Reader of encoded images in one ``.npz`` file.
 
-    It holds, for each split, ``<split>_bytes`` (all files one after the other, uint8), ``<split>_lengths`` and
-    ``<split>_labels``, and ``classes``.
+    The file holds these arrays:
+
+    - ``<split>_bytes``: uint8 content of all image files of a split, concatenated.
+    - ``<split>_lengths``: number of bytes of each image.
+    - ``<split>_labels``: label of each image.
+    - ``classes``: class names in the order of their labels.
 
     Args:
-        file: The ``.npz``.
-        split: Of the file.
+        file: Path of the ``.npz`` file.
+        split: Name of the split.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no such pack, is cut off, or has no such split.
+        ValueError: The file has another format, is truncated, or has no such split.
     """
 
     def __init__(self, file: Path, split: str) -> None:
@@ -83,27 +109,29 @@ class PackedImages(Reader):
         if not file.is_file():
             packs = ", ".join(sorted(p.name for p in file.glob("*.npz"))) if file.is_dir() else ""
             raise FileNotFoundError(
-                f"{file} is a folder; name the .npz file in it{f': {packs}' if packs else ''}."
+                f"{file} must be an .npz file, got a folder. Name the .npz file in it{f': {packs}' if packs else ''}."
                 if file.is_dir()
-                else f"There is no file {file}."
+                else f"{file} must be an .npz file, got a path that does not exist. Check the path."
             )
         try:
             with np.load(file, allow_pickle=False) as pack:
                 splits = [name.removesuffix("_bytes") for name in pack.files if name.endswith("_bytes")]
-                found = [name for name in [split, *sorted(_synonyms(split))] if name in splits]
-                if not found:
-                    raise ValueError(f"{file} has no split {split!r}; there are {', '.join(splits) or 'none'}.")
-                self._bytes, self._labels = pack[f"{found[0]}_bytes"], pack[f"{found[0]}_labels"].astype(int)
-                ends = np.cumsum(pack[f"{found[0]}_lengths"].astype(np.int64))  # the lengths' own type would overflow
+                name = next((name for name in [split, *sorted(_synonyms(split))] if name in splits), None)
+                if name is None:
+                    known = ", ".join(splits) or "none"
+                    raise ValueError(f"The split must be one of {file} ({known}), got {split!r}. Name one of them.")
+                self._bytes, self._labels = pack[f"{name}_bytes"], pack[f"{name}_labels"].astype(int)
+                ends = np.cumsum(pack[f"{name}_lengths"].astype(np.int64))  # The type of the lengths would overflow.
                 classes = [str(name) for name in pack["classes"]]
         except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} is no pack of images: {error}") from error
+            raise ValueError(f"{file} must be a complete .npz pack of images, got {error}. Copy or pack it again.") from error
         if len(ends) != len(self._labels) or len(ends) == 0 or ends[-1] != len(self._bytes):
             raise ValueError(
-                f"{file}: {len(ends)} lengths, {len(self._labels)} labels and {len(self._bytes)} bytes do not agree."
+                f"{file} must hold one length and one label per image, and as many bytes as the sum of the lengths, got "
+                f"{len(ends)} lengths, {len(self._labels)} labels and {len(self._bytes)} bytes. Copy or pack it again."
             )
-        self._starts, self._ends, self._split = np.r_[0, ends[:-1]], ends, found[0]
-        self.class_to_idx = {name: i for i, name in enumerate(classes)}
+        self._starts, self._ends, self._split = np.r_[0, ends[:-1]], ends, name
+        self.class_to_idx = {class_name: i for i, class_name in enumerate(classes)}
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
         return io.BytesIO(self._bytes[self._starts[index] : self._ends[index]].tobytes()), int(self._labels[index])
@@ -115,20 +143,24 @@ class PackedImages(Reader):
         return f"{self._split}-{index}"
 
     def entry(self, index: int) -> tuple[str, int, int]:
-        """Name, label and a checksum of the file."""
+        """Return name, label and a checksum of the encoded image."""
         content = self._bytes[self._starts[index] : self._ends[index]].tobytes()
         return self._filename(index), int(self._labels[index]), zlib.crc32(content)
 
 
 class TorchvisionImages(Reader):
-    """A torchvision data set of ``(PIL image, label)``."""
+    """Reader of a torchvision data set whose items are ``(PIL image, label)``.
+
+    Args:
+        dataset: torchvision data set without transforms.
+    """
 
     def __init__(self, dataset: Any) -> None:
         super().__init__()
         self._dataset = dataset
         if hasattr(dataset, "loader"):
-            dataset.loader = Image.open  # torchvision's own would convert 16 bits to white
-        # ImageNet's class_to_idx has every synonym of a class
+            dataset.loader = Image.open  # The loader of torchvision would convert 16 bits to white.
+        # The class_to_idx of ImageNet lists every synonym of a class, so its WordNet ids are preferred.
         self.class_to_idx = getattr(dataset, "wnid_to_idx", None) or getattr(dataset, "class_to_idx", None)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
@@ -142,11 +174,11 @@ class TorchvisionImages(Reader):
         if samples:
             return str(samples[index][0])
         train = getattr(self._dataset, "train", None)
-        part = "" if train is None else "-train" if train else "-test"  # both may be equally large
+        part = "" if train is None else "-train" if train else "-test"  # Indices alone do not tell the splits apart.
         return f"{type(self._dataset).__name__}{part}-{index}"
 
     def entry(self, index: int) -> tuple[Any, ...]:
-        """Name, label and file size, or a checksum of pixels in memory, as far as the data set shows them."""
+        """Return name, label, and file size or checksum of the pixels, as far as the data set gives access to them."""
         samples, pixels = (getattr(self._dataset, name, None) for name in ("samples", "data"))
         if samples:
             path, label = samples[index]
@@ -157,25 +189,25 @@ class TorchvisionImages(Reader):
 
 
 def check_reader(name: str, beside: Iterable[str] = ()) -> None:
-    """Refuse what timm would take for a folder of images.
+    """Check the name of a reader. timm would take an unknown name for a folder of images.
 
     Args:
-        name: Of a reader.
-        beside: Further names that are known.
+        name: Name of a reader, as ``folder`` or ``torch/cifar10``.
+        beside: Further valid names.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no such reader.
     """
     kind, _, which = name.partition("/")
     if name not in (*READERS, *beside) and not (kind in PREFIXES and which):
         raise ValueError(
-            f"{name!r} is no reader; there are {', '.join((*READERS, *beside))} and names that begin with "
-            f"{', '.join(f'{prefix}/' for prefix in PREFIXES)}"
+            f"The reader must be {', '.join((*READERS, *beside))} or begin with "
+            f"{', '.join(f'{prefix}/' for prefix in PREFIXES)}, got {name!r}. Correct the name."
         )
 
 
 def reads_from_a_place(name: str) -> bool:
-    """Whether the reader needs a root."""
+    """Return whether the reader needs a root folder or file."""
     return name != "digits" and not name.startswith(("hfds/", "hfids/"))
 
 
@@ -191,23 +223,33 @@ def open_images(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Reader | StreamedImages:
-    """The reader of one split; a stream for what can only be iterated over (WebDataset and its like).
+    """Open one split of a data set.
 
     Args:
-        name: As in `imgproc_attn.recipe.schema.Data`.
-        root: Folder or file.
-        split: Name of the split, for folders a subfolder; empty for ``root`` itself.
-        seed: Of the digits' split, and of the shuffling of what can only be iterated over.
-        training: Shuffle what can only be iterated over.
-        batch_size: A hint for it.
-        download: Fetch what is not there, for torchvision's sets and what can only be iterated over.
-        mode: Of the pictures of what can only be iterated over: ``L`` or ``RGB``.
-        image_column: Of Hugging Face data. Default: see `imgproc_attn.data.hugging_face.choose_columns`.
-        label_column: Likewise; of WebDataset the field of ``.json`` members that holds labels.
+        name: Name of the reader, as in `imgproc_attn.recipe.schema.Data`.
+        root: Folder or file of the data. Unused for ``digits``.
+        split: Name of the split. For folders it is a subfolder, and empty for ``root`` itself.
+        seed: Seed of the split of ``digits``, and of the shuffling of iterable data sets.
+        training: Shuffle an iterable data set.
+        batch_size: Batch size, a hint for iterable data sets.
+        mode: Mode of the images of an iterable data set: ``L`` for gray, ``RGB`` for color.
+        download: Download missing data (torchvision and iterable data sets).
+        image_column: Image column of Hugging Face data. Default: see `imgproc_attn.data.hugging_face.choose_columns`.
+        label_column: Label column of Hugging Face data, with the same default. For WebDataset: field of the ``.json`` members
+            that holds labels. Default: ``.cls`` members.
+
+    Returns:
+        Reader of the split; `StreamedImages` for iterable data sets (``wds/…``, ``hfids/…``, ``tfds/…``).
 
     Raises:
-        FileNotFoundError: The data is not there.
-        ValueError: It is there, and not as it should be.
+        FileNotFoundError: The data does not exist.
+        ValueError: The reader or split does not exist, or the data has another format.
+
+    Example:
+        >>> reader = open_images("digits", "", "test")
+        >>> image, label = reader[0]
+        >>> image.size
+        (8, 8)
     """
     check_reader(name)
     check_columns(name, image_column, label_column)
@@ -219,11 +261,11 @@ def open_images(
     if name == "folder":
         return _open_folder(find_root(root), split)
     if name in ("torch/folder", "torch/image_folder"):
-        return _open_folder(find_root(root), split, order=str)  # labels in torchvision's order: 1, 10, 2
-    place = str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None
+        return _open_folder(find_root(root), split, order=str)  # torchvision sorts class names as text: 1, 10, 2.
+    folder = str(find_root(root, to_be_made=download)) if root or reads_from_a_place(name) else None
     if kind == "hfds":
-        return HuggingFaceImages(which, place, split, image_column, label_column)
-    options: dict[str, Any] = {"root": place, "split": split, "is_training": training, "batch_size": batch_size}
+        return HuggingFaceImages(which, folder, split, image_column, label_column)
+    options: dict[str, Any] = {"root": folder, "split": split, "is_training": training, "batch_size": batch_size}
     options |= {"seed": seed, "download": download}
     try:
         if kind == "torch":
@@ -234,15 +276,20 @@ def open_images(
             return stream_shards(mode, label_column, **options)
         return StreamedImages(create_dataset(name, input_img_mode=mode, **options).reader, mode)
     except (AssertionError, ImportError, RuntimeError) as error:
-        hint = " (here: data.download=true)" if "download=True" in str(error) else ""
+        hint = " Give data.download=true in a recipe." if "download=True" in str(error) else ""
         raise ValueError(f"data.name={name!r}, root {Path(root).absolute()}, split {split!r}: {error}{hint}") from error
 
 
 def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:
-    """Refuse names of columns for readers that have none.
+    """Refuse column names for readers without columns.
+
+    Args:
+        name: Name of the reader.
+        image_column: Name of the image column; None if not given.
+        label_column: Name of the label column; None if not given.
 
     Raises:
-        ValueError: The reader has no such columns.
+        ValueError: A column is given, but the reader has no such column.
     """
     kind = name.partition("/")[0]
     for key, value, kinds in (
@@ -250,18 +297,22 @@ def check_columns(name: str, image_column: str | None, label_column: str | None)
         ("label_column", label_column, ("hfds", "hfids", "wds")),
     ):
         if value is not None and kind not in kinds:
-            raise ValueError(f"{key} must be left out for {name!r}, got {value!r}; only {', '.join(kinds)} have columns.")
+            raise ValueError(f"{key} must be left out for {name!r}, got {value!r}. Only {', '.join(kinds)} take it.")
 
 
 def find_root(root: str, to_be_made: bool = False) -> Path:
-    """``root``, or the same in ``$IMGPROC_ATTN_DATA``.
+    """Find the folder or file of a data set.
+
+    Args:
+        root: Path. A relative path that does not exist is searched in the folder ``$IMGPROC_ATTN_DATA`` too.
+        to_be_made: Whether a download may create the path, so that it need not exist.
 
     Raises:
-        ValueError: It is empty.
-        FileNotFoundError: Neither exists, and it is not ``to_be_made`` by a download.
+        ValueError: ``root`` is empty.
+        FileNotFoundError: The path does not exist, and ``to_be_made`` is False.
     """
     if not root:
-        raise ValueError("No folder or file is named to read from; give data.root=PATH in a recipe, --root PATH in a command.")
+        raise ValueError("The root must be a path, got ''. Give data.root=PATH in a recipe, --root PATH in a command.")
     tried = [Path(root).expanduser()]
     if os.environ.get("IMGPROC_ATTN_DATA") and not tried[0].is_absolute():
         tried.append(Path(os.environ["IMGPROC_ATTN_DATA"]) / root)
@@ -271,64 +322,72 @@ def find_root(root: str, to_be_made: bool = False) -> Path:
     if to_be_made:
         return tried[0]
     raise FileNotFoundError(
-        f"There is no {' and no '.join(str(p) for p in tried)}. Give data.root=PATH in a recipe, --root PATH in a command, or "
-        "set IMGPROC_ATTN_DATA to the folder a relative path starts from."
+        f"The root must be an existing folder or file, got {' and '.join(str(p) for p in tried)}. Give data.root=PATH in a "
+        "recipe, --root PATH in a command, or set IMGPROC_ATTN_DATA to the folder that relative paths start from."
     )
 
 
 def _open_folder(root: Path, split: str, order: Callable[[str], Any] = natural_order) -> Reader:
-    """A folder per class, or a tar archive of such, named as the split.
+    """Open the folder or tar archive of a split.
 
-    Unlike in timm, a missing split is not replaced by ``root`` itself.
+    Unlike timm, do not replace a missing split by ``root`` itself.
     """
     folder = root
     if not root.is_dir():
         _check_archive(root)
     if split and not root.is_dir():
-        raise ValueError(f"{root} is one file, and has no split {split!r}; give the folder it lies in, or an empty split.")
+        raise ValueError(
+            f"The split of the file {root} must be empty, got {split!r}. Give an empty split, or a folder as root."
+        )
     if not split and root.is_dir():
         splits = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name in {"test", *SYNONYMS[0], *SYNONYMS[1]})
         if splits:
             raise ValueError(
-                f"{root} holds splits, {', '.join(splits)}, in the place of classes; name one of them. If these are classes, "
-                f"give {root.parent} as the root, and {root.name!r} as the split."
+                f"{root} must hold class folders, got the splits {', '.join(splits)}. Name one of them as the split. If these "
+                f"are classes, give {root.parent} as the root, and {root.name!r} as the split."
             )
     if split:
         names = [split, *sorted(_synonyms(split) - {split})]
         candidates = [root / f"{name}{ending}" for name in names for ending in ("", ".tar")]
         existing = [c for c in candidates if c.exists()]
         if not existing:
-            there = sorted(p.name for p in root.iterdir())[:8]
+            content = sorted(p.name for p in root.iterdir())[:8]
             raise FileNotFoundError(
-                f"{root} has no folder {split!r}; it holds {', '.join(there) or 'nothing'}. Name one of them as the split, or "
-                "give an empty split if the classes lie there."
+                f"The split must be a folder or .tar file in {root}, which holds {', '.join(content) or 'nothing'}, got "
+                f"{split!r}. Name one of them, or give an empty split if these are the class folders."
             )
         folder = existing[0]
     return (ClassFolders if folder.is_dir() else ClassTar)(folder, order)
 
 
 def _check_archive(file: Path) -> None:
-    """Refuse one file as the root that is no tar archive."""
+    """Refuse a root that is a file, but not a tar archive."""
     if file.suffix.lower() != ".tar":
         raise ValueError(
-            f"The root must be a folder of class folders, or an uncompressed .tar archive of such, got the file {file}. Unpack "
-            "an archive of another kind; of an image, give the folder that holds the class folders."
+            f"The root must be a folder of class folders, or an uncompressed .tar archive of them, got the file {file}. Unpack "
+            "other archives. Instead of one image, give the folder that holds the class folders."
         )
 
 
 def check_classes(classes: Any, num_classes: int, other: Any = None, names: tuple[str, str] = ("train", "test")) -> None:
-    """Refuse splits whose classes differ from each other or in number from ``num_classes``.
+    """Check the number of classes of a split, and that two splits have equal classes.
 
     Args:
-        classes: ``{name: label}`` of a split, or None where the reader knows none.
-        num_classes: Of the recipe.
-        other: The same of another split.
-        names: Of the two splits.
+        classes: ``{name: label}`` of a split; None if the reader has no class names.
+        num_classes: Expected number of classes.
+        other: ``{name: label}`` of another split, or None.
+        names: Names of the two splits, for messages.
+
+    Raises:
+        ValueError: The number of classes differs from ``num_classes``, or the splits have different classes.
+
+    Example:
+        >>> check_classes({"cat": 0, "dog": 1}, num_classes=2)
     """
     if classes and len(classes) != num_classes:
         raise ValueError(
-            f"The {names[0]} split has {len(classes)} classes, but {num_classes} are expected (data.num_classes of a recipe, "
-            f"num_classes of a model). Its classes are {some_names(list(classes))}."
+            f"The {names[0]} split must have {num_classes} classes, got {len(classes)} ({some_names(list(classes))}). Correct "
+            "data.num_classes of the recipe, num_classes of the model, or the split."
         )
     if classes and other and classes != other:
         only = [sorted(set(a) - set(b)) for a, b in ((classes, other), (other, classes))]
@@ -336,9 +395,9 @@ def check_classes(classes: Any, num_classes: int, other: Any = None, names: tupl
             f"only in {name}: {', '.join(o[:5])}{', …' if len(o) > 5 else ''} ({len(o)})" for name, o in zip(names, only) if o
         ]
         raise ValueError(
-            f"The classes of the splits {names[0]} and {names[1]} differ: "
-            + ("; ".join(parts) or "same names, other labels")
-            + "."
+            f"The splits {names[0]} and {names[1]} must have equal classes, got classes "
+            + ("; ".join(parts) or "with the same names and other labels")
+            + ". Correct the folders or names of the classes."
         )
 
 

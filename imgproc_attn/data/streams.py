@@ -1,4 +1,4 @@
-"""Data sets that give images one after the other alone: WebDataset, Hugging Face streams, TensorFlow data sets."""
+"""Iterable data sets, which have no random access: WebDataset, Hugging Face streams, TensorFlow data sets."""
 
 import json
 import os
@@ -17,23 +17,25 @@ from .decoding import IMAGE_EXTENSIONS, to_8_bits
 from .folders import some_names
 from .images import check_label
 
-# of WebDataset members; where several fit, timm's usual ones come first
+__all__ = ["StreamedImages", "check_shards", "stream_shards"]
+
+# Extensions of the image members of a WebDataset. If a sample has several images, the extensions that timm reads come first.
 MEMBER_EXTENSIONS = tuple(dict.fromkeys(["jpg", "png", "webp", *sorted(e[1:] for e in IMAGE_EXTENSIONS)]))
-LOOKED_AT = 10_000  # samples of WebDataset whose members are looked at before anything starts
+NUM_CHECKED_SAMPLES = 10_000  # Member names of this many samples are checked before a run starts.
 
 
 class StreamedImages(IterableDataset):
-    """Images and labels of a stream.
+    """Iterable data set of images and labels.
 
     Args:
-        reader: One of timm's.
+        reader: Iterable reader of timm.
         mode: ``L`` for gray, ``RGB`` for color.
-        class_to_idx: ``{name: label}``, where names are known.
+        class_to_idx: ``{name: label}``; None if the data set has no class names.
 
     Attributes:
-        num_classes: Labels must lie in 0 to ``num_classes - 1``; None for any.
-        transform: PIL image to array.
-        announced: Number of images that the data set says it has; 0 if it does not say.
+        num_classes: Number of classes. Labels must be in 0 to ``num_classes - 1``. Default: None, labels are not checked.
+        transform: Function from a PIL image to an array. Default: None, items hold PIL images.
+        announced: Number of images that the data set declares; 0 if it declares none.
     """
 
     def __init__(self, reader: Any, mode: str, class_to_idx: dict[str, int] | None = None) -> None:
@@ -45,7 +47,7 @@ class StreamedImages(IterableDataset):
 
     @property
     def classes(self) -> dict[str, int] | None:
-        """``{name: label}``, where names are known."""
+        """Class indices ``{name: label}``; None if the data set has no class names."""
         return self.class_to_idx
 
     def __len__(self) -> int:
@@ -58,33 +60,37 @@ class StreamedImages(IterableDataset):
             yield (image if self.transform is None else self.transform(image)), label
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle in another order."""
+        """Set the epoch, which the order of shuffling depends on."""
         getattr(self.reader, "set_epoch", lambda epoch: None)(epoch)
 
     def set_loader_cfg(self, num_workers: int) -> None:
-        """Tell the number of worker processes, which the length of an epoch depends on."""
+        """Set the number of worker processes, which the length of an epoch depends on."""
         getattr(self.reader, "set_loader_cfg", lambda num_workers: None)(num_workers)
 
     def entries(self) -> Iterator[tuple[Any, ...]]:
-        """What is known of the data without reading it: number of images, names and sizes of shards."""
+        """Iterate over facts known without reading images: split, number of images, names and sizes of shards."""
         yield getattr(self.reader, "split", None), self.announced
         for shard in _shards(self.reader):
             yield shard.name, shard.stat().st_size
 
     def check_count(self, found: int) -> None:
-        """Compare the number of images of a whole pass with the number announced.
+        """Compare the number of images of a complete pass with the announced number, and warn if they differ.
+
+        Args:
+            found: Number of images of the pass.
 
         Raises:
             ValueError: There was no image.
         """
+        expected = self.announced or "some"
         if found == 0:
             raise ValueError(
-                f"The stream gave none of the {self.announced or 'images'} images that it should hold. Look at the messages "
-                "above, and at the names of its files and members."
+                f"The stream must yield {expected} images, got 0. Read the messages above, and check the names of its files "
+                "and members."
             )
         if self.announced and found != self.announced:
             warnings.warn(
-                f"The stream gave {found} images, but {self.announced} are announced. Those that are missing count nowhere.",
+                f"The stream yielded {found} images instead of the announced {self.announced}. Missing images are not counted.",
                 stacklevel=2,
             )
 
@@ -94,40 +100,40 @@ def _shards(reader: Any) -> list[Path]:
 
 
 def stream_shards(mode: str, label_field: str | None, root: str, split: str, **options: Any) -> StreamedImages:
-    """Open a WebDataset: ``_info.json`` and the shards that it names.
+    """Open a WebDataset, that is ``_info.json`` and the shards that it lists.
 
     Args:
         mode: ``L`` for gray, ``RGB`` for color.
         label_field: Field of the ``.json`` members that holds labels; None for ``.cls`` members.
         root: Folder of the shards.
-        split: In ``_info.json``; or names of shards, ``x-{000..011}.tar|12000`` with the number of images.
-        options: Of timm's reader.
+        split: Name of a split in ``_info.json``; or shard names and number of images, as ``x-{000..011}.tar|12000``.
+        options: Keyword arguments of timm's reader.
 
     Raises:
-        FileNotFoundError: As `check_shards`.
-        ValueError: As `check_shards`, or an ``_info.json`` that describes no such split.
+        FileNotFoundError: As in `check_shards`.
+        ValueError: As in `check_shards`, or ``_info.json`` describes no such split.
     """
-    # no conversion by timm, which would turn 16 bits into white
+    # timm must not convert the images: its conversion would turn 16 bits into white.
     options |= {"input_key": ";".join(MEMBER_EXTENSIONS), "input_img_mode": ""}
     try:
         reader = create_dataset("wds/", root=root, split=split, **options).reader
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{root}/_info.json must describe the split {split!r}, got {problem}. Write it anew.") from error
+        raise ValueError(f"{root}/_info.json must describe the split {split!r}, got {problem}. Write it again.") from error
     check_shards(reader, label_field)
     return StreamedImages(reader, mode)
 
 
 def check_shards(reader: Any, label_field: str | None) -> None:
-    """Compare the shards of a WebDataset with what is announced, and look at the names of members in the first of them.
+    """Compare the shards of a WebDataset with the announced numbers, and check the member names of the first shards.
 
     Args:
-        reader: timm's.
+        reader: timm's WebDataset reader.
         label_field: Field of the ``.json`` members that holds labels; None for ``.cls`` members.
 
     Raises:
         FileNotFoundError: Shards are missing.
-        ValueError: Shards are damaged, or hold fewer images with labels than announced.
+        ValueError: Shards are damaged, or hold fewer labeled images than announced.
     """
     info, shards = reader.split_info, _shards(reader)
     if label_field is not None:
@@ -135,35 +141,36 @@ def check_shards(reader: Any, label_field: str | None) -> None:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise FileNotFoundError(
-            f"{len(missing)} of the {len(shards)} shards of the split are not in {reader.root}: {some_names(missing)}. Copy "
-            "them there, or correct the file names in _info.json or in the name of the split."
+            f"{reader.root} must hold {len(shards)} shards of the split, got {len(missing)} missing: {some_names(missing)}. "
+            "Copy them there, or correct the file names in _info.json or in the name of the split."
         )
     lengths = list(info.shard_lengths)
     if lengths and (len(lengths) != len(shards) or info.num_samples > sum(lengths)):
         raise ValueError(
-            f"{reader.root}/_info.json announces {info.num_samples} images, but {sum(lengths)} in {len(lengths)} lengths of "
-            f"{len(shards)} shards. Correct num_samples, shard_lengths and filenames."
+            f"{reader.root}/_info.json must have one length per shard, and num_samples must be at most their sum, got "
+            f"{info.num_samples} images, {len(shards)} shards and {len(lengths)} lengths with the sum {sum(lengths)}. Correct "
+            "num_samples, shard_lengths and filenames."
         )
-    looked_at = 0
+    num_checked = 0
     for i, shard in enumerate(shards):
         samples = _samples(shard)
         usable = sum(_is_usable(extensions, info.alt_label) for extensions in samples.values())
         announced = lengths[i] if lengths else 1
         if usable < announced:
             wanted = f".json with the field {info.alt_label!r}" if info.alt_label else ".cls"
-            found = sorted({extension for extensions in samples.values() for extension in extensions})
+            present = sorted({extension for extensions in samples.values() for extension in extensions})
             raise ValueError(
                 f"{shard} must hold {announced} or more samples with an image and a label, got {usable} of {len(samples)} "
-                f"samples. Images are members that end in .{some_names(MEMBER_EXTENSIONS, 5)}, labels in {wanted}; there are "
-                f".{', .'.join(found[:8])}. Repair the shard, or correct _info.json."
+                f"samples. Images are members that end in .{some_names(MEMBER_EXTENSIONS, 5)}, labels in {wanted}. Its members "
+                f"end in .{', .'.join(present[:8])}. Repair the shard, or correct _info.json."
             )
-        looked_at += len(samples)
-        if looked_at >= LOOKED_AT:
+        num_checked += len(samples)
+        if num_checked >= NUM_CHECKED_SAMPLES:
             break
 
 
 def _samples(shard: Path) -> dict[str, dict[str, Any]]:
-    """``{key: {extension: content of .json, None of others}}`` of the samples in a shard."""
+    """Return the samples of a shard, ``{key: {extension: content}}``. Only ``.json`` members have content."""
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -176,7 +183,7 @@ def _samples(shard: Path) -> dict[str, dict[str, Any]]:
                     samples[key][extension.lower()] = content
     except (tarfile.TarError, OSError, EOFError) as error:
         problem = str(error).splitlines()[0].rstrip(":")
-        raise ValueError(f"{shard} is no whole tar archive: {problem}. Copy it again.") from error
+        raise ValueError(f"{shard} must be a complete tar archive, got {problem}. Copy it again.") from error
     return samples
 
 

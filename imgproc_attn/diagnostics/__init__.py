@@ -1,7 +1,7 @@
-"""Diagnostics: what a filter model has learned, in numbers and pictures."""
+"""Diagnostics of trained filter models: bandwidths, saturation and figures."""
 
 from .bandwidths import SATURATED_SHARE, bandwidths, saturation
-from .pictures import (
+from .figures import (
     draw_adversarial,
     draw_bandwidths,
     draw_curves,

@@ -1,4 +1,4 @@
-"""The bandwidths of a model, and whether they saturate its filters."""
+"""Bandwidths of a model, and the share of filter rows that they saturate."""
 
 import re
 from collections import Counter
@@ -9,42 +9,64 @@ from torch import Tensor, nn
 from ..core.bandwidths import Bandwidth
 from ..models import FilterVisionTransformer
 
-SATURATED_SHARE = 0.01  # of filter rows, above which a model is warned of
+__all__ = ["SATURATED_SHARE", "bandwidths", "saturation"]
+
+SATURATED_SHARE = 0.01  # A larger share of saturated filter rows causes a warning.
 
 
 def bandwidths(model: nn.Module) -> dict[str, dict[str, list[float]]]:
-    """All bandwidths of a model, ``{name: {layer: [value of each head]}}``, names as ``range_bandwidth``.
+    """Return all bandwidths of a model.
 
-    Those of a segmenter's decoder are ``decoder range_bandwidth``; where a layer has several of one name, the second is
-    ``spatial_bandwidth 2``. A gate widens the kernel behind it, which these numbers leave out.
+    Args:
+        model: Any model. Wrappers, such as one that normalizes images, are allowed.
+
+    Returns:
+        ``{name: {layer: [value per head]}}``, with names such as ``range_bandwidth``. Those of a segmenter's decoder begin
+        with ``decoder``. If a layer has several bandwidths of one name, the second is ``spatial_bandwidth 2``. The widening
+        of a kernel by a gate is not included.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("bilateral_vit_tiny", depth=1, img_size=32, patch_size=8)
+        >>> list(bandwidths(model))
+        ['range_bandwidth', 'spatial_bandwidth']
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    times: Counter[tuple[str, str]] = Counter()
+    result: dict[str, dict[str, list[float]]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         if isinstance(module, Bandwidth):
             block = re.search(r"blocks\.(\d+)\.", path)
             layer = block[1] if block else "0"
             name = "decoder " * ("decoder." in path) + path.rsplit(".", 1)[-1]
-            times[name, layer] += 1
-            name += f" {times[name, layer]}" * (times[name, layer] > 1)
-            found.setdefault(name, {})[layer] = module().detach().double().cpu().tolist()
-    return found
+            counts[name, layer] += 1
+            name += f" {counts[name, layer]}" * (counts[name, layer] > 1)
+            result.setdefault(name, {})[layer] = module().detach().double().cpu().tolist()
+    return result
 
 
 @torch.no_grad()
 def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float = 1 - 1e-4) -> float:
-    """Share of filter rows, over layers, heads and tokens, with one weight above ``threshold``.
+    """Return the share of saturated filter rows over layers, heads and tokens.
 
-    Such a row is a copy of one token. It passes hardly any gradient to its bandwidth, query and keys, so a model full of them
-    looks robust to gradient attacks without being it.
+    A saturated row has one weight above ``threshold``, so it copies one token. It passes almost no gradient to its bandwidth,
+    query and keys. A model with many saturated rows looks robust to gradient attacks, but is not.
 
     Args:
-        model: In eval mode.
-        images: ``[B, C, H, W]``, normalized as the model expects.
-        threshold: What counts as saturated.
+        model: Model in eval mode.
+        images: Images ``[B, C, H, W]``, normalized as the model expects.
+        threshold: Smallest weight, exclusive, of a saturated row.
+
+    Returns:
+        Share in 0 to 1.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("nlm_vit_tiny", depth=1, img_size=32, patch_size=8).eval()
+        >>> 0 <= saturation(model, torch.rand(2, 3, 32, 32)) <= 1
+        True
     """
     shares = []
-    for layer in range(len(model.blocks)):  # one at a time: a layer's dense rows may be large
+    for layer in range(len(model.blocks)):  # One layer at a time, because its dense filter rows may need much memory.
         weights = model.attention_weights(images, [layer])[layer]
         shares.append((weights.amax(dim=-1) > threshold).double().mean().item())
     return sum(shares) / len(shares)

@@ -1,4 +1,4 @@
-"""Backbones. Importing this package registers them with timm."""
+"""Backbones and conversion. Importing this package registers the backbones with timm."""
 
 from ..core.components import LayerSpec
 from .checkpoints import component_names

@@ -1,4 +1,4 @@
-"""Weights of plain vision transformers in filter models: what fits is loaded; what is new keeps its start, and is named."""
+"""Checkpoints: read weights, fit them to a model, and report which parameters are new, left out or changed."""
 
 import argparse
 import json
@@ -26,7 +26,9 @@ from ..core.positions import RelativeTable, stretch_loaded
 from ..utils.io import read_json
 from ..utils.manifest import check_listed
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what timm looks for in a folder
+__all__ = ["CheckpointReport", "component_names", "load_weights", "read_weights", "start_from"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm reads these two files of a folder
 
 _logger = logging.getLogger(__name__)
 
@@ -35,14 +37,20 @@ _BLOCK = re.compile(r"blocks\.\d+\.")
 
 
 def component_names(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers of the components: bandwidths, gates, tables; what a plain ViT does not have."""
+    """Return the names of parameters and buffers that a plain ViT does not have: bandwidths, gates and tables.
+
+    Example:
+        >>> import timm, imgproc_attn
+        >>> component_names(timm.create_model("test_nlm_vit"))[0]
+        'blocks.0.attn.kernel.range_bandwidth.log_excess'
+    """
     blocks: Any = getattr(model, "blocks", [])
     own = ((i, block) for i, block in enumerate(blocks) if hasattr(block, "added_names"))
     return [f"blocks.{i}.{name}" for i, block in own for name in block.added_names()]
 
 
 def _projection_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of the blocks' input maps."""
+    """Return the parameter names of the query, key and value projections of all blocks."""
     blocks: Any = model.blocks
     return {f"blocks.{i}.attn.qkv.{name}" for i, block in enumerate(blocks) for name in block.attn.qkv.state_dict()}
 
@@ -50,12 +58,17 @@ def _projection_names(model: nn.Module) -> set[str]:
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Complete the checkpoint of another vision transformer before it is loaded, and log the changes.
 
-    A member of the components the checkpoint holds in no block keeps its initial values; one it holds in some blocks alone is
-    refused as usual. Class and distillation tokens the model does not have are left out, with their rows of the position table
-    and the distillation head; a final norm moves behind the pooling where the model has it there. Rules without parameters
-    leave no trace in a checkpoint: whether it was trained with fixed twicing only its recipe tells.
+    - A component that is missing in all blocks of the checkpoint keeps its initial values. If it is missing in some blocks
+      only, loading fails as usual.
+    - Class and distillation tokens that the model does not have are left out, with their rows of the position table and the
+      distillation head.
+    - A final norm moves behind the pooling if the model has it there.
 
-    Registered on `FilterVisionTransformer`, so it serves ``checkpoint_path=``, ``pretrained=True`` and ``load_state_dict``.
+    Rules without parameters are not visible in a checkpoint. Only its recipe shows, for example, that it was trained with
+    fixed twicing.
+
+    `FilterVisionTransformer` registers this function, so it also acts on ``checkpoint_path=``, ``pretrained=True`` and
+    ``load_state_dict``.
     """
     own = {prefix + name: value for name, value in model.state_dict().items()}
     if not any(prefix + name in state_dict for name in _projection_names(model)):
@@ -71,14 +84,14 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     rows = _drop_prefix_rows(state_dict, own, prefix, left_out)
     for name in left_out:
         del state_dict[name]
-    notes = (("new, at initial values", new), ("left out", left_out + rows), ("now behind the pooling", moved))
-    text = "; ".join(f"{what}: {', '.join(dict.fromkeys(map(_in_any_block, names)))}" for what, names in notes if names)
+    notes = (("new, at initial values", new), ("left out", left_out + rows), ("moved behind the pooling", moved))
+    text = "; ".join(f"{note}: {', '.join(dict.fromkeys(map(_in_any_block, names)))}" for note, names in notes if names)
     if text:
         _logger.warning("Weights of another model loaded into %s. %s.", type(model).__name__, text)
 
 
 def _add_components(state_dict: dict[str, Tensor], own: dict[str, Tensor], components: list[str]) -> list[str]:
-    """Add the model's own values of the components that the checkpoint holds in no block, and return their names."""
+    """Add the model's own values of components that are missing in all blocks of the checkpoint, and return their names."""
     held = set(map(_in_any_block, state_dict))
     new = [name for name in components if _in_any_block(name) not in held]
     state_dict.update({name: own[name] for name in new})
@@ -86,7 +99,7 @@ def _add_components(state_dict: dict[str, Tensor], own: dict[str, Tensor], compo
 
 
 def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str, here: str, there: str) -> list[str]:
-    """Rename a norm that the model has at another place, and return its names in the checkpoint."""
+    """Rename a norm that the model has under another name, and return its old names."""
     moved = []
     for part in ("weight", "bias"):
         old, new = f"{prefix}{here}.{part}", f"{prefix}{there}.{part}"
@@ -97,7 +110,7 @@ def _move_norm(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: st
 
 
 def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], prefix: str, missing: list[str]) -> list[str]:
-    """Take out the rows of the position table of tokens the model does not have: class first, distillation second."""
+    """Remove the rows of tokens that the model does not have from the position table: class first, distillation second."""
     name = f"{prefix}pos_embed"
     if name not in own or name not in state_dict:
         return []
@@ -110,48 +123,49 @@ def _drop_prefix_rows(state_dict: dict[str, Tensor], own: dict[str, Tensor], pre
 
 
 def _in_any_block(name: str) -> str:
-    """The name with its block's number replaced by a star."""
+    """Return the name with the block number replaced by a star."""
     return _BLOCK.sub("blocks.*.", name)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, or in a folder as `save_weights` leaves it; nothing in it is executed.
+    """Return the weights in a file, or in a folder that `save_weights` has written. No code in the file is executed.
 
-    Safetensors, or what ``torch.save`` writes: weights alone, or a dictionary with them under ``state_dict_ema``,
-    ``state_dict`` or ``model`` (timm's, ours, DeiT's and MAE's), ``teacher`` (DINO's) or ``encoder`` (I-JEPA's).
+    The file is safetensors or written by ``torch.save``. It holds the weights themselves, or a dictionary with the weights
+    under one of these keys: ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model`` (timm, this package, DeiT, MAE),
+    ``teacher`` (DINO) or ``encoder`` (I-JEPA).
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is cut off, or holds no weights.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not complete, or does not hold weights.
     """
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {file}.")
+        raise FileNotFoundError(f"Checkpoint must be an existing file, got {file}. Check the path.")
     check_listed(file, "Copy it again, or load another checkpoint.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in timm's and DeiT's checkpoints
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and DeiT's checkpoints hold their arguments in it
             content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{file} holds objects other than tensors, numbers and text, which could run code when loaded, or is no "
-            "checkpoint. Save its weights alone, best as safetensors."
+            f"{file} must be a checkpoint of tensors, numbers and text, got other objects, which could run code. Save only "
+            "its weights, best as safetensors."
         ) from error
-    except Exception as error:  # zip and tensor readers each have their own
-        raise ValueError(f"{file} is cut off or no checkpoint: {first_line(error)}") from error
+    except Exception as error:  # Each reader of archives and tensors raises its own types.
+        raise ValueError(f"{file} must be a complete checkpoint, got {first_line(error)}. Copy it again.") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(f"{file} holds no weights, neither as such nor under state_dict or model.")
+        raise ValueError(f"{file} must hold weights, also under state_dict or model, got none. Save model.state_dict().")
     return clean_state_dict(content)
 
 
 def own_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """What timm knows of a folder (``local-dir:``) or of the hub (``hf-hub:``), for models built of others by name; else None.
+    """Return timm's configuration of a folder (``local-dir:``) or of the hub (``hf-hub:``), or None for other sources.
 
-    What the caller says of weights is of the model inside then, and stays in ``kwargs``; for one with weights of its own it is
-    taken out.
+    Models that contain another model call it. Without a folder or the hub, settings of pretrained weights describe the inner
+    model and stay in ``kwargs``. With one, they describe the outer model and are removed from ``kwargs``.
     """
     kwargs.pop("pretrained_model_args", None)
     overlay = kwargs.pop("pretrained_cfg_overlay", None)
@@ -163,7 +177,7 @@ def own_config(pretrained_cfg: Any, kwargs: dict[str, Any]) -> dict[str, Any] | 
 
 
 def load_own_weights(model: nn.Module, own: dict[str, Any]) -> None:
-    """Load the weights that lie beside such a configuration.
+    """Load the weights that belong to a configuration from `own_config`.
 
     Raises:
         ValueError: As `load_weights`.
@@ -175,16 +189,16 @@ def load_own_weights(model: nn.Module, own: dict[str, Any]) -> None:
 
 
 @dataclass
-class Started:
-    """How a checkpoint was fitted to the model that training starts from; as text, the notes for the user.
+class CheckpointReport:
+    """Report of how `start_from` fitted a checkpoint to a model. ``str()`` of it is the message for the user.
 
     Attributes:
-        num_classes: Of the model.
-        head: Names of the classifier or decoder that keep their initial values.
-        components: Names of the components that keep their initial values; see `component_names`.
-        left_out: Names of the checkpoint that the model has no place for.
-        resampled: Names of tables and embeddings that were made for other image sizes or patches.
-        channels: Names of convolutions that were made for other input channels.
+        num_classes: Number of classes of the model.
+        head: Names in the classifier or decoder that keep their initial values.
+        components: Names in the components that keep their initial values (see `component_names`).
+        left_out: Names in the checkpoint that the model does not have.
+        resampled: Names of tables and embeddings that were resampled from other image or patch sizes.
+        channels: Names of convolutions that were adapted to other input channels.
         moved: Names of a norm that the model has on the other side of the pooling.
     """
 
@@ -202,40 +216,54 @@ class Started:
             ("new", [*head, *_listed(self.components)]),
             ("left out", _listed(self.left_out)),
             ("resampled", _listed(self.resampled)),
-            ("for other input channels", self.channels),
-            ("on the other side of the pooling", self.moved),
+            ("adapted to other input channels", self.channels),
+            ("moved to the other side of the pooling", self.moved),
         )
         return "; ".join(f"{note}: {', '.join(names)}" for note, names in notes if names)
 
 
 def _listed(names: Sequence[str], most: int = 8) -> list[str]:
-    """Names for a line of text: one per kind of block, and the first ``most`` only."""
+    """Return names for one line of text: the first ``most`` names, with all blocks joined into one name."""
     kinds = list(dict.fromkeys(map(_in_any_block, names)))
     return kinds[:most] + [f"… ({len(kinds)} in all)"] * (len(kinds) > most)
 
 
-def start_from(model: nn.Module, path: Path) -> Started:
-    """Load a checkpoint to train on from: all of the model's backbone must be in it, and the rest is adapted.
+def start_from(model: nn.Module, path: Path) -> CheckpointReport:
+    """Load a checkpoint as the start of training. It must hold the whole backbone of the model. The rest is adapted.
 
-    A classifier, or a segmenter's decoder, keeps its initial values where the checkpoint has none, or one of other classes.
-    Position tables, patch embeddings and input channels are resampled by timm's functions. Layouts that timm converts to its
-    names of vision transformers (DINOv2, MAE, CLIP, DeiT-3) are converted, and a prefix of all names (``backbone.``) is taken
-    off. The weights of a classifier go to a segmenter's encoder, and the other way round. For which images the weights were
-    made is told by the ``config.json`` beside them; without one a position table is taken for that of a square grid.
+    - A classifier, or the decoder of a segmenter, keeps its initial values if the checkpoint has none, or one for another
+      number of classes.
+    - timm's functions resample position tables, patch embeddings and input channels.
+    - Layouts that timm can convert (DINOv2, MAE, CLIP, DeiT-3) are converted. A common prefix of all names, as ``backbone.``,
+      is removed.
+    - A segmenter's encoder accepts the weights of a classifier, and a classifier accepts those of a segmenter's encoder.
+    - The ``config.json`` next to the weights gives the image size that they were made for. Without it, the position table
+      must belong to a square grid.
+
+    Returns:
+        The report of what was new, left out or changed.
 
     Raises:
-        ValueError: Weights of the backbone are missing, of another shape, or have no place in it; the message lists them. Or a
-            position table of an unknown grid that is not square. Or as `read_weights`.
-        FileNotFoundError: There is no such file.
+        ValueError: Weights of the backbone are missing, have another shape, or do not exist in the model (the message lists
+            them); or the position table belongs to an unknown grid that is not square; or as `read_weights`.
+        FileNotFoundError: The file does not exist.
+
+    Example:
+        >>> import tempfile, timm, imgproc_attn
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(timm.create_model("test_vit").state_dict(), Path(folder, "vit.safetensors"))
+        ...     print(start_from(timm.create_model("test_nlm_vit", num_classes=5), Path(folder, "vit.safetensors")))
+        new: head.weight, head.bias (5 classes), blocks.*.attn.kernel.range_bandwidth.log_excess
     """
-    read, notes = read_weights(path), Started(getattr(model, "num_classes", 0))
+    read, notes = read_weights(path), CheckpointReport(getattr(model, "num_classes", 0))
     encoder = getattr(model, "encoder", None)
     segments = isinstance(encoder, nn.Module) and hasattr(model, "decoder")
     backbone, at = (encoder, "encoder.") if isinstance(encoder, nn.Module) and segments else (model, "")
     own, known = model.state_dict(), backbone.state_dict()
     prefix = _common_prefix(read, known)
     inner = {name.removeprefix(prefix): tensor for name, tensor in read.items() if name.startswith(prefix)}
-    inner = _for_backbone(inner, backbone, _made_for(path), notes)
+    inner = _for_backbone(inner, backbone, _image_size_of(path), notes)
     outer = {name: tensor for name, tensor in read.items() if not name.startswith(prefix)}
 
     heads = tuple(f"{name}." for name in _names_in_config(backbone, "classifier"))
@@ -253,27 +281,27 @@ def start_from(model: nn.Module, path: Path) -> Started:
 
 
 def _common_prefix(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """The prefix under which most of a model's names are found; empty where two of them are equally good."""
-    found = Counter(name[: -len(end)] for name in weights for end in _ends_of(name) if end in own).most_common(2)
-    tie = len(found) == 2 and found[0][1] == found[1][1]
-    return "" if not found or tie else found[0][0]
+    """Return the prefix that most of the model's names have in the checkpoint, or an empty one if two are equally common."""
+    prefixes = Counter(name[: -len(end)] for name in weights for end in _ends_of(name) if end in own).most_common(2)
+    tie = len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]
+    return "" if not prefixes or tie else prefixes[0][0]
 
 
 def _ends_of(name: str) -> list[str]:
-    """``a.b.c``, ``b.c``, ``c``."""
+    """Return all ends of a dotted name, as ``a.b.c``, ``b.c`` and ``c``."""
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
 def _names_in_config(model: nn.Module, key: str) -> list[str]:
-    """Names of the modules that timm's configuration has under ``key``: ``classifier`` or ``first_conv``."""
+    """Return the module names under ``key`` of timm's configuration: ``classifier`` or ``first_conv``."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get(key) or ()
     return [names] if isinstance(names, str) else list(names)
 
 
-class Config(TypedDict):
-    """What a folder's ``config.json`` must hold, for timm and for us."""
+class FolderConfig(TypedDict):
+    """Required content of the ``config.json`` of a folder, for timm and for this package."""
 
     architecture: str
     model_args: NotRequired[dict[str, Any] | None]
@@ -281,31 +309,31 @@ class Config(TypedDict):
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder whose configuration or weights are damaged, before timm meets them.
+    """Fail for a folder with damaged configuration or weights, before timm reads them.
 
     Raises:
         FileNotFoundError: There is no ``config.json``.
-        ValueError: It is damaged, the weights are cut off, or a file has changed since a run wrote it; the message names the
-            file.
+        ValueError: The configuration is damaged, the weights are not complete, or a file has changed since a run wrote it.
+            The message names the file.
     """
     remedy = "Copy the folder again, or evaluate another checkpoint."
-    read_json(folder / CONFIG, Config, remedy)
+    read_json(folder / CONFIG, FolderConfig, remedy)
     check_listed(folder / CONFIG, remedy)
     file = folder / WEIGHTS
-    if not file.is_file():  # timm knows other names
+    if not file.is_file():  # timm also loads files of other names
         return
     try:
-        with safe_open(file, "pt"):  # compares the length of the file with its header
+        with safe_open(file, "pt"):  # safetensors compares the length of the file with its header
             pass
     except SafetensorError as error:
         raise ValueError(
-            f"{file} is cut off or no checkpoint: {first_line(error)}. Copy it again, or evaluate another checkpoint."
+            f"{file} must be a complete checkpoint, got {first_line(error)}. Copy it again, or evaluate another checkpoint."
         ) from error
     check_listed(file, remedy)
 
 
 def config_beside(path: Path) -> dict[str, Any]:
-    """The ``config.json`` in the folder of weights, as timm writes it; empty where there is none, or another program's."""
+    """Return timm's ``config.json`` in the folder of the weights, or an empty dictionary if there is none of timm's."""
     file = (path if path.is_dir() else path.parent) / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -314,23 +342,23 @@ def config_beside(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) and isinstance(config.get("pretrained_cfg"), dict) else {}
 
 
-def _made_for(path: Path) -> tuple[int, int] | None:
-    """(height, width) of the images that weights were made for, by the configuration beside them."""
+def _image_size_of(path: Path) -> tuple[int, int] | None:
+    """Return (height, width) of the images that weights were made for, from the configuration next to them."""
     config = config_beside(path)
     size = (config.get("model_args") or {}).get("img_size") or config.get("pretrained_cfg", {}).get("input_size", ())[-2:]
     return to_2tuple(size) if size else None
 
 
 def _for_backbone(
-    weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None, notes: Started
+    weights: dict[str, Tensor], model: nn.Module, size: tuple[int, int] | None, notes: CheckpointReport
 ) -> dict[str, Tensor]:
-    """Weights in the names, grid and channels of a model.
+    """Return weights converted to the names, grid and input channels of a model.
 
     Args:
-        weights: Made for images of ``size``.
-        model: Made for its own.
-        size: (height, width), if known.
-        notes: What is done is added to them.
+        weights: Weights of a model for images of ``size``.
+        model: Target model.
+        size: (height, width) of the images that the weights were made for, if known.
+        notes: Report, to which all changes are added.
     """
     own = model.state_dict()
     weights = _for_vit(weights, model, size, notes) if isinstance(model, VisionTransformer) else dict(weights)
@@ -344,8 +372,8 @@ def _for_backbone(
     return weights
 
 
-class _OfTheSameGrid:
-    """A stand-in for the model, for which timm's filter finds no table to resample: `_fit_table` knows more of its grid."""
+class _SameGridModel:
+    """Stand-in for a model that stops timm from resampling the position table. `_fit_table` knows more about its grid."""
 
     pretrained_model_args = types.MappingProxyType({"img_size": 1})  # too small for any grid
 
@@ -360,9 +388,9 @@ class _OfTheSameGrid:
 
 
 def _for_vit(
-    weights: dict[str, Tensor], model: VisionTransformer, size: tuple[int, int] | None, notes: Started
+    weights: dict[str, Tensor], model: VisionTransformer, size: tuple[int, int] | None, notes: CheckpointReport
 ) -> dict[str, Tensor]:
-    """As `_for_backbone`: timm's names, and the model's image and patch size."""
+    """Return weights in timm's names, for the image and patch size of a model. Arguments as `_for_backbone`."""
     weights, embedding = dict(weights), "patch_embed.proj.weight"
     for name, module in model.named_modules():
         if isinstance(module, RelativeTable):
@@ -371,9 +399,9 @@ def _for_vit(
             notes.resampled += [f"{name}.table"] * (weights.get(f"{name}.table") is not before)
     patch = weights.get(embedding)
     try:
-        stand_in: Any = _OfTheSameGrid(model, weights)
+        stand_in: Any = _SameGridModel(model, weights)
         weights = checkpoint_filter_fn(weights, stand_in, adapt_layer_scale=True)
-    except RuntimeError:  # a patch embedding of another width, which `_load` refuses by its name
+    except RuntimeError:  # The patch embedding has another width. `_load` fails for it and gives its name.
         return weights
     tokens = {name for name in _TOKENS if name in model.state_dict()}
     if model.pos_embed is not None and weights.keys() >= {"pos_embed", *tokens} and weights["pos_embed"].dim() == 3:
@@ -383,46 +411,50 @@ def _for_vit(
 
 
 def _fit_table(
-    weights: dict[str, Tensor], model: VisionTransformer, patch: Tensor | None, size: tuple[int, int] | None, notes: Started
+    weights: dict[str, Tensor],
+    model: VisionTransformer,
+    patch: Tensor | None,
+    size: tuple[int, int] | None,
+    notes: CheckpointReport,
 ) -> None:
-    """Give the position table the rows of the model's tokens, and the places of its grid.
+    """Convert the position table to the tokens and the grid of the model.
 
     Args:
-        weights: In timm's names; the table is replaced.
-        model: The model, which has a table.
-        patch: The checkpoint's own patch embedding, if known.
+        weights: Weights in timm's names. The table is replaced.
+        model: Target model, which has a table.
+        patch: Patch embedding of the checkpoint, if known.
         size: As in `_for_backbone`.
         notes: As in `_for_backbone`.
 
     Raises:
-        ValueError: Nothing says which grid the table was made for.
+        ValueError: The grid that the table was made for is unknown.
     """
     own, table = model.state_dict(), weights["pos_embed"]
     tokens = [name for name in _TOKENS if name in weights and weights[name].dim() == 3]
     owners = [name for name in tokens for _ in range(weights[name].shape[1])]
     if _grid_of(table.shape[1] - len(owners), patch, size) is None and _grid_of(table.shape[1], patch, size) is not None:
-        owners = []  # the checkpoint's tokens have no rows, as in models with no_embed_class
-    rows, places = table[:, : len(owners)], table[:, len(owners) :]
+        owners = []  # tokens have no rows in this table, as in models with no_embed_class
+    rows, patches = table[:, : len(owners)], table[:, len(owners) :]
     kept = [i for i, name in enumerate(owners) if name in own]
     notes.left_out += [f"pos_embed[{i}]" for i in range(len(owners)) if i not in kept]
-    if model.no_embed_class:  # the table has no rows for tokens: a token's position is part of it
+    if model.no_embed_class:  # The table has no rows for tokens, so a token includes its position.
         for name in {owners[i] for i in kept}:
             weights[name] = weights[name] + rows[:, [i for i in kept if owners[i] == name]]
         kept = []
-    old, new = _grid_of(places.shape[1], patch, size), tuple(model.patch_embed.grid_size)
-    if old is None and places.shape[1] != new[0] * new[1]:
+    old, new = _grid_of(patches.shape[1], patch, size), tuple(model.patch_embed.grid_size)
+    if old is None and patches.shape[1] != new[0] * new[1]:
         raise ValueError(
-            f"pos_embed has {places.shape[1]} places, no square grid, and nothing says for which images it was "
-            f"made; give a folder whose {CONFIG} does (with pretrained_cfg.input_size), as runs and timm leave them."
+            f"pos_embed must have a square grid if its image size is unknown, got {patches.shape[1]} positions. Give a folder "
+            f"with a {CONFIG} that has pretrained_cfg.input_size, as runs and timm write it."
         )
     if old is not None and old != new:
-        places = resample_abs_pos_embed(places, list(new), list(old), num_prefix_tokens=0)
+        patches = resample_abs_pos_embed(patches, list(new), list(old), num_prefix_tokens=0)
         notes.resampled.append("pos_embed")
-    weights["pos_embed"] = torch.cat([rows[:, kept], places], dim=1)
+    weights["pos_embed"] = torch.cat([rows[:, kept], patches], dim=1)
 
 
 def _grid_of(count: int, patch: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a grid of ``count`` patches; a square one if ``size`` does not account for it, else None."""
+    """Return (height, width) of a grid of ``count`` patches: from ``size`` if it fits, else square if possible, else None."""
     if size is not None and patch is not None and patch.dim() == 4:
         height, width = (-(-side // length) for side, length in zip(size, patch.shape[-2:]))
         if height * width == count:
@@ -432,19 +464,27 @@ def _grid_of(count: int, patch: Tensor | None, size: tuple[int, int] | None) -> 
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load all of a checkpoint into ``model``.
+    """Load a whole checkpoint into ``model``.
 
-    Counters of batch normalization may be missing; half precision becomes the model's own type.
+    Counters of batch normalization may be missing. Weights in half precision are cast to the dtype of the model.
 
     Raises:
-        ValueError: Missing, unexpected or mis-shaped names; the message lists them. Or as `read_weights`.
-        FileNotFoundError: There is no such file.
+        ValueError: Names are missing or unexpected, or have another shape (the message lists them); or as `read_weights`.
+        FileNotFoundError: The file does not exist.
+
+    Example:
+        >>> import tempfile, timm
+        >>> from safetensors.torch import save_file
+        >>> model = timm.create_model("test_vit")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(model.state_dict(), Path(folder, "vit.safetensors"))
+        ...     load_weights(model, Path(folder, "vit.safetensors"))
     """
     _load(model, read_weights(path), path, [])
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], path: Path | str, left: list[str]) -> None:
-    """All of ``weights``; every name of the model but those ``left`` must be among them."""
+    """Load ``weights``. They must hold every name of the model except those in ``left``."""
     own = model.state_dict()
     shapes = [
         f"{name} {list(weights[name].shape)}, not {list(own[name].shape)}"
@@ -452,18 +492,21 @@ def _load(model: nn.Module, weights: dict[str, Tensor], path: Path | str, left: 
         if name in weights and weights[name].shape != own[name].shape
     ]
     fitting = {name: weights[name] for name in weights if name not in own or weights[name].shape == own[name].shape}
-    result = model.load_state_dict(fitting, strict=False)  # filter models complete a plain ViT's weights here
+    result = model.load_state_dict(fitting, strict=False)  # filter models complete the weights of a plain ViT here
     counters = [name for name in result.missing_keys if name.endswith("num_batches_tracked")]
     missing = [name for name in result.missing_keys if name not in (*weights, *left, *counters)]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes))
+        f"{len(names)} {problem}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+        for problem, names in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes))
         if names
     ]
     if problems:
-        raise ValueError(f"{path} is of another model than {type(model).__name__} as built here: {'; '.join(problems)}.")
+        raise ValueError(
+            f"{path} must hold the weights of the {type(model).__name__} built here, got {'; '.join(problems)}. Give "
+            "weights of the same architecture, or change the options of the model."
+        )
 
 
 def first_line(error: Exception) -> str:
-    """Kind and first line of an error."""
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

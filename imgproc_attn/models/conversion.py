@@ -1,4 +1,4 @@
-"""From a trained timm vision transformer to a filter backbone with its weights."""
+"""Conversion of a trained timm vision transformer to a filter backbone with its weights."""
 
 import copy
 import math
@@ -30,9 +30,11 @@ from ..core.projections import QueryKeyValue
 from .checkpoints import own_config
 from .filter_vit import FilterVisionTransformer
 
+__all__ = ["FilterVisionTransformerDistilled", "converted_vit", "from_timm"]
+
 
 class FilterVisionTransformerDistilled(FilterVisionTransformer, VisionTransformerDistilled):
-    """The filter form of timm's distilled DeiT, with its distillation token and second head. Made by `from_timm` alone."""
+    """Filter form of timm's distilled DeiT, with a distillation token and a second head. Only `from_timm` creates it."""
 
 
 _CLASSES = {VisionTransformer: FilterVisionTransformer, VisionTransformerDistilled: FilterVisionTransformerDistilled}
@@ -46,30 +48,42 @@ def from_timm(
     residual: Spec = "plain",
     block_residual: Spec = "plain",
 ) -> FilterVisionTransformer:
-    """A filter backbone with the weights and names of a timm vision transformer.
+    """Return a filter backbone with the weights and parameter names of a timm vision transformer.
 
-    With the dot product, and every gate at zero, it is the source model. Boosting and spatial kernels get a learned gate that
-    starts there, unless ``gate`` is given, or the gate's ``learned=False`` for the published constant; a relative table starts
-    from zeros. Another kernel, rotary positions and members of your own change the function at once (train them; a factory may
-    look at ``layer.depth``). What is new: `imgproc_attn.models.component_names`. Hooks on the source's attention are not taken
-    along. Its ``pretrained_cfg`` is the source's but for the name, `converted_vit`, under which timm's ``save_for_hf`` keeps
-    it.
+    With the dot-product kernel and all gates at zero, it computes the same function as the source model.
+
+    - Boosting and spatial kernels get a learned gate that starts at zero. To change this, give ``gate``, or give
+      ``learned=False`` (``learned_gate=False`` for positions) for the published constant.
+    - A relative table starts at zero.
+    - Another kernel, rotary positions and your own modules change the function at once, so train the model afterwards. Your
+      factory may look at ``layer.depth``.
+
+    `imgproc_attn.models.component_names` lists the new parameters. Hooks on the attention of the source are not copied. The
+    ``pretrained_cfg`` is that of the source, but its architecture is `converted_vit`. timm's ``save_for_hf`` stores this name.
 
     Args:
-        model: timm's ``VisionTransformer``: AugReg, DeiT (distilled too), DeiT-3, DINO and DINOv2, MAE, CLIP and SigLIP towers
-            of that class. Left as it is.
+        model: timm's ``VisionTransformer``: AugReg, DeiT (also distilled), DeiT-3, DINO and DINOv2, MAE, and CLIP and SigLIP
+            towers of that class. It is not changed.
         kernel: Kernel on features, as in `FilterVisionTransformer`.
-        positions: Kernels on positions beside the model's own absolute positions, which stay.
-        filter: What makes the operator, as in `FilterVisionTransformer`.
-        residual: Boosting of the filter with its weights frozen.
-        block_residual: Boosting of the attention branch, the filter estimated again in each step.
+        positions: Kernels on positions, in addition to the absolute positions of the model, which stay.
+        filter: Module that builds the operator, as in `FilterVisionTransformer`.
+        residual: Boosting of the filter with frozen weights.
+        block_residual: Boosting of the attention branch. Each step computes the filter again.
 
     Returns:
-        The new model, in the mode (training or evaluation), type and device of the source.
+        The new model, in the mode (training or evaluation), dtype and device of the source.
 
     Raises:
-        TypeError: The source is of another class, or holds blocks or attention of another class.
-        ValueError: Unknown members or options, or positions that act on the tokens.
+        TypeError: The source is of another class, or has blocks or attention of another class.
+        ValueError: A member or option is unknown, or positions act on the tokens.
+
+    Example:
+        >>> import torch
+        >>> source = timm.create_model("test_vit").eval()
+        >>> model = from_timm(source, residual="twicing", positions="spatial_gaussian")
+        >>> image = torch.rand(1, 3, 160, 160)
+        >>> torch.allclose(model(image), source(image), atol=1e-5)  # all gates start at zero
+        True
     """
     _check_source(model)
     source: Any = copy.deepcopy(model)
@@ -77,7 +91,8 @@ def from_timm(
     for name, _ in members:
         if name in MODEL_POSITIONS:
             raise ValueError(
-                f"positions={name!r} acts on the tokens, and the source brings its own; give kernels on positions."
+                f"positions must be kernels on positions, got {name!r}, which acts on the tokens. Leave it out: the source has "
+                "its own positions of tokens."
             )
     depth = len(source.blocks)
     components = Components.resolve(
@@ -94,7 +109,7 @@ def from_timm(
     source.__class__ = _CLASSES[type(source)]
     source._take_over(blocks, False, [], drop_rate)
     for module in source.modules():
-        if module not in kept:  # those of the source may have modes of their own, a frozen norm for one
+        if module not in kept:  # Modules of the source may have their own mode, as a frozen norm.
             module.training = model.training
     _rename(
         source,
@@ -104,11 +119,11 @@ def from_timm(
 
 
 def _rename(model: Any, components: Mapping[str, Any]) -> None:
-    """What timm writes beside exported weights says how to make this model of its source."""
+    """Record in timm's configuration how to build this model from its source. timm saves it next to exported weights."""
     cfg = getattr(model, "pretrained_cfg", None)
-    if cfg and "architecture" in cfg:  # timm's factory leaves both; a class that was called itself has none
-        told = {name: spec for name, spec in components.items() if spec is not None}
-        model._model_args = {**getattr(model, "_model_args", {}), "source": cfg["architecture"], **told}
+    if cfg and "architecture" in cfg:  # timm's factory sets both. A model made by calling its class has none.
+        given = {name: spec for name, spec in components.items() if spec is not None}
+        model._model_args = {**getattr(model, "_model_args", {}), "source": cfg["architecture"], **given}
         model.pretrained_cfg = {**cfg, "architecture": "converted_vit"}
 
 
@@ -124,22 +139,27 @@ def converted_vit(
     pretrained_cfg: Any = None,
     **kwargs: Any,
 ) -> FilterVisionTransformer:
-    """`from_timm` by name, so that recipes and checkpoints can say it.
+    """Create a source model and convert it with `from_timm`. Recipes and checkpoints use it by name.
 
     ``timm.create_model("converted_vit", pretrained=True, source="vit_small_patch16_224.augreg_in1k", residual="twicing")`` is
     ``from_timm(timm.create_model("vit_small_patch16_224.augreg_in1k", pretrained=True), residual="twicing")``.
 
     Args:
-        pretrained: With the trained weights of ``source``; or, from a folder (``local-dir:``) or the hub (``hf-hub:``), with
-            those there.
+        pretrained: Load the trained weights of ``source``. From a folder (``local-dir:``) or the hub (``hf-hub:``), load the
+            weights that are there.
         source: timm's name of the model to convert.
         kernel: As in `from_timm`.
         positions: As in `from_timm`.
         filter: As in `from_timm`.
         residual: As in `from_timm`.
         block_residual: As in `from_timm`.
-        pretrained_cfg: timm's, of a folder or the hub.
-        **kwargs: Of the source, as ``num_classes`` and ``img_size``.
+        pretrained_cfg: timm's configuration of a folder or the hub.
+        **kwargs: Arguments of the source, as ``num_classes`` and ``img_size``.
+
+    Example:
+        >>> model = timm.create_model("converted_vit", source="test_vit", kernel="gaussian_range", num_classes=5)
+        >>> type(model).__name__, model.num_classes
+        ('FilterVisionTransformer', 5)
     """
     own = own_config(pretrained_cfg, kwargs)
     plain = timm.create_model(source, pretrained=pretrained and own is None, **kwargs)
@@ -153,7 +173,7 @@ def converted_vit(
 
 
 def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spec:
-    """``spec`` with a learned gate at zero, if the member has a gate and ``spec`` does not set it."""
+    """Return ``spec`` with a learned gate at zero, if the member has a gate and ``spec`` does not set it."""
     if callable(spec):
         return spec
     options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
@@ -164,7 +184,7 @@ def _start_closed(spec: Spec, table: Mapping[str, Factory], learned: str) -> Spe
 
 
 def _convert(block: Any, depth: int, grid_size: tuple[int, int], components: Components) -> FilterBlock:
-    """The block with a filter for attention; all else is the source's."""
+    """Return the block with a filter as attention. All other modules are those of the source."""
     attn, weight = block.attn, block.attn.qkv.weight
     dd = {"device": weight.device, "dtype": weight.dtype}
     qkv = QueryKeyValue(weight.shape[1], attn.num_heads, attn.qkv.bias is not None, **dd)
@@ -187,36 +207,37 @@ def _convert(block: Any, depth: int, grid_size: tuple[int, int], components: Com
 
 
 def _check_source(model: nn.Module) -> None:
-    """Refuse, with the reason, what is not the class these filters replace."""
+    """Fail for models, blocks and attention layers that these filters cannot replace, and give the reason."""
     if isinstance(model, FilterVisionTransformer):
         raise TypeError(
-            "from_timm: the source is a filter model already. Create one with other components, and load its weights into it."
+            f"from_timm: the source must be a model of timm, got {type(model).__name__}, a filter model. Create one with other "
+            "components, and load the weights into it."
         )
     if type(model) not in _CLASSES:
         raise TypeError(
-            f"from_timm converts timm's VisionTransformer and VisionTransformerDistilled, but got {type(model).__name__}: "
-            "another forward pass, in which these filters have no defined place. For features_only models convert first."
+            "from_timm: the source must be timm's VisionTransformer or VisionTransformerDistilled, got "
+            f"{type(model).__name__}, which has another forward pass. Convert before you ask timm for features_only."
         )
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         if type(block) is not Block:
-            raise TypeError(f"from_timm: block {i} is {type(block).__name__}, but only the pre-norm Block can be converted.")
+            raise TypeError(f"from_timm: block {i} must be timm's Block, got {type(block).__name__}. Use another model.")
         attn = block.attn
         if type(attn) is not Attention:
-            raise TypeError(f"from_timm: attention {i} is {type(attn).__name__}, but only timm's plain Attention is a filter.")
+            raise TypeError(f"from_timm: attention {i} must be timm's Attention, got {type(attn).__name__}. Use another model.")
         if type(attn.qkv) is not nn.Linear or not isinstance(attn.qkv.weight, nn.Parameter):
             raise TypeError(
-                f"from_timm: queries, keys and values of attention {i} come from a {type(attn.qkv).__name__}, of more than a "
-                "weight and a bias (an adapter, a parametrization, a quantized layer); merge it into a plain Linear first."
+                f"from_timm: qkv of attention {i} must be a Linear of one weight and one bias, got {type(attn.qkv).__name__} "
+                "with more (an adapter, a parametrization or a quantized layer). Merge it into a plain Linear first."
             )
         if getattr(attn, "gate", None) is not None:
-            raise TypeError(f"from_timm: attention {i} gates its output (gated=True), which a filter has no place for.")
+            raise TypeError(f"from_timm: attention {i} must have no output gate, got gated=True. Use another model.")
         if not math.isclose(attn.scale, attn.head_dim**-0.5):
             raise TypeError(
-                f"from_timm: attention {i} scales its scores by {attn.scale:g}, not by {attn.head_dim**-0.5:g}, the root of "
-                f"1 / {attn.head_dim}; multiply the queries' weights instead."
+                f"from_timm: attention {i} must scale its scores by 1 / sqrt({attn.head_dim}) = {attn.head_dim**-0.5:g}, got "
+                f"{attn.scale:g}. Multiply the weights of the queries instead."
             )
         if attn.num_heads * attn.head_dim != attn.qkv.in_features:
             raise TypeError(
-                f"from_timm: attention {i} has {attn.num_heads} heads of {attn.head_dim} in a width of "
-                f"{attn.qkv.in_features}; only heads that share the width evenly can be converted."
+                f"from_timm: attention {i} must have heads that fill its width of {attn.qkv.in_features}, got {attn.num_heads} "
+                f"heads of {attn.head_dim}. Use another model."
             )

@@ -1,12 +1,12 @@
-"""The families of registered models, one entry each in `FAMILIES`.
+"""Families of registered models, one entry per family in `FAMILIES`.
 
 A family is a `FilterVisionTransformer` with some of its keywords set. This module registers one entry point per family and
 size with timm: ``<family>_tiny``, ``<family>_small``, ``<family>_base``, ``test_<family>``, and ``<family>_large`` for some.
 To add a family, add an entry to `FAMILIES`.
 
 Notation: A is the matrix of filter weights of one head, ``A_ij = K_ij / sum_j K_ij`` for the kernel K. The queries, keys and
-values of token i are q_i, k_i and v_i, d is the width of a head, and p_i is the place of patch i on the grid. A head returns
-``u = A v`` unless its family says otherwise.
+values of token i are q_i, k_i and v_i. d is the width of a head, and p_i is the position of patch i on the grid. A head returns
+``u = A v`` unless the family has another formula.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +40,10 @@ class Family:
         text: Formula and source, for the docstrings of the entry points.
         components: Keywords of `FilterVisionTransformer`.
         sizes: Keys of `SIZES`.
+
+    Example:
+        >>> FAMILIES["nlm_vit"].components
+        {'kernel': 'gaussian_range', 'positions': 'absolute'}
     """
 
     title: str
@@ -49,7 +53,7 @@ class Family:
 
 
 WITH_LARGE = ("tiny", "small", "base", "large", "test")
-# The row of a class token has no place. With class-token pooling, the spatial bandwidths of the last block get no gradient.
+# A class token has no position. With class-token pooling, the spatial bandwidths of the last block get no gradient.
 AVERAGE = {"class_token": False, "global_pool": "avg"}
 
 FAMILIES: Mapping[str, Family] = {
@@ -59,7 +63,7 @@ FAMILIES: Mapping[str, Family] = {
         Softmax attention, ``K_ij = exp(q_i.k_j / sqrt(d))``, with learned positions added to the tokens (arXiv 2010.11929).
 
         Pooled by average, without a class token. It is one corner of the 2 x 2 {plain, bilateral} x {plain, boosted stream}.
-        The others are `bilateral_vit`, `sos_stream_vit` and `bilateral_sos_stream_vit`, which are pooled alike.
+        The others are `bilateral_vit`, `sos_stream_vit` and `bilateral_sos_stream_vit`, with the same pooling.
         """,
         {"kernel": "dot_product", "positions": "absolute", **AVERAGE},
     ),
@@ -79,8 +83,8 @@ FAMILIES: Mapping[str, Family] = {
         Bilateral filter, ``K_ij = exp(-|q_i - k_j|^2 / h_r^2 - |p_i - p_j|^2 / h_s^2)`` (Tomasi and Manduchi 1998; for tokens
         arXiv 2506.10371). Learned positions are added to the tokens too. Each head learns its h_r and h_s.
 
-        Pooled by average, without a class token: the row of a class token has no place, so under class-token pooling the
-        spatial bandwidths of the last block would get no gradient.
+        Pooled by average, without a class token. A class token has no position, so with class-token pooling the spatial
+        bandwidths of the last block would get no gradient.
         """,
         {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian"), **AVERAGE},
         WITH_LARGE,
@@ -92,7 +96,7 @@ FAMILIES: Mapping[str, Family] = {
         projections of learned position vectors, which are never added to the tokens. This is one reading of arXiv 2506.10371,
         whose exact formula is not public, and close to TUPE (arXiv 2006.15595).
 
-        Pooled by average, without a class token, as `bilateral_vit` and for the same reason.
+        Pooled by average, without a class token, for the same reason as `bilateral_vit`.
         """,
         {"kernel": "dot_product", "positions": "untied", **AVERAGE},
     ),
@@ -100,7 +104,7 @@ FAMILIES: Mapping[str, Family] = {
         "Elliptical ViT",
         """
         Elliptical attention, ``K_ij = exp(q_i M k_j / sqrt(d))`` (arXiv 2406.13770). The metric M is diagonal. It is the mean
-        change of the values since the layer before, per coordinate, scaled so that the largest entry is 1. The first layer is
+        change of the values since the previous layer, per coordinate, scaled so that the largest entry is 1. The first layer is
         softmax attention. Learned positions are added to the tokens.
         """,
         {"kernel": "elliptical", "positions": "absolute"},
@@ -125,7 +129,7 @@ FAMILIES: Mapping[str, Family] = {
     "neutreno_vit": Family(
         "NeuTRENO ViT",
         """
-        Softmax attention held to the values v_0 of the first layer, ``u = A v + lambda (v_0 - v)`` with lambda 0.6
+        Softmax attention that stays close to the values v_0 of the first layer, ``u = A v + lambda (v_0 - v)`` with lambda 0.6
         (arXiv 2312.00751). Learned positions are added to the tokens.
         """,
         {"kernel": "dot_product", "positions": "absolute", "residual": "neutreno"},
@@ -133,11 +137,11 @@ FAMILIES: Mapping[str, Family] = {
     "pid_vit": Family(
         "PID ViT",
         """
-        Softmax attention steered to the values v_0 of the first layer by three gains, after PIDformer (arXiv 2402.15989):
+        Softmax attention with a PID controller towards the values v_0 of the first layer, after PIDformer (arXiv 2402.15989):
         ``u = A v + P e_l + I (e_1 + ... + e_l) + D (e_l - e_(l - 1))`` in layer l, with ``e_l = v_0 - v_l``. Learned positions
         are added to the tokens.
 
-        Formula and gains are second-hand, unverified (`imgproc_attn.core.residuals.PID`).
+        Formula and gains come from secondary sources and are not verified (`imgproc_attn.core.residuals.PID`).
         """,
         {"kernel": "dot_product", "positions": "absolute", "residual": "pid"},
     ),
@@ -145,7 +149,7 @@ FAMILIES: Mapping[str, Family] = {
         "SOS-stream ViT",
         """
         `plain_vit` with one step of strengthen-operate-subtract around each attention branch (Romano and Elad 2015). The filter
-        is estimated again from the operand of the step.
+        is computed again from the operand of the step.
         """,
         {"kernel": "dot_product", "positions": "absolute", "block_residual": "sos", **AVERAGE},
     ),
@@ -153,7 +157,7 @@ FAMILIES: Mapping[str, Family] = {
         "Bilateral SOS-stream ViT",
         """
         `bilateral_vit` with one step of strengthen-operate-subtract around each attention branch (Romano and Elad 2015). The
-        filter is estimated again from the operand of the step.
+        filter is computed again from the operand of the step.
         """,
         {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian"), "block_residual": "sos", **AVERAGE},
     ),
@@ -183,7 +187,7 @@ def _default_cfg(size: str) -> dict[str, Any]:
 
 
 def _entry_point(name: str, family: Family, size: str) -> Callable[..., FilterVisionTransformer]:
-    """Return the function that creates the model ``name``, with a docstring of its own."""
+    """Return the function that creates the model ``name``, with its own docstring."""
     shape = SIZES[size]
 
     def create(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
@@ -197,12 +201,12 @@ def _entry_point(name: str, family: Family, size: str) -> Callable[..., FilterVi
 
 Args:
     pretrained: Load trained weights, from a folder (``local-dir:``) or the hub (``hf-hub:``). None are published yet.
-    **kwargs: Keywords of `FilterVisionTransformer`, in place of the defaults of the family and size.
+    **kwargs: Keywords of `FilterVisionTransformer`. They replace the defaults of the family and size.
 """
     return create
 
 
-# register_model looks up a model's configuration here, under this name
+# register_model looks up the configuration of a model under this name.
 default_cfgs = generate_default_cfgs(
     {_model_name(name, size): _default_cfg(size) for name, family in FAMILIES.items() for size in family.sizes}
 )

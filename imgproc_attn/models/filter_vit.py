@@ -1,4 +1,4 @@
-"""The vision transformer whose attention is a filter: timm's, with the components of this library open by keyword."""
+"""Vision transformer whose attention is a filter: timm's model, with the components of this library as keywords."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,35 +23,47 @@ from ..core.layer_state import LayerState
 from ..utils.checks import check_flag, check_number, check_whole
 from .checkpoints import adapt_vit_checkpoint
 
-# Bandwidths, gates and tables of log-weights.
-_OF_HEADS = r"^blocks\.\d+\.(?:attn|block_residual)\..*\.(?:log_excess|strength|table)$"
+__all__ = ["FilterVisionTransformer"]
+
+# Names of bandwidths, gates and tables of log-weights.
+_PER_HEAD_PARAMETERS = r"^blocks\.\d+\.(?:attn|block_residual)\..*\.(?:log_excess|strength|table)$"
 
 
 class FilterVisionTransformer(VisionTransformer):
-    """Vision transformer with filters for attention: all of timm's `VisionTransformer`, and the components.
+    """Vision transformer with filters as attention: timm's `VisionTransformer` plus components.
+
+    A component is a name, a dictionary with options and ``layers``, or your own factory (see
+    `imgproc_attn.core.components`).
 
     Args:
         kernel: Kernel on features: ``"dot_product"``, ``"gaussian_range"`` or ``"elliptical"`` (layer 0 stays dot product).
         positions: One or several of ``"absolute"`` (learned, added to the tokens), ``"sincos"`` (fixed, added),
             ``"spatial_gaussian"``, ``"alibi"``, ``"relative_table"``, ``"rotary"``, ``"untied"``; or ``"none"``.
-        filter: What makes the operator: ``"softmax"`` (through fused attention, unless timm's `set_fused_attn` or
-            ``TIMM_FUSED_ATTN`` switches it off) or ``"dense"`` (a tensor of weights; faster on a few dozen tokens).
-        residual: Boosting of the filter with its weights frozen: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
+        filter: Module that builds the operator. ``"softmax"`` uses fused attention, unless timm's `set_fused_attn` or
+            ``TIMM_FUSED_ATTN`` turns it off. ``"dense"`` computes a tensor of weights and is faster on a few dozen tokens.
+        residual: Boosting of the filter with frozen weights: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
             ``"neutreno"`` or ``"pid"``.
-        block_residual: Boosting of the block's attention branch, the filter estimated again in each step: ``"plain"``,
+        block_residual: Boosting of the attention branch of a block. Each step computes the filter again: ``"plain"``,
             ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
-        projection: Maps between tokens and heads: ``"qkv"``, with ``{"name": "qkv", "qk_dim": 59}`` for narrower queries
-            and keys.
+        projection: Input and output projection of attention: ``"qkv"``, or ``{"name": "qkv", "qk_dim": 59}`` for narrower
+            queries and keys.
         mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
-        **kwargs: As timm's, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the components decide.
-
-    A component is a name, a dictionary with options and ``layers``, or a factory of your own (see
-    `imgproc_attn.core.components`).
+        depth: Number of blocks.
+        img_size: Side, or (height, width), of the images in pixels.
+        patch_size: Side, or (height, width), of a patch in pixels.
+        patch_drop_rate: Share of patches that training drops.
+        **kwargs: timm's arguments, except ``pos_embed``, ``block_fn`` and ``attn_layer``, which the components set.
 
     Raises:
-        ValueError: Unknown names or options, members that exclude each other, an argument that the components
-            decide, or a rate that is not in [0, 1).
-        TypeError: A component, or its layers, of a type that is none of these; or an argument of timm's of another type.
+        ValueError: A name or option is unknown, two members exclude each other, an argument is set by the components, or a
+            rate is not in [0, 1).
+        TypeError: A component, its ``layers`` or an argument of timm has another type.
+
+    Example:
+        >>> residual = {"name": "twicing", "layers": [10, 11]}
+        >>> model = FilterVisionTransformer(kernel="gaussian_range", residual=residual, embed_dim=64, num_heads=2)
+        >>> model(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
     """
 
     carry_positions: bool
@@ -75,7 +87,7 @@ class FilterVisionTransformer(VisionTransformer):
     ) -> None:
         for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
             if name in kwargs:
-                raise ValueError(f"{name}={kwargs[name]!r} is decided by the components of a filter model; use {remedy}.")
+                raise ValueError(f"{name} must be left out of a filter model, got {kwargs[name]!r}. Use {remedy}.")
         _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
         components = Components.resolve(
             depth,
@@ -87,29 +99,29 @@ class FilterVisionTransformer(VisionTransformer):
             block_residual=block_residual,
             mlp=mlp,
         )
-        where = components.positions
+        resolved = components.positions
         block_fn = partial(build_block, components=components, grid_size=_grid_size(img_size, patch_size))
-        if where.table and not where.added:
+        if resolved.table and not resolved.added:
             if kwargs.get("no_embed_class") is False:
-                raise ValueError("no_embed_class=False: untied positions have a table of patches only; leave it out.")
+                raise ValueError("no_embed_class must be True for untied positions, got False. Leave it out.")
             kwargs["no_embed_class"] = True
         super().__init__(
             depth=depth,
             img_size=img_size,
             patch_size=patch_size,
             patch_drop_rate=patch_drop_rate,
-            pos_embed="learn" if where.table else "none",
-            block_fn=block_fn,  # type: ignore[arg-type]  # timm calls it; any callable does
+            pos_embed="learn" if resolved.table else "none",
+            block_fn=block_fn,  # type: ignore[arg-type]  # timm only calls it, so any function works
             **kwargs,
         )
-        embedded = [member(self.embed_dim) for member in where.embedded]
-        self._take_over(list(self.blocks), where.table and not where.added, embedded, patch_drop_rate)
+        embedded = [member(self.embed_dim) for member in resolved.embedded]
+        self._take_over(list(self.blocks), resolved.table and not resolved.added, embedded, patch_drop_rate)
 
     def _take_over(
         self, blocks: list[nn.Module], carry_positions: bool, token_positions: list[nn.Module], patch_drop_rate: float
     ) -> None:
-        """What a filter model has in place of timm's."""
-        # blocks take more than one argument, which a Sequential cannot hand on
+        """Replace timm's parts by those of a filter model."""
+        # Blocks take more than one argument, which a Sequential cannot pass.
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.token_positions = nn.ModuleList(token_positions)
         self.carry_positions = carry_positions
@@ -120,7 +132,7 @@ class FilterVisionTransformer(VisionTransformer):
         self.register_load_state_dict_pre_hook(adapt_vit_checkpoint)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Geometry]:
-        """Images ``[B, C, H, W]`` to the tokens of the first block and their geometry."""
+        """Return the input tokens of the first block, and their geometry, for images ``[B, C, H, W]``."""
         patch_embed = self.patch_embed
         x = _check_images(x, self.in_chans, patch_embed.img_size, patch_embed.patch_size, self._size_rule)
         x = patch_embed(x)
@@ -141,7 +153,7 @@ class FilterVisionTransformer(VisionTransformer):
         return self.norm_pre(x), geometry
 
     def _prepend_prefix(self, x: Tensor) -> Tensor:
-        """Class and register tokens in front of the patches."""
+        """Return class and register tokens followed by the patches ``x``."""
         tokens = [x]
         if self.reg_token is not None:
             tokens.insert(0, self.reg_token.expand(x.shape[0], -1, -1))
@@ -150,25 +162,25 @@ class FilterVisionTransformer(VisionTransformer):
         return torch.cat(tokens, dim=1)
 
     def _position_embeddings(self, height: int, width: int) -> Tensor:
-        """The table of untied positions at this grid, zero for prefix tokens."""
+        """Return the table of untied positions for a grid, with zeros for prefix tokens."""
         table = self.pos_embed
-        assert table is not None  # carried positions have a table
+        assert table is not None  # models that carry positions have a table
         if self.dynamic_img_size:
             table = resample_abs_pos_embed(table, (height, width), self.patch_embed.grid_size, num_prefix_tokens=0)
         return F.pad(table, (0, 0, self.num_prefix_tokens, 0))
 
-    def _nothing_yet(self) -> LayerState | None:
-        """The state before the first block; None where no layer needs any."""
+    def _initial_state(self) -> LayerState | None:
+        """Return the state before the first block, or None if no layer needs a state."""
         if self.needs_state:
             return LayerState()
         return None
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x, geometry = self._embed(x)
-        state = self._nothing_yet()
+        state = self._initial_state()
         for block in self.blocks:
             if self.grad_checkpointing:
-                # never the re-entrant kind: geometry and carried values may need gradients
+                # Geometry and state may need gradients, which re-entrant checkpointing does not support.
                 x, state = checkpoint(block, x, geometry, attn_mask, is_causal, state, use_reentrant=False)
             else:
                 x, state = block(x, geometry, attn_mask, is_causal, state)
@@ -187,22 +199,22 @@ class FilterVisionTransformer(VisionTransformer):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        """Features of some blocks, and the final ones. Arguments and results are those of timm's `VisionTransformer`.
+        """Return features of some blocks and the final features. Arguments and results are those of timm's model.
 
         Raises:
-            ValueError: Unknown ``output_fmt``, or ``NCHW`` asked for while patch dropout removes patches.
+            ValueError: ``output_fmt`` is unknown, or it is ``NCHW`` while patch dropout removes patches.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}, but must be 'NCHW' or 'NLC'.")
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}. Give one of them.")
         take, last = feature_take_indices(len(self.blocks), indices)
         height, width = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         x, geometry = self._embed(x)
         if output_fmt == "NCHW" and x.shape[1] != self.num_prefix_tokens + height * width:
             raise ValueError(
-                f"output_fmt='NCHW' needs all {height * width} patches, but patch dropout kept "
-                f"{x.shape[1] - self.num_prefix_tokens}; use output_fmt='NLC', or set patch_drop_rate=0."
+                f"Patches must be all {height * width} for output_fmt='NCHW', got {x.shape[1] - self.num_prefix_tokens} after "
+                "patch dropout. Use output_fmt='NLC', or set patch_drop_rate=0."
             )
-        state = self._nothing_yet()
+        state = self._initial_state()
         features = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             if self.grad_checkpointing:
@@ -227,22 +239,28 @@ class FilterVisionTransformer(VisionTransformer):
         return features if intermediates_only else (self.norm(x), features)
 
     def attention_weights(self, x: Tensor, layers: Sequence[int] | None = None) -> dict[int, Tensor]:
-        """The dense filters A of some layers for images ``x``, whether or not the model is fused.
+        """Return the dense filters A of some layers for images ``x``, also if the model uses fused attention.
 
         Args:
             x: Images ``[B, C, H, W]``, normalized as the model expects.
-            layers: Block indices, negative ones from the end; all by default.
+            layers: Block indices. Negative ones count from the end. Default: all blocks.
 
         Returns:
-            ``{layer: [B, num_heads, N, N]}``; rows sum to 1. A is the filter before boosting.
+            ``{layer: A}`` with A ``[B, num_heads, N, N]``, the filter before boosting. Its rows sum to 1.
 
         Raises:
-            ValueError: A layer the model does not have.
+            ValueError: The model does not have a given layer.
+
+        Example:
+            >>> import timm
+            >>> weights = timm.create_model("test_nlm_vit").attention_weights(torch.rand(1, 3, 160, 160), layers=[-1])
+            >>> {layer: tuple(a.shape) for layer, a in weights.items()}
+            {5: (1, 2, 101, 101)}
         """
         depth = len(self.blocks)
         wanted = range(depth) if layers is None else layer_indices("layers", layers, depth)
         x, geometry = self._embed(x)
-        state = self._nothing_yet()
+        state = self._initial_state()
         maps = {}
         block: Any
         for i, block in enumerate(self.blocks):
@@ -252,17 +270,17 @@ class FilterVisionTransformer(VisionTransformer):
         return maps
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's, for layer decay; bandwidths, gates and tables of log-weights learn as those of the last block do.
+        """Return timm's parameter groups for layer decay. Bandwidths, gates and tables learn at the rate of the last block.
 
-        There are a few a head, and gates of a converted model start at 0: decayed, they would stay there in the first blocks.
+        Gates of a converted model start at 0. With a decayed learning rate, those of the first blocks would stay there.
         """
         matcher: dict[str, Any] = super().group_matcher(coarse)
         if not coarse:
-            matcher["blocks"] = [(_OF_HEADS, MATCH_PREV_GROUP), *matcher["blocks"]]
+            matcher["blocks"] = [(_PER_HEAD_PARAMETERS, MATCH_PREV_GROUP), *matcher["blocks"]]
         return matcher
 
     def no_weight_decay(self) -> set[str]:
-        """Names that get no weight decay: timm's, and the tables of log-weights."""
+        """Return the names without weight decay: timm's, and the tables of log-weights."""
         return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(".table")}
 
     @property
@@ -296,7 +314,7 @@ def build_block(
     device=None,
     dtype=None,
 ) -> FilterBlock:
-    """A block from timm's arguments (as its `VisionTransformer` gives them to ``block_fn``) and the components' factories."""
+    """Return a block, built from the components and from the arguments that timm passes to ``block_fn``."""
     dd = {"device": device, "dtype": dtype}
     make_mlp = partial(
         mlp_layer,
@@ -337,7 +355,7 @@ def build_block(
 
 
 def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> "FilterVisionTransformer":
-    """What the registered names call: timm's builder with this model class."""
+    """Create a model of this class with timm's builder. The registered names call it."""
     check_flag("pretrained", pretrained)
     out_indices = kwargs.pop("out_indices", 3)
     model: Any = build_model_with_cfg(
@@ -354,12 +372,12 @@ def create_filter_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> 
 
 @cache
 def _types_of_arguments() -> dict[str, Any]:
-    """What timm says its arguments are."""
+    """Return the type hints of timm's arguments."""
     return get_type_hints(VisionTransformer.__init__)
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse values of timm's arguments that it would take for others: texts for flags, rates out of range."""
+    """Fail for arguments that timm would misread, as text for a flag, and for rates out of range."""
     types = _types_of_arguments()
     for name, value in arguments.items():
         kind = types.get(name)
@@ -368,20 +386,20 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         elif kind is int:
             least = 0 if name in ("num_classes", "reg_tokens") else 1
             if check_whole(name, value) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+                raise ValueError(f"{name} must be at least {least}, got {value}. Give a larger number.")
         elif name.endswith("_rate"):
             if not 0 <= check_number(name, value) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}. Give a probability; 0 switches it off.")
         elif (kind is float or (kind == float | None and value is not None)) and not math.isfinite(check_number(name, value)):
-            raise ValueError(f"{name} must be finite, got {value}.")
+            raise ValueError(f"{name} must be finite, got {value}. Give a finite number.")
 
 
 def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
     (height, width), (patch_y, patch_x) = to_2tuple(img_size), to_2tuple(patch_size)
     if height % patch_y or width % patch_x:
         raise ValueError(
-            f"img_size {height} x {width} is not divisible by patch_size {patch_y} x {patch_x}; "
-            f"use {max(height // patch_y, 1) * patch_y} x {max(width // patch_x, 1) * patch_x}, or another patch_size."
+            f"img_size must be divisible by patch_size {patch_y} x {patch_x}, got {height} x {width}. "
+            f"Use {max(height // patch_y, 1) * patch_y} x {max(width // patch_x, 1) * patch_x}, or another patch_size."
         )
     return height // patch_y, width // patch_x
 
@@ -389,22 +407,22 @@ def _grid_size(img_size: int | tuple[int, int], patch_size: int | tuple[int, int
 def _check_images(
     x: Tensor, in_chans: int, img_size: tuple[int, int] | None, patch_size: tuple[int, int], size_rule: str
 ) -> Tensor:
-    """``x`` if the model can take it."""
+    """Return ``x`` if the model accepts images of its shape."""
     if x.dim() != 4 or x.shape[1] != in_chans:
         raise ValueError(
-            f"Images of shape {list(x.shape)} given, but the model takes [batch, {in_chans}, height, width]; "
-            f"create it with in_chans= for another number of channels."
+            f"Images must have the shape [batch, {in_chans}, height, width], got {list(x.shape)}. For another number of "
+            "channels, create the model with in_chans=."
         )
     height, width = x.shape[2], x.shape[3]
     if size_rule == "fixed" and img_size is not None and (height != img_size[0] or width != img_size[1]):
         raise ValueError(
-            f"Images of {height} x {width} given, but the model was built for {img_size[0]} x {img_size[1]}; resize them, "
-            f"call set_input_size(), or create the model with dynamic_img_size=True."
+            f"Images must be {img_size[0]} x {img_size[1]}, the size that the model was built for, got {height} x {width}. "
+            "Resize them, call set_input_size(), or create the model with dynamic_img_size=True."
         )
     if size_rule == "divisible" and (height % patch_size[0] != 0 or width % patch_size[1] != 0):
         raise ValueError(
-            f"Images of {height} x {width} given, but both must be divisible by the patch, {patch_size[0]} x "
-            f"{patch_size[1]}; resize them, or create the model with dynamic_img_pad=True."
+            f"Sides of images must be divisible by the patch, {patch_size[0]} x {patch_size[1]}, got {height} x {width}. "
+            "Resize them, or create the model with dynamic_img_pad=True."
         )
     return x
 

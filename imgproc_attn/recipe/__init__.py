@@ -1,4 +1,4 @@
-"""Recipes: the schema of the YAML files, and the functions that find, read and write them."""
+"""Recipes: YAML files of training runs, their schema, and functions to find and load them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Recipes that extend other files: ``extends`` names a file, and what the recipe gives is merged into what that file gives."""
+"""Inheritance of recipes: the key ``extends`` names a base file, and the recipe is merged into it."""
 
 import os
 import types
@@ -13,25 +13,30 @@ from .library import packaged_files, recipe_folders
 from .schema import Recipe
 from .yaml_text import SHORT, check_size, read_yaml_file
 
+__all__ = ["EXTENDS", "MAX_FILES", "merge", "read_recipe", "section_at", "without_none"]
+
 EXTENDS = "extends"
-MAX_FILES = 8  # of one recipe, its own file included; the recipes of the package have at most 4
+MAX_FILES = 8  # Limit for the files of one recipe, its own file included. The recipes of the package have at most 4.
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """Read a recipe and merge it into the files that it extends.
 
-    Mappings are merged key by key; other values replace inherited ones. A null resets an inherited value: to null where the
-    schema takes null, else to the default. An inherited keyword argument of a model, or variant, is removed by null.
+    The rules of merging are:
+
+    - Mappings are merged key by key. Other values replace inherited ones.
+    - A null resets an inherited value to its default, or to null if the schema allows null.
+    - A null removes an inherited keyword argument of a model, or an inherited variant.
 
     Args:
         path: File of the recipe.
 
     Returns:
-        The values of the recipe, without ``extends``; and the files that they come from, ``path`` first.
+        The values of the recipe, without ``extends``, and the files that they come from, ``path`` first.
 
     Raises:
-        FileNotFoundError: A file that is extended does not exist.
-        ValueError: A file is no recipe, the chain of files is too long or circular, or the result is too large.
+        FileNotFoundError: An extended file does not exist.
+        ValueError: A file is not a recipe, the chain of files is too long or circular, or the result is too large.
     """
     files: list[Path] = []
     contents: list[dict[str, Any]] = []
@@ -50,12 +55,16 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], list[Path]]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any], section: type[BaseModel] | None) -> dict[str, Any]:
-    """Merge the values of a recipe into those that it inherits, as `read_recipe` explains.
+    """Merge the values of a recipe into inherited values. `read_recipe` lists the rules.
 
     Args:
-        base: Inherited values; neither argument is changed.
-        changes: Values of the recipe.
-        section: Schema of both; None for keyword arguments and variants, which have none.
+        base: Inherited values. They are not changed.
+        changes: Values of the recipe. They are not changed.
+        section: Schema of both; None for keyword arguments and variants, which have no schema.
+
+    Example:
+        >>> merge({"run": {"seed": 0, "batch_size": 8}}, {"run": {"seed": 1}}, Recipe)
+        {'run': {'seed': 1, 'batch_size': 8}}
     """
     merged = dict(base)
     for key, value in changes.items():
@@ -70,13 +79,13 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any], section: type[Bas
 
 
 def section_at(section: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    """Return the schema of the section ``key`` of a section; None if it has none."""
-    found = without_none(_annotation(section, key))
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+    """Return the schema of the subsection ``key`` of a section; None if there is no such subsection."""
+    annotation = without_none(_annotation(section, key))
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def without_none(annotation: Any) -> Any:
-    """Return ``X`` of ``X | None``."""
+    """Return the type ``X`` of an annotation ``X | None``, and other annotations unchanged."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(a for a in typing.get_args(annotation) if a is not type(None))
     return annotation
@@ -94,12 +103,12 @@ def _annotation(section: type[BaseModel] | None, key: str) -> Any:
 def _read_mapping(path: Path) -> dict[str, Any]:
     content = read_yaml_file(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}, but a recipe is a mapping of sections.")
+        raise ValueError(f"{path}: a recipe must be a mapping of sections, got {type(content).__name__}. Write key: value.")
     return content
 
 
 def _check_chain(files: list[Path]) -> None:
-    """Refuse a chain of files that is circular or too long, before its last file is read."""
+    """Refuse a circular or too long chain of files before the last file is read."""
     *before, last = map(os.path.realpath, files)
     chain = " -> ".join(map(str, files))
     if last in before:
@@ -109,22 +118,22 @@ def _check_chain(files: list[Path]) -> None:
 
 
 def _extended_file(value: Any, file: Path) -> Path:
-    """Return the file that ``file`` extends: one relative to it, or else a file of the package by name."""
+    """Return the file that ``file`` extends: a path relative to it, or the name of a file of the package."""
     if not isinstance(value, str) or not value:
         raise ValueError(_refusal(file, "the path of a recipe, as text", value, "Write extends: base.yaml."))
     if os.path.isabs(value):
         raise ValueError(_refusal(file, "a path relative to this file", value, "Write it like ../base.yaml."))
-    found = file.parent / value
-    if not os.path.isfile(found):
-        found = packaged_files().get(value.removesuffix(".yaml"), found)
+    base = file.parent / value
+    if not os.path.isfile(base):
+        base = packaged_files().get(value.removesuffix(".yaml"), base)
     folder = _package_folder(file)
-    if folder and not _is_below(found, folder):
+    if folder and not _is_below(base, folder):
         raise ValueError(_refusal(file, f"a file below {folder}", value, "Move that file there, or this recipe elsewhere."))
-    if not os.path.isfile(found):
+    if not os.path.isfile(base):
         rule = "a file relative to this one, or a recipe of the package"
-        remedy = f"There is no {SHORT.repr(str(found))}; `imgproc-attn recipes` lists the recipes of the package."
+        remedy = f"There is no {SHORT.repr(str(base))}; `imgproc-attn recipes` lists the recipes of the package."
         raise FileNotFoundError(_refusal(file, rule, value, remedy))
-    return found
+    return base
 
 
 def _refusal(file: Path, rule: str, value: Any, remedy: str) -> str:
@@ -132,7 +141,7 @@ def _refusal(file: Path, rule: str, value: Any, remedy: str) -> str:
 
 
 def _package_folder(file: Path) -> Path | None:
-    """Return the folder of the package's recipes that ``file`` is one of; None for other files."""
+    """Return the folder of packaged recipes that holds ``file``; None for other files."""
     return next((folder for folder in recipe_folders() if _is_below(file, folder)), None)
 
 

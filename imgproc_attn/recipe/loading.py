@@ -1,4 +1,4 @@
-"""Recipes are YAML files: found by name, changed by the command line, checked against the schema."""
+"""Loading of recipes: find the YAML file, apply overrides, validate against the schema."""
 
 import difflib
 import itertools
@@ -13,17 +13,23 @@ from .library import find_recipe
 from .schema import Recipe
 from .yaml_text import SHORT, read_yaml, write_section
 
+__all__ = ["check_recipe", "load_recipe", "recipe_text", "value_of"]
+
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Load and validate a recipe.
 
     Args:
-        name: As in `find_recipe`.
-        overrides: ``section.key=value``, the value in YAML: ``comparison.seeds=[0,1]``, ``optimizer.lr=1e-3``.
+        name: Path or name of the recipe, as in `find_recipe`.
+        overrides: Changes ``section.key=value`` with values in YAML, as ``comparison.seeds=[0,1]`` or ``optimizer.lr=1e-3``.
 
     Raises:
-        FileNotFoundError: No such recipe, or no such file that it extends.
-        ValueError: What is wrong, by its place in the file; for an unknown key the nearest known one.
+        FileNotFoundError: The recipe, or a file that it extends, does not exist.
+        ValueError: The recipe is invalid. The message names the key, and the nearest valid key if it is unknown.
+
+    Example:
+        >>> load_recipe("quickstart", ["schedule.epochs=5"]).schedule.epochs
+        5
     """
     content, files = read_recipe(find_recipe(name))
     for override in overrides:
@@ -32,17 +38,17 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_text(name: str | Path) -> str:
-    """Return a recipe as the text of one file, which needs no other file.
+    """Return a recipe as the text of one self-contained file.
 
     Args:
-        name: As in `find_recipe`.
+        name: Path or name of the recipe, as in `find_recipe`.
 
     Returns:
-        The file as it is. If it extends others: its header comment, then all values that it gives or inherits.
+        Content of the file. If it extends other files: its header comment, then all own and inherited values.
 
     Raises:
-        FileNotFoundError: As `load_recipe`.
-        ValueError: As `load_recipe`.
+        FileNotFoundError: As in `load_recipe`.
+        ValueError: As in `load_recipe`.
     """
     path = find_recipe(name)
     content, files = read_recipe(path)
@@ -56,26 +62,30 @@ def recipe_text(name: str | Path) -> str:
 
 
 def check_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
-    """A recipe from what a file holds.
+    """Validate the content of a recipe file.
+
+    Args:
+        content: Nested values of the recipe.
+        origin: Name of the file or files, for messages.
 
     Raises:
-        ValueError: As `load_recipe`.
+        ValueError: As in `load_recipe`.
     """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = [_problem(e) for e in error.errors()]
-        told = problems[0] if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"{origin}: {told}") from None
+        message = problems[0] if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)
+        raise ValueError(f"{origin}: {message}") from None
 
 
 def _origin(files: Sequence[Path]) -> str:
-    """Name the files of a recipe in errors: the mistake may stand in any of them."""
+    """Return the names of all files of a recipe for messages, because the mistake may be in any of them."""
     return ", which extends ".join(map(str, files))
 
 
 def _in_order(content: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """Sort the keys of a recipe as the schema has them; keys without a schema keep their order, and come last."""
+    """Sort the keys of a recipe as in the schema. Keys without a schema come last, in their own order."""
     known = [key for key in section.model_fields if key in content]
     ordered = {key: content[key] for key in [*known, *content]}
     parts = {key: section_at(section, key) for key in known if isinstance(content[key], dict)}
@@ -83,32 +93,36 @@ def _in_order(content: Mapping[str, Any], section: type[BaseModel]) -> dict[str,
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    place, separator, value = override.partition("=")
+    path, separator, value = override.partition("=")
     if not separator:
-        raise ValueError(f"Override {override!r} has no '='; write section.key=value.")
-    if place == EXTENDS:
+        raise ValueError(f"An override must have the form section.key=value, got {override!r}. Add '=' and a value.")
+    if path == EXTENDS:
         raise ValueError(f"extends must be a key of a file, got the override {override!r}. Write a file with it.")
-    *sections, key = place.split(".")
+    *sections, key = path.split(".")
     for section in sections:
         if content.get(section) is None:
             content[section] = {}
         content = content[section]
         if not isinstance(content, dict):
-            raise ValueError(f"Override {override!r}: {section!r} is not a section.")
+            raise ValueError(f"{section} must be a section, got a single value. Correct the override {override!r}.")
     content[key] = value_of(value, override)
 
 
 def value_of(text: str, whole: str) -> Any:
-    """A value of the command line, as a recipe has it; of nothing, an empty text.
+    """Parse a value of the command line as YAML. An empty value is an empty text.
+
+    Args:
+        text: Value.
+        whole: Argument that the value is a part of, for messages.
 
     Raises:
-        ValueError: It is not YAML; ``whole`` is what it is a part of.
+        ValueError: The value is not YAML.
     """
     return read_yaml(text, f"{whole!r}: the value is not YAML") if text else ""
 
 
 def _problem(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
@@ -116,16 +130,16 @@ def _problem(error: Any) -> str:
             section = without_none(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-        return f"{place}: unknown key; {hint}"
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys are {', '.join(known)}."
+        return f"{key}: unknown key. {hint}"
     if error["type"] in ("missing", "value_error"):
-        return f"{place}: {message}" if place else message
-    return f"{place}: {message} (given: {SHORT.repr(error['input'])}){_remedy(error['type'], error['input'])}"
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, got {SHORT.repr(error['input'])}{_remedy(error['type'], error['input'])}"
 
 
 def _remedy(kind: str, given: Any) -> str:
-    """What to write instead, where YAML took a value for another type than was meant."""
+    """Return the advice for a value that YAML reads as another type than intended."""
     if kind == "string_type" and isinstance(given, bool | int | float):
         quoted = f"'{str(given).lower()}'"
-        return f'; text that looks like a number or a boolean needs quotes: {quoted}, in a shell "{quoted}"'
-    return "; write true or false" if kind == "bool_type" and isinstance(given, str) else ""
+        return f'. Quote text that looks like a number or a boolean: {quoted}, in a shell "{quoted}".'
+    return ". Write true or false." if kind == "bool_type" and isinstance(given, str) else ""

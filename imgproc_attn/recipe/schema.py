@@ -1,4 +1,4 @@
-"""What a recipe says: a typed schema that refuses what it does not know, before anything is built."""
+"""Typed schema of recipes. It refuses unknown keys and invalid values before anything is built."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -21,24 +21,38 @@ from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
 from .yaml_text import free_value, number_of
 
+__all__ = [
+    "Adversarial",
+    "Augmentation",
+    "Comparison",
+    "Data",
+    "EvaluationSection",
+    "Model",
+    "Optimizer",
+    "Recipe",
+    "Run",
+    "Schedule",
+    "Segmentation",
+]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _rising(found: list[float]) -> list[float]:
-    if found[0] > found[1]:
-        raise ValueError(f"the smallest value must come first, got {found}. Swap the two.")
-    return found
+def _rising(values: list[float]) -> list[float]:
+    if values[0] > values[1]:
+        raise ValueError(f"the smallest value must come first, got {values}. Swap the two.")
+    return values
 
 
-def _shares(found: list[float]) -> list[float]:
-    if found[1] > 1:
-        raise ValueError(f"shares of the area must be at most 1, got {found}. Give zoom for larger factors.")
-    return found
+def _shares(values: list[float]) -> list[float]:
+    if values[1] > 1:
+        raise ValueError(f"shares of the area must be at most 1, got {values}. Use zoom for larger factors.")
+    return values
 
 
-Number = Annotated[float, BeforeValidator(number_of)]  # 1e-3 and 4/255 too, which YAML has as text
+Number = Annotated[float, BeforeValidator(number_of)]  # YAML reads 1e-3 and 4/255 as text, which the validator converts.
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -49,14 +63,14 @@ Range = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValida
 
 
 class Model(BaseModel):
-    """A registered timm model.
+    """Section ``model``: a registered timm model.
 
     Attributes:
-        name: As ``timm.create_model`` takes it. A comparison may leave it to its variants.
-        pretrained: Start from the trained weights of that name.
-        checkpoint: Start from the weights of this file, or of this folder of a run.
+        name: Name of the model in timm. In a comparison, the variants may give it instead.
+        pretrained: Start from the pretrained weights of that name.
+        checkpoint: Start from the weights of this file or run folder.
 
-    Further keys are keyword arguments of the model. Classes and channels come from the section ``data``.
+    Further keys are keyword arguments of the model. The number of classes and channels comes from the section ``data``.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -68,54 +82,60 @@ class Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keywords(cls, content: Any) -> Any:
-        """Give keyword arguments the types that they have without a schema, and refuse rates that are no shares."""
+        """Convert keyword arguments, which have no schema, and check that rates are in [0, 1)."""
         if not isinstance(content, dict):
             return content
-        found = {key: value if key in cls.model_fields else free_value(value, key) for key, value in content.items()}
-        for key, value in found.items():
+        result = {key: value if key in cls.model_fields else free_value(value, key) for key, value in content.items()}
+        for key, value in result.items():
             if key.endswith("_rate") and isinstance(value, int | float) and not 0 <= value < 1:
-                raise ValueError(f"{key} must be at least 0 and below 1, got {value}. It is the share that is dropped.")
-        return found
+                raise ValueError(f"{key} must be at least 0 and below 1, got {value}. Give the share to drop.")
+        return result
 
 
 def _changes_of(label: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Keys of the section ``model``, checked as there."""
+    """Validate the changes of a variant, which have the keys of the section ``model``."""
     try:
         return Model(**options).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, [label, *first["loc"]]))
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        key = ".".join(map(str, [label, *first["loc"]]))
+        raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class Data(_Section):
-    """Which images.
+    """Section ``data``: data set, splits and preprocessing.
 
     Attributes:
-        name: The reader. ``folder``: a folder a class, or a tar file of such. ``npz``: packed JPEG files (`PackedImages`).
-            ``digits``: the 1,797 scanned digits that ship with scikit-learn. ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``,
-            ``tfds/…``: timm's names of torchvision sets, WebDataset, Hugging Face sets (iterable too), TensorFlow sets.
-        root: Folder or file; a relative path that does not exist is looked for in ``$IMGPROC_ATTN_DATA`` too.
-        train_split: Trained on: a split's name, or a subfolder of ``root``; empty for ``root`` itself.
-        validation_split: What the best checkpoint is chosen on. Default: see ``validation_images``.
-        test_split: What the final numbers come from; no choice looks at it.
-        validation_images: So many random images of the training split are held out for validation. With 0 and no
-            ``validation_split`` nothing is chosen, and the last checkpoint is the result.
-        train_images: So many random images of the rest are trained on. Default: all.
-        test_images: So many random images of the test split. Default: all.
-        seed: Of these random choices, equal for all models and training seeds; for ``digits`` of the split too.
-        download: Fetch what is not there; for ``torch/…``, ``hfids/…`` and ``tfds/…``.
-        num_classes: Labels run from 0 to ``num_classes - 1``.
-        image_column: Column of images of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
-        label_column: Column of labels. Default: ``label``, or the only column of class labels. For ``wds/…`` the field of the
-            ``.json`` members that holds labels, in place of ``.cls`` members.
-        input_size: ``[channels, height, width]`` of what the model gets.
-        mean: Subtracted from images in [0, 1]. Default: of the model's ``pretrained_cfg``.
-        std: What they are divided by. Default: of the model's ``pretrained_cfg``.
-        interpolation: Of resizing. Default: of the model's ``pretrained_cfg``.
-        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the center. Default: as the mean.
-        on_broken_image: An unreadable image is named and ``skip``ped, or ``stop``s the run.
-        workers: Processes that read and augment, for each training process.
+        name: Name of the reader, one of:
+
+            - ``folder``: one folder per class, or a tar file of class folders.
+            - ``npz``: packed JPEG files (`imgproc_attn.data.PackedImages`).
+            - ``digits``: the 1,797 scanned digits that ship with scikit-learn.
+            - ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``, ``tfds/…``: timm's names of torchvision sets, WebDataset,
+              Hugging Face sets (``hfids/…`` iterable), TensorFlow sets.
+            - ``ade20k``, ``camvid``, ``labeled``: images with label maps, for segmentation.
+        root: Folder or file. A relative path that does not exist is searched in ``$IMGPROC_ATTN_DATA`` too.
+        train_split: Training split: its name, or a subfolder of ``root``; empty for ``root`` itself.
+        validation_split: Split that selects the best checkpoint. Default: see ``validation_images``.
+        test_split: Split of the final results. It selects nothing.
+        validation_images: Number of random images of the training split that are held out for validation. With 0 and no
+            ``validation_split``, no checkpoint is selected, and the last one is the result.
+        train_images: Number of random images of the remaining training split to train on. Default: all.
+        test_images: Number of random images of the test split. Default: all.
+        seed: Seed of these random choices, equal for all models and training seeds; also of the split of ``digits``.
+        download: Download missing data (``torch/…``, ``hfids/…`` and ``tfds/…``).
+        num_classes: Number of classes. Labels are 0 to ``num_classes - 1``.
+        image_column: Image column of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
+        label_column: Label column. Default: ``label``, or the only column of class labels. For ``wds/…``: field of the
+            ``.json`` members that holds labels. Default: ``.cls`` members.
+        input_size: ``[channels, height, width]`` of the model input.
+        mean: Mean per channel, subtracted from images in [0, 1]. Default: that of the model's ``pretrained_cfg``.
+        std: Standard deviation per channel, which images are divided by. Default: that of the model's ``pretrained_cfg``.
+        interpolation: Interpolation of resizing. Default: that of the model's ``pretrained_cfg``.
+        crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the center. Default: that of the
+            model's ``pretrained_cfg``.
+        on_broken_image: Treatment of an unreadable image. ``skip`` logs and skips it, ``stop`` ends the run with an error.
+        workers: Number of processes per training process that read and augment images.
     """
 
     name: str
@@ -154,9 +174,11 @@ class Data(_Section):
     @model_validator(mode="after")
     def _one_validation(self) -> "Data":
         if self.validation_images and self.validation_split is not None:
-            raise ValueError("validation_images and validation_split exclude each other: hold images out, or name a split")
+            raise ValueError(
+                "validation_images must be 0 if validation_split is given, got both. Hold images out, or name a split."
+            )
         if reads_from_a_place(self.name) and not self.root:
-            raise ValueError(f"root is empty, but {self.name!r} reads from it: give data.root=PATH")
+            raise ValueError(f"root must be the folder or file that {self.name!r} reads, got ''. Give data.root=PATH.")
         check_columns(self.name, self.image_column, self.label_column)
         return self
 
@@ -164,42 +186,46 @@ class Data(_Section):
     def _images_by_number(self) -> "Data":
         for key in ("validation_images", "train_images", "test_images"):
             if self.iterates and getattr(self, key):
-                raise ValueError(f"{key} needs images by number, which {self.name!r} does not give; name a split instead")
+                raise ValueError(
+                    f"{key} must be left out for the iterable reader {self.name!r}, got {getattr(self, key)}. Name a split."
+                )
         if self.iterates and self.on_broken_image == "stop":
-            raise ValueError(f"{self.name!r} skips broken images by itself, and logs them; say on_broken_image: skip")
+            raise ValueError(
+                f"on_broken_image must be 'skip' for {self.name!r}, which skips broken images, got 'stop'. Change it."
+            )
         return self
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Keyword arguments of `open_images`."""
+        """Keyword arguments of `imgproc_attn.data.open_images`."""
         return {"image_column": self.image_column, "label_column": self.label_column}
 
     @property
     def iterates(self) -> bool:
-        """Whether the reader gives images one after the other alone."""
+        """Whether the reader is iterable, without random access."""
         return self.name.startswith(("wds/", "hfids/", "tfds/"))
 
 
 class Augmentation(_Section):
-    """Random changes of training images; names and order are timm's ``create_transform``, then its ``Mixup``.
+    """Section ``augmentation``: names and order are those of timm's ``create_transform``, then of its ``Mixup``.
 
     Attributes:
-        scale: Share of the area that a random resized crop keeps; ``[1, 1]`` turns it off.
-        ratio: Aspect ratio of that crop, relative to that of the images a model takes: 1 does not distort.
-        crop_padding: Mirror so many pixels outwards and crop at random (CIFAR's way); needs ``scale: [1, 1]``.
-        degrees: Largest rotation; with ``translate`` and ``zoom`` one affine map.
+        scale: Smallest and largest share of the area that a random resized crop keeps. ``[1, 1]`` disables the crop.
+        ratio: Smallest and largest aspect ratio of the crop, relative to the model input. 1 does not distort.
+        crop_padding: Number of pixels of mirror padding before a random crop, as for CIFAR. It needs ``scale: [1, 1]``.
+        degrees: Largest rotation in degrees. Rotation, ``translate`` and ``zoom`` form one affine map.
         translate: Largest shift, as a share of the side.
         zoom: Smallest and largest magnification.
         hflip: Probability of a horizontal flip.
-        color_jitter: Strength; not used together with ``auto_augment``.
+        color_jitter: Strength of color jitter. It is not used together with ``auto_augment``.
         auto_augment: timm's policy string, as ``rand-m9-mstd0.5-inc1``.
         random_erasing: Probability of random erasing.
         mixup: Alpha of mixup.
         cutmix: Alpha of cutmix.
-        mixup_prob: Of mixup or cutmix for a batch.
-        mixup_switch_prob: Probability of cutmix where both are on.
-        interpolation: Of the random resized crop; ``random``: bilinear or bicubic. Default: that of evaluation.
-        aug_repeats: Each image so many times in a row, augmented anew (repeated augmentation, arXiv 1901.09335).
+        mixup_prob: Probability of mixup or cutmix per batch.
+        mixup_switch_prob: Probability of cutmix instead of mixup if both are on.
+        interpolation: Interpolation of the random resized crop. ``random`` is bilinear or bicubic. Default: that of evaluation.
+        aug_repeats: Number of augmented copies per image (repeated augmentation, arXiv 1901.09335).
     """
 
     scale: Annotated[Range, AfterValidator(_shares)] = [1.0, 1.0]
@@ -222,7 +248,7 @@ class Augmentation(_Section):
     @field_validator("auto_augment")
     @classmethod
     def _with_numbers(cls, policy: str | None) -> str | None:
-        """Refuse parts of a policy that timm would leave out without a word."""
+        """Refuse parts of a policy that timm would silently ignore."""
         name, *parts = (policy or "").split("-")
         without = [part for part in parts if not re.search(r"\d", part) and not (name == "rand" and part.startswith("t"))]
         if name in ("rand", "augmix") and without:
@@ -232,23 +258,23 @@ class Augmentation(_Section):
     @model_validator(mode="after")
     def _one_crop(self) -> "Augmentation":
         if self.crop_padding and list(self.scale) != [1.0, 1.0]:
-            raise ValueError(f"crop_padding is {self.crop_padding} and scale {self.scale}; only one of the two may crop")
+            raise ValueError(f"scale must be [1, 1] with crop_padding {self.crop_padding}, got {self.scale}. Use one of them.")
         return self
 
     @property
     def mixes(self) -> bool:
-        """Whether targets become soft."""
+        """Whether mixup or cutmix makes the targets soft."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class Adversarial(_Section):
-    """Adversarial training: each batch is attacked by PGD, and trained on instead (arXiv 1706.06083).
+    """Section ``adversarial``: training on PGD examples instead of clean images (arXiv 1706.06083).
 
     Attributes:
         eps: Radius of the L-infinity ball, in units of [0, 1].
-        steps: Of PGD.
-        step_size: Of PGD. Default: ``2.5 eps / steps``.
-        warmup_epochs: The radius grows linearly over the first of them.
+        steps: Number of steps of PGD.
+        step_size: Step size of PGD, in units of [0, 1]. Default: ``2.5 eps / steps``.
+        warmup_epochs: Number of first epochs over which the radius grows linearly.
     """
 
     eps: Radius
@@ -258,17 +284,17 @@ class Adversarial(_Section):
 
 
 class Segmentation(_Section):
-    """A label a pixel: how pictures and label maps are prepared, and how pictures of any size are segmented.
+    """Section ``segmentation``: preparation of images and label maps, and sliding windows of evaluation.
 
-    ``data.input_size`` is that of training crops; of ``augmentation``, ``hflip`` alone is used.
+    ``data.input_size`` is the size of training crops. Of the section ``augmentation``, only ``hflip`` is used.
 
     Attributes:
-        short_side: Pictures are resized to it, the longer one to 4 times as much at most, in evaluation too, where their labels
-            are not. Default: as they are.
-        scale: Smallest and largest random factor of the size in training.
+        short_side: Length in pixels that the short side of images is resized to. The long side is at most 4 times as long.
+            Evaluation resizes images, but not their label maps. Default: no resizing.
+        scale: Smallest and largest random factor of the image size in training.
         photometric: Random brightness, contrast, saturation and hue in training.
-        window: Side of sliding windows in evaluation. Default: the whole picture at once.
-        stride: Between windows. Default: ``window``.
+        window: Side of sliding windows in evaluation, in pixels. Default: the whole image at once.
+        stride: Distance between windows in pixels. Default: ``window``.
     """
 
     short_side: Count | None = None
@@ -280,21 +306,22 @@ class Segmentation(_Section):
     @model_validator(mode="after")
     def _no_gaps(self) -> "Segmentation":
         if self.stride is not None and (self.window is None or self.stride > self.window):
-            raise ValueError(f"stride is {self.stride}, but must not be above window, {self.window}: there would be gaps")
+            rule = "left out without window" if self.window is None else f"at most window, {self.window}, to leave no gaps"
+            raise ValueError(f"stride must be {rule}, got {self.stride}. Change one of the two.")
         return self
 
 
 class Optimizer(_Section):
-    """One of timm's optimizers.
+    """Section ``optimizer``: one of timm's optimizers.
 
     Attributes:
-        name: As timm's ``create_optimizer_v2`` takes it.
-        lr: Peak learning rate, for the recipe's batch.
-        weight_decay: Not applied to 1-D parameters, bandwidths among them.
-        momentum: For optimizers that have one.
-        betas: For optimizers that have them. Default: the optimizer's.
-        layer_decay: Factor of the learning rate from each block to the one before it.
-        clip_grad: Largest norm of the gradient; None for none.
+        name: Name of the optimizer in timm's ``create_optimizer_v2``.
+        lr: Peak learning rate for ``run.batch_size``.
+        weight_decay: Weight decay. It is not applied to 1-D parameters, such as bandwidths.
+        momentum: Momentum of optimizers that have one.
+        betas: Betas of optimizers that have them. Default: those of the optimizer.
+        layer_decay: Factor between the learning rates of a block and of the next one. Default: None, equal learning rates.
+        clip_grad: Largest norm of the gradient. Default: None, no clipping.
     """
 
     name: str
@@ -307,15 +334,15 @@ class Optimizer(_Section):
 
 
 class Schedule(_Section):
-    """Linear warm-up, then a decay to ``min_lr``, by update.
+    """Section ``schedule``: linear warm-up, then decay to ``min_lr``, per update.
 
     Attributes:
         name: Shape of the decay.
-        epochs: Passes over the training images, warm-up included.
-        warmup_epochs: The first of them.
-        warmup_lr: Where the warm-up begins.
-        min_lr: Where the decay ends.
-        power: Of ``poly``.
+        epochs: Number of epochs, warm-up included.
+        warmup_epochs: Number of warm-up epochs.
+        warmup_lr: Learning rate at the begin of the warm-up.
+        min_lr: Learning rate at the end of the decay.
+        power: Exponent of ``poly``.
     """
 
     name: Literal["cosine", "poly"] = "cosine"
@@ -328,25 +355,25 @@ class Schedule(_Section):
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> "Schedule":
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, {self.epochs}")
+            raise ValueError(f"warmup_epochs must be below epochs, {self.epochs}, got {self.warmup_epochs}. Lower it.")
         return self
 
 
 class Run(_Section):
-    """How it is run.
+    """Section ``run``: seed, batches, loss and precision.
 
     Attributes:
-        seed: Of initial weights, order, augmentation and drop path.
-        batch_size: Images an update, over all processes and accumulated batches.
-        grad_accum_steps: So many batches an update.
+        seed: Seed of initial weights, order of images, augmentation and drop path.
+        batch_size: Images per update, over all processes and accumulated batches.
+        grad_accum_steps: Number of accumulated batches per update.
         loss: ``ce``: cross-entropy; ``bce``: binary cross-entropy of every class.
-        label_smoothing: Share of the target spread over all classes.
-        amp: Autocast to this type; None for float32.
-        compile: ``torch.compile`` the model.
-        channels_last: Memory format of weights and images.
-        grad_checkpointing: Recompute blocks in the backward pass, which saves memory.
-        ema_decay: Decay of an exponential moving average of the weights, which then is what is evaluated and kept.
-        log_every: Updates between looks at the loss; each waits for the device.
+        label_smoothing: Share of the target that is spread over all classes.
+        amp: Data type of autocast. Default: None, float32.
+        compile: Compile the model with ``torch.compile``.
+        channels_last: Use the memory format ``channels_last`` for weights and images.
+        grad_checkpointing: Recompute blocks in the backward pass to save memory.
+        ema_decay: Decay of an exponential moving average of the weights. If given, the average is evaluated and saved.
+        log_every: Number of updates between readings of the loss. Each reading waits for the device.
     """
 
     seed: Seed = 0
@@ -365,30 +392,30 @@ class Run(_Section):
     def _whole_batches(self) -> "Run":
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
-                f"batch_size is {self.batch_size}, but must be a multiple of grad_accum_steps, {self.grad_accum_steps}"
+                f"batch_size must be a multiple of grad_accum_steps, {self.grad_accum_steps}, got {self.batch_size}. Change it."
             )
         return self
 
 
 class EvaluationSection(_Section):
-    """What trained models go through in a comparison; images are in [0, 1], and so are the units.
+    """Section ``evaluation``: attacks and corruptions of a comparison, in units of images in [0, 1].
 
     Attributes:
         fgsm: Radii eps of FGSM.
         pgd: Radii eps of PGD.
         pgd_steps: Steps of PGD.
         pgd_restarts: Restarts of PGD.
-        gaussian_noise: Standard deviations.
-        gaussian_blur: Standard deviations in pixels.
-        worst_case: Radii eps at which FGSM, PGD, APGD-CE and targeted APGD attack together: a sample counts as robust if none
-            fools it. Of classification alone; for segmentation read the lowest of PGD, SegPGD and MaskedPGD.
-        worst_case_images: Number of random images of the disturbed ones that the worst case is measured on. Default: all of
-            them.
+        gaussian_noise: Standard deviations of Gaussian noise.
+        gaussian_blur: Standard deviations of Gaussian blur in pixels.
+        worst_case: Radii eps of the worst case over FGSM, PGD, APGD-CE and targeted APGD. A sample counts as robust if no
+            attack fools it. Only for classification. For segmentation, read the lowest of PGD, SegPGD and MaskedPGD.
+        worst_case_images: Number of random images, out of ``num_perturbed``, for the worst case. Default: all of them.
         apgd_steps: Gradient steps per restart of the two APGD attacks.
-        segpgd: Radii eps of SegPGD, of segmentation alone.
-        maskedpgd: Radii eps of PGD on the pixels that are still right, likewise.
-        corruptions: Of ImageNet-C, ``fog 3``: name and severity.
-        num_perturbed: So many random test images are attacked and corrupted; clean accuracy is of all. Default: all.
+        segpgd: Radii eps of SegPGD. Only for segmentation.
+        maskedpgd: Radii eps of MaskedPGD, that is PGD on the pixels that are still correct. Only for segmentation.
+        corruptions: Corruptions of ImageNet-C, name and severity, as ``fog 3``.
+        num_perturbed: Number of random test images that are attacked and corrupted. Clean metrics use all test images.
+            Default: all.
     """
 
     fgsm: list[Radius] = []
@@ -412,22 +439,25 @@ class EvaluationSection(_Section):
             name, _, severity = text.partition(" ")
             if name == "frost":
                 raise ValueError(
-                    "frost needs photographs, which a recipe does not name; use imgproc-attn corrupt --frost-folder"
+                    "corruptions must not include frost, whose photographs a recipe cannot name, got 'frost'. Use imgproc-attn "
+                    "corrupt --frost-folder."
                 )
             if name not in (*COMMON, *EXTRA) or severity not in ("1", "2", "3", "4", "5"):
                 raise ValueError(
-                    f"{text!r} is none; write a name and a severity, fog 3; there are {', '.join([*COMMON, *EXTRA])}"
+                    f"a corruption must be a name and a severity from 1 to 5, as 'fog 3', got {text!r}. Names are "
+                    f"{', '.join([*COMMON, *EXTRA])}."
                 )
         return corruptions
 
 
 class Comparison(_Section):
-    """Several models under one training, paired by seed.
+    """Section ``comparison``: several models with equal training, paired by seed.
 
     Attributes:
-        seeds: One training run a model and seed.
-        variants: Keys of the section ``model`` that change, by label; the first is the baseline of the paired differences.
-        tolerance: Points of the clean metric that a variant may lose: reports say whose one-sided 95 % bound is below that.
+        seeds: Seeds, with one training run per variant and seed.
+        variants: ``{label: changed keys of the section model}``. The first variant is the baseline of the paired differences.
+        tolerance: Percentage points of the clean metric that a variant may lose. Reports list the variants whose one-sided
+            95 % bound is worse.
     """
 
     seeds: Annotated[list[Seed], Field(min_length=1)]
@@ -443,26 +473,32 @@ class Comparison(_Section):
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds are {seeds}, but each may stand there once; runs of one seed are equal")
+            raise ValueError(f"seeds must be distinct, got {seeds}. Remove duplicates: runs of one seed are equal.")
         return seeds
 
 
 class Recipe(_Section):
-    """One training run, or a comparison of several.
+    """Recipe of one training run, or of a comparison of several runs.
 
     Attributes:
-        title: Stands over reports.
+        title: Title of reports.
         task: Name of the task. Default: ``segmentation`` with a section of that name, otherwise ``classification``.
-        model: What is trained.
-        data: On which images.
-        augmentation: How they are changed.
-        adversarial: Attacks while training; None for none.
-        segmentation: Of recipes that label pixels; None for classification.
-        optimizer: How weights are updated.
-        schedule: How long, and at what rate.
-        run: Seed, batches, loss, precision.
+        model: Model to train.
+        data: Data set, splits and preprocessing.
+        augmentation: Augmentation of training images.
+        adversarial: Adversarial training. Default: None, training on clean images.
+        segmentation: Settings of segmentation. Default: None, classification.
+        optimizer: Optimizer.
+        schedule: Number of epochs and learning rate schedule.
+        run: Seed, batches, loss and precision.
         evaluation: Attacks and corruptions of a comparison.
-        comparison: Models and seeds of a comparison.
+        comparison: Variants and seeds of a comparison. Default: None, a single run.
+
+    Example:
+        >>> from imgproc_attn.recipe import load_recipe
+        >>> recipe = load_recipe("quickstart")
+        >>> recipe.schedule.epochs, list(recipe.comparison.variants)[:2]
+        (30, ['plain', 'twicing'])
     """
 
     title: str
@@ -491,45 +527,51 @@ class Recipe(_Section):
         batch = self.run.batch_size // self.run.grad_accum_steps
         if self.augmentation.mixes and batch % 2:
             raise ValueError(
-                f"mixup and cutmix mix pairs, but a batch has {batch} images; make run.batch_size / grad_accum_steps even"
+                f"run.batch_size / grad_accum_steps must be even for mixup and cutmix, which mix pairs, got {batch}. Change it."
             )
         if self.data.iterates and self.augmentation.aug_repeats > 1:
             raise ValueError(
-                f"augmentation.aug_repeats needs images by number, which {self.data.name!r} does not give; set it to 1"
+                f"augmentation.aug_repeats must be 1 for the iterable reader {self.data.name!r}, got "
+                f"{self.augmentation.aug_repeats}. Set it to 1."
             )
         if (self.data.name in LABELED) != (self.segmentation is not None):
             raise ValueError(
-                f"data.name={self.data.name!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
-                f"pictures with label maps are {', '.join(LABELED)}"
+                f"a section segmentation must be given if and only if data.name is one of {', '.join(LABELED)}, got "
+                f"{self.data.name!r} {'without' if self.segmentation is None else 'with'} it. Change one of the two."
             )
         if (self.task == "segmentation") != (self.segmentation is not None):
             raise ValueError(
-                f"task={self.task!r} {'needs' if self.segmentation is None else 'excludes'} a section segmentation; "
-                "leave out the key task, or correct it"
+                f"task must be segmentation if and only if there is a section of that name, got {self.task!r}. Leave out the key "
+                "task, or correct it."
             )
         if self.segmentation:
             self._segments()
         elif self.evaluation.segpgd or self.evaluation.maskedpgd:
             name = "segpgd" if self.evaluation.segpgd else "maskedpgd"
-            raise ValueError(f"evaluation.{name} is of segmentation; leave it out")
+            value = getattr(self.evaluation, name)
+            raise ValueError(f"evaluation.{name} must be empty for classification, got {value}. Leave it out.")
         if self.adversarial and self.augmentation.random_erasing:
             raise ValueError(
-                "adversarial training and augmentation.random_erasing exclude each other: erased pixels leave [0, 1]"
+                "augmentation.random_erasing must be 0 in adversarial training, because erased pixels leave [0, 1], got "
+                f"{self.augmentation.random_erasing}. Set it to 0."
             )
         if self.adversarial and self.adversarial.warmup_epochs >= self.schedule.epochs:
             raise ValueError(
-                f"adversarial.warmup_epochs is {self.adversarial.warmup_epochs}, but must be below schedule.epochs, "
-                f"{self.schedule.epochs}, or eps would never be reached"
+                f"adversarial.warmup_epochs must be below schedule.epochs, {self.schedule.epochs}, got "
+                f"{self.adversarial.warmup_epochs}. Lower it, or the radius never reaches eps."
             )
         if self.adversarial and self.run.amp == "float16":
-            raise ValueError("adversarial training in float16 would round the attack's gradients to zero; use run.amp=bfloat16")
+            raise ValueError(
+                "run.amp must not be float16 in adversarial training, because the gradients of the attack would round to zero, "
+                "got 'float16'. Use bfloat16."
+            )
         for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
             if not (self.model.name or options.get("name")):
-                raise ValueError(f"{label}: no model is named; give model.name")
+                raise ValueError(f"{label}: the name of the model must be given, got ''. Give model.name.")
         return self
 
     def _segments(self) -> None:
-        """Refuse what segmentation has no use for, instead of leaving it out."""
+        """Refuse settings that segmentation would ignore."""
         changed = self.augmentation.model_dump(exclude_defaults=True, exclude={"hflip"})
         changed |= self.run.model_dump(include={"loss", "label_smoothing"}, exclude_defaults=True)
         changed |= {"adversarial": True} if self.adversarial else {}
@@ -537,19 +579,30 @@ class Recipe(_Section):
         given = {"interpolation": None, "crop_pct": None, "download": False, "on_broken_image": "stop"}
         changed |= {key: True for key, unused in given.items() if getattr(self.data, key) != unused}
         if changed:
-            raise ValueError(f"segmentation has no {', '.join(changed)}; leave it out")
+            raise ValueError(f"segmentation must not have the settings {', '.join(changed)}, got a value. Leave them out.")
         if self.data.input_size[0] != 3:
-            raise ValueError(f"data.input_size has {self.data.input_size[0]} channels, but pictures to segment have 3")
+            raise ValueError(
+                f"data.input_size must have 3 channels for segmentation, got {self.data.input_size[0]}. Change it."
+            )
 
     def variant(self, label: str, seed: int) -> "Recipe":
-        """The single run ``label`` with ``seed`` of a comparison.
+        """Return the recipe of one run of a comparison.
+
+        Args:
+            label: Label of the variant.
+            seed: Training seed.
 
         Raises:
             ValueError: There is no such variant.
+
+        Example:
+            >>> from imgproc_attn.recipe import load_recipe
+            >>> load_recipe("quickstart").variant("twicing", seed=1).model.name
+            'twicing_vit_tiny'
         """
         variants = self.comparison.variants if self.comparison else {}
         if label not in variants:
-            raise ValueError(f"No variant {label!r} in this recipe; there are {', '.join(variants) or 'none'}.")
+            raise ValueError(f"The variant must be one of {', '.join(variants) or 'none'}, got {label!r}. Name one of them.")
         return self.model_copy(
             update={
                 "title": f"{self.title}: {label}",

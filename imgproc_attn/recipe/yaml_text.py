@@ -1,6 +1,6 @@
-"""YAML as recipes hold it: the types of YAML 1.2, quotes mean text, and a bounded size.
+"""YAML reader and writer of recipes, with the types of YAML 1.2 and a limited size.
 
-YAML 1.1, which PyYAML reads by default, takes ``010`` for 8, ``1:30`` for 90, ``no`` for false and ``1e-3`` for text.
+By default, PyYAML reads YAML 1.1, which takes ``010`` for 8, ``1:30`` for 90, ``no`` for false and ``1e-3`` for text.
 """
 
 import re
@@ -10,11 +10,27 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 2**18  # of a file; the recipes of the package have less than 4 KiB
-MAX_NODES, MAX_DEPTH = 20_000, 40  # values and keys, with every alias expanded; levels of nesting
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "SHORT",
+    "Unquoted",
+    "check_size",
+    "free_value",
+    "number_of",
+    "read_yaml",
+    "read_yaml_file",
+    "write_section",
+    "write_yaml",
+]
+
+MAX_BYTES = 2**18  # Limit of the size of a file. The recipes of the package have less than 4 KiB.
+MAX_NODES = 20_000  # Limit of the number of values and keys, with all aliases expanded.
+MAX_DEPTH = 40  # Limit of the levels of nesting.
 
 SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 120  # characters of a value that an error shows
+SHORT.maxstring = SHORT.maxother = 120  # A message shows at most this many characters of a value.
 
 _MERGE = "tag:yaml.org,2002:merge"
 _TYPES = {
@@ -26,7 +42,7 @@ _TYPES = {
 }
 _SCIENTIFIC = r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"
 _FRACTION = r"([-+]?[0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)"
-# what YAML 1.1 reads as a boolean, a number or a date, and YAML 1.2 as text
+# YAML 1.1 reads these as booleans, numbers or dates. YAML 1.2 reads them as text.
 _AMBIGUOUS = (
     r"[yY]|[nN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])*(\.[0-9_]*)?|[-+]?0[box][0-9a-fA-F_]+"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"
@@ -34,11 +50,16 @@ _AMBIGUOUS = (
 
 
 class Unquoted(str):
-    """Text that stood without quotes, and may mean a number, a boolean or a date."""
+    """Text without quotes in the file, which may be meant as a number, a boolean or a date."""
 
 
 def number_of(value: Any) -> Any:
-    """``1e-3`` and ``4/255`` as numbers; anything else as it is."""
+    """Convert text such as ``1e-3`` and ``4/255`` to a number, and return other values unchanged.
+
+    Example:
+        >>> number_of("1e-3"), number_of("1/4"), number_of("cosine")
+        (0.001, 0.25, 'cosine')
+    """
     if isinstance(value, str) and re.fullmatch(_SCIENTIFIC, value):
         return float(value)
     if isinstance(value, str) and (fraction := re.fullmatch(_FRACTION, value)) and float(fraction[2]):
@@ -46,42 +67,42 @@ def number_of(value: Any) -> Any:
     return value
 
 
-def free_value(value: Any, place: str) -> Any:
-    """A value whose type no schema knows, such as a keyword argument of a model: what looks like a number is one.
+def free_value(value: Any, name: str) -> Any:
+    """Convert a value without a schema, such as a keyword argument of a model. Text that looks like a number becomes one.
 
     Args:
-        value: As `read_yaml` gives it.
-        place: Names it in errors.
+        value: Result of `read_yaml`.
+        name: Name of the value, for messages.
 
     Raises:
-        ValueError: Text without quotes that may mean a number, a boolean or a date.
+        ValueError: Text without quotes may be meant as a number, a boolean or a date.
     """
     if isinstance(value, dict):
-        return {key: free_value(part, f"{place}.{key}") for key, part in value.items()}
+        return {key: free_value(part, f"{name}.{key}") for key, part in value.items()}
     if isinstance(value, list):
-        return [free_value(part, place) for part in value]
+        return [free_value(part, name) for part in value]
     if not isinstance(value, Unquoted):
         return value
     number = number_of(value)
     if isinstance(number, Unquoted):
         raise ValueError(
-            f"{place} must be clear, got {number} without quotes. Write true, false or a decimal number, or quote it."
+            f"{name} must be unambiguous, got {number} without quotes. Write true, false or a decimal number, or quote it."
         )
     return number
 
 
 class _Loader(yaml.SafeLoader):
-    """Types of YAML 1.2; keys are text, given once; no tags, and no text that cannot be written."""
+    """Loader for the types of YAML 1.2. It refuses duplicate keys, tags and characters that cannot be written."""
 
-    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012 - as PyYAML declares it
+    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012 - PyYAML declares it without ClassVar.
     _depth = _count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if getattr(event, "tag", None) not in (None, "!"):
-            raise _error(f"the tag {event.tag} has no place in a recipe; remove it", event)
+            raise _error(f"a recipe must not have tags, got {event.tag}. Remove it", event)
         if re.search("[\0\ud800-\udfff]", getattr(event, "value", "")):
-            raise _error(f"{event.value!r} holds a character that no file or name can have; remove it", event)
+            raise _error(f"text must not hold NUL or surrogate characters, got {event.value!r}. Remove them", event)
         self._depth, self._count = self._depth + 1, self._count + 1
         if self._count > MAX_NODES:
             raise _error(f"a recipe must hold at most {MAX_NODES} values, got more. Is it another file?", event)
@@ -97,23 +118,23 @@ class _Loader(yaml.SafeLoader):
         texts = [key.value for key in keys]
         twice = next((text for text in texts if texts.count(text) > 1), None)
         if twice is not None:
-            raise _error(f"{twice!r} is given twice; remove one", node)
+            raise _error(f"a key must be given once, got {twice!r} twice. Remove one", node)
         for key in keys:
             if key.tag != _MERGE:
-                key.tag = "tag:yaml.org,2002:str"  # a model may be called 1, or on
+                key.tag = "tag:yaml.org,2002:str"  # A variant may be named 1 or on.
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes all text that YAML 1.1 or `_Loader` would not read as text."""
+    """Dumper that quotes all text that YAML 1.1 or `_Loader` would not read as text."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = '"' if "\x85" in text else None  # a line break, which PyYAML escapes in double quotes only
+        style = '"' if "\x85" in text else None  # PyYAML escapes this line break only in double quotes.
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 class _SectionDumper(_Dumper):
-    """Writes a list in one line, and a number as the file had it, such as 4/255."""
+    """Dumper that writes a list on one line, and a number as in the original file, such as 4/255."""
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         return super().represent_sequence(tag, sequence, flow_style=True)
@@ -134,14 +155,18 @@ _SectionDumper.add_representer(Unquoted, lambda dumper, text: dumper.represent_s
 
 
 def read_yaml(text: str, origin: str) -> Any:
-    """What a text of YAML holds.
+    """Parse a YAML document.
 
     Args:
-        text: One document.
-        origin: Names it in errors.
+        text: YAML text of one document.
+        origin: Name of the text, for messages.
 
     Raises:
-        ValueError: It is no YAML, or too large once its aliases are expanded; the message says where.
+        ValueError: The text is not YAML, or is too large with all aliases expanded. The message names line and column.
+
+    Example:
+        >>> read_yaml("{epochs: 10, name: cosine}", "example")
+        {'epochs': 10, 'name': 'cosine'}
     """
     try:
         loader = _Loader(text)
@@ -151,14 +176,17 @@ def read_yaml(text: str, origin: str) -> Any:
         _check_size(node)
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{origin}: {_told(error)}") from None
+        raise ValueError(f"{origin}: {_message(error)}") from None
 
 
 def read_yaml_file(path: Path) -> Any:
-    """What a file of YAML holds.
+    """Read and parse a YAML file.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        ValueError: As `read_yaml`; or the file is too large, or not in UTF-8.
+        ValueError: As in `read_yaml`, or the file is too large or not UTF-8.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -172,24 +200,24 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def write_yaml(content: Any) -> str:
-    """Text from which `read_yaml` reads the same content."""
+    """Return YAML text that `read_yaml` parses to the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def write_section(key: str, value: Any) -> str:
-    """Return text from which `read_yaml` reads ``{key: value}``, for people to read: see `_SectionDumper`."""
+    """Return readable YAML text of one section, with lists on one line. `read_yaml` parses it to ``{key: value}``."""
     return yaml.dump({key: value}, Dumper=_SectionDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def check_size(content: Any, origin: str) -> None:
-    """Check the number of values of a recipe that several files make.
+    """Check the number of values of a recipe that was merged from several files.
 
     Args:
-        content: As `read_yaml` gives it.
-        origin: Names it in errors.
+        content: Merged content.
+        origin: Name of the recipe, for messages.
 
     Raises:
-        ValueError: There are more than `MAX_NODES`.
+        ValueError: There are more than `MAX_NODES` values and keys.
     """
     left: list[Any] = [content]
     for _ in range(MAX_NODES):
@@ -206,7 +234,7 @@ def check_size(content: Any, origin: str) -> None:
 
 
 def _check_size(node: yaml.Node) -> None:
-    """Walk through everything that a document expands to, but no further than the limit."""
+    """Count the values of a document with all aliases expanded, but no further than the limit."""
     left: list[Any] = [node]
     for _ in range(MAX_NODES):
         if not left:
@@ -214,15 +242,15 @@ def _check_size(node: yaml.Node) -> None:
         value = left.pop().value
         if not isinstance(value, str):
             left += [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))]
-    raise _error(f"aliases must expand to at most {MAX_NODES} values, got more. Write out what you mean", node)
+    raise _error(f"aliases must expand to at most {MAX_NODES} values, got more. Write out the values", node)
 
 
-def _error(problem: str, place: Any) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+def _error(problem: str, node: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _told(error: Exception) -> str:
-    """One line: what is wrong, and where."""
+def _message(error: Exception) -> str:
+    """Return one line with the problem, its line and its column."""
     mark = getattr(error, "problem_mark", None)
     parts = [getattr(error, name, None) for name in ("context", "problem", "reason")]
     problem = ", ".join(part for part in parts if part) or str(error)

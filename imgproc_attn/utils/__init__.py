@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: files, serialization, checks of arguments, progress, the environment."""
+"""General helpers: files, serialization, argument checks, progress, the environment."""

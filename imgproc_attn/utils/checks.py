@@ -1,26 +1,36 @@
-"""Checks of settings: what is meant as a flag, a count or a number must be one. A text such as "false" would count as true."""
+"""Type checks of settings. Without them, a text such as "false" would count as true."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+__all__ = ["check_flag", "check_number", "check_statistics", "check_whole"]
+
 
 def check_flag(name: str, value: Any) -> bool:
-    """``value``, if it is True or False.
+    """Return ``value`` if it is a bool.
+
+    Args:
+        name: Name of the setting, for the message.
+        value: Value to check.
 
     Raises:
-        TypeError: It is anything else.
+        TypeError: The value is not a bool.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}. Give a bool: any other value would count as a choice.")
+        raise TypeError(f"{name} must be True or False, got {value!r}. Give a bool.")
     return value
 
 
 def check_whole(name: str, value: Any) -> int:
-    """``value``, if it is a whole number.
+    """Return ``value`` as an int if it is an integer.
+
+    Args:
+        name: Name of the setting, for the message.
+        value: Value to check. NumPy integers are accepted.
 
     Raises:
-        TypeError: It is anything else, a bool included.
+        TypeError: The value is not an integer, or is a bool.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}. Give an int.")
@@ -28,10 +38,14 @@ def check_whole(name: str, value: Any) -> int:
 
 
 def check_number(name: str, value: Any) -> float:
-    """``value``, if it is one real number.
+    """Return ``value`` as a float if it is one real number.
+
+    Args:
+        name: Name of the setting, for the message.
+        value: Value to check. NumPy scalars are accepted.
 
     Raises:
-        TypeError: It is anything else: a bool, a text, an array.
+        TypeError: The value is not one real number, as a bool, a text or an array.
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be one number, got {value!r}. Give a float.")
@@ -39,15 +53,15 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_statistics(what: str, values: Sequence[float]) -> None:
-    """Refuse a mean or standard deviation per channel that is not in the units of images in [0, 1].
+    """Check a mean or standard deviation, which must be in units of images in [0, 1].
 
     Args:
-        what: Stands before the values in the message.
-        values: One per channel.
+        what: Beginning of the message, before the values.
+        values: One value per channel.
 
     Raises:
-        ValueError: A value outside [0, 1], or not finite.
+        ValueError: A value is outside [0, 1] or not finite.
     """
-    if not all(0 <= value <= 1 for value in values):  # NaN fails both
+    if not all(0 <= value <= 1 for value in values):  # A NaN fails both comparisons.
         shown = [round(float(value), 6) for value in values]
         raise ValueError(f"{what}{shown}, but images are in [0, 1]: divide mean and std in gray levels by 255.")

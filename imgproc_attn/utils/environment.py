@@ -1,4 +1,4 @@
-"""What a number was made with: versions, commit, machine."""
+"""Record of the environment of a result: versions, commit, hardware."""
 
 import ctypes
 import hashlib
@@ -18,11 +18,25 @@ import torch
 from .._version import __version__
 from .plugins import imported
 
+__all__ = [
+    "arithmetic",
+    "environment",
+    "extension_hashes",
+    "keep_freed_memory",
+    "sources_hash",
+    "versions",
+    "without_tf32",
+]
+
 PACKAGES = ("torchvision", "timm", "kornia", "numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "safetensors")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions of what computes, the commit of a checkout, the machine; all as JSON takes it."""
+    """Return package versions, the commit, hashes of extensions and the hardware, JSON-serializable.
+
+    Args:
+        device: Device of the computation, as ``cpu`` or ``cuda:0``.
+    """
     return {
         "versions": versions(),
         "python": platform.python_version(),
@@ -34,13 +48,13 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that numbers may depend on."""
+    """Return the versions of this package and of the packages that affect results."""
     return {"imgproc-attn": __version__, "torch": torch.__version__, **{name: version(name) for name in PACKAGES}}
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """For a while, float32 is float32 in convolutions too, whose factors torch rounds to TF32 on GPUs unless told otherwise."""
+    """Disable TF32 in convolutions. By default, torch rounds their float32 factors to TF32 on GPUs."""
     usual = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -50,14 +64,17 @@ def without_tf32() -> Iterator[None]:
 
 
 def arithmetic(device: str | torch.device) -> dict[str, Any]:
-    """What single precision means there: on GPUs torch may round the factors of convolutions and products to TF32."""
+    """Return the precision of float32 on a device. On GPUs, torch may round factors of convolutions and products to TF32."""
     kind = torch.device(device).type
     tf32 = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
     return {"device": kind, **({"tf32": tf32} if kind == "cuda" else {})}
 
 
 def sources_hash() -> str:
-    """Of this package's code, which between two releases its version does not tell, and of one's own beside it."""
+    """Return the SHA-256 hash of the code of this package and of imported extensions.
+
+    The hash detects changes of the code between two releases, which have the same version.
+    """
     own = "".join(f"{name}{content}" for name, content in extension_hashes().items())
     return hashlib.sha256(f"{_package_hash()}{own}".encode()).hexdigest() if own else _package_hash()
 
@@ -68,19 +85,19 @@ def _package_hash() -> str:
 
 
 def extension_hashes() -> dict[str, str]:
-    """Of the modules that were imported beside this package, by name."""
+    """Return the SHA-256 hash of each imported extension, by module name."""
     return {name: _hash_of(source) for name, source in imported.items()}
 
 
 def _hash_of(source: Path) -> str:
-    """Of a module, or of all below a package, given by its ``__init__.py``."""
+    """Return the hash of a module, or of all files of a package given by its ``__init__.py``."""
     folder = source.parent
     files = sorted(folder.rglob("*.py")) if source.name == "__init__.py" else [source]
     return hashlib.sha256(b"".join(f.relative_to(folder).as_posix().encode() + f.read_bytes() for f in files)).hexdigest()
 
 
 def _commit() -> str | None:
-    """Of the checkout this package runs from, with ``+changes`` if it has any; None for an installed wheel."""
+    """Return the commit of the checkout, with ``+changes`` for uncommitted changes; None for an installed wheel."""
     folder = Path(__file__).parents[1]
     if not (folder / ".git").exists():
         return None
@@ -93,16 +110,16 @@ def _commit() -> str | None:
 
 
 def _hardware(device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    hardware: dict[str, Any] = {
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
     if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(torch.device(device))
-        found["cuda"] = torch.version.cuda
-    return found
+        hardware["gpu"] = torch.cuda.get_device_name(torch.device(device))
+        hardware["cuda"] = torch.version.cuda
+    return hardware
 
 
 def _cpu() -> str:
@@ -114,9 +131,9 @@ def _cpu() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Keep glibc, for the rest of this process, from handing freed memory back to the system between runs.
+    """Stop glibc from returning freed memory to the system, for the rest of this process.
 
-    Otherwise every step pays page faults, up to half its time, that depend on what ran before it.
+    Returned memory causes page faults in the next step. They take up to half of its time and depend on earlier steps.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

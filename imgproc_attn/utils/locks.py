@@ -1,4 +1,4 @@
-"""A lock on a folder, which ends with the process that holds it, however that process ends."""
+"""Lock on a folder. The lock ends with the process that holds it, even if the process is killed."""
 
 import os
 import platform
@@ -11,29 +11,31 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows does not have it.
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".imgproc-attn.lock"
+__all__ = ["LOCK", "locked"]
 
-# The system's locks belong to the process: they do not tell two of its threads apart.
+LOCK = ".imgproc-attn.lock"  # Name of the lock file in a folder.
+
+# POSIX locks belong to a process and do not exclude its other threads. This set does.
 _held: set[Path] = set()
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` to this process. It is made if need be, and removed again if it stays empty.
+    """Lock ``folder`` for this process. The folder is created if it does not exist, and removed again if it stays empty.
 
-    The lock is a POSIX record lock on a file inside. The system lifts it when the process ends, also when it is killed, and
-    child processes such as a loader's workers do not inherit it. Where the system has no such locks, a warning says so.
+    The lock is a POSIX record lock on a file in the folder. The system releases it when the process ends or is killed. Child
+    processes, such as the workers of a data loader, do not inherit it. A system without such locks causes a warning.
 
     Args:
-        folder: A folder that one process at a time may write to.
+        folder: Folder that only one process at a time may write to.
 
     Raises:
-        ValueError: Another process, or another thread of this one, holds it; the message names the holder.
+        ValueError: Another process, or another thread of this process, holds the lock. The message names the holder.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file, process = folder.resolve() / LOCK, os.getpid()
     if file in _held:
@@ -43,20 +45,20 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() == process:  # a forked child has a copy of this frame, but not of the lock
+        if os.getpid() == process:  # A forked child has a copy of this frame, but does not hold the lock.
             _held.discard(file)
             _unlock(file, descriptor)
-            with suppress(OSError):  # of folders that are not empty
-                for place in made:
-                    place.rmdir()
+            with suppress(OSError):  # A folder with files is kept.
+                for path in created:
+                    path.rmdir()
 
 
 def _lock(folder: Path, file: Path) -> int | None:
-    """The descriptor that holds the lock; None where files cannot be locked."""
+    """Return the file descriptor that holds the lock; None if files cannot be locked."""
     while True:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # a folder to read from: to write to it fails with a message of its own
+        except OSError:  # The folder is read-only. Writing to it fails later with a clear message.
             return None
         if _acquire(folder, descriptor) is None:
             return None
@@ -65,11 +67,11 @@ def _lock(folder: Path, file: Path) -> int | None:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, _this_process().encode(errors="replace"))
                 return descriptor
-        os.close(descriptor)  # the last holder removed the file in between
+        os.close(descriptor)  # The last holder removed the file in the meantime, so try again.
 
 
 def _acquire(folder: Path, descriptor: int) -> int | None:
-    """Lock an open file, and return it; None, and it is closed, where files cannot be locked."""
+    """Lock an open file and return its descriptor. If files cannot be locked, close it and return None."""
     try:
         if fcntl is None:
             raise OSError("this system has no fcntl")
@@ -90,7 +92,7 @@ def _acquire(folder: Path, descriptor: int) -> int | None:
 
 def _unlock(file: Path, descriptor: int | None) -> None:
     if descriptor is not None:
-        with suppress(OSError):  # before it is free, or the next holder's file would go
+        with suppress(OSError):  # Unlink before the release, or the file of the next holder would be removed.
             file.unlink()
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder this package wrote, and whether they are still as it wrote them."""
+"""Manifest of a folder: the files that this package wrote there, with checksums that detect changes."""
 
 import hashlib
 import os
@@ -12,6 +12,8 @@ from typing_extensions import TypedDict
 from .io import naming, read_json, unfinished, write_json
 from .locks import locked
 
+__all__ = ["MANIFEST", "Manifest", "check_listed", "claimed"]
+
 MANIFEST = "manifest.json"
 
 
@@ -20,63 +22,74 @@ class _Content(TypedDict):
 
 
 class Manifest:
-    """The list of this package's own files in a folder, kept there as ``manifest.json``.
+    """List of the files that this package wrote to a folder, stored there as ``manifest.json``.
 
-    All other files are somebody else's: they are neither overwritten nor removed. A file is listed before it is written. With
-    a checksum, it is listed under that of its old content and that of its new one until it is written the next time, so that
-    it is known after a kill at any moment.
+    Files that are not listed belong to somebody else. They are neither overwritten nor removed.
+
+    A file is listed before it is written. Its entry holds the checksums of its old and its new content until the next write.
+    So the file is recognized even if the process is killed at any time.
 
     Args:
-        folder: The folder; it need not be there.
+        folder: Folder of the manifest, which need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._written: dict[str, str] = {}  # checksums of what this object has written, and nobody else since
+        self._written: dict[str, str] = {}  # Checksums of the files that this object wrote last.
 
     @property
     def files(self) -> dict[str, list[str]]:
-        """Possible SHA-256 checksums by name, none where there is no need for one.
+        """Valid SHA-256 checksums per file name. The list is empty for files without a checksum.
 
         Raises:
-            ValueError: The manifest is damaged, or somebody else's.
+            ValueError: The manifest is damaged, or another program wrote it.
         """
         remedy = "Move it away with the files that it lists, or give another --output."
         file = self.folder / MANIFEST
         return read_json(file, _Content, remedy)["files"] if file.is_file() else {}
 
     def refuse_foreign(self, names: Iterable[str]) -> None:
-        """Make sure that files of these names are this package's own, or are not there.
+        """Check that existing files of these names are listed.
+
+        Args:
+            names: Paths relative to the folder.
 
         Raises:
-            FileExistsError: Some are somebody else's.
+            FileExistsError: A file exists that is not listed.
         """
         own = self.files
         foreign = [name for name in names if name not in own and os.path.lexists(self.folder / name)]
         if foreign:
-            told = ", ".join(foreign[:5]) + ", …" * (len(foreign) > 5)
+            shown = ", ".join(foreign[:5]) + ", …" * (len(foreign) > 5)
             raise FileExistsError(
-                f"{self.folder} must not hold {told}, which would be overwritten, but which {MANIFEST} does not list as "
+                f"{self.folder} must not hold {shown}, which would be overwritten, but which {MANIFEST} does not list as "
                 "written by imgproc-attn. Move such files away, or give another --output."
             )
 
     def claim(self, names: Iterable[str]) -> None:
-        """List files that are about to be written; as `refuse_foreign`."""
+        """List files before they are written.
+
+        Args:
+            names: Paths relative to the folder.
+
+        Raises:
+            FileExistsError: As in `refuse_foreign`.
+        """
         names = list(names)
         self.refuse_foreign(names)
         self._list({name: [] for name in names} | self.files)
 
     def write(self, files: Mapping[str, Callable[[Path], Any]]) -> None:
-        """Write files and list their checksums. Each takes the place of the one before it when all are written, in this order.
+        """Write files and list their checksums. The old files are replaced, in order, only when all new files are written.
 
         Args:
-            files: By name, what fills each, as `write_atomically` takes it.
+            files: ``{name: function that writes the content to the path that it gets}``, see `write_atomically`.
 
         Raises:
-            FileExistsError: As `refuse_foreign`.
+            FileExistsError: As in `refuse_foreign`.
         """
         self.refuse_foreign(files)
-        with ExitStack() as stack:  # which is left in reverse order
+        with ExitStack() as stack:  # The stack exits in reverse order, so the files enter in reverse order.
             waiting = {name: stack.enter_context(unfinished(self.folder / name)) for name in reversed(list(files))}
             for name, write in files.items():
                 with naming(self.folder / name):
@@ -89,14 +102,14 @@ class Manifest:
         self._written.update(new)
 
     def check(self, name: str, remedy: str) -> None:
-        """Make sure that a file is as it was written.
+        """Check that a file is unchanged since it was written.
 
         Args:
-            name: A file of `write`.
-            remedy: What the user can do if it is not, a whole sentence.
+            name: Name of a file that `write` wrote.
+            remedy: Sentence that tells the user what to do if the file has changed.
 
         Raises:
-            ValueError: It is missing, or its content has changed.
+            ValueError: The file is missing, or its content has changed.
         """
         file = self.folder / name
         if not file.is_file():
@@ -107,7 +120,7 @@ class Manifest:
             )
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files, in this order, as far as they are this package's own; then list what is left."""
+        """Remove the listed files among ``names``, in order, and update the manifest."""
         own = self.files
         for name in names:
             if name in own:
@@ -116,7 +129,7 @@ class Manifest:
         self.settle()
 
     def settle(self) -> None:
-        """List files that exist, and no others; without any, the manifest goes."""
+        """Drop files that do not exist from the list. An empty manifest is removed."""
         self._list({name: sums for name, sums in self.files.items() if (self.folder / name).exists()})
 
     def _list(self, files: Mapping[str, list[str]]) -> None:
@@ -128,11 +141,15 @@ class Manifest:
 
 @contextmanager
 def claimed(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Keep a folder to this process, and list files that it writes; in the end, those that it has written.
+    """Lock a folder and list the files that the block may write. At the end, only existing files stay listed.
+
+    Args:
+        folder: Folder to write to.
+        names: Paths of the files relative to the folder.
 
     Raises:
-        FileExistsError: The folder holds some that are somebody else's.
-        ValueError: Another process writes to it.
+        FileExistsError: As in `Manifest.refuse_foreign`.
+        ValueError: Another process has locked the folder.
     """
     with locked(folder):
         manifest = Manifest(folder)
@@ -144,11 +161,11 @@ def claimed(folder: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def check_listed(file: Path, remedy: str) -> None:
-    """As `Manifest.check`, if a manifest in the file's folder, or in the one above, lists its checksum."""
+    """Check a file as in `Manifest.check` if a manifest in its folder or the parent folder lists its checksum."""
     for folder in file.absolute().parents[:2]:
         manifest, name = Manifest(folder), file.absolute().relative_to(folder).as_posix()
         listed: list[str] = []
-        with suppress(ValueError):  # somebody else's
+        with suppress(ValueError):  # Another program may use the same file name.
             listed = manifest.files.get(name, [])
         if listed:
             manifest.check(name, remedy)

@@ -1,4 +1,4 @@
-"""Progress of long runs: bars on a terminal, plain lines elsewhere. Only this module decides which."""
+"""Progress of long runs: bars on a terminal, plain lines elsewhere. Only this module chooses between them."""
 
 import sys
 import time
@@ -7,16 +7,18 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-SECONDS = 60.0  # between two lines about one condition where there is no terminal
+__all__ = ["JobsProgress", "Lines", "on_terminal", "print_line", "progress_bar"]
+
+SECONDS = 60.0  # Interval between two lines of one condition without a terminal.
 
 
 def on_terminal() -> bool:
-    """Whether bars can be drawn. Pipes, files and the logs of batch systems get plain lines."""
+    """Return whether bars can be drawn. Pipes, files and the logs of batch systems get plain lines."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def print_line(text: str) -> None:
-    """Print a line at once, above the bars if there are any."""
+    """Print a line without delay, above the progress bars if there are any."""
     if on_terminal():
         tqdm.write(text)
     else:
@@ -24,14 +26,14 @@ def print_line(text: str) -> None:
 
 
 class Lines:
-    """Stand in for a bar: print a line per condition, one per minute during it, and one at the end.
+    """Replacement of a tqdm bar that prints one line per condition, one per minute during it, and one at the end.
 
     Args:
         total: Number of units; None if unknown.
-        unit: What is counted, in the plural.
+        unit: Name of the units, in the plural.
         desc: Name of the condition.
-        initial: Units that were done before.
-        shown: Whether to print at all.
+        initial: Number of units that were done before.
+        shown: Whether to print.
     """
 
     def __init__(self, total: int | None, unit: str, desc: str = "", initial: int = 0, shown: bool = True) -> None:
@@ -46,13 +48,13 @@ class Lines:
             self._print()
 
     def set_description(self, desc: str, refresh: bool = True) -> None:
-        """Print a line if a new condition begins."""
+        """Set the name of the condition, and print a line if it is new."""
         if desc != self.desc:
             self.desc = desc
             self._print()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Take no notice: the state of a bar is for terminals."""
+        """Ignore the text, which only bars on a terminal show."""
 
     def __enter__(self) -> Self:
         return self
@@ -63,11 +65,11 @@ class Lines:
 
     def _print(self) -> None:
         self._time, self._printed = time.monotonic(), self.n
-        gone, done = self._time - self._started, self.n - self._initial
+        elapsed, done = self._time - self._started, self.n - self._initial
         parts = [f"{self.n} {self.unit}" if self.total is None else f"{self.n} of {self.total} {self.unit}"]
-        parts.append(f"{tqdm.format_interval(gone)} gone")
+        parts.append(f"{tqdm.format_interval(elapsed)} elapsed")
         if done and self.total is not None:
-            parts.append(f"{tqdm.format_interval(gone * (self.total - self.n) / done)} left")
+            parts.append(f"{tqdm.format_interval(elapsed * (self.total - self.n) / done)} left")
         if self.shown:
             print_line(f"{self.desc}: " * bool(self.desc) + ", ".join(parts))
 
@@ -75,15 +77,15 @@ class Lines:
 def progress_bar(
     total: int | None, unit: str = "images", desc: str = "", initial: int = 0, shown: bool = True, **options: Any
 ) -> "tqdm | Lines":
-    """Return a bar on a terminal, and what prints plain lines in its place elsewhere.
+    """Return a tqdm bar on a terminal, and `Lines` elsewhere.
 
     Args:
         total: Number of units; None if unknown.
-        unit: What is counted, in the plural.
-        desc: Name of what runs.
-        initial: Units that were done before.
-        shown: False in processes other than the first.
-        options: Of tqdm's bars.
+        unit: Name of the units, in the plural.
+        desc: Name of the running condition.
+        initial: Number of units that were done before.
+        shown: Whether to show the progress. Pass False in all processes but the first.
+        options: Keyword arguments of ``tqdm``.
     """
     if not on_terminal():
         return Lines(total, unit, desc, initial, shown)
@@ -92,38 +94,38 @@ def progress_bar(
 
 
 class JobsProgress:
-    """Progress of several jobs: one bar with their states on a terminal, a line per message elsewhere.
+    """Progress of several jobs: one bar with the states of all jobs on a terminal, one line per message elsewhere.
 
     Args:
         jobs: Number of jobs.
-        steps: Of each job.
+        steps: Number of steps per job.
     """
 
     def __init__(self, jobs: int, steps: int) -> None:
         self._steps, self._lines = steps, not on_terminal()
         self._states: dict[Any, str] = {}
         self._done: dict[Any, int] = {}
-        # smoothing=0: the rate is that of the whole run, for examinations are slower than epochs
+        # Without smoothing, the rate is that of the whole run. Evaluations are slower than epochs and would distort it.
         self._bar: tqdm = tqdm(total=jobs * steps, unit="step", smoothing=0, dynamic_ncols=True, disable=self._lines)
 
     def say(self, job: object, text: str) -> None:
-        """Show what ``job`` does now."""
+        """Show the state of ``job``, as ``epoch 2/50``."""
         if self._states.get(job) == text:
             return
         self._states[job] = text
         if self._lines:
             print_line(f"{job}: {text}")
-        # of "epoch 2/50  loss 0.1234  2500 img/s" the first part, so that several jobs fit beside the bar
+        # The first part of "epoch 2/50  loss 0.1234  2500 img/s" is short enough for several jobs beside the bar.
         states = (f"{name}: {state.partition('  ')[0][:30]}" for name, state in self._states.items())
         self._bar.set_postfix_str(" | ".join(states))
 
     def step(self, job: object, done: int) -> None:
-        """Show that ``done`` steps of ``job`` are done."""
+        """Set the number of finished steps of ``job``."""
         self._bar.update(done - self._done.get(job, 0))
         self._done[job] = done
 
     def end(self, job: object) -> None:
-        """Show that ``job`` is done."""
+        """Mark ``job`` as finished."""
         self.step(job, self._steps)
         self._states.pop(job, None)
 

@@ -1,22 +1,30 @@
-"""What was done, as JSON takes it, and what differs between two such records."""
+"""JSON records of settings, and the differences between two records."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-SEEDS = 2**32  # seeds are below it: scikit-learn and NumPy take no larger ones
+__all__ = ["SEEDS", "changes", "describe", "flat", "strength_text"]
+
+SEEDS = 2**32  # Seeds must be below this limit of scikit-learn and NumPy.
 
 
 def strength_text(value: float) -> str:
-    """As people write it: 0.05, or ``4/255`` where that is shorter, of small strengths."""
+    """Return a strength as text: decimal, or as a fraction of 255 if that is shorter (only below 0.25).
+
+    Example:
+        >>> strength_text(0.05), strength_text(4 / 255)
+        ('0.05', '4/255')
+    """
     return min(f"{value:g}", f"{value * 255:g}/255", key=len) if value < 0.25 else f"{value:g}"
 
 
 def describe(thing: Any) -> Any:
-    """Settings of an object: a dataclass as its fields beside the name of its ``class``, one without fields as that name.
+    """Return the settings of an object, JSON-serializable.
 
-    Paths are left out, and fields with the metadata ``setting: False``: where files lie, how much memory is used.
+    A dataclass becomes a dictionary of its fields and the name of its ``class``. A dataclass without fields becomes that name.
+    Paths and fields with the metadata ``setting: False`` are omitted, because they do not affect results.
     """
     if is_dataclass(thing) and not isinstance(thing, type):
         values = {field.name: getattr(thing, field.name) for field in fields(thing) if field.metadata.get("setting", True)}
@@ -30,15 +38,25 @@ def describe(thing: Any) -> Any:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    found: dict[str, Any] = {}
+    """Flatten nested mappings into one dictionary, with keys joined by dots.
+
+    Example:
+        >>> flat({"run": {"seed": 0}, "title": "a"})
+        {'run.seed': 0, 'title': 'a'}
+    """
+    result: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """``{key: "old -> new"}`` of the nested records' values that differ."""
+    """Return the differing values of two nested records, ``{key: "old -> new"}``.
+
+    Example:
+        >>> changes({"run": {"seed": 0}}, {"run": {"seed": 1}})
+        {'run.seed': '0 -> 1'}
+    """
     before, now = flat(old), flat(new)
     keys = [*now, *(key for key in before if key not in now)]
     return {

@@ -37,7 +37,7 @@ def test_refuses(initial, floor):
 
 
 def test_refuses_wrong_count():
-    with pytest.raises(ValueError, match="2 values given for 3 heads"):
+    with pytest.raises(ValueError, match=r"one value per head \(3\), got 2"):
         Bandwidth([1.0, 2.0], 3, 0.1)
 
 

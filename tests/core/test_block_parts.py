@@ -16,7 +16,7 @@ def images(model, batch=2):
 
 
 def test_the_default_has_timms_names():
-    """Of the attention and the MLP: timm's checkpoints fit."""
+    """Names of attention and MLP match, so timm's checkpoints load."""
     ours = {n for n in timm.create_model(NAME).state_dict() if ".attn.kernel" not in n and ".attn.positions" not in n}
     plain = timm.create_model("test_vit", class_token=False, global_pool="avg", img_size=160)
     assert ours == set(plain.state_dict())
@@ -25,7 +25,7 @@ def test_the_default_has_timms_names():
 @pytest.mark.parametrize("filter", ["softmax", "dense"])
 @pytest.mark.parametrize("residual", ["plain", "twicing"])
 def test_narrow_queries_and_keys(filter, residual):
-    """Width d of queries and keys; values keep theirs. The lifted width of a bilateral filter is a multiple of 8 at once."""
+    """qk_dim sets the width of queries and keys only. A bilateral filter then lifts to a multiple of 8 without padding."""
     model = timm.create_model(NAME, projection={"name": "qkv", "qk_dim": 11}, filter=filter, residual=residual)
     attn = model.blocks[0].attn
     assert attn.qkv.weight.shape == (2 * (11 + 11 + 32), 64)
@@ -52,7 +52,7 @@ def test_widths_that_are_none_are_refused(value):
 
 def test_a_projection_of_your_own():
     class Same(nn.Module):
-        """One map for queries, keys and values."""
+        """One shared projection for queries, keys and values."""
 
         def __init__(self, dim, num_heads):
             super().__init__()
@@ -76,12 +76,12 @@ def test_a_projection_of_your_own():
         ),
     )
     weights = {n: v for n, v in model.state_dict().items() if "bandwidth" not in n}
-    other.load_state_dict(weights)  # bandwidths keep their initial values: the checkpoint is of such a model
+    other.load_state_dict(weights)  # bandwidths keep their initial values, because the checkpoint is of such a model
     assert torch.equal(other.blocks[0].attn.qkv.map.weight, model.blocks[0].attn.qkv.map.weight)
 
 
 def test_blocks_of_attention_only():
-    """``mlp="none"``: what a block adds is its attention, and neither norm nor MLP is left over."""
+    """With ``mlp="none"`` a block adds only its attention, and has no second norm and no MLP."""
     model = timm.create_model(NAME, mlp="none").double().eval()
     assert not any(".mlp." in name or ".norm2." in name for name in model.state_dict())
     x, geometry = model._embed(images(model).double())
@@ -111,7 +111,7 @@ def test_a_pointwise_layer_that_brings_its_own_skip_connection():
 
 
 def test_parameters_stand_in_timms_order():
-    """Optimizers keep their state by place, and the norm of all gradients is a sum in this order."""
+    """Optimizers keep their state by index, and the norm of all gradients is a sum in this order."""
     plain = timm.create_model("test_vit", class_token=False, global_pool="avg", img_size=160, init_values=1e-5)
     ours = timm.create_model("test_plain_vit", init_values=1e-5)
     assert list(ours.state_dict()) == list(plain.state_dict())

@@ -1,4 +1,4 @@
-"""Components by keyword: members act where they are asked to, mistakes are named."""
+"""Components by keyword: members act in the given layers, and errors name the mistake."""
 
 import pytest
 import seeding
@@ -28,7 +28,7 @@ def test_fused_equals_dense(variant):
 
 
 def test_dot_product_absolute_is_timms_vit():
-    """Same names, same initial draws, same numbers."""
+    """Parameter names, initial values and outputs are equal."""
     seeding.seed(1)
     theirs = timm.models.VisionTransformer(**SMALL).eval()
     seeding.seed(1)
@@ -54,7 +54,7 @@ def test_every_parameter_gets_a_gradient_that_counts(variant):
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     last = f"blocks.{len(model.blocks) - 1}."
     for name, parameter in model.named_parameters():
-        # with class-token pooling the last block's only row that counts is one without a place
+        # With class-token pooling, only the row of the class token counts in the last block, and it has no position.
         spatial = "spatial_bandwidth" in name or ".positions." in name
         boosted = "twicing" in str(variant) or "bregman" in str(variant)
         if model.global_pool == "token" and spatial and name.startswith(last) and not boosted:
@@ -96,7 +96,7 @@ def test_own_members_without_touching_the_package():
             return Terms([normalize(q, dim=-1) / self.temperature], [normalize(k, dim=-1)])
 
     class Rows(nn.Module):
-        """Sees its own row of patches only."""
+        """Kernel on positions that sees only its own row of patches."""
 
         def forward(self, query, key, like):
             same = query.coordinates[0, :, None, 0] == key.coordinates[0, None, :, 0]
@@ -131,56 +131,84 @@ def test_own_members_without_touching_the_package():
 
 
 BAD = [
-    ({"kernel": "gausian_range"}, ValueError, "kernel: unknown member 'gausian_range'; .* Did you mean 'gaussian_range'"),
+    (
+        {"kernel": "gausian_range"},
+        ValueError,
+        "kernel: member must be one of .*, got 'gausian_range'. Did you mean 'gaussian_range'",
+    ),
     ({"residual": "twiceing"}, ValueError, "Did you mean 'twicing'"),
     ({"positions": "absolut"}, ValueError, "Did you mean 'absolute'"),
-    ({"residual": {"name": "twicing", "step": 2}}, ValueError, "unknown option 'step'; .* Did you mean 'steps'"),
-    ({"residual": {"name": "twicing", "layers": [3]}}, ValueError, "layer 3 does not exist in a model of depth 3; give 0 to 2"),
-    ({"residual": {"name": "twicing", "steps": 0}}, ValueError, "steps is 0, but must be a whole number, at least 1"),
-    ({"residual": {"name": "twicing", "gate": float("nan")}}, ValueError, "gate is nan"),
-    ({"positions": 5}, TypeError, "5 is neither a name"),
-    ({"positions": "untied", "no_embed_class": False}, ValueError, "no_embed_class=False"),
-    ({"residual": 3}, TypeError, "3 is neither a name"),
-    ({"positions": ["absolute", "untied"]}, ValueError, "exclude each other"),
-    ({"positions": ["none", "absolute"]}, ValueError, "'none' excludes"),
-    ({"positions": ["spatial_gaussian", "spatial_gaussian"]}, ValueError, "given twice"),
-    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, "takes no options"),
-    ({"kernel": {"name": "gaussian_range", "range_bandwidth": -1.0}}, ValueError, r"range_bandwidth is -1\.0"),
-    ({"kernel": {"name": "gaussian_range", "range_bandwidth": float("nan")}}, ValueError, "range_bandwidth is nan"),
-    ({"kernel": {"name": "gaussian_range", "range_bandwidth": [1.0] * 3}}, ValueError, "3 values given for 2 heads"),
-    ({"positions": {"name": "spatial_gaussian", "spatial_bandwidth": float("inf")}}, ValueError, "spatial_bandwidth is inf"),
-    ({"pos_embed": "learn"}, ValueError, "use positions="),
-    ({"block_fn": nn.Identity}, ValueError, "use kernel="),
-    ({"img_size": 30}, ValueError, "30 x 30 is not divisible by patch_size 8 x 8; use 24 x 24"),
-    ({"embed_dim": 33}, ValueError, "33 is not divisible by 2 heads"),
+    ({"residual": {"name": "twicing", "step": 2}}, ValueError, "option must be one of .*, got 'step'. Did you mean 'steps'"),
+    ({"residual": {"name": "twicing", "layers": [3]}}, ValueError, "block indices must be from -3 to 2, got 3"),
+    ({"residual": {"name": "twicing", "steps": 0}}, ValueError, "steps must be a whole number of at least 1, got 0"),
+    ({"residual": {"name": "twicing", "gate": float("nan")}}, ValueError, "gate must be a finite number, got nan"),
+    ({"positions": 5}, TypeError, "must be a name, .*, got 5"),
+    (
+        {"positions": "untied", "no_embed_class": False},
+        ValueError,
+        "no_embed_class must be True for untied positions, got False",
+    ),
+    ({"residual": 3}, TypeError, "must be a name, .*, got 3"),
+    ({"positions": ["absolute", "untied"]}, ValueError, "at most one of .* got .*absolute.*untied"),
+    ({"positions": ["none", "absolute"]}, ValueError, "must not mix 'none'"),
+    (
+        {"positions": ["spatial_gaussian", "spatial_gaussian"]},
+        ValueError,
+        "hold each member once, got 'spatial_gaussian' twice",
+    ),
+    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, "must have no options"),
+    (
+        {"kernel": {"name": "gaussian_range", "range_bandwidth": -1.0}},
+        ValueError,
+        r"range_bandwidth must be finite and above its floor 0\.1, got -1\.0",
+    ),
+    (
+        {"kernel": {"name": "gaussian_range", "range_bandwidth": float("nan")}},
+        ValueError,
+        "range_bandwidth must be .*, got nan",
+    ),
+    ({"kernel": {"name": "gaussian_range", "range_bandwidth": [1.0] * 3}}, ValueError, r"one value per head \(2\), got 3"),
+    (
+        {"positions": {"name": "spatial_gaussian", "spatial_bandwidth": float("inf")}},
+        ValueError,
+        "spatial_bandwidth must be .*, got inf",
+    ),
+    ({"pos_embed": "learn"}, ValueError, "Use positions="),
+    ({"block_fn": nn.Identity}, ValueError, "Use kernel="),
+    ({"img_size": 30}, ValueError, "divisible by patch_size 8 x 8, got 30 x 30. Use 24 x 24"),
+    ({"embed_dim": 33}, ValueError, "dim must be divisible by num_heads=2, got 33"),
     ({"not_an_argument": 1}, TypeError, "not_an_argument"),
-    ({"kernel": {"name": "elliptical", "layers": [0, 1]}}, ValueError, "layer 0 has no layer in front"),
-    ({"kernel": {"name": "elliptical", "scaling": "median"}}, ValueError, "scaling is 'median', but must be 'max' or 'mean'"),
-    ({"residual": {"name": "sos", "tau": 2.5}}, ValueError, r"tau is 2\.5, but must lie in \(0, 2\)"),
-    ({"residual": "l2_boosting"}, ValueError, "residual: unknown member 'l2_boosting'"),
-    ({"block_residual": "neutreno"}, ValueError, "block_residual: unknown member 'neutreno'"),
-    ({"positions": ["sincos", "absolute"]}, ValueError, "'absolute' and 'sincos' exclude each other"),
+    ({"kernel": {"name": "elliptical", "layers": [0, 1]}}, ValueError, "layers must be at least 1, got 0"),
+    ({"kernel": {"name": "elliptical", "scaling": "median"}}, ValueError, "scaling must be 'max' or 'mean', got 'median'"),
+    ({"residual": {"name": "sos", "tau": 2.5}}, ValueError, r"tau must be in \(0, 2\), .*, got 2\.5"),
+    ({"residual": "l2_boosting"}, ValueError, "residual: member must be one of .*, got 'l2_boosting'"),
+    ({"block_residual": "neutreno"}, ValueError, "block_residual: member must be one of .*, got 'neutreno'"),
+    ({"positions": ["sincos", "absolute"]}, ValueError, "at most one of .* got .*absolute.*sincos"),
     ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
-    ({"kernel": DotProduct(16)}, TypeError, "kernel: got DotProduct itself; give a factory"),
-    ({"residual": Twicing}, TypeError, "residual: got Twicing itself; give a factory"),
-    ({"positions": ["absolute", SpatialGaussian(2, (4, 4))]}, TypeError, "positions: got SpatialGaussian itself"),
-    ({"residual": {"name": "twicing", "gate": [1.0, 0.0]}}, ValueError, "gate is .*, but must be a finite number"),
-    ({"residual": {"name": "twicing", "layers": "last"}}, TypeError, "layers has 'last', but takes whole numbers"),
+    ({"kernel": DotProduct(16)}, TypeError, "kernel must be a factory, .*, got DotProduct"),
+    ({"residual": Twicing}, TypeError, "residual must be a factory, .*, got Twicing"),
+    (
+        {"positions": ["absolute", SpatialGaussian(2, (4, 4))]},
+        TypeError,
+        "positions must be a factory, .*, got SpatialGaussian",
+    ),
+    ({"residual": {"name": "twicing", "gate": [1.0, 0.0]}}, ValueError, "gate must be a finite number, got"),
+    ({"residual": {"name": "twicing", "layers": "last"}}, TypeError, "block indices must be whole numbers, got 'last'"),
     ({"block_residual": lambda layer: NeuTRENO(1)}, ValueError, "block_residual must be a rule for blocks, got NeuTRENO"),
     ({"residual": lambda layer: L2Boosting()}, ValueError, "residual must be a rule for filters, got L2Boosting"),
-    ({"positions": "rotary", "embed_dim": 36}, ValueError, "width 18 is not divisible by 4"),
+    ({"positions": "rotary", "embed_dim": 36}, ValueError, "head_dim must be divisible by 4, got 18"),
     (
         {"positions": lambda layer: SinCos(layer.embed_dim)},
         TypeError,
-        "SinCos adds to the tokens .* name 'sincos'",
+        "got SinCos, which adds to the tokens.* name 'sincos'",
     ),
-    ({"positions": {"name": "rotary", "temperature": 0}}, ValueError, "rotary: the temperature is 0, but must"),
+    ({"positions": {"name": "rotary", "temperature": 0}}, ValueError, "rotary: temperature must be positive and finite, got 0"),
     (
         {"positions": {"name": "sincos", "temperature": "9"}},
         ValueError,
-        "sincos: the temperature is '9', but must",
+        "sincos: temperature must be positive and finite, got '9'",
     ),
-    ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, "1 values given for 2 heads"),
+    ({"positions": {"name": "alibi", "spatial_bandwidth": [1.0]}}, ValueError, r"one value per head \(2\), got 1"),
 ]
 
 
@@ -192,14 +220,14 @@ def test_refuses(kwargs, error, message):
 
 @pytest.mark.parametrize("member", ["spatial_gaussian", "alibi", "untied"])
 def test_positions_start_at_the_scale_of_content(member):
-    """A kernel much flatter than content's would hardly learn. (Closed gates and relative tables start at 0 by design.)"""
+    """A kernel much flatter than the content would hardly learn. (Closed gates and relative tables start at 0 by design.)"""
     model = small(positions=member, embed_dim=192, num_heads=3, img_size=112)
-    found = {}
+    spread = {}
 
     def look(name):
         def hook(module, _, terms):
             log = terms.biases[0].dense() if terms.biases else log_weights(terms)
-            found[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
+            spread[name] = log[..., 1:, 1:].double().std(dim=-1).mean(dim=(0, 2))
 
         return hook
 
@@ -207,7 +235,7 @@ def test_positions_start_at_the_scale_of_content(member):
     attn.kernel.register_forward_hook(look("content"))
     attn.positions[0].register_forward_hook(look("position"))
     model(torch.randn(2, 3, 112, 112))
-    assert (found["position"] > 0.1 * found["content"]).all(), found
+    assert (spread["position"] > 0.1 * spread["content"]).all(), spread
 
 
 def test_untied_positions_are_not_in_the_tokens():

@@ -56,7 +56,7 @@ def test_dense_bias_joins_the_mask(fused, mask_dtype):
 
 
 def test_terms_without_columns_are_refused_by_name():
-    with pytest.raises(ValueError, match="neither columns nor a distance; to a dense kernel's bias add zero columns"):
+    with pytest.raises(ValueError, match=r"must hold columns or a distance, got neither\. Add zero columns"):
         SoftmaxFilter()(Terms(biases=[TensorBias(torch.zeros(1, 1, 3, 3))]))
 
 
@@ -84,7 +84,7 @@ def test_one_token_and_an_empty_batch_simply_work(dtype, shape, fused):
 
 @pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
 def test_autocast_does_not_round_dense_log_weights(kernel):
-    """Columns hold norms, far larger than the log-weights that they add up to."""
+    """Columns hold norms, which are far larger than the log-weights that they add up to."""
     q, k, _ = (50 + x for x in operands(torch.float32))
     terms, dense = kernel(q, k), DenseFilter()
     expected = dense(terms).dense(), log_weights(terms)
@@ -95,7 +95,7 @@ def test_autocast_does_not_round_dense_log_weights(kernel):
 
 @pytest.mark.parametrize("kernel", [DotProduct(8), GaussianRange(3, 8)])
 def test_dense_filters_work_without_memory(kernel):
-    """The meta device, on which recipes are tried before they run, knows no autocast."""
+    """The meta device, on which recipes are checked before they run, does not support autocast."""
     q, k, v = (x.to("meta") for x in operands(torch.float32))
     dense = DenseFilter().to("meta")
     assert dense(kernel.to("meta")(q, k)).apply(v).shape == v.shape
@@ -129,7 +129,7 @@ def test_non_contiguous_operands():
 
 
 def test_a_mask_of_whole_numbers_is_refused():
-    """It would be taken for log-weights of 0 and 1."""
+    """A mask of integers would be read as log-weights of 0 and 1."""
     q, k, _ = operands()
-    with pytest.raises(TypeError, match=r"The mask is torch.int64, .* give mask.bool\(\)"):
+    with pytest.raises(TypeError, match=r"mask must be .*, got torch.int64\. Give mask.bool\(\)"):
         SoftmaxFilter()(DotProduct(8)(q, k), torch.ones(9, 9, dtype=torch.long).tril())

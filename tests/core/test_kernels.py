@@ -37,7 +37,7 @@ def test_gaussian_is_non_local_means(fused):
 
 
 def bilateral_times_norm_factors_times_cross_terms(y, p, h, key_only=True):
-    """K_SA of arXiv 2506.10371: the bilateral kernel, the norm factors of the keys, the cross terms, as Terms."""
+    """Return K_SA of arXiv 2506.10371 as Terms: the bilateral kernel, the norm factors of the keys and the cross terms."""
     heads, dim = y.shape[1], y.shape[-1]
     kernel = GaussianRange(heads, dim, h, learned=False, dtype=y.dtype)
     space = GaussianRange(heads, dim, h, learned=False, dtype=y.dtype)
@@ -48,7 +48,7 @@ def bilateral_times_norm_factors_times_cross_terms(y, p, h, key_only=True):
 
 
 def test_identity_in_float64():
-    """bilateral x norm factors x cross terms = softmax attention on tokens with added positions."""
+    """Bilateral kernel x norm factors x cross terms equals softmax attention on tokens with added positions."""
     for scale in (1.0, 3.0):
         y, p, v = operands(scale=scale)
         h = (4 * 8) ** 0.25
@@ -60,7 +60,7 @@ def test_identity_in_float64():
 
 
 def test_identity_in_float32_at_large_logits():
-    """At logits beyond 15 the error is at most twice softmax attention's own."""
+    """At logits above 15, the error is at most twice that of softmax attention."""
     y, p, v = operands(scale=2.2, dim=64, length=197)
     x = y + p
     logits = x @ x.mT / 8
@@ -117,12 +117,12 @@ def test_default_bandwidth():
 
 @pytest.mark.parametrize("bad", [0.0, -2.0, math.nan, math.inf, 0.05])
 def test_refuses_bandwidths(bad):
-    with pytest.raises(ValueError, match=r"range_bandwidth is .* above its floor 0\.1"):
+    with pytest.raises(ValueError, match=r"range_bandwidth must be .* above its floor 0\.1"):
         GaussianRange(2, 8, bad)
 
 
 def test_float16_columns_do_not_overflow():
-    """Keys whose squared norm lies far beyond 65,504."""
+    """The squared norms of the keys are far larger than 65,504."""
     q, k, v = (torch.randn(1, 2, 9, 64).half() * s for s in (300, 300, 1))
     fused = SoftmaxFilter()
     result = fused(GaussianRange(2, 64)(q, k)).apply(v)
@@ -132,7 +132,7 @@ def test_float16_columns_do_not_overflow():
 
 
 def test_two_distances_multiply():
-    """Also of other widths: a kernel on the features, and one on half of them."""
+    """Two kernels multiply, also if one acts on half of the features."""
     q, k, v = operands()
     wide, narrow = GaussianRange(2, 8, 1.5, dtype=torch.float64), GaussianRange(2, 8, 0.7, dtype=torch.float64)
     terms = product(wide(q, k), narrow(q[..., :4], k[..., :4]))
@@ -142,7 +142,7 @@ def test_two_distances_multiply():
 
 @pytest.mark.parametrize("mean_scale", [False, True])
 def test_elliptical_is_its_formula(mean_scale):
-    """q M k / sqrt(d) with M from explicit sums over tokens."""
+    """Log-weights equal q M k / sqrt(d) with M from explicit sums over tokens."""
     q, k, v = operands()
     previous = torch.randn_like(v)
     m = torch.stack([(v[:, :, i] - previous[:, :, i]).abs() for i in range(v.shape[2])]).sum(0) / 5  # the published delta
@@ -159,7 +159,7 @@ def test_elliptical_without_change_is_the_dot_product():
 
 
 def test_elliptical_under_causality_knows_no_later_token():
-    """By changing inputs: a metric over all tokens would leak through every row."""
+    """Changes of later tokens must not change earlier rows, as a metric over all tokens would."""
     q, k, v = operands()
     previous = torch.randn_like(v)
     filter, kernel = SoftmaxFilter(), Elliptical(8)
@@ -193,7 +193,7 @@ def test_gradient_flows_through_the_metric(mean_scale):
 
 
 def test_detached_in_training_never_in_evaluation():
-    """What is differentiated at attack time is what the model does."""
+    """In evaluation, the gradient flows through the metric."""
     q, k, v = operands()
     previous = torch.randn_like(v).requires_grad_()
     for training, detach, flows in [(True, True, False), (False, True, True), (True, False, True)]:
@@ -204,5 +204,5 @@ def test_detached_in_training_never_in_evaluation():
 @pytest.mark.parametrize("state", [None, LayerState()])
 def test_elliptical_without_a_layer_in_front_is_refused(state):
     q, k, v = operands()
-    with pytest.raises(ValueError, match="Elliptical needs the values of the layer before"):
+    with pytest.raises(ValueError, match="state of Elliptical must hold the values of the previous layer, got none"):
         Elliptical(8)(q, k, False, v, state)

@@ -27,7 +27,7 @@ def layer(kernel=None, positions=(), residual=None, fused=True, dim=24, heads=3,
 
 
 def test_is_timm_attention_with_its_weights():
-    """Same parameter names, same numbers."""
+    """Parameter names and outputs are equal."""
     theirs = timm.layers.Attention(24, 3, qkv_bias=True, qk_norm=True, scale_norm=True, norm_layer=nn.LayerNorm).double()
     ours = layer(q_norm=nn.LayerNorm(8), k_norm=nn.LayerNorm(8), norm=nn.LayerNorm(24)).double()
     ours.load_state_dict(theirs.state_dict())
@@ -54,7 +54,7 @@ def test_weights_explain_the_output(steps):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_with_normed_queries(dtype):
-    """Norms give float32 under autocast, values half precision."""
+    """Under autocast, norms return float32 and values are in half precision."""
     grid = (3, 4)
     attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], q_norm=nn.LayerNorm(8), k_norm=nn.LayerNorm(8))
     x = torch.randn(2, 12, 24)
@@ -66,7 +66,7 @@ def test_autocast_with_normed_queries(dtype):
 
 
 def test_width_must_be_divisible_by_heads():
-    with pytest.raises(ValueError, match="24 is not divisible by 5 heads"):
+    with pytest.raises(ValueError, match="dim must be divisible by num_heads=5, got 24"):
         QueryKeyValue(24, 5)
 
 
@@ -80,7 +80,7 @@ def test_block_is_timm_block_with_its_weights():
 
 
 def test_flip_equivariance():
-    """Flipping the picture flips the output: an isotropic kernel knows no direction."""
+    """A flipped image gives a flipped output, because an isotropic kernel has no direction."""
     grid = (4, 5)
     attn = layer(GaussianRange(3, 8), [SpatialGaussian(3, grid)], Twicing(3)).double()
     x = torch.randn(1, 20, 24, dtype=torch.float64)
@@ -113,7 +113,7 @@ def block(block_residual=None, residual=None, **kwargs):
     ids=["plain", "twicing", "gated twicing", "sos", "bregman", "l2 boosting"],
 )
 def test_block_residuals_are_their_formulas(block_residual, formula):
-    """z + ... with f the whole branch, estimated anew on each operand; y the tokens that entered the first block."""
+    """Block residuals follow their formulas: f is the whole branch, computed again on each operand."""
     z, y = torch.randn(2, 2, 10, 24, dtype=torch.float64)
     geometry, subject = grid_geometry(3, 3, 1, z), block(block_residual)
 
@@ -127,7 +127,7 @@ def test_block_residuals_are_their_formulas(block_residual, formula):
 
 
 def test_what_is_handed_on():
-    """The first layer's values, the previous ones, the drift between them, and the tokens of the first block."""
+    """The state holds the first values, the previous values, their drift, and the tokens of the first block."""
     x = torch.randn(1, 10, 24, dtype=torch.float64)
     geometry, state, tokens, values = grid_geometry(3, 3, 1, x), LayerState(), [], []
     for rule in (None, Twicing(1), None):
@@ -151,13 +151,13 @@ def test_state_asked_where_there_is_none():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
     geometry = grid_geometry(3, 3, 1, x)
     for subject in (block(residual=PID(3)), block(kernel=Elliptical(8)), block(L2Boosting())):
-        with pytest.raises(ValueError, match=r"needs .*state="):
+        with pytest.raises(ValueError, match=r"state.* must .*, got"):
             subject(x, geometry)
 
 
 def test_elliptical_refuses_masks_by_name():
     x = torch.randn(1, 10, 24, dtype=torch.float64)
-    with pytest.raises(ValueError, match="attn_mask: this kernel's metric is taken from all tokens"):
+    with pytest.raises(ValueError, match="attn_mask must be None for this kernel, whose metric is computed from all tokens"):
         block(kernel=Elliptical(8))(x, grid_geometry(3, 3, 1, x), torch.ones(10, 10, dtype=torch.bool), state=LayerState())
 
 

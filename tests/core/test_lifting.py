@@ -1,4 +1,4 @@
-"""The arithmetic: the lift against brute force in float64, by dtype, grid, bandwidth, prefix tokens and offsets."""
+"""The lift against brute force in float64, per dtype, grid, bandwidth, prefix tokens and offset."""
 
 import statistics
 
@@ -32,8 +32,8 @@ def test_split_value_sums_to_the_value(dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_compilers_keep_the_split(dtype, tmp_path, monkeypatch):
-    """Which leave out casts to half precision and back."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the usual one may hold code for other instructions
+    """Compilers remove casts to half precision and back, and must not remove the split."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the default cache may hold code for another processor
     x = torch.randn(1000) * torch.logspace(-8, 4, 1000)
     # all parts are of one tensor, as in the filter, and the highest is made in the kernel that makes the lowest
     compiled = torch.compile(lambda x: torch.cat([part[:, None] for part in split_value(x, dtype)], dim=1))
@@ -90,7 +90,7 @@ BANDWIDTHS = [0.5, 0.77, 1.5, 3.0, 10.0, 100.0]
 @pytest.mark.parametrize("prefix", [0, 1])
 @torch.no_grad()
 def test_error_at_most_twice_that_of_explicit_differences(dtype, grid, prefix):
-    """The criterion of flash-attention's tests: against float64, at most twice the error of the plain way in the same type."""
+    """As in flash-attention's tests, the error against float64 is at most twice that of plain code in the same dtype."""
     fused, largest_ratios = SoftmaxFilter(), []
     large = grid[0] * grid[1] > 1000
     for h in BANDWIDTHS[::2] if large else BANDWIDTHS:
@@ -156,8 +156,9 @@ FAMILY = {
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 @torch.no_grad()
 def test_error_of_the_other_members(name, dtype, offset):
-    """The same criterion. In half precision what a metric scales or a rotation turns is rounded once more, as it is wherever
-    these are used: a documented exception at a common offset of three standard deviations.
+    """The same criterion. In half precision, scaled or turned vectors are rounded one more time.
+
+    This is a documented exception at a common offset of three standard deviations.
     """
     geometry, q, k, v = operands(dtype, (14, 14), 1, offset)
     terms, log_weights = FAMILY[name](q, k, v, geometry, torch.randn_like(v))
@@ -172,7 +173,7 @@ def test_error_of_the_other_members(name, dtype, offset):
 @pytest.mark.parametrize("residual", [Twicing(2, 2), Bregman(2, 2), SOS(2, 2), NeuTRENO(2), PID(2)], ids=str)
 @torch.no_grad()
 def test_error_of_boosting(residual, dtype):
-    """Several applications of a fused operator against several products with plain weights."""
+    """Several applications of a fused operator equal several products with plain weights."""
     _, q, k, v = operands(dtype, (14, 14), 1, 0.0)
     previous = torch.randn_like(v)
 
@@ -193,8 +194,9 @@ def test_error_of_boosting(residual, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_gradient_error(dtype, prefix):
-    """float32: at most twice that of explicit differences. bfloat16: at most 2.5 %; softmax attention's own fused backward
-    leaves 1.08 % in the query gradient at this offset, by rounding weights, which no lift can undo.
+    """In float32, the error is at most twice that of explicit differences. In bfloat16, it is at most 2.5 %.
+
+    The fused backward pass of softmax attention alone has an error of 1.08 % in the query gradient at this offset.
     """
     grid, fused = (14, 9), SoftmaxFilter()
     for h in BANDWIDTHS:
@@ -226,7 +228,7 @@ def test_gradient_error(dtype, prefix):
 @pytest.mark.parametrize("per_axis", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_pair_of_tokens(prefix, per_axis, dtype):
-    """Each weight, with prefix tokens and without, at a bandwidth where a corner patch is e^-11 or less from the far one."""
+    """Each weight is correct at a bandwidth where opposite corners have a weight of e^-11 or less."""
     grid = (6, 9)
     geometry, q, k, _ = operands(dtype, grid, prefix, 0.0)
     positions = SpatialGaussian(2, grid, [1.5, 4.0], per_axis=per_axis, dtype=dtype)
@@ -241,7 +243,7 @@ def test_every_pair_of_tokens(prefix, per_axis, dtype):
 @pytest.mark.parametrize("front", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_direct_lift_equals_plain_lift(front, biased):
-    """The autograd function against plain tensor code: values and gradients of every input, and second derivatives."""
+    """Autograd function and plain tensor code agree in values, gradients of every input, and second derivatives."""
     batch, heads, length, dim = 2, 2, 5, 3
     dd = {"dtype": torch.float64, "requires_grad": True}
     q, k = torch.randn(batch, heads, length, dim, **dd), torch.randn(batch, heads, length, dim, **dd)
@@ -282,7 +284,7 @@ def test_causal_distance_ignores_later_tokens_to_the_bit():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_transforms_of_torch_func(fused):
-    """Gradients by sample and forward-mode derivatives, which an autograd function of its own would refuse."""
+    """Per-sample gradients and forward-mode derivatives work. A custom autograd function does not support them."""
     kernel, filter = GaussianRange(2, 4, dtype=torch.float64), (SoftmaxFilter() if fused else DenseFilter())
     x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
 
@@ -291,7 +293,7 @@ def test_transforms_of_torch_func(fused):
         return filter(terms).apply(sample[None]).square().sum()
 
     features = dict(kernel.named_parameters())
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused one has no derivative forwards, whatever it is given
+    with sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel has no forward-mode derivative
         by_sample = vmap(grad(loss), (None, 0))(features, x)["range_bandwidth.log_excess"]
         (one,) = torch.autograd.grad(loss(features, x[1]), list(features.values()))
         _, along = jvp(lambda sample: loss(features, sample), (x[0],), (torch.ones_like(x[0]),))

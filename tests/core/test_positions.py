@@ -39,7 +39,7 @@ def weights(positions, geometry, heads, dtype=torch.float64):
 
 
 def test_is_a_normalized_gaussian_blur():
-    """Without content the filter is a blur with the Gaussian of sigma = h / sqrt(2), cut off at the border and renormalized."""
+    """Without content, the filter is a Gaussian blur of sigma = h / sqrt(2), cut off at the border and renormalized."""
     h, grid = 2.0, (7, 11)
     geometry = grid_geometry(*grid, 0, torch.empty(0))
     a = weights(SpatialGaussian(1, grid, h, dtype=torch.float64), geometry, 1)[0, 0].reshape(7, 11, 7, 11)
@@ -73,7 +73,7 @@ def test_prefix_tokens_have_no_place():
     length = a.shape[0]
     torch.testing.assert_close(a[:2], torch.full((2, length), 1 / length, dtype=torch.float64))
     assert torch.equal(a[2:, 0], a[2:, 1])
-    torch.testing.assert_close(a[2:, 0], a[2:, 2:].diagonal())  # a distance of 0, as of a patch to itself
+    torch.testing.assert_close(a[2:, 0], a[2:, 2:].diagonal())  # the same as the weight of a patch on itself, at distance 0
 
 
 def test_huge_bandwidth_is_no_filter():
@@ -84,7 +84,7 @@ def test_huge_bandwidth_is_no_filter():
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 0.2])
 def test_refuses_bandwidths(bad):
-    with pytest.raises(ValueError, match=r"spatial_bandwidth is .* above its floor 0\.25"):
+    with pytest.raises(ValueError, match=r"spatial_bandwidth must be .* above its floor 0\.25"):
         SpatialGaussian(2, (4, 4), bad)
 
 
@@ -92,7 +92,9 @@ def test_float16_overflow_is_refused_by_name():
     positions = SpatialGaussian(1, (64, 64), 1.0, floor=0.02)
     geometry = grid_geometry(64, 64, 0, torch.empty(0))
     positions(geometry, geometry, torch.empty(0, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match=r"64 x 64 patches with floor 0\.02 .* float16's 6\.55e\+04; use bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"at most 6\.55e\+04 in float16, got .* 64 x 64 patches with floor 0\.02\. Use bfloat16"
+    ):
         positions(geometry, geometry, torch.empty(0, dtype=torch.float16))
 
 
@@ -139,7 +141,7 @@ def test_reference_agrees_with_itself_on_one_pair():
 
 
 def bias(positions, geometry, heads, dtype=torch.float64):
-    """Dense log-weights of a member of that kind."""
+    """Return the dense log-weights of a kernel on positions."""
     return positions(geometry, geometry, torch.empty(0, dtype=dtype)).biases[0].dense().expand(-1, heads, -1, -1)
 
 
@@ -183,7 +185,7 @@ def test_alibi_is_a_laplace_kernel_of_the_distance():
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_rotary_is_timms(prefix):
-    """The rotation of timm's own attention with rope, queries, keys and prefix tokens alike."""
+    """Queries, keys and prefix tokens equal those of timm's attention with rotary positions."""
     grid, dim = (3, 5), 16
     q, k = torch.randn(2, 2, 4, 15 + prefix, dim)
     ours = Rotary(dim, temperature=50.0)
@@ -195,7 +197,7 @@ def test_rotary_is_timms(prefix):
 
 
 def test_rotary_knows_offsets_alone():
-    """One content everywhere: the log-weight depends on the offset of two places."""
+    """With the same content everywhere, the log-weight depends only on the offset of two positions."""
     grid, dim = (5, 7), 16
     q, k = torch.randn(2, 1, 1, 1, dim, dtype=torch.float64).expand(2, 1, 1, 35, dim)
     geometry = grid_geometry(*grid, 0, torch.empty(0))
@@ -212,14 +214,14 @@ def test_sincos_is_timms():
     assert added[:, :2].abs().sum() == 0
 
 
-@pytest.mark.parametrize(("make", "message"), [(lambda: Rotary(6), "width 6 is not"), (lambda: SinCos(30), "width 30 is not")])
+@pytest.mark.parametrize(("make", "message"), [(lambda: Rotary(6), "head_dim"), (lambda: SinCos(30), "embed_dim")])
 def test_widths_must_be_divisible_by_four(make, message):
-    with pytest.raises(ValueError, match=f"{message} divisible by 4"):
+    with pytest.raises(ValueError, match=f"{message} must be divisible by 4, got"):
         make()
 
 
 @pytest.mark.parametrize("positions", [SpatialGaussian(2, (4, 3), gate=0.0), Alibi2D(2, gate=0.0), RelativeTable(2, (4, 3))])
-def test_gates_at_zero_see_all_places_alike(positions):
+def test_gates_at_zero_weight_all_positions_equally(positions):
     a = weights(positions, grid_geometry(4, 3, 1, torch.empty(0)), 2)
     assert torch.equal(a, torch.full_like(a, 1 / 13))
 

@@ -1,4 +1,4 @@
-"""Boosting: each rule against its polynomial or recurrence in float64, with A from our own kernels."""
+"""Boosting: each rule against its polynomial or recurrence in float64, with A from the kernels of this package."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def boost(residual, a, v, state=None):
-    """The recurrence, with a matrix for A."""
+    """Return the result of the recurrence with a matrix as A."""
     return recurrence(residual, lambda x: a @ x, v, state)
 
 
@@ -67,7 +67,7 @@ def test_bregman_is_twicing_for_frozen_weights(matrix, v, steps):
 
 @pytest.mark.parametrize("gate", [0.0, 0.3])
 def test_bregman_recurrence(matrix, v, gate):
-    """r <- r + (v - u), u <- u + g (A (v + r) - u)."""
+    """The rule equals ``r <- r + (v - u)``, ``u <- u + g (A (v + r) - u)``."""
     u, r = matrix @ v, torch.zeros_like(v)
     for _ in range(3):
         r = r + (v - u)
@@ -86,7 +86,7 @@ def test_sos_recurrence(matrix, v, rho, tau):
 
 @pytest.mark.parametrize(("rho", "tau"), [(0.5, None), (0.5, 0.6), (3.0, None), (-0.4, None), (1.5, 0.1)])
 def test_sos_converges_to_its_fixed_point(matrix, v, rho, tau):
-    """(I + rho (I - A))^-1 A v, whatever tau is."""
+    """The limit is ``(I + rho (I - A))^-1 A v`` for every tau."""
     identity = torch.eye(11, dtype=torch.float64)
     fixed = torch.linalg.solve(identity + rho * (identity - matrix), matrix @ v)
     torch.testing.assert_close(boost(SOS(2, 600, rho, tau), matrix, v), fixed, rtol=1e-10, atol=1e-10)
@@ -94,7 +94,7 @@ def test_sos_converges_to_its_fixed_point(matrix, v, rho, tau):
 
 @pytest.mark.parametrize("rho", [-0.45, -0.1, 0.0, 0.3, 0.5, 1.0, 4.0, 50.0])
 def test_the_default_tau_of_sos_converges_for_any_row_stochastic_matrix(rho):
-    """Error factors 1 - tau (1 + rho (1 - a)) for every eigenvalue a in the unit disc."""
+    """Error factors are ``1 - tau (1 + rho (1 - a))`` for every eigenvalue a in the unit disc."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tau = SOS(1, rho=rho).tau
@@ -106,12 +106,12 @@ def test_the_default_tau_of_sos_converges_for_any_row_stochastic_matrix(rho):
 
 @pytest.mark.parametrize("tau", [0.0, -0.5, 2.0, math.nan, math.inf])
 def test_sos_refuses_tau(tau):
-    with pytest.raises(ValueError, match=r"tau is .*, but must lie in \(0, 2\): outside even constants diverge"):
+    with pytest.raises(ValueError, match=r"tau must be in \(0, 2\), outside of which even constants diverge, got"):
         SOS(2, tau=tau)
 
 
 def test_constants_diverge_outside_and_stay_inside(matrix):
-    """Why (0, 2): the error of a constant is multiplied by 1 - tau in each step."""
+    """Each step multiplies the error of a constant by 1 - tau, so tau must be in (0, 2)."""
     residual = SOS(2, 1, 0.0, 1.99)
     constant = torch.ones(1, 2, 11, 1, dtype=torch.float64)
     assert (
@@ -126,7 +126,7 @@ def test_sos_warns_where_it_may_diverge(rho, tau):
 
 
 def carried_of(layers):
-    """What layers with these values hand on."""
+    """Return the state after layers with these values."""
     state = LayerState()
     for v in layers:
         state = next_state(state, v)
@@ -141,7 +141,7 @@ def test_neutreno(matrix, v):
 
 
 def test_pid(matrix, v):
-    """Written out with the sums and differences of the formula, over three layers."""
+    """The rule equals the written-out sums and differences over three layers."""
     values = [*torch.randn(3, *v.shape, dtype=torch.float64), v]
     errors = [values[0] - x for x in values]
     gains = {"proportional": 0.7, "integral": 0.4, "derivative": 0.2}
@@ -158,7 +158,7 @@ def test_proportional_alone_is_neutreno(matrix, v):
 
 @pytest.mark.parametrize("rule", [NeuTRENO, PID])
 def test_state_asked_where_there_is_none(matrix, v, rule):
-    with pytest.raises(ValueError, match=f"{rule.__name__} needs what earlier layers hand on"):
+    with pytest.raises(ValueError, match=f"state= must be a LayerState for {rule.__name__}, got None"):
         boost(rule(2), matrix, v)
 
 
@@ -169,7 +169,7 @@ def test_l2_boosting_of_a_stream():
     torch.testing.assert_close(L2Boosting().entry(z, state), y - z, **EXACT)
     torch.testing.assert_close(L2Boosting(gate=0.25).entry(z, state), 0.75 * z + 0.25 * (y - z), **EXACT)
     assert torch.equal(L2Boosting(gate=0.0, learned=True).entry(z.float(), LayerState(tokens=y.float())), z.float())
-    with pytest.raises(ValueError, match="L2Boosting needs"):
+    with pytest.raises(ValueError, match="LayerState for L2Boosting"):
         L2Boosting().entry(z, None)
 
 
@@ -200,17 +200,17 @@ def test_learned_gates_get_their_gradient(matrix, v, rule):
 @pytest.mark.parametrize("rule", [Twicing, Bregman, SOS])
 @pytest.mark.parametrize("steps", [0, -1, 1.5])
 def test_refuses_steps(rule, steps):
-    with pytest.raises(ValueError, match=f"{rule.__name__.lower()}: steps is {steps}, but must be a whole number, at least 1"):
+    with pytest.raises(ValueError, match=f"{rule.__name__.lower()}: steps must be a whole number of at least 1, got {steps}"):
         rule(2, steps)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Twicing(2, gate=math.nan), "twicing: gate is nan"),
-        (lambda: SOS(2, rho=math.inf), "sos: rho is inf"),
-        (lambda: PID(2, integral=math.nan), "pid: integral is nan"),
-        (lambda: NeuTRENO(2, gate=math.inf), "neutreno: gate is inf"),
+        (lambda: Twicing(2, gate=math.nan), "twicing: gate must be a finite number, got nan"),
+        (lambda: SOS(2, rho=math.inf), "sos: rho must be finite, got inf"),
+        (lambda: PID(2, integral=math.nan), "pid: integral must be finite, got nan"),
+        (lambda: NeuTRENO(2, gate=math.inf), "neutreno: gate must be a finite number, got inf"),
     ],
 )
 def test_refuses_numbers(make, message):

@@ -47,7 +47,7 @@ def tokens():
 
 
 def terms_of(kernel, positions, q, k, v, query, key, state, is_causal=False):
-    """As the layer composes them."""
+    """Return the terms as the attention layer composes them."""
     for member in positions:
         if hasattr(member, "rotate"):
             q, k = member.rotate(q, k, query, key)
@@ -108,7 +108,7 @@ def test_a_causal_call_on_a_prefix_is_the_prefix_of_the_whole(kernel, positions,
 
 
 def test_causal_queries_at_the_end_see_all_before_them(kernel, positions, filter):
-    """As in decoding with a cache: the queries are the last tokens."""
+    """The queries are the last tokens, as in decoding with a cache."""
     q, k, v, geometry, state = tokens()
     whole = filter(terms_of(kernel, positions, q, k, v, geometry, geometry, state, True), None, True)
     places = take_tokens(geometry, slice(-2, None))
@@ -121,4 +121,4 @@ def test_keys_of_a_prefix_do_not_change_when_tokens_are_appended(kernel, positio
     _, keys = lift(terms_of(kernel, positions, q, k, v, geometry, geometry, state, True))
     part, places = [t[:, :, :5] for t in (q, k, v)], take_tokens(geometry, slice(0, 5))
     _, prefix = lift(terms_of(kernel, positions, *part, places, places, cut(state, 5), True))
-    torch.testing.assert_close(prefix, keys[:, :, :5], rtol=1e-12, atol=1e-12)  # a product of fewer rows may round otherwise
+    torch.testing.assert_close(prefix, keys[:, :, :5], rtol=1e-12, atol=1e-12)  # a product of fewer rows may round differently

@@ -1,4 +1,4 @@
-"""Which files are images, which class they belong to, and what is said of the rest."""
+"""Class folders and tar archives: images, their classes, and warnings about skipped files."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from imgproc_attn.data.folders import is_hidden, list_images, natural_order
 
 
 def opened(root, split="", name="folder"):
-    """The reader, and what was said."""
-    with warnings.catch_warnings(record=True) as told:
+    """Return the reader and the warnings of its creation."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reader = open_images(name, str(root), split)
-    return reader, " ".join(str(w.message) for w in told)
+    return reader, " ".join(str(w.message) for w in caught)
 
 
 def names(reader):
@@ -52,17 +52,17 @@ def test_labels_are_the_same_in_every_process(tmp_path):
 
 def test_the_first_folder_is_the_class(tmp_path):
     save_crops(tmp_path, ["cats/indoor/0", "cats/outdoor/far/1", "dogs/indoor/0", "dogs/2"])
-    reader, told = opened(tmp_path)
+    reader, message = opened(tmp_path)
     assert reader.class_to_idx == {"cats": 0, "dogs": 1}
     assert [reader[i][1] for i in range(4)] == [0, 0, 1, 1]
-    assert "3 images are in folders below a class folder" in told
-    assert "cats/indoor/0.png" in told
+    assert "3 images are in subfolders of a class folder" in message
+    assert "cats/indoor/0.png" in message
     save_crops(tmp_path / "flat", ["cats/0", "dogs/0"])
     assert opened(tmp_path / "flat")[1] == ""
 
 
 @pytest.mark.parametrize(
-    ("left_out", "told"),
+    ("left_out", "message"),
     [
         ("cats/.ipynb_checkpoints/0-checkpoint.png", "1 hidden folders (cats/.ipynb_checkpoints)"),
         (".ipynb_checkpoints/0.png", "1 hidden folders (.ipynb_checkpoints)"),
@@ -76,24 +76,24 @@ def test_the_first_folder_is_the_class(tmp_path):
         ("README.md", ""),
     ],
 )
-def test_what_is_left_out_is_told_once(tmp_path, left_out, told):
+def test_what_is_left_out_is_told_once(tmp_path, left_out, message):
     save_crops(tmp_path, ["cats/0", "dogs/0"])
     (tmp_path / left_out).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(tmp_path / "cats/0.png", tmp_path / left_out)
-    reader, said = opened(tmp_path)
+    reader, warned = opened(tmp_path)
     assert names(reader) == ["cats/0.png", "dogs/0.png"]
     assert list(reader.class_to_idx) == ["cats", "dogs"]
-    assert told in said
-    assert (said == "") == (told == "")
+    assert message in warned
+    assert (warned == "") == (message == "")
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".TIFF", ".gif", ".ppm", ".JPEG", ".jp2", ".tga"])
 def test_all_that_pillow_reads_is_read(tmp_path, suffix):
     save_crops(tmp_path, ["cats/0", "dogs/0"])
     save_crops(tmp_path, ["cats/1"], suffix)
-    reader, told = opened(tmp_path)
+    reader, message = opened(tmp_path)
     assert len(reader) == 3
-    assert told == ""
+    assert message == ""
     assert Images(reader, 2)[1][0].size == (24, 24)
 
 
@@ -103,13 +103,13 @@ def test_links_are_followed_once(tmp_path):
     (root / "a" / "more").symlink_to(tmp_path / "elsewhere" / "more")
     (root / "a" / "loop").symlink_to(root)
     (root / "a" / "up").symlink_to("..")
-    (root / "a" / "sibling").symlink_to(root / "b")  # b is read as b, though a comes first
+    (root / "a" / "sibling").symlink_to(root / "b")  # Images of b keep the class b, although a comes first.
     (root / "a" / "itself.png").symlink_to("itself.png")
     (root / "b" / "nothing.png").symlink_to("nothing there")
-    reader, told = opened(root)
+    reader, message = opened(root)
     assert names(reader) == ["a/0.png", "a/itself.png", "a/more/0.png", "a/more/1.png", "b/0.png", "b/nothing.png"]
     assert reader.labels == [0, 0, 0, 0, 1, 1]
-    assert "3 folders that a link shows a second time (a/loop, a/sibling, a/up)" in told
+    assert "3 folders already read through another path (a/loop, a/sibling, a/up)" in message
     with pytest.raises(ValueError, match=r"Cannot read image b/nothing.png"):
         Images(reader, 2)[5]
 
@@ -119,11 +119,11 @@ def test_class_folders_may_be_links(tmp_path):
     (tmp_path / "data").mkdir()
     for name, place in (("first", "x"), ("second", "y")):
         (tmp_path / "data" / name).symlink_to(tmp_path / "store" / place)
-    reader, told = opened(tmp_path / "data")
+    reader, message = opened(tmp_path / "data")
     assert reader.class_to_idx == {"first": 0, "second": 1}
-    assert told == ""
+    assert message == ""
     (tmp_path / "data" / "third").symlink_to(tmp_path / "store" / "y")
-    with pytest.raises(ValueError, match=r"class folder .*third holds no image.* 1 folders that a link shows a second time"):
+    with pytest.raises(ValueError, match=r"class folder .*third must hold an image.* 1 folders already read through"):
         open_images("folder", str(tmp_path / "data"), "")
 
 
@@ -131,22 +131,24 @@ def test_class_folders_may_be_links(tmp_path):
 def test_a_pipe_is_no_image(tmp_path):
     save_crops(tmp_path, ["a/0", "b/0"])
     os.mkfifo(tmp_path / "a" / "1.png")
-    reader, told = opened(tmp_path)
+    reader, message = opened(tmp_path)
     assert len(reader) == 2
-    assert "1 images that are no regular files (a/1.png)" in told
+    assert "1 images that are not regular files (a/1.png)" in message
 
 
 def test_folders_without_images_say_what_they_hold(tmp_path):
     root = save_crops(tmp_path / "x", ["0", "1"])
-    with pytest.raises(ValueError, match=r"no images in class folders.*2 images outside of class folders \(0.png, 1.png\)"):
+    with pytest.raises(
+        ValueError, match=r"images in class folders, got none.*2 images outside of class folders \(0.png, 1.png\)"
+    ):
         open_images("folder", str(root), "")
     save_crops(root, ["a/0"])
     (root / "b").mkdir()
     (root / "b" / "0.psd").touch()
-    with pytest.raises(ValueError, match=r"class folder .*b holds no image.*1 files of other types \(b/0.psd\).*\.webp"):
+    with pytest.raises(ValueError, match=r"class folder .*b must hold an image.*1 files of other types \(b/0.psd\).*\.webp"):
         open_images("folder", str(root), "")
     (tmp_path / "y" / "a").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"no images in class folders. Its folders hold no files: a"):
+    with pytest.raises(ValueError, match=r"images in class folders, got none. Its folders hold no files: a"):
         open_images("folder", str(tmp_path / "y"), "")
 
 
@@ -166,19 +168,19 @@ def tar_of(folder, file, below="", mode="w"):
 @pytest.mark.parametrize("below", ["", ".", "train", "home/me/train"])
 def test_a_tar_file_is_read_as_the_folder(tmp_path, below):
     root = save_crops(tmp_path / "f", ["cats/0", "cats/old/1", "dogs/0", "Dogs/0", ".ipynb_checkpoints/0"])
-    os.link(root / "dogs/0.png", root / "dogs/1.png")  # stored as a link
-    tar, told = opened(tar_of(root, tmp_path / "t.tar", below))
-    folder, said = opened(root)
+    os.link(root / "dogs/0.png", root / "dogs/1.png")  # The archive stores it as a link.
+    tar, message = opened(tar_of(root, tmp_path / "t.tar", below))
+    folder, warned = opened(root)
     assert (tar.class_to_idx, tar.labels, names(tar)) == (folder.class_to_idx, folder.labels, names(folder))
-    assert "hidden" in told
-    assert said.partition(": ")[2].count("images are in folders below") == told.count("images are in folders below") == 1
+    assert "hidden" in message
+    assert warned.partition(": ")[2].count("images are in subfolders") == message.count("images are in subfolders") == 1
     for i in range(len(tar)):
         with tar[i][0] as one, folder[i][0] as other:
             assert one.read() == other.read()
 
 
 def test_a_tar_file_per_class(tmp_path):
-    """As ImageNet's training images are published."""
+    """The training images of ImageNet are published in this form."""
     root = save_crops(tmp_path / "f", ["n01/0", "n01/1", "n02/0"])
     (tmp_path / "g").mkdir()
     for name in ("n01", "n02"):
@@ -199,10 +201,10 @@ def test_other_archives_are_refused_in_a_sentence(tmp_path):
     compressed = tar_of(root, tmp_path / "compressed.tar", mode="w:gz")
     (tmp_path / "empty.tar").touch()
     for file in (compressed, tmp_path / "empty.tar"):
-        with pytest.raises(ValueError, match=r"\.tar is no whole uncompressed tar archive: .* Pack or copy it again"):
+        with pytest.raises(ValueError, match=r"\.tar must be a complete, plain tar file, got .* Pack or copy it again"):
             open_images("folder", str(file), "")
     nothing = tar_of(tmp_path / "f" / "a" / "0.png", tmp_path / "nothing.tar", "0.png")
-    with pytest.raises(ValueError, match=r"nothing.tar holds no images in class folders. It holds 1 images outside"):
+    with pytest.raises(ValueError, match=r"nothing.tar must hold images in class folders, got none. It holds 1 images outside"):
         open_images("folder", str(nothing), "")
 
 
@@ -213,9 +215,9 @@ def test_a_cut_off_tar_file_is_refused(tmp_path, part):
     with tarfile.open(tmp_path / "t.tar") as tar:
         whole = [member.offset for member in tar if member.isreg()][int(part * 10)]
         end = max(member.offset_data + member.size for member in tar.getmembers())
-    for cut in (int(part * end), whole):  # in a file, and between two
+    for cut in (int(part * end), whole):  # The archive ends inside a file, and between two files.
         (tmp_path / "cut.tar").write_bytes(content[:cut])
-        with pytest.raises(ValueError, match=r"cut.tar .*(no whole|cut off).* Pack or copy it again"):
+        with pytest.raises(ValueError, match=r"cut.tar must be a complete.* tar file, got .* Pack or copy it again"):
             open_images("folder", str(tmp_path / "cut.tar"), "")
 
 

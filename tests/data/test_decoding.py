@@ -1,4 +1,4 @@
-"""Bit depths: 8 bits are read, more are refused by name, by every reader alike."""
+"""Bit depth: every reader accepts 8 bits per value and refuses more, with the name of the image."""
 
 import io
 import pickle
@@ -36,23 +36,23 @@ def stored(write):
 
 @pytest.fixture(params=DEEP)
 def deep(request):
-    """Name and content of a file of more than 8 bits."""
+    """Return name and content of a file with more than 8 bits per value."""
     return request.param, stored(DEEP[request.param])
 
 
-def place(root, name, content):
+def write_image(root, name, content):
     (root / "b").mkdir(parents=True)
     (root / "b" / name).write_bytes(content)
     return save_crops(root, ["a/0"])
 
 
-REFUSED = r"more than 8 bits a value \(mode [IF].*\); scale it to 0 to 255 and store 8 bits"
+REFUSED = r"more than 8 bits per value \(mode [IF].*\); scale it to 0 to 255 and store 8 bits"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_folders_tars_and_packs_refuse_more_bits_by_name(deep, tmp_path, channels):
     name, content = deep
-    root = place(tmp_path / "f", name, content)
+    root = write_image(tmp_path / "f", name, content)
     tar = shutil.make_archive(str(tmp_path / "t"), "tar", root)
     for reader in (open_images("folder", str(root), ""), open_images("folder", tar, "")):
         with pytest.raises(ValueError, match=rf"Cannot read image b/{name}: it has {REFUSED}"):
@@ -75,7 +75,7 @@ def test_torchvision_and_hugging_face_have_the_same_rule(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     content = stored(DEEP["16-bit.png"])
     with pytest.raises(ValueError, match=REFUSED):
-        Images(open_images("torch/image_folder", str(place(tmp_path / "f", "0.png", content)), ""), 2)[1]
+        Images(open_images("torch/image_folder", str(write_image(tmp_path / "f", "0.png", content)), ""), 2)[1]
     table = {"image": [{"bytes": content, "path": None}], "label": [0]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
@@ -92,7 +92,7 @@ def test_eight_bits_are_read(mode):
 
 
 def test_sixteen_bits_per_pixel_are_not_per_value(tmp_path):
-    """BMP files of 5 and 6 bits per color."""
+    """A BMP file with 16 bits per pixel has 5 or 6 bits per color."""
     pixels = np.arange(16, dtype="<u2").tobytes()
     header = (54 + 32).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
     header += (4).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (16).to_bytes(2, "little") + bytes(24)
@@ -102,11 +102,11 @@ def test_sixteen_bits_per_pixel_are_not_per_value(tmp_path):
 
 def test_the_reason_is_told_where_no_image_can_be_read(deep, tmp_path):
     name, content = deep
-    root = place(tmp_path / "f", name, content)
+    root = write_image(tmp_path / "f", name, content)
     images = Images(
         open_images("folder", str(root), ""), 2, [1], on_unreadable="replace", unreadable=Unreadable(tmp_path / "u")
     )
-    with pytest.raises(ValueError, match=rf"None of the 1 images can be read, b/{name}: it has {REFUSED} for one"):
+    with pytest.raises(ValueError, match=rf"1 images must be readable, got none \(b/{name}: it has {REFUSED}\)"):
         images[0]
 
 
@@ -122,12 +122,12 @@ def test_labels_that_are_no_numbers_are_no_broken_images(policy):
         def filename(self, index):
             return "x"
 
-    with pytest.raises(ValueError, match="Image x has the label 'cat', but labels must be whole numbers from 0 to 2"):
+    with pytest.raises(ValueError, match="The label of image x must be a whole number from 0 to 2 with 3 classes, got 'cat'"):
         Images(Texts(), 3, on_unreadable=policy)[0]
 
 
 def test_a_pickled_reader_reads_on(tmp_path):
-    """Loaders that spawn their workers pickle the data set."""
+    """Data loaders that spawn their workers pickle the data set."""
     root = save_crops(tmp_path / "f", ["a/0", "b/0"])
     for where in (str(root), shutil.make_archive(str(tmp_path / "t"), "tar", root)):
         images = pickle.loads(pickle.dumps(Images(open_images("folder", where, ""), 2)))

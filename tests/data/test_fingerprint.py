@@ -1,4 +1,4 @@
-"""A split is known again, and a changed one is not."""
+"""Fingerprints: equal for equal splits, different for changed ones."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Columns of Hugging Face data: found, named, or told."""
+"""Columns of Hugging Face data: chosen by type, given by name, or listed in an error."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ def open_set(root, kind="hfds", download=True, **columns):
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """Write a data set of three images: ``{column: kind}`` of the labels."""
+    """Write a data set of three images with label columns ``{column: kind}``."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
     def write(image, **labels):
@@ -66,18 +66,20 @@ def test_columns_are_found(stored, kind, image, labels, named):
 
 @pytest.mark.parametrize("kind", ["hfds", "hfids"])
 @pytest.mark.parametrize(
-    ("image", "labels", "named", "told"),
+    ("image", "labels", "named", "message"),
     [
-        ("img", {"fine_label": "classes", "coarse_label": "classes"}, {}, "2 of its columns are ClassLabel"),
-        ("img", {"kind": "numbers"}, {}, "0 of its columns are ClassLabel"),
-        ("img", {"label": "classes"}, {"label_column": "lable"}, "it has no column 'lable'"),
-        ("img", {"label": "classes"}, {"image_column": "image"}, "it has no column 'image'"),
+        ("img", {"fine_label": "classes", "coarse_label": "classes"}, {}, "no name, and 2 columns of type ClassLabel"),
+        ("img", {"kind": "numbers"}, {}, "no name, and 0 columns of type ClassLabel"),
+        ("img", {"label": "classes"}, {"label_column": "lable"}, "'lable'"),
+        ("img", {"label": "classes"}, {"image_column": "image"}, "'image'"),
     ],
 )
-def test_columns_that_are_not_found_are_listed(stored, kind, image, labels, named, told):
+def test_columns_that_are_not_found_are_listed(stored, kind, image, labels, named, message):
     kinds = {"classes": "ClassLabel", "numbers": "int32"}
-    listed = r"Its columns are img \(Image\), " + ", ".join(rf"{column} \({kinds[kind]}\)" for column, kind in labels.items())
-    with pytest.raises(ValueError, match=rf"{told}. {listed}.*Name one: data\.(image|label)_column=NAME"):
+    listed = r"one of the columns img \(Image\), " + ", ".join(
+        rf"{column} \({kinds[kind]}\)" for column, kind in labels.items()
+    )
+    with pytest.raises(ValueError, match=rf"{listed}, got {message}. Name one: data\.(image|label)_column=NAME"):
         stored(image, **labels)(kind, **named)
 
 
@@ -85,7 +87,7 @@ def test_text_labels_are_numbered_in_natural_order(stored):
     images = stored("image", label="text")()
     assert images.class_to_idx == {"Ten": 0, "two": 1}
     assert [Images(images, 2)[i][1] for i in range(3)] == [1, 0, 1]
-    with pytest.raises(ValueError, match=r"got the column 'label' of string.*text labels are read by hfds/ alone"):
+    with pytest.raises(ValueError, match=r"got the column 'label' of string.*Only hfds/ reads text labels"):
         stored("image", label="text")("hfids")
 
 
@@ -97,16 +99,19 @@ def test_labels_of_other_types_are_refused(stored, kind):
 
 def test_a_missing_label_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    for dtype, value, told in (("string", "x", "1 images have no label, numbers 1"), ("int64", 0, "has the label None")):
+    for dtype, value, message in (
+        ("string", "x", r"got 1 without one \(images 1\)"),
+        ("int64", 0, "must be a whole number .*got None"),
+    ):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(dtype)})
         table = {"image": [crop for _, crop in crops(2)], "label": [value, None]}
         datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / dtype / "train.parquet")
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             Images(open_images(f"hfds/{tmp_path / dtype}", str(tmp_path), "train"), 2)[1]
 
 
 def test_a_column_that_holds_no_images(stored):
-    with pytest.raises(ValueError, match="the column 'label' holds no images"):
+    with pytest.raises(ValueError, match="the column 'label' must hold images"):
         stored("image", label="classes", other="classes")(image_column="label", label_column="other")
 
 
@@ -137,7 +142,7 @@ def test_streams_have_fingerprints_and_the_same_rule_of_bits(stored, tmp_path):
 def test_a_stream_of_unknown_length_says_what_to_do(stored, tmp_path):
     opened = stored("image", label="classes")
     (tmp_path / "cache").mkdir()
-    with pytest.raises(ValueError, match=r"length is unknown.* Say data.download=true, or read hfds/"):
+    with pytest.raises(ValueError, match=r"length is unknown.* Give data.download=true, or read it with hfds/"):
         opened("hfids", download=False)
 
 

@@ -1,4 +1,4 @@
-"""WebDataset: what is announced is there, or it is told before training; passes are counted."""
+"""WebDataset: shards are checked before training, and the images of each pass are counted."""
 
 import io
 import json
@@ -65,28 +65,34 @@ def test_labels_in_json_members(tmp_path):
     announce(tmp_path, ["0.tar"])
     assert labels(opened(tmp_path, label_column="kind")) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(
-        ValueError, match=r"got 0 of 6 samples.*labels in \.json with the field 'sort'; there are \.json, \.png"
+        ValueError, match=r"got 0 of 6 samples.*labels in \.json with the field 'sort'\. Its members end in \.json, \.png"
     ):
         opened(tmp_path, label_column="sort")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
-        (lambda root: (root / "1.tar").unlink(), r"1 of the 2 shards of the split are not in .*: 1\.tar\. Copy them there"),
+        (
+            lambda root: (root / "1.tar").unlink(),
+            r"hold 2 shards of the split, got 1 missing: 1\.tar\. Copy them there",
+        ),
         (
             lambda root: shard(root / "0.tar", 6, "xyz"),
-            r"0.tar must hold 6 or more samples.*got 0 of 6.*there are \.cls, \.xyz",
+            r"0.tar must hold 6 or more samples.*got 0 of 6.*Its members end in \.cls, \.xyz",
         ),
         (
             lambda root: shard(root / "0.tar", 6, label="label.txt"),
-            r"got 0 of 6 samples.*labels in \.cls; there are \.label\.txt",
+            r"got 0 of 6 samples.*labels in \.cls\. Its members end in \.label\.txt",
         ),
         (lambda root: shard(root / "1.tar", 4), r"1.tar must hold 6 or more samples with an image and a label, got 4 of 4"),
-        (lambda root: announce(root, ["0.tar", "1.tar"], num_samples=100), r"announces 100 images, but 12 in 2 lengths of 2"),
-        (lambda root: announce(root, ["0.tar", "1.tar"], [12]), r"announces 12 images, but 12 in 1 lengths of 2 shards"),
+        (
+            lambda root: announce(root, ["0.tar", "1.tar"], num_samples=100),
+            r"100 images, 2 shards and 2 lengths with the sum 12",
+        ),
+        (lambda root: announce(root, ["0.tar", "1.tar"], [12]), r"got 12 images, 2 shards and 1 lengths with the sum 12"),
         (lambda root: announce(root, []), r"num_samples not specified"),
-        (lambda root: (root / "0.tar").write_bytes(b"no tar"), r"0.tar is no whole tar archive: .* Copy it again"),
+        (lambda root: (root / "0.tar").write_bytes(b"no tar"), r"0.tar must be a complete tar archive, got .* Copy it again"),
         (
             lambda root: (root / "_info.json").write_text('{"splits": {"train": {}}}'),
             r"_info.json must describe the split 'train'",
@@ -95,15 +101,15 @@ def test_labels_in_json_members(tmp_path):
         (lambda root: (root / "_info.json").unlink(), r"split train not found in info"),
     ],
 )
-def test_what_is_not_there_is_told_before_training(root, spoil, told):
+def test_what_is_not_there_is_told_before_training(root, spoil, message):
     spoil(root)
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         opened(root, training=True)
 
 
 def test_a_split_by_names_of_shards(root):
     assert labels(opened(root, "{0..1}.tar|12")) == [0] * 4 + [1] * 4 + [2] * 4
-    with pytest.raises(FileNotFoundError, match=r"1 of the 3 shards"):
+    with pytest.raises(FileNotFoundError, match=r"3 shards of the split, got 1 missing"):
         opened(root, "{0..2}.tar|18")
 
 
@@ -112,12 +118,12 @@ def test_passes_are_counted(root, workers):
     assert len(labels(opened(root), workers)) == 12
     stream = opened(root)
     shutil.copy(root / "0.tar", root / "whole.tar")
-    shard(root / "0.tar", 2)  # behind the checks
-    with pytest.warns(UserWarning, match="The stream gave 8 images, but 12 are announced"):
+    shard(root / "0.tar", 2)  # The shard changes after the checks.
+    with pytest.warns(UserWarning, match="The stream yielded 8 images instead of the announced 12"):
         assert len(labels(stream, workers)) == 8
     for i in range(2):
         shard(root / f"{i}.tar", 6, "xyz")
-    with pytest.raises(ValueError, match="The stream gave none of the 12 images"):
+    with pytest.raises(ValueError, match="The stream must yield 12 images, got 0"):
         labels(opened_unchecked(root), workers)
 
 
@@ -130,7 +136,7 @@ def opened_unchecked(root):
 def test_labels_beyond_the_classes_are_refused(root):
     stream = opened(root)
     stream.num_classes = 2
-    with pytest.raises(ValueError, match=r"has label 2, but with 2 classes"):
+    with pytest.raises(ValueError, match=r"must be a whole number from 0 to 1 with 2 classes, got 2"):
         labels(stream)
 
 

@@ -179,7 +179,7 @@ def test_classes_of_another_number_are_refused(folder, tmp_path, capsys):
             "--data digits --split test --output",
             tmp_path / "out",
         )
-    assert "has 10 classes, but 1000 are expected" in capsys.readouterr().err
+    assert "must have 1000 classes, got 10" in capsys.readouterr().err
 
 
 def test_models_do_not_meet_in_one_folder(folder, tmp_path, monkeypatch):

@@ -249,11 +249,14 @@ def config(content):
     [
         (
             lambda place: cut(place / "model.safetensors", -100),
-            "model.safetensors is cut off or no checkpoint: .*Copy it again",
+            "model.safetensors must be a complete checkpoint, got .*Copy it again",
         ),
-        (lambda place: cut(place / "model.safetensors", 5), "model.safetensors is cut off"),
-        (lambda place: cut(place / "model.safetensors", 0), "model.safetensors is cut off"),
-        (lambda place: (place / "model.safetensors").write_bytes(b"x" * 200), "model.safetensors is cut off"),
+        (lambda place: cut(place / "model.safetensors", 5), "model.safetensors must be a complete checkpoint"),
+        (lambda place: cut(place / "model.safetensors", 0), "model.safetensors must be a complete checkpoint"),
+        (
+            lambda place: (place / "model.safetensors").write_bytes(b"x" * 200),
+            "model.safetensors must be a complete checkpoint",
+        ),
         (config("{}"), "config.json must be a JSON file .*architecture: Field required"),
         (config(""), "config.json .*empty file"),
         (config("[]"), "config.json .*valid dictionary"),

@@ -98,7 +98,7 @@ def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
     [
         ([], "No data set given"),
         (["--imagenet-o", "x"], "need ImageNet's validation images"),
-        (["--imagenet-a", "/nowhere"], "There is no /nowhere"),
+        (["--imagenet-a", "/nowhere"], "The root must be an existing folder or file, got /nowhere"),
     ],
 )
 def test_shift_mistakes(rest, message, imagenet_model, capsys, tmp_path):

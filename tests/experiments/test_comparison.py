@@ -225,7 +225,7 @@ def test_worst_case_is_of_all_attacks_together(output, tmp_path):
 
 
 def test_segmentation_has_no_worst_case():
-    with pytest.raises(ValueError, match="segmentation has no worst_case"):
+    with pytest.raises(ValueError, match="segmentation must not have the settings worst_case"):
         load_recipe(find_recipe("camvid/comparison_half"), ["data.root=.", "evaluation.worst_case=[0.1]"])
 
 
@@ -233,7 +233,7 @@ def test_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         cli.main(["quickstart", "comparison.sedes=[0]", "--output", str(tmp_path)])
     assert end.value.code == 2
-    assert "comparison.sedes: unknown key; did you mean 'seeds'" in capsys.readouterr().err
+    assert "comparison.sedes: unknown key. Did you mean 'seeds'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit) as end:
         cli.main(["--help"])
@@ -262,7 +262,7 @@ def test_command_line(capsys, tmp_path):
         ("comparison.variants.twicing.residual=twiceing", "comparison.variants.twicing: .*Did you mean 'twicing'"),
         ("optimizer.name=adamm", "adamm"),
         ("comparison.variants={a b: {name: x}, a-b: {name: x}}", "differ too little in letters and digits"),
-        ("comparison=null", "no model is named"),
+        ("comparison=null", "the name of the model must be given"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(override, message, tmp_path, capsys):

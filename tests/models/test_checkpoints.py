@@ -1,4 +1,4 @@
-"""Training from weights of other models: what the backbone needs is loaded, what is new or left out is reported."""
+"""Training from weights of other models: the backbone is loaded, and new or left out names are reported."""
 
 import re
 from argparse import Namespace
@@ -17,7 +17,7 @@ TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
 
 
 def tiny(name="vit_tiny_patch16_224", **kwargs):
-    """A random model whose weights all differ from those that a new one starts with."""
+    """Return a random model whose weights all differ from the initial values of a new model."""
     model = timm.create_model(name, **{"img_size": 32, **TINY, **kwargs}).eval()
     with torch.no_grad():
         for value in model.parameters():
@@ -26,7 +26,7 @@ def tiny(name="vit_tiny_patch16_224", **kwargs):
 
 
 def kept(model, path, **changes):
-    """The file of a model's weights; ``changes`` are added, or left out where they are None."""
+    """Write the weights of a model to a file. ``changes`` are added, or removed if they are None."""
     weights = {name: value for name, value in {**model.state_dict(), **changes}.items() if value is not None}
     save_file(weights, path / "weights.safetensors")
     return path / "weights.safetensors"
@@ -45,7 +45,7 @@ STARTED = {
 @pytest.mark.parametrize("kind", STARTED)
 @torch.no_grad()
 def test_the_head_is_new_and_the_backbone_the_source(kind, size, classes, tmp_path):
-    """Headless and other-headed checkpoints, at their own image size and at another one."""
+    """Checkpoints without a head or with another head load, at their own image size and at another."""
     source = tiny(num_classes=classes)
     name, options = STARTED[kind]
     model = timm.create_model(name, num_classes=10, img_size=size, **TINY, **options).eval()
@@ -74,13 +74,13 @@ def test_a_head_of_the_same_classes_is_loaded(tmp_path):
 
 @torch.no_grad()
 def test_families_without_a_class_token(tmp_path):
-    """Rows and tokens that the model does not have are left out; the norm moves behind the pooling."""
+    """Rows and tokens that the model does not have are left out. The norm moves behind the pooling."""
     source = tiny(num_classes=0)
     path = kept(source, tmp_path)
     for name in ("bilateral_vit_tiny", "bilateral_untied_vit_tiny"):
         model = tiny(name, num_classes=10)
         notes = start_from(model, path)
-        assert "left out: pos_embed[0], cls_token; on the other side of the pooling: norm.weight, norm.bias" in str(notes)
+        assert "left out: pos_embed[0], cls_token; moved to the other side of the pooling: norm.weight, norm.bias" in str(notes)
         assert torch.equal(model.pos_embed, source.pos_embed[:, 1:])
         assert torch.equal(model.fc_norm.weight, source.norm.weight)
 
@@ -169,7 +169,7 @@ def test_layouts_of_published_checkpoints(layout, tmp_path):
 
 @torch.no_grad()
 def test_registers_of_dinov2(tmp_path):
-    """Its own names, and a class token whose row of the table timm adds to it."""
+    """DINOv2 has its own names, and timm adds the row of its class token to the token."""
     source = tiny(num_classes=0, reg_tokens=4, no_embed_class=True)
     weights = source.state_dict()
     row = torch.randn(1, 1, 32)
@@ -220,13 +220,13 @@ def test_names_of_clip(tmp_path):
 @pytest.mark.parametrize("kind", STARTED)
 @torch.no_grad()
 def test_input_channels_are_adapted(kind, tmp_path):
-    """As timm does it: a gray image gives the features of the same image in color."""
+    """As in timm, a gray image gives the features of the same image in color."""
     source = tiny(num_classes=0)
     name, options = STARTED[kind]
     path = kept(source, tmp_path)
     gray = timm.create_model(name, num_classes=10, img_size=32, in_chans=1, **TINY, **options).eval()
     notes = start_from(gray, path)
-    assert "for other input channels: patch_embed.proj.weight" in str(notes)
+    assert "adapted to other input channels: patch_embed.proj.weight" in str(notes)
     backbone, x = (gray.encoder if kind == "segmenter" else gray), torch.randn(2, 1, 32, 32)
     expected = source.forward_features(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(backbone.forward_features(x), expected, rtol=1e-5, atol=1e-5)
@@ -254,7 +254,7 @@ def test_what_does_not_cover_the_backbone_is_refused(source, kind, tmp_path):
     path = kept(tiny(num_classes=0, **options), tmp_path)
     name, options = STARTED[kind]
     model = timm.create_model(name, num_classes=10, img_size=32, **TINY, **options)
-    with pytest.raises(ValueError, match="is of another model than") as error:
+    with pytest.raises(ValueError, match="must hold the weights of the") as error:
         start_from(model, path)
     assert re.search(message.replace(": ", r": (encoder\.)?"), str(error.value))
 
@@ -262,7 +262,9 @@ def test_what_does_not_cover_the_backbone_is_refused(source, kind, tmp_path):
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext", "swin_tiny_patch4_window7_224", "test_mambaout"])
 def test_other_architectures_are_refused(name, tmp_path):
     path = kept(timm.create_model(name), tmp_path)
-    with pytest.raises(ValueError, match=r"is of another model than VisionTransformer as built here: \d+ missing: cls_token"):
+    with pytest.raises(
+        ValueError, match=r"must hold the weights of the VisionTransformer built here, got \d+ missing: cls_token"
+    ):
         start_from(tiny(), path)
 
 
@@ -273,7 +275,7 @@ def test_single_weights_that_are_missing_or_twice(tmp_path):
             start_from(tiny(num_classes=3), kept(model, tmp_path, **{name: None}))
     both = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in model.state_dict().items()}
     torch.save(both, tmp_path / "both.pt")
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="must hold the weights of the"):
         start_from(tiny(num_classes=3), tmp_path / "both.pt")
 
 
@@ -290,7 +292,7 @@ def test_other_timm_models_start_with_a_new_head_too(name, tmp_path):
 
 
 def test_training_starts_from_tables_of_another_size(tmp_path):
-    """Of a classifier, and in the encoder of a segmenter."""
+    """Tables of a classifier and in the encoder of a segmenter are resized."""
     options = {"positions": ["absolute", "relative_table"], "depth": 2, "embed_dim": 32, "num_heads": 2}
     trained = timm.create_model("plain_vit_tiny", img_size=64, **options)
     for block in trained.blocks:
@@ -312,13 +314,13 @@ def test_training_starts_from_tables_of_another_size(tmp_path):
 
 @pytest.mark.parametrize("side", [(72, 128), (128, 72), (144, 256)])
 def test_training_starts_from_tables_of_grids_that_are_no_squares(side, tmp_path):
-    """9 x 16 places, as many as 12 x 12, or as 16 x 9: only the configuration beside the weights tells."""
+    """A grid of 9 x 16 has as many patches as 12 x 12 or 16 x 9. Only the configuration next to the weights differs."""
     options = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "num_classes": 5}
     trained = timm.create_model("nlm_vit_tiny", img_size=(72, 128), **options)
     ramps = torch.meshgrid(torch.linspace(0, 1, 9), torch.linspace(0, 1, 16), indexing="ij")
     with torch.no_grad():
         trained.pos_embed[0, 1:, :2] = torch.stack(ramps, dim=-1).flatten(0, 1)
-        trained.pos_embed[0, 0] = 9.0  # the class token's, which the other model has no place for
+        trained.pos_embed[0, 0] = 9.0  # the row of the class token, which the other model does not have
     save_weights(trained.state_dict(), trained, {"img_size": (72, 128), **options}, None, tmp_path)
     model = timm.create_model("bilateral_vit_tiny", img_size=side, **options)
     start_from(model, tmp_path)
@@ -328,8 +330,8 @@ def test_training_starts_from_tables_of_grids_that_are_no_squares(side, tmp_path
     assert (found - torch.stack(ramps, dim=-1)).square().mean().sqrt() < 0.03
     (tmp_path / "config.json").unlink()
     other = timm.create_model("bilateral_vit_tiny", img_size=(80, 128), **options)
-    start_from(other, tmp_path)  # for a square then
+    start_from(other, tmp_path)  # the grid is then taken to be square
     trained = timm.create_model("nlm_vit_tiny", img_size=(64, 128), **options)
     save_file(trained.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"128 places, no square grid, .* give a folder whose config\.json"):
+    with pytest.raises(ValueError, match=r"must have a square grid .*, got 128 positions. Give a folder with a config\.json"):
         start_from(other, tmp_path)

@@ -1,4 +1,4 @@
-"""From trained timm models: with gates at zero the source's numbers, for every kind of source and every option."""
+"""Conversion of timm models: with gates at zero, outputs equal those of the source, for every source and option."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ from imgproc_attn.core.residuals import Plain, Twicing
 from imgproc_attn.models import component_names
 from imgproc_attn.training.checkpoints import save_weights
 
-# One of each kind, at its own widths where these are small, and on few patches.
+# One model of each kind, at its own width if this is small, and on few patches.
 SOURCES = {
     "AugReg": ("vit_tiny_patch16_224", {}),
     "DeiT": ("deit_tiny_patch16_224", {}),
@@ -55,7 +55,7 @@ OPTIONS = {
 
 
 def source(kind, dtype=torch.float64):
-    """A model of that kind whose attention logits exceed 10."""
+    """Return a model of this kind whose attention logits exceed 10."""
     name, kwargs = SOURCES[kind]
     seeding.seed()
     size = {"img_size": 56} if "patch14" in name else {"img_size": 64}
@@ -78,7 +78,7 @@ def images(model):
 
 
 def largest_logit(model, x):
-    """Over all layers, of the source itself."""
+    """Return the largest attention logit over all layers of the source."""
     found = []
 
     def hook(attn, inputs):
@@ -97,7 +97,7 @@ def largest_logit(model, x):
 @pytest.mark.parametrize("kind", SOURCES)
 @torch.no_grad()
 def test_is_the_source_with_gates_at_zero(kind, option):
-    """1e-10 of the largest output in float64, 1e-5 in float32, at attention logits beyond 10."""
+    """The error is 1e-10 of the largest output in float64 and 1e-5 in float32, at attention logits above 10."""
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = source(kind, dtype)
         x = images(model)
@@ -112,20 +112,20 @@ def test_is_the_source_with_gates_at_zero(kind, option):
 
 
 def photographs(size):
-    """Four of scikit-image's, as ImageNet's models take them: ``[4, 3, size, size]`` in float64."""
+    """Return four photographs of scikit-image, normalized for ImageNet models: ``[4, 3, size, size]`` in float64."""
     transform = timm.data.create_transform((3, size, size), crop_pct=1.0)
     pictures = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
     return torch.stack([transform(Image.fromarray(picture)) for picture in pictures]).double()
 
 
 def references(model, x):
-    """Images, and the model's features in float64 and in float32."""
+    """Return images, and the features of the model in float64 and in float32."""
     with torch.no_grad():
         return x, copy.deepcopy(model).double().forward_features(x), model.forward_features(x.float())
 
 
 def assert_equal_up_to_rounding(converted, x, exact, plain):
-    """Float64: to 1e-10. Float32: as near to float64 as the source itself, and no single feature is far off."""
+    """Check that features agree to 1e-10 in float64, and in float32 are as close to float64 as those of the source."""
     largest, rounding = exact.abs().max(), (plain - exact).square().mean().sqrt()
     error = converted.forward_features(x.float()) - exact
     assert error.square().mean().sqrt() <= 2 * rounding
@@ -135,7 +135,7 @@ def assert_equal_up_to_rounding(converted, x, exact, plain):
 
 @pytest.fixture(scope="module")
 def in_common():
-    """A model whose keys have much in common, as those of trained models do: logits of hundreds, nearly equal in a row."""
+    """Return a model with a large common offset of its keys, as in trained models: logits of hundreds, almost equal per row."""
     model = source("DINOv2", torch.float32)
     with torch.no_grad():
         for block in model.blocks:
@@ -166,7 +166,7 @@ def trained_source(vit_weights):
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 @torch.no_grad()
 def test_is_the_trained_source_on_photographs(option, trained_source):
-    """DINOv2's ViT-S/14; its own logits reach hundreds."""
+    """The source is DINOv2's ViT-S/14, whose logits reach hundreds."""
     model, expected = trained_source
     assert largest_logit(model, expected[0].float()) > 100
     assert_equal_up_to_rounding(imgproc_attn.from_timm(model, **option), *expected)
@@ -201,12 +201,12 @@ def test_only_the_layers_named_change():
     assert [type(b.attn.kernel) for b in model.blocks] == [DotProduct, DotProduct, GaussianRange]
     assert [len(b.attn.positions) for b in model.blocks] == [0, 0, 1]
     assert [type(b.attn.residual) for b in model.blocks] == [Plain, Plain, Twicing]
-    assert model.blocks[2].attn.residual.gate.strength is None  # a gate that is given is taken as it is
+    assert model.blocks[2].attn.residual.gate.strength is None  # a given gate is not changed
     assert [b.block_residual.steps for b in model.blocks] == [0, 0, 1]
 
 
 def test_closed_gates_open():
-    """Gradients reach every gate at zero, and what it closes off is trained once it has opened."""
+    """Gradients reach every gate at zero. The parameters behind it are trained once it is open."""
     model = imgproc_attn.from_timm(
         source("DINOv2 with registers"),
         positions=["spatial_gaussian", "relative_table"],
@@ -214,7 +214,7 @@ def test_closed_gates_open():
         block_residual="twicing",
     ).train()
     x = images(model)
-    # twice, because the bandwidth behind a closed gate learns after it
+    # Two steps, because the bandwidth behind a closed gate learns only after the gate is open.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
@@ -264,22 +264,28 @@ def test_saved_and_loaded_again(tmp_path):
 
 
 REFUSED = [
-    ("test_efficientnet", {}, {}, TypeError, "but got EfficientNet: another forward pass"),
-    ("beit_base_patch16_224", {"depth": 1}, {}, TypeError, "but got Beit"),
-    ("eva02_tiny_patch14_224", {"depth": 1}, {}, TypeError, "but got Eva"),
-    ("test_nlm_vit", {}, {}, TypeError, "a filter model already"),
-    ("vit_small_patch16_224", {"depth": 1, "block_fn": "parallel"}, {}, TypeError, "block 0 is ParallelThingsBlock"),
-    ("test_vit", {"attn_layer": "diff"}, {}, TypeError, "attention 0 is DiffAttention"),
-    ("test_vit", {"features_only": True}, {}, TypeError, "For features_only models convert first"),
-    ("test_vit", {}, {"positions": "untied"}, ValueError, "positions='untied' acts on the tokens"),
-    ("test_vit", {}, {"positions": ["absolute", "alibi"]}, ValueError, "positions='absolute' acts on the tokens"),
+    ("test_efficientnet", {}, {}, TypeError, "got EfficientNet, which has another forward pass"),
+    ("beit_base_patch16_224", {"depth": 1}, {}, TypeError, "got Beit"),
+    ("eva02_tiny_patch14_224", {"depth": 1}, {}, TypeError, "got Eva"),
+    ("test_nlm_vit", {}, {}, TypeError, "got FilterVisionTransformer, a filter model"),
+    (
+        "vit_small_patch16_224",
+        {"depth": 1, "block_fn": "parallel"},
+        {},
+        TypeError,
+        "block 0 must be timm's Block, got ParallelThingsBlock",
+    ),
+    ("test_vit", {"attn_layer": "diff"}, {}, TypeError, "attention 0 must be timm's Attention, got DiffAttention"),
+    ("test_vit", {"features_only": True}, {}, TypeError, "Convert before you ask timm for features_only"),
+    ("test_vit", {}, {"positions": "untied"}, ValueError, "got 'untied', which acts on the tokens"),
+    ("test_vit", {}, {"positions": ["absolute", "alibi"]}, ValueError, "got 'absolute', which acts on the tokens"),
     ("test_vit", {}, {"kernel": "gausian_range"}, ValueError, "Did you mean 'gaussian_range'"),
     (
         "test_vit",
         {},
         {"residual": {"name": "twicing", "layers": [6]}},
         ValueError,
-        "layer 6 does not exist in a model of depth 6",
+        "block indices must be from -6 to 5, got 6",
     ),
 ]
 
@@ -296,7 +302,7 @@ def test_refuses(name, kwargs, options, error, message):
 def test_another_scale_is_refused():
     model = timm.create_model("test_vit")
     model.blocks[1].attn.scale *= 2
-    with pytest.raises(TypeError, match="attention 1 scales its scores by"):
+    with pytest.raises(TypeError, match="attention 1 must scale its scores by"):
         imgproc_attn.from_timm(model)
 
 
@@ -309,7 +315,7 @@ def checkpoint(tmp_path, name, **kwargs):
 
 
 def test_deit_checkpoint_into_our_names(tmp_path, caplog):
-    """The same function where the family adds nothing of its own, and a list of what was new."""
+    """Families without new parameters compute the same function. For the others, new names are listed."""
     theirs, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=2)
     x = torch.randn(1, 3, 224, 224)
     with caplog.at_level(logging.WARNING, "imgproc_attn"):
@@ -328,7 +334,7 @@ def test_deit_checkpoint_into_families_without_a_class_token(tmp_path, caplog, n
     with caplog.at_level(logging.WARNING, "imgproc_attn"):
         ours = timm.create_model("bilateral_vit_tiny", depth=2, checkpoint_path=path)
     (message,) = caplog.messages
-    for part in ("new, at", "left out: ", "cls_token", "pos_embed[0]", "now behind the pooling: norm.weight, norm.bias"):
+    for part in ("new, at", "left out: ", "cls_token", "pos_embed[0]", "moved behind the pooling: norm.weight, norm.bias"):
         assert part in message
     assert ("dist_token" in message) == (tokens == 2)
     assert torch.equal(ours.pos_embed, theirs.pos_embed[:, tokens:])
@@ -344,7 +350,7 @@ def test_position_tables_are_left_out_where_there_are_none(tmp_path, caplog):
 
 
 def test_a_checkpoint_with_other_seams(caplog):
-    """Members it does not hold at all are new; those it holds must fit."""
+    """Components that the checkpoint does not hold at all are new. Those that it holds must fit."""
     trained = timm.create_model("test_nlm_vit")
     with torch.no_grad():
         trained.blocks[2].attn.kernel.range_bandwidth.log_excess.fill_(0.7)
@@ -392,7 +398,7 @@ def test_other_misfits_are_refused_as_usual(tmp_path):
     model = timm.create_model("test_bilateral_vit")
     part = {k: v for k, v in model.state_dict().items() if "blocks.3.attn.positions" not in k}
     with pytest.raises(RuntimeError, match="Missing key.*positions"):
-        model.load_state_dict(part)  # ours, but incomplete
+        model.load_state_dict(part)  # incomplete weights of this package
     _, path = checkpoint(tmp_path, "deit_tiny_patch16_224", depth=3)
     with pytest.raises(RuntimeError, match=r"blocks\.2\.norm1"):
         timm.create_model("nlm_vit_tiny", depth=2, checkpoint_path=path)  # another depth
@@ -432,7 +438,7 @@ def test_every_vision_transformer_of_timm_is_converted_or_refused_with_the_reaso
 
 
 def test_by_name(tmp_path):
-    """A recipe's name for a conversion, and the way back from a folder of weights."""
+    """`converted_vit` converts by name, and loads from a folder of weights."""
     options = {
         "residual": "twicing",
         "positions": "spatial_gaussian",
@@ -454,7 +460,7 @@ def test_by_name(tmp_path):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(x), model(x))
     assert not torch.allclose(loaded(x), source(x))
-    with pytest.raises(TypeError, match="converts timm's VisionTransformer"):
+    with pytest.raises(TypeError, match="must be timm's VisionTransformer"):
         timm.create_model("converted_vit", source="resnet18")
 
 
@@ -463,7 +469,7 @@ def test_by_name(tmp_path):
     "components", [{"residual": "twicing"}, {"residual": {"name": "twicing", "gate": 1.0}}, {"positions": "rotary"}]
 )
 def test_timms_export_brings_the_conversion_back(components, tmp_path):
-    """Not the source under its own name, whose weights would load just as well where the components have none."""
+    """The exported configuration names the conversion. The source would load the same weights without an error."""
     source = timm.create_model("test_vit", img_size=64, num_classes=5, embed_dim=32).eval()
     model = imgproc_attn.from_timm(source, **components)
     save_for_hf(model, tmp_path, safe_serialization=True)
@@ -479,7 +485,7 @@ def test_timms_export_brings_the_conversion_back(components, tmp_path):
 
 
 def test_weights_that_the_caller_names(tmp_path):
-    """Of the model inside, as timm takes them for itself."""
+    """Weights that the caller gives are those of the source model."""
     source = timm.create_model("test_vit", img_size=64, num_classes=5)
     save_file(source.state_dict(), tmp_path / "mine.safetensors")
     overlay = {"file": str(tmp_path / "mine.safetensors"), "num_classes": 5, "input_size": (3, 64, 64)}
@@ -496,8 +502,8 @@ class Adapter(nn.Linear):
 def test_adapters_are_not_left_out_in_silence():
     model = timm.create_model("test_vit")
     nn.utils.spectral_norm(model.blocks[1].attn.qkv)
-    with pytest.raises(TypeError, match="attention 1 come from a Linear, of more than a weight and a bias"):
+    with pytest.raises(TypeError, match="attention 1 must be a Linear of one weight and one bias, got \\w*Linear with more"):
         imgproc_attn.from_timm(model)
     model.blocks[0].attn.qkv = Adapter(64, 192)
-    with pytest.raises(TypeError, match="attention 0 come from a Adapter, .* merge it into a plain Linear first"):
+    with pytest.raises(TypeError, match="attention 0 must be .*, got Adapter with more .* Merge it into a plain Linear first"):
         imgproc_attn.from_timm(model)

@@ -1,4 +1,4 @@
-"""However a model is run: checkpointed, compiled, exported, traced, in half precision, in several processes."""
+"""Ways to run a model: checkpointed, compiled, exported, traced, in half precision, in several processes."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from backbones import CARRYING, NAMES, VARIANTS, small
 from reference import sharpened
 from torch import nn
 
-# In float64, where another order of sums is far below what another formula is.
+# In float64, another order of sums changes results far less than another formula.
 ROUNDED = {"rtol": 1e-9, "atol": 1e-11}
 
 
@@ -34,7 +34,7 @@ def test_checkpointing_changes_neither_values_nor_gradients(variant):
 
 
 class Saved:
-    """Bytes autograd saves within the context, each storage once."""
+    """Count the bytes that autograd saves within the context, each storage once."""
 
     def __enter__(self):
         self.storages = {}
@@ -121,7 +121,7 @@ def test_meta_device_then_initialised(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_empty_batches_simply_work(name, dtype):
-    """Of models whose logits depend on their filters: without them they are four standard deviations off."""
+    """The logits of the models depend on their filters. Without them, they differ by four standard deviations."""
     model = sharpened(timm.create_model(name))
     x = torch.randn(2, 3, 160, 160)
     expected = model(x)
@@ -153,11 +153,11 @@ def test_traces(variant):
 
 @pytest.mark.parametrize("name", CARRYING)
 def test_interleaved_forwards(name):
-    """Two forwards, block by block in turn, are the two forwards one after the other: no state hides in a module."""
+    """Two interleaved forward passes equal two separate ones, so modules hold no hidden state."""
     model = small(**VARIANTS[name]).double().eval()
     images = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
     expected = [model.forward_features(x) for x in images]
-    states = [(*model._embed(x), model._nothing_yet()) for x in images]
+    states = [(*model._embed(x), model._initial_state()) for x in images]
     for block in model.blocks:
         for i, (x, geometry, state) in enumerate(states):
             x, state = block(x, geometry, state=state)
@@ -168,7 +168,7 @@ def test_interleaved_forwards(name):
 
 @pytest.mark.parametrize("name", CARRYING)
 def test_carried_state_compiled_and_exported(name):
-    """Values and gradients."""
+    """Values and gradients agree."""
     model = small(**VARIANTS[name]).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     exported = torch.export.export(model, (x,)).module()
@@ -185,7 +185,7 @@ def test_carried_state_compiled_and_exported(name):
 
 
 def _train_step(rank, port, path, name):
-    """One process of two: half a batch, gradients averaged by DDP."""
+    """Run one process of two: half a batch, with gradients averaged by DDP."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -200,8 +200,8 @@ def _train_step(rank, port, path, name):
 
 @pytest.mark.parametrize("name", ["neutreno", "l2 stream + elliptical"])
 def test_carried_state_under_ddp(name, tmp_path):
-    """Two processes with checkpointing: the mean of the halves' gradients, all parameters used."""
-    # average pooling, so that the last layer's every parameter counts
+    """Two processes with checkpointing give the mean of the gradients of both halves and use all parameters."""
+    # Average pooling uses every parameter of the last layer.
     variant = {**VARIANTS[name], "class_token": False, "global_pool": "avg"}
     model, x = small(**variant).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
     path = str(tmp_path / "model.pt")

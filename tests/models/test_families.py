@@ -1,4 +1,4 @@
-"""The registered models: DeiT's shapes, and what makes each family."""
+"""Registered models: shapes of DeiT, and the components of each family."""
 
 import inspect
 import pickle
@@ -28,7 +28,7 @@ def test_registered_at_deit_shapes(family, size):
 
 
 def test_every_model_of_the_table_is_an_entry_point():
-    """Registered under the module's name, importable, picklable, and with a docstring of its own."""
+    """Models are registered under the module's name, importable, picklable, and have their own docstring."""
     expected = {f"test_{name}" if size == "test" else f"{name}_{size}" for name in FAMILIES for size in FAMILIES[name].sizes}
     assert set(timm.list_models(module="families")) == expected
     assert set(timm.list_models(module="families", name_matches_cfg=True)) == expected
@@ -88,7 +88,7 @@ def test_large(family):
 
 
 def test_the_two_by_two_differs_in_kernel_and_stream_alone():
-    """{plain, bilateral} x {plain, boosted block}: same pooling, tokens and widths."""
+    """The models of {plain, bilateral} x {plain, boosted block} have the same pooling, tokens and widths."""
     corners = ("plain_vit", "bilateral_vit", "sos_stream_vit", "bilateral_sos_stream_vit")
     models = [timm.create_model(f"test_{name}") for name in corners]
     assert {(m.global_pool, m.num_prefix_tokens, m.embed_dim) for m in models} == {("avg", 0, 64)}

@@ -1,4 +1,4 @@
-"""The filters themselves: their rows, and who may look at whom."""
+"""Filter weights: sums of rows, and which tokens see which."""
 
 import pytest
 import seeding
@@ -44,7 +44,7 @@ def test_is_causal_and_masks_reach_the_filters():
 
 
 def perturbed(x):
-    """The lower half of the pictures changed: the later half of the patches in row-major order."""
+    """Return images whose lower half has changed, that is the later half of the patches in row-major order."""
     y = x.clone()
     y[:, :, 16:] += torch.randn_like(y[:, :, 16:])
     return y
@@ -55,7 +55,7 @@ CAUSAL = {k: v for k, v in VARIANTS.items() if "token" not in str(v.get("global_
 
 @pytest.mark.parametrize("variant", CAUSAL.values(), ids=CAUSAL)
 def test_causality_by_changing_inputs(variant):
-    """Gradients would not show what a detached metric lets through."""
+    """Inputs are changed, because gradients would not show a leak through a detached metric."""
     model = small(**variant).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before, after = (model.forward_features(image, is_causal=True) for image in (x, perturbed(x)))
@@ -65,7 +65,7 @@ def test_causality_by_changing_inputs(variant):
 
 
 def test_locality_by_changing_inputs():
-    """Narrow spatial bandwidths: a change far away does not arrive; a metric over all tokens carries it everywhere."""
+    """With narrow bandwidths, a distant change has no effect. A metric over all tokens spreads it everywhere."""
     narrow = {"name": "spatial_gaussian", "spatial_bandwidth": 0.3}
     for kernel, local in (("gaussian_range", True), ("dot_product", True), ("elliptical", False)):
         seeding.seed()

@@ -1,4 +1,4 @@
-"""Images of any size, and some of their patches."""
+"""Images of any size, and dropped patches."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from backbones import BILATERAL, VARIANTS, small
 @pytest.mark.parametrize(
     ("shape", "kwargs", "message"),
     [
-        ((1, 4, 32, 32), {}, r"\[1, 4, 32, 32\] given, but the model takes \[batch, 3, height, width\].*in_chans="),
-        ((3, 32, 32), {}, r"\[3, 32, 32\] given"),
-        ((1, 3, 40, 32), {}, "40 x 32 given, but the model was built for 32 x 32.*dynamic_img_size=True"),
-        ((1, 3, 36, 32), {"dynamic_img_size": True}, "36 x 32 given, but both must be divisible by the patch, 8 x 8"),
+        ((1, 4, 32, 32), {}, r"\[batch, 3, height, width\], got \[1, 4, 32, 32\].*in_chans="),
+        ((3, 32, 32), {}, r"got \[3, 32, 32\]"),
+        ((1, 3, 40, 32), {}, "must be 32 x 32, .* got 40 x 32.*dynamic_img_size=True"),
+        ((1, 3, 36, 32), {"dynamic_img_size": True}, "must be divisible by the patch, 8 x 8, got 36 x 32"),
     ],
 )
 def test_refuses_images(shape, kwargs, message):
@@ -24,7 +24,7 @@ def test_refuses_images(shape, kwargs, message):
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_dynamic_size_equals_a_model_of_that_size(variant):
-    """Non-square, larger and smaller: the same as setting the size, up to how the position table is resampled."""
+    """Dynamic sizes equal a set size, up to the resampling of the position table."""
     model = small(**variant, dynamic_img_size=True).eval()
     fixed = small(**variant).eval()
     fixed.load_state_dict(model.state_dict())
@@ -75,7 +75,9 @@ def test_patch_dropout_filters_with_the_places_that_are_left(variant):
 
 def test_patch_dropout_and_feature_maps():
     model = small(patch_drop_rate=0.5).train()
-    with pytest.raises(ValueError, match="needs all 16 patches, but patch dropout kept 8; use output_fmt='NLC'"):
+    with pytest.raises(
+        ValueError, match="must be all 16 for output_fmt='NCHW', got 8 after patch dropout. Use output_fmt='NLC'"
+    ):
         model.forward_intermediates(torch.randn(1, 3, 32, 32))
     tokens = model.forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC", intermediates_only=True)
     assert tokens[0].shape == (1, 8, 32)

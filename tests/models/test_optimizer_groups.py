@@ -1,4 +1,4 @@
-"""What decays, what learns at which rate."""
+"""Parameter groups: weight decay and learning rates."""
 
 import timm
 import timm.layers

@@ -88,9 +88,9 @@ def in_colors_of_16_bits(file, height=300, width=451):
             lambda root: Image.fromarray(np.zeros((300, 451), np.uint16)).save(
                 root / "images" / "train" / "a.jpg", format="PNG"
             ),
-            "has more than 8 bits a value",
+            "has more than 8 bits per value",
         ),
-        (lambda root: in_colors_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits a value"),
+        (lambda root: in_colors_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits per value"),
         (
             lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
             "There are 255 classes, but 8-bit label maps",

@@ -118,7 +118,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "not a label an image"),
         (["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"], "not a label an image"),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
-        (["attack", "RUN", "--root", "OTHER"], "The val split has 5 classes, but 6 are expected"),
+        (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
         (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "CamVid has no pictures but in its splits; name train"),
@@ -165,7 +165,9 @@ def test_weights_without_the_decoder_are_refused(run, tmp_path, capsys):
     for words in (["segment", pictures, "--checkpoint", folder], ["evaluate", folder]):
         with pytest.raises(SystemExit):
             command(*words, "--device", "cpu", "--output", tmp_path / "out")
-        assert re.search(r"is of another model than Segmenter as built here: \d+ missing: decoder", capsys.readouterr().err)
+        assert re.search(
+            r"must hold the weights of the Segmenter built here, got \d+ missing: decoder", capsys.readouterr().err
+        )
 
 
 def test_results_are_not_segmented_again(run, tmp_path, monkeypatch):

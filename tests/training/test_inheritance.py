@@ -1,4 +1,4 @@
-"""Recipes extend other files: values are merged, chains are bounded, and what a run keeps needs no other file."""
+"""Recipes extend other files: values are merged, chains are limited, and the recipe of a run is self-contained."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ schedule: {epochs: 3, warmup_epochs: 1}
 run: {batch_size: 8, amp: bfloat16}
 comparison: {seeds: [0, 1], variants: {a: {residual: sos}, b: {depth: 1}}}
 """
-# a child, and the values that change
+# Each entry is the text of a child recipe and the values that it changes.
 MERGED = [
     ("title: mine", {"title": "mine"}),
     ("optimizer: {lr: 2e-3}", {"optimizer.lr": 2e-3}),
@@ -59,13 +59,13 @@ def write(folder, **files):
 
 
 def child(folder, text, extends="shared.yaml"):
-    """A file that extends ``SHARED``, with ``text``."""
+    """Write a file with ``text`` that extends ``SHARED``."""
     text = "" if text == "{}" else text
     return write(folder, mine=f"extends: {extends}\n{text}\n", shared=SHARED)
 
 
-def put(content, place, value):
-    *sections, key = place.split(".")
+def put(content, key_path, value):
+    *sections, key = key_path.split(".")
     for section in sections:
         content = content[section]
     content[key] = value
@@ -75,19 +75,20 @@ def put(content, place, value):
 def test_values_are_merged_key_by_key(text, changed, tmp_path):
     recipe = load_recipe(child(tmp_path, text))
     expected = load_recipe(tmp_path / "shared.yaml").model_dump()
-    for place, value in changed.items():
-        put(expected, place, value)
+    for key_path, value in changed.items():
+        put(expected, key_path, value)
     assert recipe.model_dump() == expected
     assert list(recipe.comparison.variants)[:2] == ["a", "b"], "the baseline stays"
 
 
 @pytest.mark.parametrize(
-    ("text", "place"), [("residual: null", "residual"), ("kernel: null", "kernel"), ("drop_path_rate: null", "drop_path_rate")]
+    ("text", "key_path"),
+    [("residual: null", "residual"), ("kernel: null", "kernel"), ("drop_path_rate: null", "drop_path_rate")],
 )
-def test_null_removes_an_inherited_keyword_of_a_model(text, place, tmp_path):
+def test_null_removes_an_inherited_keyword_of_a_model(text, key_path, tmp_path):
     found = load_recipe(child(tmp_path, f"model: {{name: nlm_vit_tiny, {text}}}")).model.model_dump()
     expected = load_recipe(tmp_path / "shared.yaml").model.model_dump() | {"name": "nlm_vit_tiny"}
-    del expected[place]
+    del expected[key_path]
     assert found == expected
 
 
@@ -202,10 +203,10 @@ def test_aliases_that_expand_too_far_are_refused_in_extended_files_too(tmp_path)
 def test_mistakes_name_all_files_that_may_hold_them(tmp_path):
     mine = child(tmp_path, "optimizer: {lrr: 1.0}")
     with pytest.raises(
-        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimizer.lrr: unknown key; did you mean 'lr'"
+        ValueError, match=r"mine.yaml, which extends .*shared.yaml: optimizer.lrr: unknown key. Did you mean 'lr'"
     ):
         load_recipe(mine)
-    with pytest.raises(ValueError, match="shared.yaml: holds list, but a recipe is a mapping"):
+    with pytest.raises(ValueError, match="shared.yaml: a recipe must be a mapping of sections, got list"):
         load_recipe(write(tmp_path, mine="extends: shared.yaml\n", shared="- 1\n"))
 
 
@@ -254,7 +255,7 @@ def test_commands_show_and_copy_whole_recipes(tmp_path, capsys):
     assert (tmp_path / "copy.yaml").read_text() == shown
     assert "imgproc-attn train" in capsys.readouterr().out
     for arguments, message in (
-        (["--show", "quikstart"], "Near it: quickstart"),
+        (["--show", "quikstart"], "Did you mean one of quickstart"),
         (["--show", str(child(tmp_path, "", "none.yaml"))], "extends must be a file relative to this one"),
         (["--show", name, "--copy", name], "not allowed with argument"),
         (["--show", name, "--to", "x.yaml"], "--to must come with --copy, got --to x.yaml alone. Add --copy NAME."),
@@ -266,7 +267,7 @@ def test_commands_show_and_copy_whole_recipes(tmp_path, capsys):
 
 
 def test_a_run_keeps_all_that_its_recipe_inherits(tmp_path):
-    """It goes on after the files are gone that the recipe extended."""
+    """A run resumes after the files that its recipe extends were removed."""
     mine = write(tmp_path, mine="extends: between.yaml\ntitle: mine\n", between="extends: quickstart\nrun: {seed: 5}\n")
     recipe = load_recipe(mine, SMALL).variant("plain", 5)
     result = quiet(recipe, tmp_path / "run")
@@ -289,17 +290,17 @@ def test_the_example_of_the_documentation(tmp_path):
     assert found == expected
 
 
-def leaves(content, place=""):
+def leaves(content, prefix=""):
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from leaves(value, f"{place}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         elif key != "extends":
-            yield f"{place}{key}", repr(value)
+            yield f"{prefix}{key}", repr(value)
 
 
 @pytest.mark.parametrize("folder", sorted({f.parent for f in packaged_files().values()}), ids=lambda folder: folder.name)
 def test_files_of_a_folder_share_their_values(folder):
-    """Single inheritance leaves a few values in two files, such as the name of a model that has two recipes."""
+    """With single inheritance, a few values are in two files, such as the name of a model with two recipes."""
     found = Counter(pair for file in folder.glob("*.yaml") for pair in leaves(yaml.safe_load(file.read_text())))
     repeated = {pair: count for pair, count in found.items() if count > 1}
     assert sum(repeated.values()) - len(repeated) <= 6, repeated

@@ -1,4 +1,4 @@
-"""Recipes are checked before anything is built; every file of the package is valid and says what it is."""
+"""Recipes are validated before anything is built, and every file of the package is valid and documented."""
 
 import math
 import re
@@ -49,7 +49,7 @@ def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path):
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory):
-    """Crops of scikit-image's photographs in class folders, in the place of ImageNet and CIFAR."""
+    """Crops of scikit-image's photographs in class folders, instead of ImageNet and CIFAR."""
     root = tmp_path_factory.mktemp("photographs")
     for name, picture in {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}.items():
         for split, count in (("train", 6), ("val", 2), ("test", 2)):
@@ -60,7 +60,7 @@ def shots(tmp_path_factory):
 
 
 def steps(single, shots, folder):
-    """An epoch on real pictures, few and small; all else as the recipe says."""
+    """Train one epoch on a few small real images, with all other settings of the recipe."""
     content = single.model_dump()
     if content["data"]["name"] != "digits":
         content["data"] |= {"name": "folder", "root": str(shots), "num_classes": 3, "train_images": 12, "test_images": 6}
@@ -74,7 +74,7 @@ def steps(single, shots, folder):
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     record = run.epoch(0)
     assert math.isfinite(record["train_loss"])
-    # behind a gate that starts closed a bandwidth waits until it opens
+    # A bandwidth behind a closed gate gets no gradient until the gate opens.
     waits = "spatial_bandwidth" if single.model.name == "converted_vit" else "nothing"
     still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name]) and waits not in name]
     assert not still, f"not trained: {still}"
@@ -120,9 +120,9 @@ def test_adversarially_trained_models_differ_in_the_kernel_alone():
 def test_refuses_what_is_no_recipe(tmp_path):
     path = tmp_path / "x.yaml"
     for text, message in (
-        ("- 1\n", "holds list"),
+        ("- 1\n", "must be a mapping of sections, got list"),
         ("a: [1", "not a YAML file"),
-        ("run: {seed: 1}\ndata: {}\nrun: {seed: 2}", "'run' is given twice; remove one"),
+        ("run: {seed: 1}\ndata: {}\nrun: {seed: 2}", "a key must be given once, got 'run' twice. Remove one"),
         ("a: !!python/object:os.x {}", "not a YAML file"),
     ):
         path.write_text(text)
@@ -139,13 +139,13 @@ def test_overrides():
     assert recipe.comparison.seeds == [4, 5]
     assert recipe.evaluation.pgd == []
     assert load_recipe("quickstart", ["data.test_split="]).data.test_split == ""
-    with pytest.raises(ValueError, match="'name' is given twice"):
+    with pytest.raises(ValueError, match="got 'name' twice"):
         load_recipe("quickstart", ["model={name: a, name: b}"])
     assert load_recipe("quickstart", ["data.test_split=null"]).data.test_split is None
     assert load_recipe("quickstart", ["adversarial.eps=4/255"]).adversarial.eps == 4 / 255
-    with pytest.raises(ValueError, match="has no '='"):
+    with pytest.raises(ValueError, match="must have the form section.key=value"):
         load_recipe(find_recipe("quickstart"), ["optimizer.lr"])
-    with pytest.raises(ValueError, match="is not a section"):
+    with pytest.raises(ValueError, match="title must be a section, got a single value"):
         load_recipe(find_recipe("quickstart"), ["title.lr=1"])
 
 
@@ -160,7 +160,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 def test_unknown_recipe_names_near_ones():
-    with pytest.raises(FileNotFoundError, match="Near it: .*quickstart"):
+    with pytest.raises(FileNotFoundError, match="Did you mean one of .*quickstart"):
         find_recipe("quikstart")
     assert find_recipe("quickstart.yaml") == find_recipe("quickstart") == list_recipes()["quickstart"]
 

@@ -200,7 +200,7 @@ def test_a_restart_that_was_killed_leaves_no_half_run(finished, copy, monkeypatc
 
 
 def test_a_start_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="needs 1000 images at a time"):
+    with pytest.raises(ValueError, match="got 1000 over all processes"):
         quiet(small("run.batch_size=1000"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

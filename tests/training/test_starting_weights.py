@@ -21,14 +21,14 @@ from imgproc_attn.training.run import Run
 def test_checkpoints_of_other_models_are_refused(finished, tmp_path):
     folder, _, _ = finished
     other = build_model(small("model.depth=2"))
-    with pytest.raises(ValueError, match="is of another model than FilterVisionTransformer") as error:
+    with pytest.raises(ValueError, match="must hold the weights of the FilterVisionTransformer built here") as error:
         load_weights(other, folder / "best")
     assert "missing: blocks.1." in str(error.value)
     with pytest.raises(ValueError, match=r"of another shape: .*embed.* \[1, 16, 16\], not \[1, 16, 32\]"):
         load_weights(build_model(small("model.embed_dim=32")), folder / "best")
     with pytest.raises(ValueError, match=r"unexpected: blocks\.0"):
         load_weights(nn.Linear(2, 2), folder / "best")
-    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="Checkpoint must be an existing file"):
         load_weights(other, tmp_path / "none.safetensors")
 
 
@@ -37,15 +37,15 @@ def test_cut_off_and_malicious_checkpoints(finished, tmp_path):
     model = build_model(small())
     for name, source in (("a.safetensors", folder / "best" / "model.safetensors"), ("a.pt", folder / "state.pt")):
         (tmp_path / name).write_bytes(source.read_bytes()[:-1000])
-        with pytest.raises(ValueError, match="is cut off or no checkpoint"):
+        with pytest.raises(ValueError, match="must be a complete checkpoint"):
             load_weights(model, tmp_path / name)
     marker = tmp_path / "executed"
     torch.save({"model": Payload(str(marker))}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="could run code when loaded"):
+    with pytest.raises(ValueError, match="could run code. Save only its weights"):
         load_weights(model, tmp_path / "evil.pt")
     assert not marker.exists()
     torch.save({"note": 1}, tmp_path / "empty.pt")
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="must hold weights"):
         load_weights(model, tmp_path / "empty.pt")
     load_weights(model, folder / "state.pt")
     (tmp_path / "run").mkdir()
@@ -102,12 +102,15 @@ def test_a_headless_backbone_in_a_recipe(tmp_path):
     result = train(small(*words, label="own"), tmp_path / "run", "cpu", say=lines.append)
     assert lines[0] == (
         f"From {tmp_path / 'w.safetensors'}; new: head.weight, head.bias (10 classes), blocks.*.attn.residual.gate.strength; "
-        "resampled: pos_embed; for other input channels: patch_embed.proj.weight."
+        "resampled: pos_embed; adapted to other input channels: patch_embed.proj.weight."
     )
     assert result["test"]["n"] == 100
     again = timm.create_model(f"local-dir:{tmp_path / 'run' / 'best'}", pretrained=True)
     assert again.pretrained_cfg["mean"] == pytest.approx((0.5,))
-    with pytest.raises(ValueError, match=r"built for 32 x 32; .*Set model\.img_size=\[8,8\]: positions are resampled to it"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be 32 x 32, .* was built for, got 8 x 8.*Set model\.img_size=\[8,8\]: positions are resampled to it",
+    ):
         train(small(*words, "model.img_size=32", label="own"), tmp_path / "other", "cpu")
     plain = ["comparison.variants={own: {name: vit_tiny_patch16_224}}", "model.patch_size=4", "model.img_size=32"]
     with pytest.raises(ValueError, match=r"\(32\)\. Set model\.img_size=\[8,8\]"):

@@ -21,12 +21,12 @@ from imgproc_attn.utils.io import write_json
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.name=npz", "data.root=/nowhere/x.npz"], "There is no /nowhere/x.npz"),
+        (["data.name=npz", "data.root=/nowhere/x.npz"], "The root must be an existing folder or file, got /nowhere/x.npz"),
         (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
-        (["run.batch_size=1000"], "needs 1000 images at a time, but there are 512"),
+        (["run.batch_size=1000"], "at most the number of training images, 512, got 1000"),
         (["run.batch_size=512", "run.grad_accum_steps=2", "data.train_images=512"], None),
-        (["data.num_classes=7"], "train split has 10 classes, but 7 are expected"),
-        (["data.input_size=[2,8,8]", "data.mean=null", "data.std=null"], "2 channels; pictures have 1 .* or 3"),
+        (["data.num_classes=7"], "train split must have 7 classes, got 10"),
+        (["data.input_size=[2,8,8]", "data.mean=null", "data.std=null"], "must have 1 .* or 3 .* channels, got 2"),
     ],
 )
 def test_what_is_asked_for_and_is_not_there(overrides, message, tmp_path):
@@ -50,7 +50,7 @@ def test_commands(tmp_path, capsys):
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
         (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
-        (["train", "quickstart", "--variant", "y"], "No variant 'y'"),
+        (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
         (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
     ):
@@ -120,7 +120,7 @@ def test_a_run_folder_is_enough(finished, tmp_path, capsys):
     write_json(tmp_path / "other" / "config.json", {**config, "label_names": [*map(str, range(9)), "zz"]})
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(tmp_path / "other"), "--data", "digits", "--split", "test"])
-    assert "differ: only in test: 9 (1); only in trained on: zz (1)" in capsys.readouterr().err
+    assert "must have equal classes, got classes only in test: 9 (1); only in trained on: zz (1)" in capsys.readouterr().err
 
 
 def test_changes_may_stand_after_options(tmp_path, capsys):

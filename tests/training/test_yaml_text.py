@@ -1,4 +1,4 @@
-"""Recipes are YAML 1.2 of a bounded size: quotes mean text, and what is written is read back."""
+"""Recipes are YAML 1.2 of a limited size. Quotes mean text, and written content is read back."""
 
 import time
 
@@ -10,7 +10,7 @@ from imgproc_attn.recipe import list_recipes, load_recipe
 from imgproc_attn.recipe.loading import recipe_text
 from imgproc_attn.recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, free_value, read_yaml, read_yaml_file, write_yaml
 
-# text that some version of YAML reads as another type, or that a writer may break
+# Some version of YAML reads this text as another type, or a writer may break it.
 NUMBERS = "1e3 1E-3 -2e5 1.5e3 1.e5 .5 4/255 2023/10 1/0 010 0o17 0x1F 0b1 1_000 2012 -1 +1 .inf -.INF .nan 0 -0 00 08 1. 12e03"
 TIMES = "1:30 12:30:45 1.5:30 2012-01-02"
 WORDS = "~ null Null true False yes no on Off y N = << - ? : & * ! | > % @ ` # {} [] a:b a#b é 日本 ' \" \\"
@@ -20,7 +20,7 @@ LETTERS = "abcdefgh"
 
 
 def bomb(entry):
-    """Each line names the one before it several times."""
+    """Return a YAML bomb, in which each line has several aliases of the previous line."""
     return "a: &a {x: 1}\n" + "".join(f"{c}: &{c} {entry.replace('*', '*' + p)}\n" for p, c in zip(LETTERS, "bcdefghi"))
 
 
@@ -62,20 +62,20 @@ def test_unquoted_text_is_text_where_the_schema_wants_text(text, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.test_split=2012", "needs quotes: '2012'"),
-        ("title=true", "needs quotes: 'true'"),
-        ("data.root=1.5", "needs quotes: '1.5'"),
-        ("model.pretrained=no", "model.pretrained: .*given: 'no'.*; write true or false"),
-        ("run.compile='true'", "write true or false"),
+        ("data.test_split=2012", "Quote text .*: '2012'"),
+        ("title=true", "Quote text .*: 'true'"),
+        ("data.root=1.5", "Quote text .*: '1.5'"),
+        ("model.pretrained=no", "model.pretrained: .*got 'no'. Write true or false"),
+        ("run.compile='true'", "Write true or false"),
         ("schedule.epochs=010", "schedule.epochs: .*valid integer.*'010'"),
         ("schedule.epochs=1:30", "schedule.epochs: .*valid integer.*'1:30'"),
         ("optimizer.lr=1:30", "optimizer.lr: .*valid number.*'1:30'"),
         ("optimizer.lr=1/0", "optimizer.lr: .*'1/0'"),
         ("optimizer.lr=1e999", "optimizer.lr: .*finite number"),
-        ("model.qkv_bias=no", "qkv_bias must be clear, got no without quotes. Write true, false"),
-        ("model.patch_size=010", "patch_size must be clear, got 010"),
-        ("model.residual={name: twicing, steps: 1:30}", "residual.steps must be clear, got 1:30"),
-        ("comparison.variants.plain.qkv_bias=off", "plain.*qkv_bias must be clear, got off"),
+        ("model.qkv_bias=no", "qkv_bias must be unambiguous, got no without quotes. Write true, false"),
+        ("model.patch_size=010", "patch_size must be unambiguous, got 010"),
+        ("model.residual={name: twicing, steps: 1:30}", "residual.steps must be unambiguous, got 1:30"),
+        ("comparison.variants.plain.qkv_bias=off", "plain.*qkv_bias must be unambiguous, got off"),
         ("comparison.variants.plain.pretrained=1", "plain.pretrained: .*boolean"),
         ("model.drop_path_rate=-1.0", "drop_path_rate must be at least 0 and below 1, got -1.0"),
         ("comparison.variants.plain.attn_drop_rate=2", "attn_drop_rate must be at least 0 and below 1, got 2"),
@@ -88,9 +88,9 @@ def test_unquoted_text_is_text_where_the_schema_wants_text(text, tmp_path):
         ("augmentation.auto_augment=rand-m9-", "auto_augment: each part must have a number, got ''"),
         ("run.seed=18446744073709551616", "run.seed: .*less than 4294967296"),
         ("comparison.seeds=[-1]", "comparison.seeds.0: .*greater than or equal to 0"),
-        ('title="a\\0b"', "holds a character that no file or name can have"),
-        ('title="\\uD800"', "holds a character that no file or name can have"),
-        ("title=!!int '3'", "the tag tag:yaml.org,2002:int has no place in a recipe"),
+        ('title="a\\0b"', "must not hold NUL or surrogate characters"),
+        ('title="\\uD800"', "must not hold NUL or surrogate characters"),
+        ("title=!!int '3'", "a recipe must not have tags, got tag:yaml.org,2002:int"),
         ("title=" + "9" * 5000, "title"),
     ],
 )
@@ -115,7 +115,7 @@ def test_numbers_without_a_schema():
     assert recipe.comparison.variants["plain"] == {"name": "vit_tiny_patch16_224", "drop_rate": 0.25}
     assert _option("drop_path_rate=1e-1") == ("drop_path_rate", 0.1)
     assert _option("name='1e-1'") == ("name", "1e-1")
-    with pytest.raises(ValueError, match="qkv_bias must be clear, got yes without quotes"):
+    with pytest.raises(ValueError, match="qkv_bias must be unambiguous, got yes without quotes"):
         _option("qkv_bias=yes")
 
 
@@ -145,9 +145,9 @@ def test_models_may_be_called_by_what_looks_like_a_number_or_a_boolean(tmp_path)
         ("a: *nothing", "undefined alias"),
         ("? [a, b]\n: 1", "unhashable key"),
         ("a: 1\n--- \nb: 2", "single document"),
-        ("a: 1\n'a': 2", "'a' is given twice"),
+        ("a: 1\n'a': 2", "a key must be given once, got 'a' twice"),
         ("a: \x01", "special characters"),
-        ("a: !!timestamp x", "has no place in a recipe"),
+        ("a: !!timestamp x", "a recipe must not have tags"),
     ],
 )
 def test_what_does_not_end_or_is_no_yaml_is_refused_at_once(text, message, tmp_path):

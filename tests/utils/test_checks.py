@@ -1,4 +1,4 @@
-"""Settings of the Python API that are of another type or out of range are refused, wherever they are given."""
+"""Settings of the Python API: wrong types and values out of range are refused everywhere."""
 
 import math
 
@@ -70,10 +70,10 @@ BY_KEYWORD = [
     ({"kernel": {"name": "elliptical", "detach": "no"}}, "elliptical: detach must be True or False, got 'no'"),
     ({"positions": {"name": "alibi", "learned": "off"}}, "learned must be True or False, got 'off'"),
     ({"residual": {"name": "sos", "learned": "False"}}, "sos: learned must be True or False"),
-    ({"residual": {"name": "twicing", "steps": True}}, "steps is True, but must be a whole number"),
+    ({"residual": {"name": "twicing", "steps": True}}, "steps must be a whole number of at least 1, got True"),
     ({"kernel": {"name": "gaussian_range", "layers": []}}, r"layers must name at least one layer, got \[\]"),
     ({"residual": {"name": "pid", "layers": ()}}, "layers must name at least one layer"),
-    ({"residual": {"name": "twicing", "layers": True}}, "layers has True, but takes whole numbers"),
+    ({"residual": {"name": "twicing", "layers": True}}, "block indices must be whole numbers, got True"),
     ({"class_token": "false"}, "class_token must be True or False, got 'false'"),
     ({"qkv_bias": "no"}, "qkv_bias must be True or False"),
     ({"dynamic_img_size": "false"}, "dynamic_img_size must be True or False"),
@@ -160,7 +160,7 @@ def test_bandwidths_are_numbers():
 
 def test_temperatures_are_numbers():
     for make in (Rotary, SinCos):
-        with pytest.raises(ValueError, match="the temperature is True, but must be a positive, finite number"):
+        with pytest.raises(ValueError, match="temperature must be positive and finite, got True"):
             make(8, True)
 
 
@@ -197,7 +197,7 @@ def test_counts_are_whole_numbers(make):
         (lambda: FGSM(np.array([0.1, 0.2])), "FGSM: eps must be one number"),
         (lambda: DatasetSpec("digits", "", limit=0), "limit must be at least 1, got 0"),
         (lambda: Images(Digits("test"), 10, channels=1, on_unreadable="skip"), "on_unreadable must be 'stop', 'replace' or"),
-        (lambda: Bregman(2, steps=True), "steps is True, but must be a whole number"),
+        (lambda: Bregman(2, steps=True), "steps must be a whole number of at least 1, got True"),
         (
             lambda: evaluate(nn.Flatten().eval(), torch.rand(1, 1, 2, 2), torch.zeros(1).long(), batch_size=0),
             "batch_size must be",

@@ -1,4 +1,4 @@
-"""What other programs take of the cores, and threads that do not depend on their number."""
+"""Load of other programs, and a number of threads that does not depend on the number of cores."""
 
 import os
 
@@ -31,10 +31,10 @@ def test_a_run_that_others_slow_down_is_told_so(wall, own, busy, workers, share,
     [
         (100, 196, 199, 2),  # alone
         (100, 99, 198, 1),  # one process, and another program on the other core
-        (100, 60, 110, 2),  # a disk or the other thread is waited for: half a core lay idle all the time
-        (100, 185, 200, 2),  # others took little
+        (100, 60, 110, 2),  # The run waits for a disk or another thread, so half a core is idle.
+        (100, 185, 200, 2),  # Other programs used little.
         (0, 0, 0, 2),
-        (100, 0, 200, 2),  # nothing is known of the own share
+        (100, 0, 200, 2),  # The own processor time is unknown.
     ],
 )
 def test_other_runs_are_not(wall, own, busy, workers):
@@ -42,7 +42,7 @@ def test_other_runs_are_not(wall, own, busy, workers):
 
 
 def test_it_is_told_once_and_not_at_once(monkeypatch):
-    """On two cores: after ten seconds, after 100 seconds of which the run got 52, and again."""
+    """Two cores: no remark after 10 seconds, a remark after 100 seconds with 52 of the run, no second remark."""
     now = iter([(0.0, 5.0, 1000.0), (10.0, 10.0, 1020.0), (100.0, 57.0, 1200.0), (200.0, 109.0, 1400.0)])
     state = {}
 

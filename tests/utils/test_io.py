@@ -1,4 +1,4 @@
-"""Files: JSON that is damaged is named."""
+"""JSON files: errors name the damaged file."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Locks on folders: one process at a time, and free at once when that one is gone."""
+"""Locks on folders: one process at a time, released when the process ends."""
 
 import errno
 import multiprocessing
@@ -25,7 +25,7 @@ def leave(folder):
 
 
 def leave_as_a_stranger(folder):
-    """Only the system knows of the lock."""
+    """Lock and release the folder without the set of this process, so that only the system knows of the lock."""
     locks._held.clear()
     leave(folder)
 
@@ -40,7 +40,7 @@ def hold(folder, kind, pipe):
             worker.start()
             child = worker.pid
         pipe.send(child)
-        time.sleep(600)  # longer than any test may take
+        time.sleep(600)  # This is longer than any test may take.
 
 
 @pytest.mark.parametrize("kind", ["fork", "exec"])
@@ -54,7 +54,7 @@ def test_a_lock_ends_with_its_process_whatever_its_children_do(kind, tmp_path):
             leave(tmp_path / "run")
         holder.kill()
         holder.join()
-        os.kill(child, 0)  # still there
+        os.kill(child, 0)  # The child is still running.
         with locked(tmp_path / "run"):
             assert f"process {os.getpid()} on" in (tmp_path / "run" / LOCK).read_text()
     finally:
@@ -68,7 +68,7 @@ def test_threads_of_one_process_are_told_apart(tmp_path):
 
     def second():
         try:
-            with locked(tmp_path / ".." / tmp_path.name):  # the same folder by another path
+            with locked(tmp_path / ".." / tmp_path.name):  # This is the same folder through another path.
                 pass
         except ValueError as error:
             found.append(str(error))
@@ -85,13 +85,14 @@ def test_threads_of_one_process_are_told_apart(tmp_path):
 
 
 def test_what_a_child_does_frees_nothing(tmp_path):
-    """It is refused the folder, and its end is none of the lock's."""
+    """A forked child cannot lock the folder, and its end does not release the lock."""
     with locked(tmp_path):
         child = FORK.Process(target=leave, args=(tmp_path,))
         child.start()
         child.join()
         assert child.exitcode == 1
-        again = FORK.Process(target=leave_as_a_stranger, args=(tmp_path,))  # the first child's end freed nothing
+        # The end of the first child did not release the lock.
+        again = FORK.Process(target=leave_as_a_stranger, args=(tmp_path,))
         again.start()
         again.join()
         assert again.exitcode == 1

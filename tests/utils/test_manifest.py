@@ -1,4 +1,4 @@
-"""Manifests: whose files they are, and whether they are whole, also after a kill at any moment."""
+"""Manifests: own and foreign files, and damaged files, also after a kill at any time."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def test_files_beside_manifests_of_other_programs_are_not_checked(tmp_path):
 
 
 def rounds(folder, moment):
-    """Write two files together three times; the process kills itself at a call of the system that changes files."""
+    """Write two files together three times. The process kills itself at a system call that changes files."""
     left = [moment]
 
     def killing(function):
@@ -108,23 +108,23 @@ def rounds(folder, moment):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_at_any_moment_what_is_there_is_known(tmp_path):
-    """And so it is when several kills follow each other, before anything was finished."""
+    """Several kills in a row, before a write has finished, have the same result."""
     for folder in (tmp_path / "once", tmp_path / "again"):
         for moment in range(1, 26):
-            place = folder / (str(moment) if folder.name == "once" else "")
+            target = folder / (str(moment) if folder.name == "once" else "")
             child = os.fork()
             if child == 0:
-                rounds(place, moment % 9 + 1 if folder.name == "again" else moment)
+                rounds(target, moment % 9 + 1 if folder.name == "again" else moment)
                 os._exit(0)
             killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-            there = {name for name in ("weights", "state") if (place / name).exists()}
+            there = {name for name in ("weights", "state") if (target / name).exists()}
             for name in there:
-                Manifest(place).check(name, REMEDY)
+                Manifest(target).check(name, REMEDY)
             if there == {"weights", "state"}:
-                old, new = (int((place / name).read_text().split()[1]) for name in ("state", "weights"))
+                old, new = (int((target / name).read_text().split()[1]) for name in ("state", "weights"))
                 assert folder.name == "again" or new - old in (0, 1), "the state is written last"
             if not killed:
-                assert {n: len(sums) for n, sums in Manifest(place).files.items()} == {"weights": 2, "state": 2}
+                assert {n: len(sums) for n, sums in Manifest(target).files.items()} == {"weights": 2, "state": 2}
 
 
 def test_a_failed_write_changes_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""Models of a user's own, in the commands."""
+"""Extensions: commands use your own models."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def damped_vit(pretrained=False, **kwargs):
 
 
 class Tempered(nn.Module):
-    """Its parameter is made wherever torch likes."""
+    """Create the parameter on the default device of torch."""
 
     def __init__(self):
         super().__init__()
@@ -58,13 +58,13 @@ def tempered_vit(pretrained=False, **kwargs):
 
 @register_model
 def forgetful_vit(pretrained=False, **kwargs):
-    """Ignores the weights that it is asked for."""
+    """Ignore the requested weights."""
     return timm.create_model("plain_vit_tiny", residual="twicing", **kwargs)
 '''
 
 
 def command(folder, *words):
-    """In a process of its own, as imports last."""
+    """Run a command in its own process, because imports cannot be undone."""
     arguments = [sys.executable, "-m", "imgproc_attn", *map(str, words), "--import", "damped.py"]
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -132,11 +132,11 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("import there_is_no_such_thing")
     (tmp_path / "folder").mkdir()
     for name, error, message in (
-        ("gone.py", FileNotFoundError, "--import gone.py: there is no such file"),
-        ("no_such_module", ValueError, "no such module, in .* or installed"),
-        ("json.no_such_part", ValueError, "no such module"),
+        ("gone.py", FileNotFoundError, "--import must be an existing file, got gone.py"),
+        ("no_such_module", ValueError, "must be a module that is installed or in .*, got no_such_module"),
+        ("json.no_such_part", ValueError, "must be a module that is installed"),
         ("json.py", ValueError, "'json' must not be the name of another module, got that of .*json/__init__.py. Rename it"),
-        ("folder", ValueError, "no Python source; of a folder, give one with an __init__.py"),
+        ("folder", ValueError, "must be Python source code, got folder. Give a .py file, or a folder with an __init__.py"),
         ("broken", ModuleNotFoundError, "there_is_no_such_thing"),
     ):
         with pytest.raises(error, match=message):
@@ -149,7 +149,7 @@ def test_sources_hash_knows_what_is_imported(tmp_path, monkeypatch):
     monkeypatch.setattr("imgproc_attn.utils.plugins.requested", [])
     monkeypatch.setattr(environment, "imported", imported)
     before = environment.sources_hash()
-    (tmp_path / "hashed" / "Above").mkdir(parents=True)  # comes before __init__.py
+    (tmp_path / "hashed" / "Above").mkdir(parents=True)  # This folder sorts before __init__.py.
     (tmp_path / "hashed" / "Above" / "x.py").write_text("")
     (tmp_path / "hashed" / "__init__.py").write_text("from . import part")
     (tmp_path / "hashed" / "part.py").write_text("VALUE = 1")

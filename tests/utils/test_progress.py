@@ -1,4 +1,4 @@
-"""Bars on terminals, plain lines elsewhere."""
+"""Progress: bars on terminals, plain lines elsewhere."""
 
 import io
 
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 
 def terminals(monkeypatch):
-    """Standard output and error that are terminals."""
+    """Make standard output and standard error terminals."""
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(progress.sys, "stdout", out)
     monkeypatch.setattr(progress.sys, "stderr", err)
@@ -54,7 +54,7 @@ def test_a_line_per_minute_of_what_has_no_conditions(capsys, monkeypatch):
         for _ in range(13):
             bar.update(100)
             now[0] += 10
-    assert capsys.readouterr().out == "700 images, 01:00 gone\n1300 images, 02:00 gone\n"
+    assert capsys.readouterr().out == "700 images, 01:00 elapsed\n1300 images, 02:00 elapsed\n"
 
 
 def test_nothing_is_printed_where_nothing_is_shown(capsys):
