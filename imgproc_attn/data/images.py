@@ -86,7 +86,8 @@ def readable(labels: torch.Tensor) -> torch.Tensor:
         >>> readable(torch.tensor([3, UNREADABLE_LABEL]))
         tensor([ True, False])
     """
-    return (labels.long() != UNREADABLE_LABEL).view(len(labels), -1).any(dim=1)
+    known = labels.long() != UNREADABLE_LABEL
+    return known if known.ndim == 1 else known.flatten(1).any(dim=1)
 
 
 def check_label(label: Any, num_classes: int, name: str = "") -> int:

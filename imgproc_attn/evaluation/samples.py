@@ -105,6 +105,8 @@ class SampleSet(ABC):
 
     def none_readable(self) -> ValueError:
         """Return the error of samples of which none can be read."""
+        if not len(self):
+            return ValueError("There must be at least 1 image to evaluate on, got 0. Give other images.")
         return ValueError(f"None of the {len(self)} images can be read. Give others.")
 
     def corrupted(self, corruption: Any) -> "SampleSet":
@@ -140,7 +142,7 @@ class Samples(SampleSet, Dataset):
         return samples
 
     def none_readable(self) -> ValueError:
-        return self.images.none_readable() if isinstance(self.images, Images) else super().none_readable()
+        return self.images.none_readable() if len(self) and isinstance(self.images, Images) else super().none_readable()
 
     def share(self, rank: int, size: int) -> "Samples":
         return Samples(self.images, self.corruption, self._positions[rank::size])

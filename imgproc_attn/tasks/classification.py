@@ -36,6 +36,7 @@ from ..evaluation.statistics import wilson_interval
 from ..evaluation.threat import LINF, ThreatModel
 from ..models import FilterVisionTransformer
 from ..recipe import Recipe
+from ..segmentation.data import READERS as LABELED
 from ..utils.io import slug
 from ..utils.markdown import markdown_text
 from .base import Loading, Task, register_task
@@ -93,6 +94,15 @@ class ClassificationTask(Task):
         return {"classes": None if self.classes is None else self.classes.name}
 
     # data
+
+    @classmethod
+    def check_reader(cls, name: str) -> None:
+        if name in LABELED:
+            raise ValueError(
+                f"The data must have one label per image, which classifiers need, got {name!r}, which has label maps. Name "
+                "other data, or the run of a segmenter."
+            )
+        super().check_reader(name)
 
     def open_dataset(self, spec: DatasetSpec, model: Any, channels: int) -> Any:
         if self.classes is None:

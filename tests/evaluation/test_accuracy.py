@@ -7,13 +7,19 @@ import pytest
 import seeding
 import timm
 import torch
-from imgproc_attn.evaluation.accuracy import Predictions, count_accuracy, count_real, load_real
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photographs
 
 from imgproc_attn import cli
-from imgproc_attn.evaluation.statistics import TopAccuracy, wilson_interval
+from imgproc_attn.evaluation.conditions import clean_condition
+from imgproc_attn.evaluation.protocol import as_given
+from imgproc_attn.evaluation.real_labels import count_real, load_real
+from imgproc_attn.evaluation.results_log import SampleResults
+from imgproc_attn.evaluation.samples import TensorSamples
+from imgproc_attn.evaluation.session import EvaluationSession, Runtime
+from imgproc_attn.evaluation.statistics import wilson_interval
+from imgproc_attn.tasks import ClassificationTask
 from imgproc_attn.training.checkpoints import save_weights
 
 
@@ -27,22 +33,24 @@ def test_interval_is_wilsons(correct, n):
         assert on_the_edge or abs(share - p) / (p * (1 - p) / n) ** 0.5 == pytest.approx(1.959963984540054)
 
 
-def predictions(top, labels):
-    return Predictions(torch.tensor(top), torch.tensor(labels), torch.zeros(len(labels)), 1.0)
-
-
 def test_counts():
-    found = count_accuracy(
-        predictions([[0, 1], [1, 0], [2, 1], [0, 2], [1, 2]], [0, 0, 2, 1, -1]), {"cat": 0, "dog": 1, "cow": 2}
-    )
-    assert (found["n"], found["top1"], found["top5"]) == (4, 50.0, 75.0)
-    assert found["per_class"] == [
-        {"label": 0, "name": "cat", "n": 2, "top1": 50.0, "top5": 100.0},
-        {"label": 1, "name": "dog", "n": 1, "top1": 0.0, "top5": 0.0},
-        {"label": 2, "name": "cow", "n": 1, "top1": 100.0, "top5": 100.0},
+    task, top, labels = ClassificationTask(3), [[0, 1], [1, 0], [2, 1], [0, 2]], [0, 0, 2, 1]
+    columns = {"labels": labels, "top": top, "correct": [int(a[0] == b) for a, b in zip(top, labels)], "loss": [0.0] * 4}
+    results = SampleResults(torch.arange(4), columns, 0, 1, [4])
+    row = task.count(results)
+    assert (row["n"], row["accuracy"], row["top5"]) == (4, 50.0, 75.0)
+    assert row["top5_interval"] == list(wilson_interval(3, 4))
+    assert task.intervals(results) == {"accuracy": list(wilson_interval(2, 4))}
+    samples = TensorSamples(torch.zeros(5, 1, 1, 1), torch.tensor([*labels, -1]), class_names={0: "cat", 1: "dog", 2: "cow"})
+    tables = task.tables(results, row, samples)
+    assert tables["per_class.csv"] == [
+        ["label", "name", "n", "top1", "top5"],
+        [0, "cat", 2, 50.0, 100.0],
+        [1, "dog", 1, 0.0, 0.0],
+        [2, "cow", 1, 100.0, 100.0],
     ]
-    with pytest.raises(ValueError, match="No image could be read"):
-        count_accuracy(predictions([[0, 1]], [-1]))
+    assert tables["predictions.csv"][:3] == [["image", "label", "top1", "top2"], ["0", 0, 0, 1], ["1", 0, 1, 0]]
+    assert task.remarks(row, tables)[1] == "Worst classes, top-1: dog 0 % of 1, cat 50 % of 2, cow 100 % of 1."
 
 
 def test_real_labels(tmp_path):
@@ -80,16 +88,23 @@ def test_real_labels_that_no_prediction_could_equal_are_refused(content, told, t
         load_real(["ILSVRC2012_val_00000001.JPEG"], tmp_path / "real.json")
 
 
-def test_evaluator_ignores_what_could_not_be_read():
-    evaluator = TopAccuracy()
-    logits = torch.eye(6)[[0, 1, 2, 3]]
-    evaluator.update(logits, torch.tensor([0, 1, 5, -1]))
-    found = evaluator.compute()
+def test_what_could_not_be_read_counts_nowhere():
+    """In memory, as training validates."""
+    logits, task, runtime = torch.eye(6)[[0, 1, 2, 3]], ClassificationTask(6), Runtime(torch.device("cpu"), batch_size=3)
+    images = logits[:, :, None, None]
+    session = EvaluationSession(torch.nn.Flatten().eval(), task, as_given(images), runtime)
+
+    def count(labels):
+        samples = TensorSamples(images[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+        return task.count(session.run([clean_condition(samples, task)])["clean"])
+
+    found = count([0, 1, 5, -1])
     assert found["n"] == 3
-    assert found["top1"] == pytest.approx(200 / 3)
+    assert found["accuracy"] == pytest.approx(200 / 3)
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits[:3], torch.tensor([0, 1, 5])).item())
-    with pytest.raises(ValueError, match="No image to evaluate on"):
-        TopAccuracy().compute()
+    for labels, message in (([-1, -1], "None of the 2 images can be read"), ([], "at least 1 image to evaluate on, got 0")):
+        with pytest.raises(ValueError, match=message):
+            count(labels)
 
 
 @pytest.fixture
@@ -129,10 +144,11 @@ def test_command(shots, capsys, tmp_path):
     assert "Cannot read image cat/1.jpg" in capsys.readouterr().err
     evaluate(*common, "--skip-broken", "--workers", 0)
     printed = capsys.readouterr().out
-    assert "1 unreadable images left out: cat/1.jpg" in printed
+    assert "1 unreadable images count nowhere: cat/1.jpg" in printed
     result = json.loads((out / "result.json").read_text())
-    assert result["n"] == 5
-    assert result["unreadable"] == ["cat/1.jpg"]
+    (row,) = result["conditions"]
+    assert row["n"] == 5
+    assert row["unreadable"] == ["cat/1.jpg"]
     assert result["preprocessing"]["crop_pct"] == 0.95
     assert (result["dtype"], result["options"], result["arithmetic"]) == ("float32", {"num_classes": "2"}, {"device": "cpu"})
     assert len(result["weights_sha256"]) == 64
@@ -144,13 +160,13 @@ def test_command(shots, capsys, tmp_path):
             if (name, i) != ("cat", 1):
                 image = Image.open(shots / "photographs" / name / f"{i}.jpg").convert("RGB")
                 right += model.eval()(transform(image)[None]).argmax().item() == label
-    assert result["top1"] == pytest.approx(100 * right / 5)
+    assert row["accuracy"] == pytest.approx(100 * right / 5)
     assert len((out / "predictions.csv").read_text().splitlines()) == 6
     assert len((out / "per_class.csv").read_text().splitlines()) == 3
     for file in (shots / "photographs").rglob("*.jpg"):
         Image.fromarray(np.zeros((8, 8), np.uint16)).save(file, "PNG")
     with pytest.raises(SystemExit):
-        evaluate(*common, "--skip-broken", "--workers", 0)
+        evaluate(*common[:-1], tmp_path / "none", "--skip-broken", "--workers", 0)
     assert "one of the 6 images must be readable, got none (cat/0.jpg: it has more than 8 bits" in capsys.readouterr().err
 
 
@@ -165,15 +181,17 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     torch.save(timm.create_model("test_nlm_vit", num_classes=2).state_dict(), tmp_path / "w.pt")
     model = ("test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.pt", "--workers", 0, "--output", tmp_path / "out")
-    data = ("--data", f"hfds/{tmp_path / 'set'}", "--root", tmp_path, "--split", "train")
+    (tmp_path / "cache").mkdir()
+    data = ("--data", f"hfds/{tmp_path / 'set'}", "--root", tmp_path / "cache", "--split", "train")
     with pytest.raises(SystemExit):
         evaluate(*model, *data)
     assert "fine_label (ClassLabel), coarse_label (ClassLabel), got no name" in capsys.readouterr().err
     for column, count in (("fine_label", 2), ("coarse_label", 1)):
-        evaluate(*model, *data, "--label-column", column)
-        result = json.loads((tmp_path / "out" / "result.json").read_text())
-        assert len(result["per_class"]) == count
+        evaluate(*model, *data, "--label-column", column, "--output", tmp_path / column)
+        result = json.loads((tmp_path / column / "result.json").read_text())
+        assert len((tmp_path / column / "per_class.csv").read_text().splitlines()) == 1 + count
         assert result["data"]["label_column"] == column
+        assert result["conditions"][0]["n"] == 2
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "npz", "--root", tmp_path, "--image-column", "img")
     assert "image_column must be left out for 'npz'" in capsys.readouterr().err
@@ -235,10 +253,13 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
     model = ["test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.safetensors"]
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "fodler", "--root", shots / "photographs")
-    assert "The reader must be folder, npz, digits, ade20k, camvid, labeled or begin with" in capsys.readouterr().err
+    assert "The reader must be folder, npz, digits or begin with" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "torch/cifar10")
     assert "--data torch/cifar10 reads from a place: give --root PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(*model, "--data", "ade20k", "--root", shots)
+    assert "one label per image, which classifiers need, got 'ade20k', which has label maps" in capsys.readouterr().err
 
 
 def test_options_are_read_as_recipes_are():
@@ -263,6 +284,7 @@ def test_a_published_model_on_real_imagenet_pictures(data_folder, tmp_path):
         "tf_efficientnet_lite0", "--checkpoint", weights, "--root", data_folder / "imagenet1k_sample", "--output", tmp_path
     )
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["n"] == 1000
-    assert result["top1"] == pytest.approx(87.4, abs=0.2)
-    assert result["top5"] == pytest.approx(96.9, abs=0.2)
+    (row,) = result["conditions"]
+    assert row["n"] == 1000
+    assert row["accuracy"] == pytest.approx(87.4, abs=0.2)
+    assert row["top5"] == pytest.approx(96.9, abs=0.2)

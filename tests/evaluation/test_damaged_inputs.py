@@ -7,13 +7,12 @@ import shutil
 
 import pytest
 import timm
-from evaluated import arguments, run
-from imgproc_attn.evaluation.accuracy import accuracy_table
-from imgproc_attn.evaluation.assessment import _read as kept_checks
+from evaluated import TASK, arguments, run
 from timm.models import save_for_hf
 
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.results import markdown
+from imgproc_attn.evaluation.session import _read_checks as kept_checks
 from imgproc_attn.evaluation.specs import ModelSpec
 from imgproc_attn.experiments.comparison import Result as Compared
 from imgproc_attn.experiments.comparison import table
@@ -47,10 +46,10 @@ def error_of(capsys, *words):
 
 
 def in_line(change, which=1):
-    """Change a line of flags."""
+    """Change a line of a log."""
 
     def damage(folder):
-        (file,) = folder.glob("flags/FGSM*")
+        (file,) = folder.glob("log/FGSM*")
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         change(lines[which])
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -67,19 +66,19 @@ def add_999(line):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (in_line(lambda line: line.pop("range")), "flags.*range is missing"),
-        (in_line(lambda line: line.update(range=[0])), "flags.*damaged"),
-        (in_line(lambda line: line.pop("correct")), "flags.*lines have different columns"),
-        (in_line(lambda line: line["correct"].pop()), "flags.*correct has 5 values for 6 ids"),
-        (in_line(lambda line: line.update(correct="all")), "flags.*damaged"),
-        (in_line(lambda line: line.update(scores=[None] * 6)), "flags.*damaged"),
-        (in_line(lambda line: line.update(ids={})), "flags.*damaged"),
-        (in_line(add_999, 2), r"flags of samples that are not there, \[999\]"),
-        (in_line(lambda line: line.update(protocol=[]), 0), "flags.*(damaged|another protocol)"),
-        (in_line(lambda line: line.pop("protocol"), 0), "flags.*damaged"),
+        (in_line(lambda line: line.pop("range")), "log/FGSM.*range is missing"),
+        (in_line(lambda line: line.update(range=[0])), "log/FGSM.*damaged"),
+        (in_line(lambda line: line.pop("correct")), "log/FGSM.*lines have different columns"),
+        (in_line(lambda line: line["correct"].pop()), "log/FGSM.*correct has 5 values for 6 ids"),
+        (in_line(lambda line: line.update(correct="all")), "log/FGSM.*damaged"),
+        (in_line(lambda line: line.update(scores=[None] * 6)), "log/FGSM.*damaged"),
+        (in_line(lambda line: line.update(ids={})), "log/FGSM.*damaged"),
+        (in_line(add_999, 2), r"log/FGSM.* got unknown ids \[999\]"),
+        (in_line(lambda line: line.update(protocol=[]), 0), "log/FGSM.*(damaged|another protocol)"),
+        (in_line(lambda line: line.pop("protocol"), 0), "log/FGSM.*damaged"),
     ],
 )
-def test_damaged_flags(damage, message, folder, copy, capsys):
+def test_damaged_logs(damage, message, folder, copy, capsys):
     damage(copy)
     assert re.search(message, error_of(capsys, "attack", *arguments(folder), ATTACK, copy))
 
@@ -124,7 +123,8 @@ def result(change):
         (lambda r: r.update(kind="x"), "result.json .*kind: Input should be 'evaluate'"),
         (lambda r: r.update(conditions=[]), "result.json .*conditions: .*at least 1"),
         (lambda r: r.update(conditions={}), "result.json .*conditions: "),
-        (lambda r: r.update(metrics=["beauty"]), "result.json .*metrics.0: .*must be one of accuracy"),
+        (lambda r: r.update(metrics=["beauty"]), "result.json .*metrics.0: .*valid dictionary"),
+        (lambda r: r["metrics"][0].update(key="beauty"), "result.json .*clean: beauty or its interval is missing"),
         (lambda r: r.update(findings=["bad"]), "result.json .*findings.0"),
         (lambda r: r.update(label=3), "result.json .*label: Input should be a valid string"),
         (lambda r: r.update(summary=[]), "result.json .*summary"),
@@ -145,9 +145,10 @@ def test_damaged_results(change, message, copy, capsys):
     assert not (copy / "r.html").exists()
 
 
-def test_flags_that_are_no_table(copy, capsys):
+def test_samples_that_are_no_table(copy, capsys):
     (copy / "per_sample.csv").write_text("image,label,clean\na,1,yes\n")
-    assert "per_sample.csv is cut off, or no table of flags" in error_of(capsys, "report", copy, "--output", copy / "r.html")
+    error = error_of(capsys, "report", copy, "--output", copy / "r.html")
+    assert "per_sample.csv must be a whole table of per-sample results" in error
 
 
 @pytest.mark.parametrize("way", ["absolute", "above", "link", "link to a folder", "below", "no image", "gone"])
@@ -188,11 +189,10 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_text_in_markdown(name):
-    row = {"label": 0, "name": name, "n": 1, "top1": 0.0, "top5": 0.0}
-    numbers = {"top1": 0.0, "top5": 0.0, "top1_interval": [0, 1], "top5_interval": [0, 1], "n": 1}
-    told = [accuracy_table({**numbers, "per_class": [row]})]
+    by_class = [["label", "name", "n", "top1", "top5"], [0, name, 1, 0.0, 0.0]]
+    told = ["\n".join(TASK.remarks({"top5": 0.0, "top5_interval": [0, 1]}, {"per_class.csv": by_class}))]
     condition = {"name": name, "accuracy": 1.0, "intervals": {"accuracy": [0, 1]}, "n": 1, "unreadable": [name]}
-    common = {"metrics": ["accuracy"], "preprocessing": {}, "checked": {"what": "", "images": 0}}
+    common = {"metrics": [TASK.metrics[0]._asdict()], "preprocessing": {}, "checked": {"what": "", "images": 0}}
     told.append(markdown({**common, "conditions": [condition], "findings": [{"check": "x", "message": name}]}))
     recipe = load_recipe("quickstart")
     recipe = recipe.model_copy(update={"comparison": recipe.comparison.model_copy(update={"variants": {name: {}, "b": {}}})})
@@ -212,7 +212,7 @@ def test_plain_names_stay_as_they_are():
         "PGD 4/255",
         "images in [0, 1]",
         "猫",
-        "clean, disturbed images",
+        "clean, perturbed images",
     ):
         assert markdown_text(name) == name
 

@@ -183,4 +183,4 @@ def test_interrupted_results_are_named(folder, tmp_path, capsys):
         file.write_text(whole)
     with pytest.raises(SystemExit):
         run("report", tmp_path / "log", "--output", tmp_path / "r.html")
-    assert "holds no result.json" in capsys.readouterr().err
+    assert "must hold the results of evaluate, attack, corrupt, shift or compare, got no result.json" in capsys.readouterr().err
