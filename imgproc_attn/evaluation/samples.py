@@ -107,7 +107,7 @@ class SampleSet(ABC):
         """Return the error of samples of which none can be read."""
         if not len(self):
             return ValueError("There must be at least 1 image to evaluate on, got 0. Give other images.")
-        return ValueError(f"None of the {len(self)} images can be read. Give others.")
+        return ValueError(f"At least one of the {len(self)} images must be readable, got none. Give other images.")
 
     def corrupted(self, corruption: Any) -> "SampleSet":
         """Return the same samples, corrupted when they are read.

@@ -102,7 +102,10 @@ def test_what_could_not_be_read_counts_nowhere():
     assert found["n"] == 3
     assert found["accuracy"] == pytest.approx(200 / 3)
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits[:3], torch.tensor([0, 1, 5])).item())
-    for labels, message in (([-1, -1], "None of the 2 images can be read"), ([], "at least 1 image to evaluate on, got 0")):
+    for labels, message in (
+        ([-1, -1], "At least one of the 2 images must be readable, got none"),
+        ([], "at least 1 image to evaluate on, got 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             count(labels)
 
