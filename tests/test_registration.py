@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import imgproc_attn
-from imgproc_attn import evaluation, segmentation, training
+from imgproc_attn import core, evaluation, experiments, recipe, segmentation, tasks, training
 
 ASK = """
 import sys
@@ -26,9 +26,10 @@ added = {name.partition(".")[0] for name in sys.modules.keys() - before} - sys.s
 if not added <= {"imgproc_attn", "einops", "lazy_loader"}:
     sys.exit(f"imports {added}")
 """
-SINGLE_PROCESS = """
+PACKAGE_FIRST = """
 import sys
 import imgproc_attn, imgproc_attn.evaluation, imgproc_attn.segmentation, imgproc_attn.training
+import imgproc_attn.experiments, imgproc_attn.recipe, imgproc_attn.tasks
 found = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"imgproc_attn", "lazy_loader"}
 if found & {"torch", "timm", "numpy"}:
     sys.exit(f"imports {found}")
@@ -43,7 +44,7 @@ def python(code):
 @pytest.mark.parametrize(
     "imports",
     [
-        SINGLE_PROCESS,
+        PACKAGE_FIRST,
         ADDED,
         "from imgproc_attn.core import FilterAttention\nimport timm",  # models need it while it is half imported
         "from imgproc_attn import from_timm\nimport timm",
@@ -74,7 +75,10 @@ import timm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", [imgproc_attn, evaluation, segmentation, training], ids=lambda package: package.__name__)
+PACKAGES = [imgproc_attn, core, evaluation, experiments, recipe, segmentation, tasks, training]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_public_names_are_loaded_on_first_use(package):
     stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
     listed = next(ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
