@@ -162,11 +162,11 @@ def test_restart_removes_the_run_alone(finished, copy):
         "notes.txt",
         "best/notes.txt",
         "tensorboard/events.out.tfevents.1.elsewhere",
-        "flags/germany.png",
+        "evaluation/log/notes.txt",
         "not-finite-1.json",
     ]
     for name in theirs:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     RunDir.clear(folder)
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(theirs)
