@@ -116,10 +116,10 @@ def benchmark(
         samples = samples.only(samples.ids[chosen])
     attacks = build_attacks([attack], [threat], session.task.num_outputs, seed)
     conditions = [clean_condition(samples, session.task), *attack_conditions(samples, attacks, session.task)]
-    results = session.run(conditions)
-    report = session.check(samples, list(attacks.values()), num_checked)
-    if output is not None:
-        with session.claimed():
+    with session.claimed():
+        results = session.run(conditions)
+        report = session.check(samples, list(attacks.values()), num_checked)
+        if output is not None:
             session.write("attack", conditions, results, report)
     name = conditions[1].name
     (clean, clean_interval), (robust, robust_interval) = (_accuracy(session, results[n]) for n in (CLEAN, name))

@@ -339,8 +339,10 @@ class EvaluationSession:
         return result
 
     def claimed(self) -> AbstractContextManager[None]:
-        """Keep the folder to this session from `run` to `write`; the first process sees to that."""
-        return nullcontext() if self.runtime.world.rank else claimed(self.output, OUTPUTS)
+        """Keep the folder, if there is one, to this session from `run` to `write`; the first process sees to that."""
+        if self.runtime.world.rank or self.runtime.output is None:
+            return nullcontext()
+        return claimed(self.runtime.output, OUTPUTS)
 
     def clear(self) -> None:
         """Remove what an earlier evaluation left in the folder. Call it before `run`, in all processes."""
