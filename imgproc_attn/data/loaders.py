@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from .images import Images
 from .streams import StreamedImages
 
-__all__ = ["SINGLE_PROCESS", "PreprocessingLike", "Preprocessing", "World", "evaluation_loader", "training_loader"]
+__all__ = ["SINGLE_PROCESS", "Preprocessing", "PreprocessingLike", "World", "evaluation_loader", "training_loader"]
 
 
 class World(NamedTuple):

@@ -13,7 +13,7 @@ class _Form(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Line(_Form):
+class LineForm(_Form):
     """A line of a log of results; every further key is a column with one value per id."""
 
     __pydantic_extra__: dict[str, list[float] | list[list[int]] | list[list[list[int]]]]
@@ -23,7 +23,7 @@ class Line(_Form):
     range: _Interval | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> "Line":
+    def _whole(self) -> "LineForm":
         columns = self.__pydantic_extra__
         short = [name for name, values in columns.items() if len(values) != len(self.ids)]
         if short:
@@ -33,20 +33,20 @@ class Line(_Form):
         return self
 
 
-class Finding(_Form):
+class FindingForm(_Form):
     """As `imgproc_attn.evaluation.findings.Finding`."""
 
     check: str
     message: str
 
 
-class Kept(_Form):
+class ChecksForm(_Form):
     """What ``checks.json`` keeps of sanity checks."""
 
     key: dict[str, Any]
     done: list[str]
     images: int
-    findings: list[Finding]
+    findings: list[FindingForm]
 
 
 class _Images(_Form):
@@ -115,7 +115,7 @@ class _Summary(_Form):
     aupr: float | None = None
 
 
-class Result(_Form):
+class ResultForm(_Form):
     """The content of ``result.json``."""
 
     kind: Literal["evaluate", "attack", "corrupt", "shift", "compare"]
@@ -133,13 +133,13 @@ class Result(_Form):
     bootstrap: bool = False
     conditions: Annotated[list[_AttackedRow | _Row], Field(min_length=1)]
     checked: _Checked
-    findings: list[Finding]
+    findings: list[FindingForm]
     pictures: list[str]
     environment: _Environment
     summary: _Summary = _Summary()
 
     @model_validator(mode="after")
-    def _counted(self) -> "Result":
+    def _counted(self) -> "ResultForm":
         for row in self.conditions:
             if not isinstance(row, _AttackedRow) and "eps" in (row.model_extra or {}):
                 raise ValueError(f"{row.name}: the settings of the attack are missing or of another type")

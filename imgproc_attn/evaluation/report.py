@@ -20,7 +20,6 @@ from ..utils.io import check_output_file, write_text
 from ..utils.serialization import changes, flat
 from .conditions import CLEAN
 from .results import (
-    DRAWS,
     PER_SAMPLE,
     RESULT,
     cautions,
@@ -99,7 +98,7 @@ class Entry:
 
 
 @dataclass
-class Run:
+class ModelRun:
     """Everything known of one set of weights.
 
     Attributes:
@@ -151,7 +150,7 @@ def _read(folder: Path) -> Entry:
     for column, row in entry.rows.items():
         if entry.result["bootstrap"] and not entry.draws.get((row["name"], column.metric)):
             raise ValueError(
-                f"{folder}: {DRAWS} has nothing of {row['name']}; run the evaluation again, which uses what is done."
+                f"{folder}: {BOOTSTRAP} has nothing of {row['name']}; run the evaluation again, which uses what is done."
             )
         values = entry.per_sample.get(row["name"], {})
         if len(values) != row["n"] or ("correct" in row and sum(values.values()) != row["correct"]):
@@ -161,17 +160,17 @@ def _read(folder: Path) -> Entry:
     return entry
 
 
-def group(entries: Sequence[Entry]) -> dict[str, list[Run]]:
+def group(entries: Sequence[Entry]) -> dict[str, list[ModelRun]]:
     """``{label: runs}``: a run a model, in the order of their training seeds.
 
     Several models of one label are several trainings of one; where their seeds are not known or not different, each is a model
     of its own, with its folder for a label.
     """
-    labels: dict[str, dict[str, Run]] = {}
+    labels: dict[str, dict[str, ModelRun]] = {}
     for entry in entries:
         runs = labels.setdefault(entry.result["label"], {})
-        runs.setdefault(entry.model, Run(entry.result["training_seed"], [])).entries.append(entry)
-    models: dict[str, list[Run]] = {}
+        runs.setdefault(entry.model, ModelRun(entry.result["training_seed"], [])).entries.append(entry)
+    models: dict[str, list[ModelRun]] = {}
     for label, by_model in labels.items():
         seeds = [run.seed for run in by_model.values()]
         if len(seeds) == 1 or (None not in seeds and len(set(seeds)) == len(seeds)):
@@ -181,12 +180,12 @@ def group(entries: Sequence[Entry]) -> dict[str, list[Run]]:
     return models
 
 
-def values(runs: Sequence[Run], column: Column) -> list[float]:
+def values(runs: Sequence[ModelRun], column: Column) -> list[float]:
     """Of the runs that have the column."""
     return [row[column.metric] for run in runs if (row := run.row(column)) is not None]
 
 
-def cell(runs: Sequence[Run], column: Column) -> str:
+def cell(runs: Sequence[ModelRun], column: Column) -> str:
     """A value: with its interval, if it has one, for one run, with the standard deviation over seeds for several."""
     found = values(runs, column)
     if not found:
@@ -198,7 +197,7 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     return _mean_of(found, "")
 
 
-def difference(runs: Sequence[Run], baseline: Sequence[Run], column: Column) -> str:
+def difference(runs: Sequence[ModelRun], baseline: Sequence[ModelRun], column: Column) -> str:
     """To the baseline: by sample for one run of each, by seed for several; empty where nothing pairs."""
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
@@ -236,7 +235,7 @@ def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
+def tables(models: Mapping[str, list[ModelRun]]) -> dict[str, list[dict[str, Any]]]:
     """``{kind: rows}``: of each condition its cells and differences, by model."""
     baseline, *others = models
     every = [entry for runs in models.values() for run in runs for entry in run.entries]
@@ -259,7 +258,7 @@ def tables(models: Mapping[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def summary_table(models: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+def summary_table(models: Mapping[str, list[ModelRun]]) -> list[dict[str, Any]]:
     """Means over conditions, a row each: its cells and differences, by model; paired by training seed."""
     every = [entry for runs in models.values() for run in runs for entry in run.entries]
     rows = []
@@ -292,7 +291,7 @@ def _apart(column: Column, columns: Sequence[Column]) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
+def _columns(models: Mapping[str, list[ModelRun]]) -> dict[str, list[Column]]:
     """By kind, in the order they are met."""
     found: dict[str, dict[Column, None]] = {}
     for entry in (entry for runs in models.values() for run in runs for entry in run.entries):
@@ -300,13 +299,13 @@ def _columns(models: Mapping[str, list[Run]]) -> dict[str, list[Column]]:
     return {kind: list(columns) for kind, columns in found.items()}
 
 
-def _attacked(models: Mapping[str, list[Run]]) -> list[Column]:
+def _attacked(models: Mapping[str, list[ModelRun]]) -> list[Column]:
     """Return the columns of attacks, and of the clean images beside them."""
     by_kind = _columns(models)
     return [column for kind in ("attack", "compare") for column in by_kind.get(kind, [])]
 
 
-def _curves(models: Mapping[str, list[Run]]) -> list[Figure]:
+def _curves(models: Mapping[str, list[ModelRun]]) -> list[Figure]:
     """Metrics over eps, a picture each; nothing if nothing was attacked."""
     entries = [entry for runs in models.values() for run in runs for entry in run.entries]
     metrics = {next(iter(entry.metrics)): next(iter(entry.metrics.values())) for entry in entries}
@@ -314,7 +313,7 @@ def _curves(models: Mapping[str, list[Run]]) -> list[Figure]:
     return [figure for key, label in labels.items() if (figure := _curves_of(models, key, label)) is not None]
 
 
-def _curves_of(models: Mapping[str, list[Run]], metric: str, label: str) -> Figure | None:
+def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) -> Figure | None:
     """A panel an attack with its settings and images."""
     panels: dict[tuple[str, str, str], dict[str, dict[float, list[float]]]] = {}
     columns = [column for column in _attacked(models) if column.metric == metric]

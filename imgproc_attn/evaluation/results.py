@@ -8,13 +8,13 @@ from typing import Any
 from ..utils.io import read_json, write_csv, write_json, write_text
 from ..utils.markdown import markdown_table, markdown_text
 from .conditions import Condition
-from .forms import Result
+from .forms import ResultForm
 from .results_log import SampleResults
 from .scoring import Scoring
 
-RESULT, PER_SAMPLE, DRAWS, CHECKS = "result.json", "per_sample.csv", "bootstrap.csv", "checks.json"
+RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS = "result.json", "per_sample.csv", "bootstrap.csv", "checks.json"
 MARKDOWN, TABLE, BY_CLASS, PREDICTIONS = "result.md", "results.csv", "per_class.csv", "predictions.csv"
-OUTPUTS = [RESULT, PER_SAMPLE, DRAWS, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
+OUTPUTS = [RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
 OUTPUTS += [f"{name}.png" for name in ("curves", "gallery", "corruptions")]
 IMAGENET_SIZE = (3, 224, 224)  # that the constants of ImageNet-C are for
 
@@ -71,7 +71,7 @@ def write_result(
     write_csv(folder / PER_SAMPLE, _sample_rows(conditions, results, task))
     draws = [(c.name, metric, v) for c in conditions for metric, v in task.bootstrap(results[c.name]).items()]
     if draws:
-        write_csv(folder / DRAWS, [[name, metric, *(round(v, 4) for v in values)] for name, metric, values in draws])
+        write_csv(folder / BOOTSTRAP, [[name, metric, *(round(v, 4) for v in values)] for name, metric, values in draws])
     rows, first = result["conditions"], task.metrics[0].key
     keys = ["name", "n", *(metric.key for metric in task.metrics), "low", "high", "largest_perturbation"]
     numbers = [[{**r, **dict(zip(("low", "high"), interval(r, first)))}.get(k, "") for k in keys] for r in rows]
@@ -119,7 +119,7 @@ def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
     Raises:
         ValueError: The file is cut off, or none of ours.
     """
-    file = folder / DRAWS
+    file = folder / BOOTSTRAP
     if not file.exists():
         return {}
     try:
@@ -138,7 +138,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         ValueError: The file is cut off, or none of ours.
     """
     remedy = "Run the evaluation again, which uses what is done."
-    return read_json(folder / RESULT, Result, remedy)
+    return read_json(folder / RESULT, ResultForm, remedy)
 
 
 def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:

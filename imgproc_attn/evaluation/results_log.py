@@ -17,10 +17,10 @@ from torch import Tensor
 from ..data import SINGLE_PROCESS, World
 from ..utils.io import cannot_write, slug
 from ..utils.serialization import changes
-from .forms import Line
+from .forms import LineForm
 from .scorers import BatchResult
 
-FILES = "*.process-*.jsonl"
+LOG_FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 
 
@@ -177,7 +177,7 @@ class ResultsLog:
     """
 
     def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any], rank: int = 0) -> None:
-        self._pattern = FILES.replace("*", slug(name), 1)
+        self._pattern = LOG_FILES.replace("*", slug(name), 1)
         self._folder, self.protocol = folder, json.loads(json.dumps(protocol))
         self._file = folder / self._pattern.replace("*", str(rank))
         self._lines: list[dict[str, Any]] = []
@@ -203,7 +203,7 @@ class ResultsLog:
         try:
             lines = [json.loads(line) for line in whole]
             found = changes(dict(lines[0]["protocol"]), self.protocol) if lines else {}
-            checked = [Line.model_validate(line) for line in lines[1:]]
+            checked = [LineForm.model_validate(line) for line in lines[1:]]
             columns = {frozenset(line.model_extra or ()) for line in checked if line.ids}
             if len(columns) > 1:
                 raise ValueError("lines have different columns")
@@ -271,7 +271,7 @@ class ResultsLog:
 
 def remove_results(folder: Path) -> None:
     """Remove the logs in ``folder`` and below, and folders that are empty then; nothing else."""
-    ours = [file for file in folder.rglob(FILES) if file.is_file() and _is_ours(file)]
+    ours = [file for file in folder.rglob(LOG_FILES) if file.is_file() and _is_ours(file)]
     for file in ours:
         file.unlink()
     for place in sorted({folder, *(file.parent for file in ours)}, reverse=True):

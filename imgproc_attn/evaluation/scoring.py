@@ -29,11 +29,10 @@ from .imagenet_c.errors import corruption_summary
 from .presets import Catalog, Preset
 from .results_log import SampleResults, of_common_samples
 from .samples import Batch, Samples, SampleSet, StreamSamples, in_memory
-from .sanity import check_repeats
+from .sanity import POINTS, check_repeats
 from .scorers import AnyAttack, AttackScorer, CleanScorer, Scorer
 from .specs import DatasetSpec
 
-POINTS = 0.5  # of the first metric, by which a number may exceed one that bounds it
 DOUBT = "; find out why before you believe either number"
 
 

@@ -23,7 +23,7 @@ from ..utils.progress import print_line, progress_bar
 from ..utils.serialization import describe
 from .conditions import Condition
 from .findings import Finding, SanityReport
-from .forms import Kept
+from .forms import ChecksForm
 from .normalization import InPrecision, NormalizedModel
 from .results import CHECKS, OUTPUTS, row, write_result
 from .results_log import MemoryLog, NoneReadableError, ResultsLog, SampleResults, remove_results
@@ -364,6 +364,6 @@ def clear_results(folder: Path) -> None:
 def _read_checks(file: Path) -> dict[str, Any]:
     """Return what was kept of checks; nothing of a damaged file, for they are soon done again."""
     try:
-        return read_json(file, Kept)
+        return read_json(file, ChecksForm)
     except (OSError, ValueError):
         return {}

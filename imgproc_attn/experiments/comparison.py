@@ -46,7 +46,7 @@ DISTURBANCES = {
 
 
 @dataclass
-class Result:
+class VariantRun:
     """One trained and evaluated model."""
 
     label: str
@@ -102,7 +102,7 @@ class Experimenter:
         """The held-out images, read once, and their conditions."""
         return VariantEvaluation(self.recipe, self.device)
 
-    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> Result:
+    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> VariantRun:
         """Train and examine one model. What its folder holds already is not repeated."""
         single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
         with warnings.catch_warnings():
@@ -120,7 +120,7 @@ class Experimenter:
             data = {"name": single.data.name, "root": single.data.root, "split": single.data.test_split}
             about |= {"parameters": final["parameters"], "data": data}
             found = self.evaluation(model, folder, say, about)
-        return Result(
+        return VariantRun(
             job.label,
             job.seed,
             final["parameters"],
@@ -232,7 +232,7 @@ def _variants(recipe: Recipe) -> list[str]:
     return list(recipe.comparison.variants) if recipe.comparison else []
 
 
-def table(recipe: Recipe, results: list[Result], metric: str) -> str:
+def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
     """A metric by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
     by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
     conditions = list(results[0].metrics[metric])
@@ -252,7 +252,7 @@ def table(recipe: Recipe, results: list[Result], metric: str) -> str:
     return markdown_table(["model", *conditions], rows)
 
 
-def clean_accuracy_test(recipe: Recipe, results: list[Result]) -> str:
+def clean_accuracy_test(recipe: Recipe, results: list[VariantRun]) -> str:
     """Clean accuracy against the baseline, with the one-sided 95 % bound that decides whether a model trains as well."""
     assert recipe.comparison is not None
     least = -recipe.comparison.tolerance
@@ -274,7 +274,7 @@ def _plus_minus(mean: float, std: float, sign: str = "") -> str:
 
 def write_report(
     recipe: Recipe,
-    results: list[Result],
+    results: list[VariantRun],
     models: Mapping[str, NormalizedModel],
     evaluation: VariantEvaluation,
     protocol: dict[str, Any],
@@ -312,11 +312,11 @@ def write_report(
     return report
 
 
-def _mean_seconds(results: list[Result], label: str) -> float:
+def _mean_seconds(results: list[VariantRun], label: str) -> float:
     return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
 
 
-def _figures(recipe: Recipe, results: list[Result], label: str) -> dict[str, Figure]:
+def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
     pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}

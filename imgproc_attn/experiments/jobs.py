@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from ..utils import plugins
 from ..utils.cores import OtherPrograms, one_thread, own_seconds
@@ -34,12 +34,8 @@ class Job(NamedTuple):
         return f"{self.label}, seed {self.seed}"
 
 
-class Work(Protocol):
-    """What a process does with a job."""
-
-    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> Any:
-        """Return the result; ``say`` takes lines, ``progress`` the number of steps that are done."""
-        ...
+# Does a job and returns its result. Its arguments: the job, a function of log lines, a function of the number of steps done.
+Work = Callable[[Job, Callable[[str], Any], Callable[[int], Any]], Any]
 
 
 class JobFailed(RuntimeError):

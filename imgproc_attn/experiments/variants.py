@@ -31,7 +31,7 @@ from ..utils.serialization import strength_text
 FOLDER = "evaluation"  # of a variant's results, in the folder of its run
 NUM_CHECKED = 32  # images per model for the sanity checks
 CLEAN_PERTURBED = "clean, perturbed images"  # the condition of those images that are attacked and corrupted, if not all are
-ATTACKS = ("fgsm", "pgd", "segpgd", "maskedpgd")  # keys of the recipe's section evaluation, and of the tasks' attacks
+ATTACK_KEYS = ("fgsm", "pgd", "segpgd", "maskedpgd")  # keys of the recipe's section evaluation, and of the tasks' attacks
 
 
 class VariantResult(NamedTuple):
@@ -75,7 +75,7 @@ class VariantEvaluation:
     def attacks(self) -> dict[str, AnyAttack]:
         """Attacks of the recipe by name, ``"PGD-20 0.05"``."""
         e, attacks = self.recipe.evaluation, {}
-        for key in ATTACKS:
+        for key in ATTACK_KEYS:
             for eps in getattr(e, key):
                 if key not in self.task.attacks:
                     known = ", ".join(self.task.attacks) or "none"

@@ -16,7 +16,7 @@ from pydantic import (
 
 from ..data.readers import check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
-from ..segmentation.data import READERS as LABELED
+from ..segmentation.data import LABEL_MAP_READERS
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
 from .yaml_text import free_value, number_of
@@ -30,7 +30,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Recipe",
-    "Run",
+    "RunSection",
     "Schedule",
     "Segmentation",
 ]
@@ -168,7 +168,7 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, LABELED)
+        check_reader(name, LABEL_MAP_READERS)
         return name
 
     @model_validator(mode="after")
@@ -359,7 +359,7 @@ class Schedule(_Section):
         return self
 
 
-class Run(_Section):
+class RunSection(_Section):
     """Section ``run``: seed, batches, loss and precision.
 
     Attributes:
@@ -389,7 +389,7 @@ class Run(_Section):
     log_every: Count = 50
 
     @model_validator(mode="after")
-    def _whole_batches(self) -> "Run":
+    def _whole_batches(self) -> "RunSection":
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
                 f"batch_size must be a multiple of grad_accum_steps, {self.grad_accum_steps}, got {self.batch_size}. Change it."
@@ -510,7 +510,7 @@ class Recipe(_Section):
     segmentation: Segmentation | None = None
     optimizer: Optimizer
     schedule: Schedule
-    run: Run
+    run: RunSection
     evaluation: EvaluationSection = EvaluationSection()
     comparison: Comparison | None = None
 
@@ -534,15 +534,15 @@ class Recipe(_Section):
                 f"augmentation.aug_repeats must be 1 for the iterable reader {self.data.name!r}, got "
                 f"{self.augmentation.aug_repeats}. Set it to 1."
             )
-        if (self.data.name in LABELED) != (self.segmentation is not None):
+        if (self.data.name in LABEL_MAP_READERS) != (self.segmentation is not None):
             raise ValueError(
-                f"a section segmentation must be given if and only if data.name is one of {', '.join(LABELED)}, got "
+                f"a section segmentation must be given if and only if data.name is one of {', '.join(LABEL_MAP_READERS)}, got "
                 f"{self.data.name!r} {'without' if self.segmentation is None else 'with'} it. Change one of the two."
             )
         if (self.task == "segmentation") != (self.segmentation is not None):
             raise ValueError(
-                f"task must be segmentation if and only if there is a section of that name, got {self.task!r}. Leave out the key "
-                "task, or correct it."
+                f"task must be segmentation if and only if there is a section of that name, got {self.task!r}. Leave out the "
+                "key task, or correct it."
             )
         if self.segmentation:
             self._segments()

@@ -22,7 +22,7 @@ from ..utils.io import printable
 from .metrics import IGNORE_INDEX
 from .palettes import CAMVID
 
-NO_CLASS = 254  # in lookup tables: a value that no label has
+NOT_A_CLASS = 254  # in lookup tables: a value that no label has
 
 Pair = tuple[Path, Path]
 
@@ -51,9 +51,9 @@ class LabeledPictures(Dataset):
     ) -> None:
         if not pairs:
             raise ValueError("There are no pictures with labels.")
-        if len(classes) > NO_CLASS:
+        if len(classes) > NOT_A_CLASS:
             raise ValueError(
-                f"There are {len(classes)} classes, but 8-bit label maps have room for {NO_CLASS} beside 254 and 255."
+                f"There are {len(classes)} classes, but 8-bit label maps have room for {NOT_A_CLASS} beside 254 and 255."
             )
         self.pairs, self.lookup, self.transform = list(pairs), lookup, transform
         self.indices = range(len(pairs)) if indices is None else indices
@@ -95,15 +95,15 @@ class LabeledPictures(Dataset):
         picture = read_picture(file)
         label = self.lookup[read_label(label_file)]
         _check_sizes(file, picture.shape[1::-1], label_file, label.shape[::-1])
-        if (label == NO_CLASS).any():
+        if (label == NOT_A_CLASS).any():
             self._refuse_strange(np.unique(read_label(label_file)), f"{label_file} has")
         image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
 
     def _refuse_strange(self, values: np.ndarray, where: str) -> None:
-        strange = values[self.lookup[values] == NO_CLASS].tolist()
+        strange = values[self.lookup[values] == NOT_A_CLASS].tolist()
         if strange:
-            known, ignored = np.flatnonzero(self.lookup < NO_CLASS), np.flatnonzero(self.lookup == IGNORE_INDEX)
+            known, ignored = np.flatnonzero(self.lookup < NOT_A_CLASS), np.flatnonzero(self.lookup == IGNORE_INDEX)
             raise ValueError(
                 f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes: those are "
                 f"{known.min()} to {known.max()}, and ignored {', '.join(map(str, ignored))}."
@@ -273,11 +273,11 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
 def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
     """``[256]`` from values of files to labels; values that are not named are of no class."""
     labels = [label for label in classes.values() if label != IGNORE_INDEX]
-    if len(labels) > NO_CLASS or max(classes) > IGNORE_INDEX:
+    if len(labels) > NOT_A_CLASS or max(classes) > IGNORE_INDEX:
         raise ValueError(
-            f"There are {len(labels)} classes, but 8-bit label maps have room for {NO_CLASS}: 254 and 255 mean others."
+            f"There are {len(labels)} classes, but 8-bit label maps have room for {NOT_A_CLASS}: 254 and 255 mean others."
         )
-    table = np.full(256, NO_CLASS, dtype=np.uint8)
+    table = np.full(256, NOT_A_CLASS, dtype=np.uint8)
     for value, label in classes.items():
         table[value] = label
     return table
@@ -340,7 +340,7 @@ def _names(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-READERS: Mapping[str, Callable[[str, str], LabeledPictures]] = {
+LABEL_MAP_READERS: Mapping[str, Callable[[str, str], LabeledPictures]] = {
     "ade20k": open_ade20k,
     "camvid": open_camvid,
     "labeled": open_labeled_folder,

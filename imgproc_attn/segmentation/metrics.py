@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 IGNORE_INDEX = 255  # label of pixels that count nowhere
-DRAWS = 1000  # of a bootstrap
+NUM_DRAWS = 1000  # of a bootstrap
 
 
 def check_classes(what: str, values: Tensor, num_classes: int) -> None:
@@ -78,9 +78,9 @@ def bootstrap(areas: Tensor) -> dict[str, Tensor]:
         areas: ``[pictures, 3, classes]``, of `count_pixels`.
     """
     n = len(areas)
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=NUM_DRAWS)
     sums = torch.from_numpy(times).double() @ areas.double().flatten(1)
-    return _percent(sums.view(DRAWS, *areas.shape[1:])).means
+    return _percent(sums.view(NUM_DRAWS, *areas.shape[1:])).means
 
 
 class _Percent(NamedTuple):

@@ -13,7 +13,7 @@ from ..evaluation.sanity import MORE_POINTS, Scaled, check_outputs
 from .attacks import MaskedPGD, PixelAttack, PixelPGD, SegPGD, pixel_cross_entropy, right_pixels
 from .metrics import IGNORE_INDEX
 
-WIDER = 4  # times, in the backward pass of the adaptive attack
+WIDENING = 4  # times, in the backward pass of the adaptive attack
 
 Pictures = Sequence[tuple[Tensor, Tensor]]
 
@@ -63,8 +63,8 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
         "SegPGD of 30 steps": (model, SegPGD(threat, 30, seed=seed)),
         "MaskedPGD of 30 steps": (model, MaskedPGD(threat, 30, seed=seed)),
         "PGD on a tenth of the logits": (Scaled(model, 0.1).eval(), PixelPGD(threat, 20, seed=seed)),
-        f"MaskedPGD with the gradient of kernels {WIDER} times as wide": (
-            with_wider_gradients(model, WIDER),
+        f"MaskedPGD with the gradient of kernels {WIDENING} times as wide": (
+            with_wider_gradients(model, WIDENING),
             MaskedPGD(threat, 20, seed=seed),
         ),
     }

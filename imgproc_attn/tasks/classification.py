@@ -36,7 +36,7 @@ from ..evaluation.statistics import wilson_interval
 from ..evaluation.threat import LINF, ThreatModel
 from ..models import FilterVisionTransformer
 from ..recipe import Recipe
-from ..segmentation.data import READERS as LABELED
+from ..segmentation.data import LABEL_MAP_READERS
 from ..utils.io import slug
 from ..utils.markdown import markdown_text
 from .base import Loading, Task, register_task
@@ -97,7 +97,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def check_reader(cls, name: str) -> None:
-        if name in LABELED:
+        if name in LABEL_MAP_READERS:
             raise ValueError(
                 f"The data must have one label per image, which classifiers need, got {name!r}, which has label maps. Name "
                 "other data, or the run of a segmenter."

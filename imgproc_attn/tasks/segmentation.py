@@ -28,7 +28,7 @@ from ..evaluation.specs import DatasetSpec
 from ..evaluation.statistics import normal_interval
 from ..recipe import Recipe
 from ..segmentation.attacks import PixelAttack
-from ..segmentation.data import READERS, LabeledPictures
+from ..segmentation.data import LABEL_MAP_READERS, LabeledPictures
 from ..segmentation.inference import SlidingWindow, check_scales, segment
 from ..segmentation.metrics import IGNORE_INDEX, bootstrap, count_pixels, metrics_of
 from ..segmentation.model import Segmenter
@@ -147,8 +147,10 @@ class SegmentationTask(Task):
 
     @classmethod
     def check_reader(cls, name: str) -> None:
-        if name not in READERS:
-            raise ValueError(f"The data {name!r} has no label maps, which segmenters need; there are {', '.join(READERS)}.")
+        if name not in LABEL_MAP_READERS:
+            raise ValueError(
+                f"The data {name!r} has no label maps, which segmenters need; there are {', '.join(LABEL_MAP_READERS)}."
+            )
 
     def open_splits(self, recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> Splits:
         """Open images and label maps.
@@ -178,7 +180,7 @@ class SegmentationTask(Task):
         if channels != 3:
             raise ValueError(f"The model takes {channels} channels, but pictures with label maps are read in color.")
         self.check_reader(spec.data)
-        images = READERS[spec.data](spec.root, spec.split)
+        images = LABEL_MAP_READERS[spec.data](spec.root, spec.split)
         known = model.pretrained_cfg.get("label_names")
         trained = {name: label for label, name in enumerate(known)} if known else None
         check_classes(images.classes, model.num_classes, trained, (spec.split or spec.data, "trained on"))
@@ -352,7 +354,7 @@ def _crop(recipe: Recipe) -> tuple[int, int]:
 
 def _open_split(recipe: Recipe, split: str) -> LabeledPictures:
     data = recipe.data
-    images = READERS[data.name](data.root, split)
+    images = LABEL_MAP_READERS[data.name](data.root, split)
     if len(images.classes) != data.num_classes:
         raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(images.classes)} classes.")
     images.check()

@@ -30,8 +30,8 @@ RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json
 UNREADABLE = "unreadable.txt"
 BEST, LAST = "best", "last"
 # what a run writes, beside TensorBoard's curves; without the first ones it cannot go on
-FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
-FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
+RUN_FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
+RUN_FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
 # no weight depends on these
 CHANGES_DRAWS = ("data.workers", "data.on_broken_image")  # where one runs, and what one finds there
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
@@ -123,7 +123,7 @@ class RunDir:
 
     def __init__(self, path: Path, recipe: Recipe, resume: bool, restart: bool = False) -> None:
         self.path, self.recipe, self.manifest = path, recipe, Manifest(path)
-        self.manifest.refuse_foreign(FILES)
+        self.manifest.refuse_foreign(RUN_FILES)
         self.begun = not restart and self._holds_an_epoch()
         if self.begun and not resume:
             raise FileExistsError(
@@ -146,14 +146,14 @@ class RunDir:
         Raises:
             FileExistsError: Some of them are there, and are somebody else's.
         """
-        self.manifest.claim([*FILES, *map(not_finite, range(processes))])
+        self.manifest.claim([*RUN_FILES, *map(not_finite, range(processes))])
 
     @staticmethod
     def clear(path: Path) -> None:
         """Remove the run in ``path``, and nothing else. What it cannot go on without goes first."""
         manifest = Manifest(path)
         RunLogger.clear(path)
-        manifest.remove([*FILES, *(name for name in manifest.files if name.startswith("not-finite-"))])
+        manifest.remove([*RUN_FILES, *(name for name in manifest.files if name.startswith("not-finite-"))])
 
     def _refuse_changes(self, before: Recipe) -> None:
         found = changes(before.model_dump(), self.recipe.model_dump())

@@ -14,7 +14,7 @@ import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.evaluation.results import markdown
 from imgproc_attn.evaluation.session import _read_checks as kept_checks
 from imgproc_attn.evaluation.specs import ModelSpec
-from imgproc_attn.experiments.comparison import Result as Compared
+from imgproc_attn.experiments.comparison import VariantRun as Compared
 from imgproc_attn.experiments.comparison import table
 from imgproc_attn.recipe import load_recipe
 from imgproc_attn.utils.errors import one_line

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from imgproc_attn import cli
 from imgproc_attn.evaluation import APGDCE, FGSM, PGD, TargetedAPGD
 from imgproc_attn.experiments import comparison
-from imgproc_attn.experiments.comparison import Result, compare, devices_of, sanity
+from imgproc_attn.experiments.comparison import VariantRun, clean_accuracy_test, compare, devices_of
 from imgproc_attn.recipe import find_recipe, load_recipe
 from imgproc_attn.training.model_factory import create
 from imgproc_attn.utils.serialization import strength_text
@@ -167,11 +167,11 @@ def test_tolerance_is_the_recipes():
     for tolerance, verdict in ((2.7, "NO"), (2.8, "yes")):
         recipe = load_recipe(find_recipe("quickstart"), [f"comparison.tolerance={tolerance}"])
         results = [
-            Result(label, seed, 1, 1.0, [1.0], {"accuracy": {"clean": 90.0 + lost * (label != "plain")}}, {}, {}, [])
+            VariantRun(label, seed, 1, 1.0, [1.0], {"accuracy": {"clean": 90.0 + lost * (label != "plain")}}, {}, {}, [])
             for label in recipe.comparison.variants
             for seed, lost in enumerate((-2, 0, 0.5))
         ]
-        told = sanity(recipe, results)
+        told = clean_accuracy_test(recipe, results)
         assert f"not below -{tolerance}" in told
         assert told.endswith(f"| -2.73 | {verdict} |")
 
