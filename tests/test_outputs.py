@@ -185,7 +185,8 @@ model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
 print(len(list(evaluation_loader(images, preprocessing, 1, 1, device))))
 print(len(list(Samples(images).batches(preprocessing, 1, 1, device))))
 task = ClassificationTask(10)
-session = EvaluationSession(model, task, preprocessing, Runtime(device, batch_size=1, workers=1))
+runtime, silent = Runtime(device, batch_size=1, workers=1), lambda *_: None
+session = EvaluationSession(model, task, preprocessing, runtime, progress=silent)
 print(len(session.run([clean_condition(Samples(images), task)])["clean"].labels))
 """
 

@@ -337,7 +337,7 @@ def in_memory(
     batches = [only_readable(batch) for batch in samples.batches(preprocessing, batch_size, workers, device)]
     batches = [batch for batch in batches if len(batch[0])]
     if not batches:
-        raise ValueError(f"None of the {len(samples)} images can be read.")
+        raise samples.none_readable()
     images, labels, ids = (torch.cat(parts) for parts in zip(*batches))
     names = {i: samples.name(i) for i in ids.tolist()}
     return TensorSamples(images.clamp(0, 1), labels, ids.cpu(), names, samples.class_names)
