@@ -20,6 +20,7 @@ from ..utils.io import check_output_file, write_text
 from ..utils.serialization import changes, flat
 from .conditions import CLEAN
 from .results import (
+    BOOTSTRAP,
     PER_SAMPLE,
     RESULT,
     cautions,
