@@ -15,9 +15,8 @@ from typing import Any, NotRequired
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, to_2tuple
-from timm.models import VisionTransformer, adapt_input_conv, clean_state_dict, load_state_dict_from_hf
+from timm.models import VisionTransformer, adapt_input_conv, clean_state_dict, load_state_dict, load_state_dict_from_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -144,7 +143,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     check_listed(file, "Copy it again, or load another checkpoint.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and DeiT's checkpoints hold their arguments in it
-            content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            content: Any = load_state_dict(str(file))  # timm's: of a training state the averaged weights, if there are any
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} must be a checkpoint of tensors, numbers and text, got other objects, which could run code. Save only "
@@ -152,11 +151,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # Each reader of archives and tensors raises its own types.
         raise ValueError(f"{file} must be a complete checkpoint, got {first_line(error)}. Copy it again.") from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+    content = next((content[key] for key in ("teacher", "encoder") if isinstance(content.get(key), dict)), content)
+    if not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError(f"{file} must hold weights, also under state_dict or model, got none. Save model.state_dict().")
     return clean_state_dict(content)
 
