@@ -3,7 +3,6 @@
 import pytest
 import seeding
 import torch
-from imgproc_attn.training.tasks import AdversarialClassification, build_task
 from runs import CPU, quiet, run_of, small
 
 from imgproc_attn.data import World
