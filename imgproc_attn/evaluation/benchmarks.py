@@ -103,6 +103,8 @@ def benchmark(
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)).eval()
         >>> data = torch.rand(8, 1, 8, 8), torch.randint(4, (8,))
         >>> result = benchmark(model, data, eps=0.01, attack="pgd", num_checked=4)
+        clean: 0 of 16 images, ...
+        Sanity checks on 4 images
         >>> result.robust_accuracy <= result.clean_accuracy
         True
     """
