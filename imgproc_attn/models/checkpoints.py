@@ -1,6 +1,5 @@
 """Checkpoints: read weights, fit them to a model, and report which parameters are new, left out or changed."""
 
-import argparse
 import json
 import logging
 import math
@@ -142,14 +141,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"Checkpoint must be an existing file, got {file}. Check the path.")
     check_listed(file, "Copy it again, or load another checkpoint.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and DeiT's checkpoints hold their arguments in it
-            content: Any = load_state_dict(str(file))  # timm's: of a training state the averaged weights, if there are any
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} must be a checkpoint of tensors, numbers and text, got other objects, which could run code. Save only "
-            "its weights, best as safetensors."
-        ) from error
+        content: Any = load_state_dict(str(file))  # timm's: of a training state the averaged weights, if there are any
     except Exception as error:  # Each reader of archives and tensors raises its own types.
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise ValueError(
+                f"{file} must be a checkpoint of tensors, numbers and text, got other objects, which could run code. Save only "
+                "its weights, best as safetensors."
+            ) from error
         raise ValueError(f"{file} must be a complete checkpoint, got {first_line(error)}. Copy it again.") from error
     content = next((content[key] for key in ("teacher", "encoder") if isinstance(content.get(key), dict)), content)
     if not content or not all(isinstance(t, Tensor) for t in content.values()):
