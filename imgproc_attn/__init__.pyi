@@ -1,6 +1,6 @@
 """Public names of the package. Type checkers read this file, and `lazy_loader` loads the names on first use."""
 
-from . import core, diagnostics, evaluation, experiments, models, segmentation, training
+from . import core, diagnostics, evaluation, experiments, models, recipe, segmentation, tasks, training
 from .image_filters import bilateral_filter, non_local_means
 from .models import FilterVisionTransformer, LayerSpec, from_timm
 
@@ -18,6 +18,8 @@ __all__ = [
     "from_timm",
     "models",
     "non_local_means",
+    "recipe",
     "segmentation",
+    "tasks",
     "training",
 ]
