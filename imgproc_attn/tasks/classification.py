@@ -348,7 +348,7 @@ class PublishedAttackScorer(Scorer):
 
     @property
     def passes(self) -> Passes:
-        forward, backward = self.attack.passes_a_restart
+        forward, backward = self.attack.passes_per_restart
         return Passes(forward + 2, backward)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:

@@ -156,7 +156,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
         (["--attacks", "fgsm"], "need radii: give --eps"),
         (["--steps", "3"], "A preset fixes its attacks"),
         (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "exclude each other"),
-        (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square is written for the L-infinity ball"),
+        (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square: the norm must be Linf, got L2"),
         (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
         (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "argument --restarts: '0' is no whole number from 1 on"),
         (["--classes", "imagenet"], "imagenet is for models of|folders of its 1000 classes"),

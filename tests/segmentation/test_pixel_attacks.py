@@ -90,7 +90,7 @@ def test_masked_pgd_turns_all_that_can_be_turned(pointwise):
 def test_attacks_refuse():
     for name, (_, kind) in PIXEL_ATTACKS.items():
         for threat in (ThreatModel(0.1, targeted=True), ThreatModel.normalized(0.1)):
-            with pytest.raises(ValueError, match="are of classifiers"):
+            with pytest.raises(ValueError, match="the threat model must be untargeted, on images in"):
                 kind()(threat)
         assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
     with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd, maskedpgd"):

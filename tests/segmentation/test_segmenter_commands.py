@@ -108,7 +108,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["segment", "nowhere", "--checkpoint", "RUN"], "nowhere is no picture, and no folder with any"),
         (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "There is no attack 'square'; there are fgsm"),
         (["attack", "RUN", "--preset", "robustbench-linf"], "--preset robustbench-linf is not for this model; there are grid"),
-        (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "are of classifiers"),
+        (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "must be untargeted"),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"], "different sizes make no batch"),
         (["evaluate", "RUN", "--window", "32", "--stride", "40"], "The stride is 40, but must be from 1 to the window, 32"),
         (["segment", "DATA", "--checkpoint", "RUN", "--stride", "40"], "The stride is 40, but there are no windows"),

@@ -1,4 +1,4 @@
-"""Auto-PGD (arXiv 2003.01690, algorithm 1): PGD with momentum that halves its step where the objective stops rising."""
+"""Auto-PGD (arXiv 2003.01690, algorithm 1): PGD with momentum that halves its step size where the objective stops rising."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
@@ -18,9 +18,14 @@ from ..losses import (
 from ..threat import ThreatModel
 from .base import Attack, Passes, check_at_least, gradient_of
 
+__all__ = ["APGDCE", "APGDDLR", "TargetedAPGD", "checkpoints"]
+
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which the step size is judged: at 22 % of all, then at intervals that shrink by 3 % down to 6 %."""
+    """Return the numbers of the steps after which the step size is judged.
+
+    The first one is at 22 % of all steps. The intervals then shrink by 3 % of all steps, down to 6 %.
+    """
     interval, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     marks = [interval]
     while marks[-1] + (interval := max(interval - shrink, least)) <= steps:
@@ -30,7 +35,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Climb:
-    """Where the samples of a restart are; tensors ``[B, …]``."""
+    """State of the samples of one restart; all tensors are ``[B, …]``."""
 
     images: Tensor
     labels: Tensor
@@ -49,25 +54,25 @@ class _Climb:
 
     @classmethod
     def begin(cls, images: Tensor, labels: Tensor, aims: Tensor, start: Tensor, length: float) -> "_Climb":
-        """At its start, of which nothing is known yet."""
+        """Return the state at the starting points, before any evaluation of the objective."""
         lengths = torch.full_like(start[:, 0, 0, 0], length)
         unknown, none = torch.full_like(lengths, -torch.inf), torch.zeros_like(start)
         points = (start, start, start, none, none)
         return cls(images, labels, aims, *points, lengths, lengths, unknown, unknown, unknown, torch.zeros_like(lengths))
 
     def only(self, kept: Tensor) -> "_Climb":
-        """Some of the samples."""
-        indices = kept.nonzero()[:, 0]  # a mask would be waited for on a GPU, tensor by tensor
+        """Return the state of the samples that ``kept`` ``[B]`` bool selects."""
+        indices = kept.nonzero()[:, 0]  # Indexing by a mask would synchronize a GPU once per tensor.
         return _Climb(*(getattr(self, field.name)[indices] for field in fields(self)))
 
     def move(self, threat: ThreatModel, momentum: float) -> None:
-        """A step along the gradient, and ``1 - momentum`` of the last one."""
+        """Step along the gradient, with ``1 - momentum`` of the last step added."""
         ahead = threat.project(self.here + _each(self.length) * threat.steepest(self.gradient), self.images)
         moved = self.here + momentum * (ahead - self.here) + (1 - momentum) * (self.here - self.before)
         self.before, self.here = self.here, threat.project(moved, self.images)
 
     def arrive(self, value: Tensor, gradient: Tensor) -> None:
-        """Take note of the objective where the samples are now."""
+        """Store the objective and its gradient at the current points, and update the best points."""
         better = value > self.best_value
         self.rises = self.rises + (value > self.value)
         self.value, self.gradient = value, gradient
@@ -76,7 +81,7 @@ class _Climb:
         self.best_gradient = torch.where(_each(better), gradient, self.best_gradient)
 
     def judge(self, least_rises: float) -> None:
-        """Halve the steps of those that do not get on, and put them where they were best."""
+        """Halve the step size of samples that stopped improving and reset them to their best point."""
         halve = (self.rises < least_rises) | ((self.length == self.judged_length) & (self.best_value <= self.judged_best))
         self.judged_length, self.judged_best, self.rises = self.length, self.best_value, torch.zeros_like(self.rises)
         self.length = torch.where(halve, self.length / 2, self.length)
@@ -86,28 +91,28 @@ class _Climb:
 
 
 def _each(values: Tensor) -> Tensor:
-    """``[B]`` as ``[B, 1, 1, 1]``."""
+    """Return ``[B]`` as ``[B, 1, 1, 1]``."""
     return values[:, None, None, None]
 
 
 @dataclass(frozen=True)
 class _APGD(Attack):
-    """The algorithm; the objective is its subclasses'. A sample is left alone as soon as it is fooled.
+    """Base class of the algorithm; subclasses define the objective. A sample is not attacked further once it is fooled.
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        steps: Gradient steps a restart.
-        seed: Of the starting points, which depend on it, the restart and the sample's id alone.
+        steps: Gradient steps per restart.
+        seed: Seed of the starting points. They depend only on it, the restart and the sample's id.
     """
 
     steps: int = 100
     seed: int = 0
 
-    momentum = 0.75  # alpha of the paper
-    least_rises = 0.75  # rho: the share of steps since the last checkpoint that must have raised the objective
+    momentum = 0.75  # Called alpha in the paper.
+    least_rises = 0.75  # Called rho: share of steps since the last checkpoint that must raise the objective.
 
     @property
-    def passes_a_restart(self) -> Passes:
+    def passes_per_restart(self) -> Passes:
         return Passes(self.steps + 1, self.steps + 1)
 
     def _check(self) -> None:
@@ -116,10 +121,10 @@ class _APGD(Attack):
 
     @abstractmethod
     def objective(self, aims: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """``[B]``, what is maximized."""
+        """Return the ``[B]`` values to maximize."""
 
     def aims(self, model: nn.Module, images: Tensor, labels: Tensor, restart: int) -> Tensor:
-        """``[B]`` classes that a restart aims at; labels for those that aim at none of their own."""
+        """Return the ``[B]`` classes that a restart aims at. Untargeted objectives return the labels."""
         return labels
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
@@ -129,10 +134,10 @@ class _APGD(Attack):
         return self._climb(model, images, labels, ids, restart, leave=True)
 
     def _climb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int, leave: bool) -> Tensor:
-        """The best points of a restart; a fooled one is kept over any that is not. ``leave`` those that are."""
+        """Return the best points of one restart, fooled ones first. With ``leave``, drop samples once they are fooled."""
         threat, aims = self.threat, self.aims(model, images, labels, restart)
-        found = self.random_start(images, ids, (self.seed, restart))
-        climb = _Climb.begin(images, labels, aims, found.clone(), 2 * threat.eps)
+        result = self.random_start(images, ids, (self.seed, restart))
+        climb = _Climb.begin(images, labels, aims, result.clone(), 2 * threat.eps)
         fooled, left = torch.zeros_like(labels, dtype=torch.bool), torch.arange(len(labels), device=labels.device)
         marks, judged_at = {0, *checkpoints(self.steps)}, 0
         for step in range(self.steps + 1):
@@ -141,7 +146,7 @@ class _APGD(Attack):
             seen = threat.rounded(climb.here, climb.images)
             value, gradient, logits = gradient_of(partial(self.objective, climb.aims), model, seen, climb.labels)
             newly = threat.succeeded(logits.argmax(1), climb.labels)
-            found[left[newly]], fooled[left[newly]] = climb.here[newly], True
+            result[left[newly]], fooled[left[newly]] = climb.here[newly], True
             climb.arrive(value, gradient)
             if step in marks:
                 climb.judge(self.least_rises * (step - judged_at))
@@ -151,8 +156,8 @@ class _APGD(Attack):
                 if len(left) == 0:
                     break
         never = ~fooled[left]
-        found[left[never]] = climb.best[never]
-        return threat.rounded(found, images)
+        result[left[never]] = climb.best[never]
+        return threat.rounded(result, images)
 
 
 @dataclass(frozen=True)
@@ -161,9 +166,9 @@ class APGDCE(_APGD):
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        steps: Gradient steps a restart.
-        seed: Of the starting points, which depend on it, the restart and the sample's id alone.
-        restarts: Random starting points a sample.
+        steps: Gradient steps per restart.
+        seed: Seed of the starting points. They depend only on it, the restart and the sample's id.
+        restarts: Random starting points per sample.
     """
 
     restarts: int = 1
@@ -174,7 +179,10 @@ class APGDCE(_APGD):
 
 @dataclass(frozen=True)
 class APGDDLR(_APGD):
-    """Auto-PGD on the difference of logits ratio (APGD-DLR); needs 3 classes and labels to avoid. Arguments as `APGDCE`."""
+    """Auto-PGD on the difference of logits ratio (APGD-DLR), for untargeted attacks on at least 3 classes.
+
+    The arguments are those of `APGDCE`.
+    """
 
     restarts: int = 1
 
@@ -188,26 +196,26 @@ class APGDDLR(_APGD):
 
 @dataclass(frozen=True)
 class TargetedAPGD(_APGD):
-    """Auto-PGD on the targeted difference of logits ratio (APGD-T); needs 4 classes and labels to avoid.
+    """Auto-PGD on the targeted difference of logits ratio (APGD-T), for untargeted threat models and at least 4 classes.
 
-    Each restart aims at the class that is next likeliest for the clean image.
+    Each restart aims at the next most likely class of the clean image.
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        steps: Gradient steps a class.
-        seed: Of the starting points.
-        targets: So many classes are aimed at, the last again if there are fewer.
+        steps: Gradient steps per class.
+        seed: Seed of the starting points.
+        targets: Number of classes to aim at. If the model has fewer, the last one is repeated.
     """
 
     targets: int = 9
 
     @property
     def restarts(self) -> int:  # type: ignore[override]
-        """One a class."""
+        """Number of restarts: one per target class."""
         return self.targets
 
     @property
-    def passes_a_restart(self) -> Passes:
+    def passes_per_restart(self) -> Passes:
         return Passes(self.steps + 2, self.steps + 1)
 
     def _check(self) -> None:
@@ -228,5 +236,6 @@ class TargetedAPGD(_APGD):
 def _refuse_targets(attack: Attack) -> None:
     if attack.threat.targeted:
         raise ValueError(
-            f"{type(attack).__name__} chooses by itself which classes to reach; give a threat model without targets."
+            f"{type(attack).__name__}: the threat model must be untargeted, got targeted=True. This attack chooses its target "
+            "classes itself; give a threat model with targeted=False."
         )

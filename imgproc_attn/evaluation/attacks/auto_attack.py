@@ -1,4 +1,4 @@
-"""The official AutoAttack as one attack, where its package is installed."""
+"""Adapter for the official AutoAttack package, which is optional."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ...core.bandwidths import at_least_float32
 from .base import Attack, Passes
 
+__all__ = ["VERSIONS", "AutoAttack"]
+
 VERSIONS = ("standard", "plus", "rand")
 
 
@@ -17,8 +19,9 @@ VERSIONS = ("standard", "plus", "rand")
 class AutoAttack(Attack):
     """AutoAttack (arXiv 2003.01690) by its authors' package ``autoattack``: APGD-CE, targeted APGD and FAB, Square.
 
-    The package is not on PyPI: ``pip install git+https://github.com/fra31/auto-attack``. Its random draws belong to batches, so
-    numbers depend on the batch size, unlike those of all other attacks here. Where it is not installed, use `strong_ensemble`.
+    The package is not on PyPI. Install it with ``pip install git+https://github.com/fra31/auto-attack``, or use
+    `strong_ensemble` without it. Its random draws are made per batch, so its numbers depend on the batch size. All other
+    attacks here draw per sample.
 
     Args:
         threat: Threat model on images in [0, 1], without targets; a number is the radius of the L-infinity ball.
@@ -26,7 +29,8 @@ class AutoAttack(Attack):
         seed: Seed of the draws of each batch.
 
     Raises:
-        ValueError: The package is not installed, another version, targets, or normalized tensors.
+        ValueError: The package is not installed, the version is unknown, or the threat model is targeted or on normalized
+            tensors.
     """
 
     threat: Any
@@ -36,9 +40,13 @@ class AutoAttack(Attack):
     def _check(self) -> None:
         super()._check()
         if self.version not in VERSIONS:
-            raise ValueError(f"AutoAttack: version must be one of {', '.join(VERSIONS)}, got {self.version!r}.")
+            raise ValueError(
+                f"AutoAttack: version must be one of {', '.join(VERSIONS)}, got {self.version!r}. Give one of these."
+            )
         if self.threat.targeted or self.threat.bounds != (0.0, 1.0):
-            raise ValueError("AutoAttack: the threat model must be untargeted, on images in [0, 1]. Use another attack.")
+            raise ValueError(
+                f"AutoAttack: the threat model must be untargeted, on images in [0, 1], got {self.threat}. Use another attack."
+            )
         if find_spec("autoattack") is None:
             raise ValueError(
                 "AutoAttack: the package autoattack must be installed, got none. Run pip install "
@@ -46,8 +54,8 @@ class AutoAttack(Attack):
             )
 
     @property
-    def passes_a_restart(self) -> Passes:
-        """Passes of the standard version: 100 steps of APGD-CE, of 9 targets each of APGD and FAB; 5,000 queries of Square."""
+    def passes_per_restart(self) -> Passes:
+        """Passes of the standard version: APGD-CE with 100 steps, APGD-T and FAB-T with 9 x 100, Square with 5,000 queries."""
         return Passes(100 + 2 * 900 + 5000, 100 + 2 * 900)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:

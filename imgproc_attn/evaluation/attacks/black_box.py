@@ -1,4 +1,7 @@
-"""Attacks that see logits alone: Square and SPSA. What they break and gradients do not is a sign of masked gradients."""
+"""Black-box attacks, which see only logits: Square and SPSA.
+
+Samples that they fool and attacks with gradients do not are a sign of masked gradients.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,32 +19,38 @@ from ..per_sample_rng import draw_per_sample, mix_seeds
 from ..threat import LINF
 from .base import Attack, Objective, Passes, check_at_least
 
+__all__ = ["SPSA", "Square"]
+
 Logits = Callable[[Tensor], Tensor]
 
-PAIRS_DRAWN = 8  # at a time: what draws depend on, whatever the batch
+PAIRS_DRAWN = 8  # Pairs per draw. It is fixed because draws depend on it, and must not depend on the batch.
 
 
 def _margin(attack: Attack) -> Objective:
     return targeted_margin if attack.threat.targeted else margin
 
 
-def _linf_alone(attack: Attack) -> None:
+def _check_linf(attack: Attack) -> None:
     if attack.threat.norm != LINF:
-        raise ValueError(f"{type(attack).__name__} is written for the L-infinity ball, not for {attack.threat.norm.name}.")
+        raise ValueError(
+            f"{type(attack).__name__}: the norm must be Linf, got {attack.threat.norm.name}. Give an L-infinity threat "
+            "model, or use another attack."
+        )
 
 
 @dataclass(frozen=True)
 class Square(Attack):
     """Square attack (arXiv 1912.00049) in the L-infinity ball: random search by squares of one color at the ball's corners.
 
-    Starts from vertical stripes; a square is kept if the margin of the label shrinks. Sizes shrink by the published schedule.
+    It starts from vertical stripes and keeps a square if it shrinks the margin of the label. The squares shrink by the
+    published schedule.
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        queries: Of the model, a restart and sample.
-        share: Of the image that the first squares cover.
-        restarts: Searches a sample.
-        seed: Of all draws, which depend on it, the sample's id, the restart and the step.
+        queries: Queries of the model per restart and sample.
+        share: Share of the image that the first squares cover, in (0, 1].
+        restarts: Searches per sample.
+        seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
     """
 
     queries: int = 5000
@@ -50,15 +59,15 @@ class Square(Attack):
     seed: int = 0
 
     @property
-    def passes_a_restart(self) -> Passes:
+    def passes_per_restart(self) -> Passes:
         return Passes(self.queries, 0)
 
     def _check(self) -> None:
         super()._check()
         check_at_least(self, queries=1)
-        _linf_alone(self)
+        _check_linf(self)
         if not 0 < check_number("Square: share", self.share) <= 1:
-            raise ValueError(f"Square: share is {self.share}, but must lie in (0, 1].")
+            raise ValueError(f"Square: share must be in (0, 1], got {self.share}. The default is 0.8.")
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
@@ -75,18 +84,21 @@ class Square(Attack):
         best = self.threat.project(base + eps * draw_per_sample(base, ids, (self.seed, restart, 0), stripes), base)
         value = value_of(best, torch.arange(len(images), device=images.device))
         for query in range(1, self.queries):
-            left = (value <= 0).nonzero()[:, 0]  # positive: fooled
+            left = (value <= 0).nonzero()[:, 0]  # A positive margin means fooled.
             if len(left) == 0:
                 break
             seeds = [mix_seeds(self.seed, restart, query, i) for i in ids[left.cpu()].tolist()]
             tried = self._with_squares(best[left], base, left, query, seeds)
-            found = value_of(tried, left)
-            better = found > value[left]
-            best[left[better]], value[left[better]] = tried[better], found[better]
+            values = value_of(tried, left)
+            better = values > value[left]
+            best[left[better]], value[left[better]] = tried[better], values[better]
         return self.threat.rounded(best, images)
 
     def _with_squares(self, points: Tensor, images: Tensor, left: Tensor, query: int, seeds: list[int]) -> Tensor:
-        """``points`` with a square each, at a corner of the ball around an image of ``left``; at once, for the sake of GPUs."""
+        """Return ``points`` with one new square each, at a corner of the ball around its image (number in ``left``).
+
+        All squares are set by one indexing operation, because GPUs are slow at many small ones.
+        """
         channels, height, width = images.shape[1:]
         side, generator = self._side(query, height, width), torch.Generator()
         corners, colors = [], []
@@ -103,7 +115,7 @@ class Square(Attack):
         return points
 
     def _side(self, query: int, height: int, width: int) -> int:
-        """Of the square: its area falls by halves at published shares of 10,000 queries, rescaled to ours."""
+        """Return the side of the square in pixels. Its area halves at the published queries out of 10,000, rescaled to ours."""
         done = int(query / self.queries * 10000)
         halvings = sum(done > mark for mark in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
         side = round(math.sqrt(self.share / 2**halvings * height * width))
@@ -116,13 +128,13 @@ class SPSA(Attack):
 
     Args:
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
-        steps: Of Adam.
-        samples: Pairs of queries a step.
-        delta: Half the distance within a pair.
-        lr: Of Adam, in units of the images.
-        batch: Images that go through the model at a time, at most (but a pair at least).
-        restarts: Random starting points a sample.
-        seed: Of all draws, which depend on it, the sample's id, the restart and the step.
+        steps: Steps of Adam.
+        samples: Pairs of queries per step.
+        delta: Half the distance between the points of a pair, in the units of the images.
+        lr: Learning rate of Adam, in the units of the images.
+        batch: Maximum number of images per forward pass (at least one pair).
+        restarts: Random starting points per sample.
+        seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
     """
 
     steps: int = 40
@@ -134,7 +146,7 @@ class SPSA(Attack):
     seed: int = 0
 
     @property
-    def passes_a_restart(self) -> Passes:
+    def passes_per_restart(self) -> Passes:
         return Passes(2 * self.samples * self.steps, 0)
 
     def _check(self) -> None:
@@ -143,7 +155,7 @@ class SPSA(Attack):
         for name in ("delta", "lr"):
             value = check_number(f"SPSA: {name}", getattr(self, name))
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"SPSA: {name} is {getattr(self, name)}, but must be positive and finite.")
+                raise ValueError(f"SPSA: {name} must be positive and finite, got {getattr(self, name)}. The default is 0.01.")
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, restart: int = 0) -> Tensor:
@@ -161,7 +173,7 @@ class SPSA(Attack):
         return self.threat.rounded(adversarial, images)
 
     def _estimate(self, model: Logits, points: Tensor, labels: Tensor, ids: Tensor, restart: int, step: int) -> Tensor:
-        """Of the margin's gradient."""
+        """Return an estimate of the gradient of the margin ``[B, C, H, W]``."""
         total = torch.zeros_like(points)
         for first in range(0, self.samples, PAIRS_DRAWN):
             count = min(PAIRS_DRAWN, self.samples - first)
@@ -172,7 +184,7 @@ class SPSA(Attack):
         return total / self.samples
 
     def _slopes(self, model: Logits, points: Tensor, labels: Tensor, directions: Tensor) -> Tensor:
-        """The sum over ``directions`` ``[B, count, C, H, W]`` of each times the margin's slope along it."""
+        """Return the sum of each of the ``directions`` ``[B, count, C, H, W]`` times the slope of the margin along it."""
         count = directions.shape[1]
         spread = points[:, None] + self.delta * torch.stack([directions, -directions])  # [2, B, count, C, H, W]
         repeated = labels[None, :, None].expand(2, -1, count).flatten()
@@ -182,7 +194,7 @@ class SPSA(Attack):
 
 
 def _signs(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """``[count, *shape]`` of -1 and 1; drawn as bytes, a bit each, for there are many."""
+    """Return random ``[count, *shape]`` signs (-1 or 1), one bit each. Whole bytes are drawn, which is fast."""
     size = count * math.prod(shape)
     drawn = torch.randint(256, ((size + 7) // 8,), generator=generator, dtype=torch.uint8)
     bits = np.unpackbits(drawn.numpy(), count=size).reshape(count, *shape)
