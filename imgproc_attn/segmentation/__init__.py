@@ -1,4 +1,4 @@
-"""Semantic segmentation: decoders, model, inference, metrics."""
+"""Semantic segmentation: decoders, model, inference, metrics, attacks and overlays."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: decoders, model, inference, metrics."""
+"""Semantic segmentation: decoders, model, inference, metrics, attacks and overlays."""
 
 from .attacks import MaskedPGD, PixelFGSM, PixelMIFGSM, PixelPGD, SegPGD
 from .decoders import LinearDecoder, MaskDecoder, mask_decoder

@@ -1,4 +1,4 @@
-"""Attacks on segmentation: the loss is of all pixels that have a label, and so is what counts."""
+"""Attacks on segmentation models. Loss and score are computed over all labeled pixels."""
 
 from functools import partial
 
@@ -12,32 +12,58 @@ from ..evaluation.contract import finite_logits
 from .inference import classes_of
 from .metrics import IGNORE_INDEX, check_classes
 
+__all__ = [
+    "MaskedPGD",
+    "PixelAttack",
+    "PixelFGSM",
+    "PixelMIFGSM",
+    "PixelPGD",
+    "SegPGD",
+    "masked_cross_entropy",
+    "pixel_cross_entropy",
+    "right_pixels",
+    "wrong_pixels_weighted",
+]
+
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: the mean of a picture's labeled pixels.
+    """Return the cross-entropy ``[B]``, averaged over the labeled pixels of each image.
 
     Args:
-        logits: ``[B, classes, h, w]``; enlarged or reduced bilinearly to the size of the labels.
-        labels: ``[B, H, W]``.
+        logits: ``[B, classes, h, w]``, interpolated bilinearly to the size of the labels.
+        labels: ``[B, H, W]``. Pixels with the label 255 are ignored.
+
+    Example:
+        >>> pixel_cross_entropy(torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 8))
+        tensor([0.6931])
     """
     return _mean_of_labeled(_losses(logits, labels)[0], labels)
 
 
 def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: the same, of right pixels times ``1 - share`` and of wrong ones times ``share`` (arXiv 2207.12391)."""
+    """Return the cross-entropy ``[B]`` with weighted pixels (SegPGD, arXiv 2207.12391).
+
+    Args:
+        share: Weight of wrong pixels. Right pixels have the weight ``1 - share``.
+        logits: ``[B, classes, h, w]``, interpolated bilinearly to the size of the labels.
+        labels: ``[B, H, W]``. Pixels with the label 255 are ignored.
+    """
     losses, logits = _losses(logits, labels)
     right = logits.argmax(dim=1) == labels
     return _mean_of_labeled(torch.where(right, 1 - share, share) * losses, labels)
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: of right pixels alone, divided by the number of all labeled ones (L_MCE of arXiv 2306.12941)."""
+    """Return the cross-entropy ``[B]`` of right pixels, divided by the number of labeled pixels.
+
+    This is L_MCE of arXiv 2306.12941. Arguments are those of `pixel_cross_entropy`.
+    """
     losses, logits = _losses(logits, labels)
     return _mean_of_labeled((logits.argmax(dim=1) == labels) * losses, labels)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy ``[B, H, W]``, 0 where ignored, and the logits at the size of the labels."""
+    """Return the cross-entropy ``[B, H, W]``, 0 for ignored pixels, and the logits at the size of the labels."""
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
     return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="none"), logits
@@ -48,7 +74,7 @@ def _mean_of_labeled(values: Tensor, labels: Tensor) -> Tensor:
 
 
 class PixelAttack(TargetAttack):
-    """An attack on the labels of pixels: it follows their loss and lowers the number of right pixels."""
+    """Attack on labels of pixels. It increases their loss to lower the number of right pixels."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
@@ -58,12 +84,17 @@ class PixelAttack(TargetAttack):
 
 
 def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``[B]`` numbers of labeled pixels that have the label predicted.
+    """Return the number of labeled pixels per image ``[B]`` that are predicted right.
+
+    Args:
+        model: Maps images to logits ``[B, classes, h, w]``.
+        images: ``[B, C, H, W]``.
+        labels: ``[B, H', W']``. Pixels with the label 255 are ignored.
 
     Raises:
         TypeError: As `check_logits`.
-        ValueError: As `check_logits`, or labels that are not one map of classes, or ignored, per image.
-        FloatingPointError: Logits that are not finite.
+        ValueError: As `check_logits`, or the labels are not one map of classes per image.
+        FloatingPointError: Some logits are not finite.
     """
     logits = finite_logits(model, images, 4)
     _check_maps(labels, logits)
@@ -80,28 +111,29 @@ def _check_maps(labels: Tensor, logits: Tensor) -> None:
 
 
 class PixelFGSM(PixelAttack, FGSM):
-    """`FGSM` on the pixels' loss."""
+    """`FGSM` on the loss of all labeled pixels."""
 
 
 class PixelPGD(PixelAttack, PGD):
-    """`PGD` on the pixels' loss; the last point of a restart is its own."""
+    """`PGD` on the loss of all labeled pixels. The result of a restart is its last point."""
 
 
 class PixelMIFGSM(PixelAttack, MIFGSM):
-    """`MIFGSM` on the pixels' loss."""
+    """`MIFGSM` on the loss of all labeled pixels."""
 
 
 class SegPGD(PixelPGD):
-    """PGD that first follows the pixels that are still right, and ever more also those that are wrong (arXiv 2207.12391)."""
+    """PGD on pixels that are still right at first, and increasingly also on pixels that are wrong (arXiv 2207.12391)."""
 
     def objective_at(self, step: int) -> Objective:
-        return partial(wrong_pixels_weighted, step / (2 * self.steps))  # lambda of algorithm 1, whose steps count from 1
+        return partial(wrong_pixels_weighted, step / (2 * self.steps))  # lambda of algorithm 1; its steps count from 1
 
 
 class MaskedPGD(PixelPGD):
-    """PGD on the pixels that are still right: what is wrong already costs nothing of the step (arXiv 2306.12941).
+    """PGD on pixels that are still right (arXiv 2306.12941).
 
-    In a large ball most pixels are soon wrong, and a mean over all of them follows those that are wrong for sure.
+    In a large ball, most pixels are soon wrong. The mean loss over all pixels would then be dominated by pixels that are
+    already wrong.
     """
 
     def objective_at(self, step: int) -> Objective:

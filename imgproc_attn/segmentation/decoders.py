@@ -1,4 +1,4 @@
-"""Decoders: from features of an encoder to logits of classes, on the encoder's grid (Segmenter, arXiv 2105.05633)."""
+"""Decoders: map features of an encoder to logits of classes on the encoder's grid (Segmenter, arXiv 2105.05633)."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -15,14 +15,20 @@ from ..core.layer_state import LayerState
 from ..models.filter_vit import build_block
 from ..utils.checks import check_number, check_whole
 
+__all__ = ["LinearDecoder", "MaskDecoder", "mask_decoder"]
+
 
 class LinearDecoder(nn.Module):
-    """A linear map of each token: ``Seg-*/16`` without a mask transformer.
+    """Linear map of each token: ``Seg-*/16`` without a mask transformer.
 
     Args:
-        in_channels: Of the features.
-        num_classes: Logits a token.
-        grid_size: Not looked at: it works on any grid.
+        in_channels: Number of channels of the features.
+        num_classes: Number of logits per token.
+        grid_size: Ignored, because this decoder works on any grid.
+
+    Example:
+        >>> LinearDecoder(32, 5)(torch.rand(1, 32, 4, 6)).shape
+        torch.Size([1, 5, 4, 6])
     """
 
     def __init__(self, in_channels: int, num_classes: int, grid_size: tuple[int, int] | None = None) -> None:
@@ -32,7 +38,7 @@ class LinearDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing but what is 1-D anyway."""
+        """Return no name, because 1-D parameters are excluded from weight decay anyway."""
         return set()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -41,16 +47,15 @@ class LinearDecoder(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """The mask transformer: class tokens beside the patches, whose products with them are the logits (section 3.2 there).
+    """Mask transformer: its logits are products of class tokens and patch tokens (arXiv 2105.05633, section 3.2).
 
-    Both sides of the product are scaled to length 1, and the logits of a pixel are normalized over classes, of which this takes
-    3 or more.
+    Both factors are scaled to length 1. The logits of a pixel are normalized over the classes, so there must be 3 or more.
 
     Args:
-        in_channels: Of the features.
-        num_classes: Class tokens.
-        blocks: Run over class tokens, for prefix, and patches; their filters may be any of this library.
-        width: Of the blocks' tokens.
+        in_channels: Number of channels of the features.
+        num_classes: Number of class tokens.
+        blocks: Blocks that run over the class tokens, as prefix, and the patches. Their filters may be any of this library.
+        width: Width of the blocks' tokens.
     """
 
     def __init__(self, in_channels: int, num_classes: int, blocks: Sequence[FilterBlock], width: int) -> None:
@@ -69,7 +74,7 @@ class MaskDecoder(nn.Module):
         self.needs_state = any(block.needs_state for block in blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """The class tokens, as timm has it for its class token; and tables of log-weights."""
+        """Return the names of the class tokens, as timm does for its class token, and of tables of log-weights."""
         return {"class_tokens"} | {name for name, _ in self.named_parameters() if name.endswith(".table")}
 
     def forward(self, features: Tensor) -> Tensor:
@@ -102,30 +107,35 @@ def mask_decoder(
     residual: Spec = "plain",
     block_residual: Spec = "plain",
 ) -> MaskDecoder:
-    """A `MaskDecoder` whose blocks are made of the components' members.
+    """Build a `MaskDecoder` from names of components.
 
     Args:
-        in_channels: Of the features.
-        num_classes: Class tokens.
-        grid_size: (height, width) of the grid in training, which tables of positions are made for.
-        depth: Blocks; 2 as published.
-        width: Of their tokens. Default: ``in_channels``.
-        num_heads: Default: one for each 64 of the width.
-        drop_path: Rate of stochastic depth of the last block, to which those before it grow linearly.
-        dropout: Of filter weights, projections and pointwise layers; 0.1 as published.
+        in_channels: Number of channels of the features.
+        num_classes: Number of class tokens.
+        grid_size: (height, width) of the grid in training. Tables of positions are made for this grid.
+        depth: Number of blocks; 2 in the paper.
+        width: Width of the blocks' tokens. Default: ``in_channels``.
+        num_heads: Number of heads. Default: one per 64 channels of the width.
+        drop_path: Rate of stochastic depth of the last block. The rates of earlier blocks grow linearly up to it.
+        dropout: Dropout rate of filter weights, projections and pointwise layers; 0.1 in the paper.
         kernel: As in `FilterVisionTransformer`.
-        positions: Likewise, but none that belong to the model's input (absolute, sincos, untied).
+        positions: As in `FilterVisionTransformer`, but none that belong to the model's input (absolute, sincos, untied).
         filter: As in `FilterVisionTransformer`.
-        residual: Likewise.
-        block_residual: Likewise.
+        residual: As in `FilterVisionTransformer`.
+        block_residual: As in `FilterVisionTransformer`.
 
     Raises:
-        ValueError: Unknown members, positions of the input, a width that heads do not divide, or fewer than 3 classes.
+        ValueError: A component is unknown, positions belong to the input, ``num_heads`` does not divide the width, there
+            are fewer than 3 classes, or another option is out of its range.
+
+    Example:
+        >>> mask_decoder(32, 5, grid_size=(4, 6), kernel="elliptical")(torch.rand(1, 32, 4, 6)).shape
+        torch.Size([1, 5, 4, 6])
     """
     if num_classes < 3:
         raise ValueError(
-            f"decoder: the mask decoder normalizes logits over the classes of a pixel, but there are {num_classes}: of one "
-            "nothing is left, of two hardly more than a sign, whose gradient vanishes. Use decoder='linear'."
+            f"decoder: num_classes of the mask decoder must be at least 3, got {num_classes}: it normalizes the logits over "
+            "classes, which leaves hardly any gradient for fewer. Use decoder='linear'."
         )
     if check_whole("decoder: depth", depth) < 1:
         raise ValueError(f"decoder: depth must be at least 1, got {depth}. Use decoder='linear' for none.")
@@ -134,12 +144,15 @@ def mask_decoder(
     width = width or in_channels
     num_heads = num_heads or max(1, width // 64)
     if width % num_heads:
-        raise ValueError(f"decoder: width {width} is not divisible by num_heads {num_heads}; give another of the two.")
+        raise ValueError(f"decoder: width must be a multiple of num_heads, {num_heads}, got {width}. Change one of the two.")
     components = Components.resolve(
         depth, kernel=kernel, positions=positions, filter=filter, residual=residual, block_residual=block_residual
     )
     if components.positions.table or components.positions.embedded:
-        raise ValueError(f"decoder: positions={positions!r} belong to the tokens of an image, which the encoder has.")
+        raise ValueError(
+            f"decoder: positions must not be of the input tokens (absolute, sincos, untied), got {positions!r}. Set these "
+            "positions in the backbone."
+        )
     rates = [drop_path * (i + 1) / depth for i in range(depth)]
     blocks = [
         build_block(

@@ -1,4 +1,4 @@
-"""Segmentation metrics by accumulated areas, as mmsegmentation's ``IoUMetric`` defines them."""
+"""Segmentation metrics from accumulated areas, as mmsegmentation's ``IoUMetric`` defines them."""
 
 from typing import Any, NamedTuple
 
@@ -7,37 +7,56 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORE_INDEX = 255  # label of pixels that count nowhere
-NUM_DRAWS = 1000  # of a bootstrap
+__all__ = ["IGNORE_INDEX", "IoUMetric", "bootstrap", "count_pixels", "metrics_of"]
+
+IGNORE_INDEX = 255  # label of pixels that are not counted
+NUM_DRAWS = 1000  # number of bootstrap draws
 
 
 def check_classes(what: str, values: Tensor, num_classes: int) -> None:
-    """Refuse ``values`` that are no classes.
+    """Check that all values are class labels.
+
+    Args:
+        what: Beginning of the message, such as "Labels".
+        values: Values to check, of any shape.
+        num_classes: Number of classes.
 
     Raises:
-        ValueError: They are not all from 0 to ``num_classes - 1``.
+        ValueError: Some value is not from 0 to ``num_classes - 1``.
     """
     if len(values) and not 0 <= values.min() <= values.max() < num_classes:
         raise ValueError(
-            f"{what} range from {values.min()} to {values.max()}, but with {num_classes} classes they run from 0 "
-            f"to {num_classes - 1}; labels of {IGNORE_INDEX} are ignored."
+            f"{what} must be from 0 to {num_classes - 1} with {num_classes} classes, got {values.min()} to {values.max()}. Use "
+            f"the label {IGNORE_INDEX} for pixels to ignore."
         )
 
 
 @torch.no_grad()
 def count_pixels(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """``[3, classes]``: pixels of each class that are right, that are predicted, that are labeled; ignored ones count nowhere.
+    """Count pixels per class. Pixels with the label 255 are not counted.
 
     Args:
-        predicted: Classes, of any shape.
-        label: Of the same shape.
-        num_classes: Labels run from 0 to ``num_classes - 1``.
+        predicted: Predicted classes, of any shape.
+        label: Labels of the same shape.
+        num_classes: Number of classes. Labels are from 0 to ``num_classes - 1``.
+
+    Returns:
+        ``[3, classes]``: the number of pixels that are right, that are predicted and that are labeled.
 
     Raises:
-        ValueError: Shapes that differ, or labels that are no class and not ignored.
+        ValueError: The shapes differ, or a label is neither a class nor ignored.
+
+    Example:
+        >>> count_pixels(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), num_classes=2)
+        tensor([[1, 0],
+                [1, 1],
+                [2, 0]])
     """
     if predicted.shape != label.shape:
-        raise ValueError(f"Predictions {list(predicted.shape)} and labels {list(label.shape)} differ in shape.")
+        raise ValueError(
+            f"Predictions must have the shape of the labels, {list(label.shape)}, got {list(predicted.shape)}. Interpolate the "
+            "logits to the size of the labels."
+        )
     kept = label != IGNORE_INDEX
     label, predicted = label[kept].long(), predicted[kept].long()
     check_classes("Labels", label, num_classes)
@@ -48,34 +67,46 @@ def count_pixels(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
 
 
 def metrics_of(areas: Tensor) -> dict[str, Any]:
-    """``pixel_accuracy``, ``mean_accuracy``, ``miou`` in percent, ``pixels``; ``iou`` and ``accuracy`` by class, None for what
-    is not there.
+    """Compute metrics from areas.
 
     Args:
-        areas: ``[3, classes]``, sums of `count_pixels`.
+        areas: ``[3, classes]``, a sum of results of `count_pixels`.
+
+    Returns:
+        ``pixels``, their number; ``pixel_accuracy``, ``mean_accuracy`` and ``miou`` in percent; ``iou`` and
+        ``accuracy_by_class``, lists in percent with one value per class. A class without pixels has the value None.
 
     Raises:
         ValueError: No pixel was counted.
+
+    Example:
+        >>> metrics_of(torch.tensor([[1, 0], [1, 1], [2, 0]]))["iou"]
+        [50.0, 0.0]
     """
     n = int(areas[2].sum())
     if n == 0:
-        raise ValueError("No pixel to evaluate on: the split is empty, or all its labels are to be ignored.")
-    found = _percent(areas)
+        raise ValueError(
+            "The number of labeled pixels must be at least 1, got 0. Check that the split has labels to evaluate on."
+        )
+    percent = _percent(areas)
     return {
         "pixels": n,
-        **{name: value.item() for name, value in found.means.items()},
-        "iou": _known(found.iou),
-        "accuracy_by_class": _known(found.accuracy),
+        **{name: value.item() for name, value in percent.means.items()},
+        "iou": _known(percent.iou),
+        "accuracy_by_class": _known(percent.accuracy),
     }
 
 
 def bootstrap(areas: Tensor) -> dict[str, Tensor]:
-    """``[1000]`` values of ``pixel_accuracy``, ``mean_accuracy`` and ``miou``, when pictures are drawn again with replacement.
+    """Compute metrics of 1000 bootstrap samples: images drawn with replacement.
 
-    The draws depend on the number of pictures alone, so differences of two models on the same pictures are paired.
+    The draws depend only on the number of images, so differences of two models on the same images are paired.
 
     Args:
-        areas: ``[pictures, 3, classes]``, of `count_pixels`.
+        areas: ``[images, 3, classes]``, results of `count_pixels`.
+
+    Returns:
+        ``[1000]`` values each of ``pixel_accuracy``, ``mean_accuracy`` and ``miou``, in percent.
     """
     n = len(areas)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=NUM_DRAWS)
@@ -84,7 +115,7 @@ def bootstrap(areas: Tensor) -> dict[str, Tensor]:
 
 
 class _Percent(NamedTuple):
-    """By class, ``[..., classes]``, and the means of them."""
+    """IoU and accuracy per class, ``[..., classes]``, and means over classes or pixels, all in percent."""
 
     iou: Tensor
     accuracy: Tensor
@@ -99,15 +130,21 @@ def _percent(areas: Tensor) -> _Percent:
 
 
 class IoUMetric:
-    """Areas of classes over many images, in the protocol of timm's evaluators: ``update``, then ``compute``.
+    """Mean IoU and accuracies over many images: call ``update`` per batch, then ``compute``, as with timm's evaluators.
 
-    Intersections, predicted and true areas are summed over all images first and divided then; a class that is neither
-    predicted nor there has no value (None), and is left out of means. Pixels with the label 255 count nowhere. Sums are
-    integers: exact in any order, and over processes.
+    Intersections, predicted areas and labeled areas are summed over all images before they are divided. A class that is
+    neither predicted nor labeled has the value None and is left out of means. Pixels with the label 255 are not counted.
+    Sums are integers, so they are exact in any order and over any number of processes.
 
     Args:
-        num_classes: Labels run from 0 to ``num_classes - 1``.
-        device: Of the sums.
+        num_classes: Number of classes. Labels are from 0 to ``num_classes - 1``.
+        device: Device of the sums.
+
+    Example:
+        >>> metric = IoUMetric(num_classes=2)
+        >>> metric.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]))
+        >>> metric.compute()["miou"]
+        25.0
     """
 
     default_metric = "miou"
@@ -118,7 +155,11 @@ class IoUMetric:
 
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Count a batch: logits ``[B, classes, H, W]`` or classes ``[B, H, W]``, and labels ``[B, H, W]``.
+        """Count the pixels of a batch.
+
+        Args:
+            output: Logits ``[B, classes, H, W]`` or classes ``[B, H, W]``.
+            target: Labels ``[B, H, W]``.
 
         Raises:
             ValueError: As `count_pixels`.
@@ -127,7 +168,10 @@ class IoUMetric:
         self.sums += count_pixels(predicted, target, self.num_classes).to(self.sums.device)
 
     def compute(self, distributed: bool = False) -> dict[str, Any]:
-        """As `metrics_of`; with ``distributed`` of all processes together.
+        """Return the metrics of `metrics_of`.
+
+        Args:
+            distributed: Sum over all processes first.
 
         Raises:
             ValueError: No pixel was counted.

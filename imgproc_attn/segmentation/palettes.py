@@ -1,10 +1,12 @@
-"""Colors of classes: those of the data sets' authors where they chose some, else ones that differ."""
+"""Colors of classes: the official colors of ADE20K and CamVid, and distinct colors for other data."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# ADE20K's, as the scene parsing benchmark draws its 150 classes.
+__all__ = ["CAMVID", "palette_of"]
+
+# The colors of the scene parsing benchmark for the 150 classes of ADE20K.
 _ADE20K = """
 787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33
 ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff
@@ -33,10 +35,18 @@ CAMVID = {  # SegNet's classes, in the order of their labels
 
 
 def palette_of(names: Sequence[str]) -> np.ndarray:
-    """``[classes, 3]`` in 8 bits.
+    """Return the colors of classes.
 
     Args:
-        names: Of the classes; those of ADE20K and CamVid have their own colors.
+        names: Names of the classes. The classes of ADE20K and of CamVid have the colors of their authors.
+
+    Returns:
+        RGB colors ``[classes, 3]``, 8 bits.
+
+    Example:
+        >>> palette_of(["Sky", "Road"])
+        array([[128, 128, 128],
+               [128,  64, 128]], dtype=uint8)
     """
     known, camvid = _ADE20K.split(), {name.lower(): color for name, color in CAMVID.items()}
     if len(names) == len(known) and names[0] == "wall":
@@ -49,5 +59,8 @@ def palette_of(names: Sequence[str]) -> np.ndarray:
 
 
 def _spread(number: int) -> list[int]:
-    """A color whose highest bits are the number's lowest, by turns red, green and blue: neighbors differ much."""
+    """Return a color that differs strongly from those of neighboring numbers.
+
+    The lowest bits of the number become the highest bits of red, green and blue in turn.
+    """
     return [sum((number >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)]

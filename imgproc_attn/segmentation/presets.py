@@ -1,7 +1,9 @@
-"""Attacks and protocols for segmentation models, by name; torch is loaded when they are built, not with this module."""
+"""Attacks and protocols for segmentation models, by name. This module imports no torch, so that commands start quickly."""
 
 from .. import evaluation, segmentation
 from ..evaluation.presets import Attacks, Catalog, Preset, build_attacks
+
+__all__ = ["PIXEL_ATTACKS", "PIXEL_PRESETS"]
 
 PIXEL_ATTACKS: Catalog = {
     "fgsm": ("FGSM", lambda: segmentation.PixelFGSM),

@@ -1,4 +1,4 @@
-"""Is the robustness of a segmenter to be believed? What `imgproc_attn.evaluation.sanity` asks of classifiers, of pixels."""
+"""Sanity checks of a segmenter's robustness: the checks of `imgproc_attn.evaluation.sanity`, per pixel."""
 
 from collections.abc import Sequence
 
@@ -13,49 +13,61 @@ from ..evaluation.sanity import MORE_POINTS, Scaled, check_outputs
 from .attacks import MaskedPGD, PixelAttack, PixelPGD, SegPGD, pixel_cross_entropy, right_pixels
 from .metrics import IGNORE_INDEX
 
-WIDENING = 4  # times, in the backward pass of the adaptive attack
+__all__ = ["check_strength", "pixel_checks"]
+
+WIDENING = 4  # factor by which kernels are widened in the backward pass of the adaptive attack
 
 Pictures = Sequence[tuple[Tensor, Tensor]]
 
 
 def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], side: int, seed: int) -> SanityReport:
-    """All checks on a few pictures; no finding if none of the known signs shows.
+    """Run all checks on a few images.
 
     Args:
-        model: Maps pictures in [0, 1] to logits a pixel, in evaluation mode.
-        pictures: Batches of pictures and labels.
-        attacks: Whose numbers are to be believed; without them outputs alone are looked at.
-        side: Of the middle of each picture that is looked at, in pixels: whole ones may take too much memory.
-        seed: Of all draws.
+        model: Model in evaluation mode that maps images in [0, 1] to one vector of logits per pixel.
+        pictures: Batches of images and labels.
+        attacks: Attacks whose results are checked. Without attacks, only the outputs are checked.
+        side: Side of the central crop that is checked, in pixels. Whole images may take too much memory.
+        seed: Seed of all random draws.
+
+    Returns:
+        A report with one finding per known sign of masked gradients; no findings if there is no such sign.
     """
     parts = [_middle(images, labels, side) for images, labels in pictures]
     kept = [(images, labels) for images, labels in parts if (labels != IGNORE_INDEX).any()]
     if not kept:
-        nothing = Finding("nothing to check", "No picture that was to be looked at has a labeled pixel there.")
+        nothing = Finding("nothing to check", "None of the images to check has a labeled pixel in its central crop.")
         return SanityReport([], 0, [nothing])
-    done, found = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images, 4)]
+    done, findings = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images, 4)]
     if attacks:
         done += ["gradients"]
-        found += check_gradients(model, kept, _summed_cross_entropy)
+        findings += check_gradients(model, kept, _summed_cross_entropy)
     largest = max((attack.threat for attack in attacks), key=lambda threat: threat.eps, default=None)
-    asked = [attack for attack in attacks if attack.threat == largest and attack.passes.backward > 1]
-    if asked:
+    strongest = [attack for attack in attacks if attack.threat == largest and attack.passes.backward > 1]
+    if strongest:
         done += ["stronger attacks"]
-        found += check_strength(model, kept, asked, seed)
-    return SanityReport(done, len(kept), list({finding.check: finding for finding in found}.values()))
+        findings += check_strength(model, kept, strongest, seed)
+    return SanityReport(done, len(kept), list({finding.check: finding for finding in findings}.values()))
 
 
 def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], seed: int) -> list[Finding]:
-    """Whether what was asked for is near the worst case.
+    """Check whether the attacks are close to the worst case.
 
-    A mean over pixels follows those that are wrong for sure, and models differ in what finds most. So: two other objectives in
-    30 steps, logits a tenth as large, and the gradient of kernels four times as wide.
+    The mean loss over pixels is dominated by pixels that are already wrong, and the best objective depends on the model.
+    Four other attacks are therefore tried:
+
+    - two other objectives in 30 steps,
+    - logits a tenth as large,
+    - the gradient of kernels four times as wide.
 
     Args:
         model: As in `pixel_checks`.
-        pictures: Batches of pictures and labels.
-        attacks: Of one threat model.
-        seed: Of all draws.
+        pictures: Batches of images and labels.
+        attacks: Attacks of one threat model.
+        seed: Seed of all random draws.
+
+    Returns:
+        One finding if another attack leaves clearly fewer pixels right, else an empty list.
     """
     threat = attacks[0].threat
     left = {type(attack).__name__.removeprefix("Pixel"): _right(model, model, attack, pictures) for attack in attacks}
@@ -68,32 +80,34 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
             MaskedPGD(threat, 20, seed=seed),
         ),
     }
-    stronger = {name: _right(model, asked, attack, pictures) for name, (asked, attack) in others.items() if asked is not None}
+    stronger = {
+        name: _right(model, attacked, attack, pictures) for name, (attacked, attack) in others.items() if attacked is not None
+    }
     name = min(stronger, key=lambda name: stronger[name])
     if min(left.values()) - stronger[name] <= MORE_POINTS:
         return []
-    told = ", ".join(f"{attack} leaves {share:.1f} %" for attack, share in left.items())
+    shares = ", ".join(f"{attack} leaves {share:.1f} %" for attack, share in left.items())
     return [
         Finding(
             "a stronger attack",
-            f"At eps {threat.eps:.3g} {told} of the pixels right, {name} {stronger[name]:.1f} %: what was asked for is no "
-            "worst case. Report SegPGD and MaskedPGD too, in more steps, and the lowest.",
+            f"At eps {threat.eps:.3g} {shares} of the pixels right, but {name} leaves {stronger[name]:.1f} %: the attacks are "
+            "not the worst case. Also run SegPGD and MaskedPGD with more steps, and report the lowest number.",
         )
     ]
 
 
-def _right(model: nn.Module, asked: nn.Module, attack: PixelAttack, pictures: Pictures) -> float:
-    """Percent of the labeled pixels that stay right, of a model under an attack that asks another one."""
+def _right(model: nn.Module, attacked: nn.Module, attack: PixelAttack, pictures: Pictures) -> float:
+    """Return the percentage of labeled pixels that ``model`` labels right under an attack on ``attacked``."""
     right = labeled = 0
     for images, labels in pictures:
-        found = attack.worst(asked, images, labels, torch.arange(len(images)))
-        right += int(right_pixels(model, found, labels).sum())
+        perturbed = attack.worst(attacked, images, labels, torch.arange(len(images)))
+        right += int(right_pixels(model, perturbed, labels).sum())
         labeled += int((labels != IGNORE_INDEX).sum())
     return 100 * right / labeled
 
 
 def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """At most ``side x side`` pixels of pictures and their labels."""
+    """Return the central ``side x side`` pixels, or fewer, of images and their labels."""
     labels = F.interpolate(labels[:, None].double(), size=images.shape[-2:], mode="nearest-exact")[:, 0].long()
     top, left = (max(0, (length - side) // 2) for length in images.shape[-2:])
     rows, columns = slice(top, top + side), slice(left, left + side)
@@ -101,5 +115,5 @@ def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: a mean over pixels would make every gradient small."""
+    """Return the loss ``[B]`` summed over pixels. A mean over pixels would make every gradient small."""
     return pixel_cross_entropy(logits, labels) * (labels != IGNORE_INDEX).flatten(1).sum(1)

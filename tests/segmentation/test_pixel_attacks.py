@@ -125,8 +125,8 @@ def _right_of(model, images, labels):
         (torch.zeros(2, 9, 8), r"Label maps must be whole numbers \[2, height, width\], got torch.float32"),
         (torch.zeros(1, 9, 8).long(), r"\[2, height, width\], got torch.int64 of shape \[1, 9, 8\]"),
         (torch.zeros(2).long(), "Label maps must be"),
-        (torch.full((2, 9, 8), 2), "Labels range from 2 to 2, but with 2 classes they run from 0 to 1"),
-        (torch.full((2, 9, 8), -1), "Labels range from -1 to -1"),
+        (torch.full((2, 9, 8), 2), "Labels must be from 0 to 1 with 2 classes, got 2 to 2"),
+        (torch.full((2, 9, 8), -1), "Labels must be from 0 to 1 .* got -1 to -1"),
     ],
 )
 def test_label_maps_are_looked_at_before_the_attack(pointwise, labels, message):

@@ -153,7 +153,7 @@ def test_judges_refuse(model):
             judge(model, images, labels, torch.arange(1))
         with pytest.raises(ValueError, match="training mode"):
             judge(nn.Conv2d(3, 6, 1).train(), images / 3, labels, torch.arange(1))
-    with pytest.raises(ValueError, match="Labels range from 0 to 9, but with 6 classes"):
+    with pytest.raises(ValueError, match="Labels must be from 0 to 5 with 6 classes, got 0 to 9"):
         PixelsAsGiven(6)(model, images / 3, labels + torch.tensor([0, 9]).repeat(32), torch.arange(1))
 
 

@@ -141,12 +141,12 @@ def test_a_folder_loads_by_timm(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decoder": "maks"}, "unknown member 'maks'; there are linear and mask"),
-        ({"num_classes": 0}, "num_classes is 0, but a segmenter has at least 1"),
+        ({"decoder": "maks"}, "decoder must be one of linear, mask, got 'maks'"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
-        ({"num_classes": 2}, "the mask decoder normalizes .* but there are 2: .* Use decoder='linear'"),
-        ({"decoder": {"name": "mask", "num_heads": 7}}, "width 32 is not divisible by num_heads 7"),
-        ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "belong to the tokens of an image"),
+        ({"num_classes": 2}, "num_classes of the mask decoder must be at least 3, got 2: .* Use decoder='linear'"),
+        ({"decoder": {"name": "mask", "num_heads": 7}}, "width must be a multiple of num_heads, 7, got 32"),
+        ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "positions must not be .*, got 'absolute'"),
         ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "kernel.*got 'bilatral'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_backbones_of_one_size_see_smaller_pictures_padded():
         assert torch.equal(model(image), whole[..., :40, :56])
         assert segment(model, image[0], 64).shape == (40, 56)
         assert segment(model, torch.randn(3, 64, 100), 64, 48).shape == (64, 100)
-        with pytest.raises(ValueError, match="Beit takes images of up to 64 x 64, .* 64 x 100: look at it in windows"):
+        with pytest.raises(ValueError, match="Images for Beit must be at most 64 x 64, .* got 64 x 100. Use sliding windows"):
             model(torch.randn(1, 3, 64, 100))
 
 
