@@ -1,4 +1,4 @@
-"""Label maps to look at: colors over pictures, with a legend."""
+"""Overlays and figures of label maps: colors over images, with a legend."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,32 +12,55 @@ from torch import Tensor
 from .metrics import IGNORE_INDEX
 from .palettes import palette_of
 
-if TYPE_CHECKING:  # a second to import, which whoever wants a model need not wait for
+if TYPE_CHECKING:  # Matplotlib takes a second to import, so it is imported only when a figure is drawn.
     from matplotlib.figure import Figure
 
-SHOWN = 20  # classes that a legend names, the largest first
+__all__ = ["colored", "draw_looks", "draw_segmented", "overlay", "with_legend"]
+
+SHOWN = 20  # largest number of classes in a legend
 
 
 def colored(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Class numbers ``[H, W]`` as colors ``[H, W, 3]``; black where ignored."""
+    """Convert class numbers ``[H, W]`` to colors ``[H, W, 3]``. Ignored pixels are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Colors of ``labels`` over ``picture``, both ``[H, W, …]`` in 8 bits; the picture itself where ignored."""
+    """Blend the colors of labels with an image. Ignored pixels show the image alone.
+
+    Args:
+        picture: RGB image ``[H, W, 3]``, 8 bits.
+        labels: Class numbers ``[H, W]``, 8 bits, 255 for ignored pixels.
+        palette: RGB colors ``[classes, 3]``, 8 bits, as `palette_of` returns.
+        opacity: Weight of the colors, from 0 to 1.
+
+    Returns:
+        RGB image ``[H, W, 3]``, 8 bits.
+
+    Example:
+        >>> image, labels = np.zeros((1, 2, 3), np.uint8), np.array([[0, 255]], np.uint8)
+        >>> overlay(image, labels, palette_of(["Sky"])).tolist()
+        [[[64, 64, 64], [0, 0, 0]]]
+    """
     share = np.where(labels == IGNORE_INDEX, 0, opacity)[..., None]
     return np.rint(picture * (1 - share) + colored(labels, palette) * share).astype(np.uint8)
 
 
 def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """An overlay, and below it the classes that are there with their share of the picture, the largest first."""
+    """Return an overlay and, below it, a legend of the classes with their share of the image, largest first.
+
+    Args:
+        picture: RGB image ``[H, W, 3]``, 8 bits.
+        labels: Class numbers ``[H, W]``, 8 bits, 255 for ignored pixels.
+        names: Names of the classes.
+    """
     palette = palette_of(names)
     shares = np.bincount(labels[labels != IGNORE_INDEX].ravel(), minlength=len(names)) / max(labels.size, 1)
-    there = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
-    entries = [(tuple(palette[i].tolist()), f"{names[i][:18]}  {100 * shares[i]:.1f} %") for i in there[:SHOWN]]
-    entries += [((255, 255, 255), f"and {len(there) - SHOWN} more")] * (len(there) > SHOWN)
+    present = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
+    entries = [(tuple(palette[i].tolist()), f"{names[i][:18]}  {100 * shares[i]:.1f} %") for i in present[:SHOWN]]
+    entries += [((255, 255, 255), f"and {len(present) - SHOWN} more")] * (len(present) > SHOWN)
     height, width = labels.shape
     line, cell = 18, 190
     columns = max(1, width // cell)
@@ -53,17 +76,18 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
 
 
 def _pixels(picture: Tensor) -> np.ndarray:
-    """``[3, H, W]`` in [0, 1] as ``[H, W, 3]`` in 8 bits."""
+    """Convert an image ``[3, H, W]`` in [0, 1] to ``[H, W, 3]`` in 8 bits."""
     return np.rint(255 * rearrange(picture.detach().cpu().numpy(), "c h w -> h w c").clip(0, 1)).astype(np.uint8)
 
 
 def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> "Figure":
-    """Pictures, and label maps over the first of them, side by side with a legend: a row a picture, a column a version of it.
+    """Draw images and label maps side by side with a legend: one row per image, one column per version of it.
 
     Args:
-        title: Of the figure.
-        columns: ``{title: one tensor a row}``: pictures ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``.
-        names: Of the classes.
+        title: Title of the figure.
+        columns: ``{title: one tensor per row}``: images ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``. Maps are
+            drawn over the images of the first column.
+        names: Names of the classes.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -97,17 +121,18 @@ def draw_looks(
     looks: Mapping[str, Callable[[Tensor, tuple[int, int]], Tensor]],
     names: Sequence[str],
 ) -> "Figure":
-    """Pictures, their labels, and what models make of them.
+    """Draw images, their labels and the predictions of models.
 
     Args:
-        title: Of the figure.
-        pictures: ``[3, H, W]`` in [0, 1], and labels ``[H', W']``.
-        looks: By label; each gives classes of a picture, at the size of the labels.
-        names: Of the classes.
+        title: Title of the figure.
+        pictures: Pairs of an image ``[3, H, W]`` in [0, 1] and labels ``[H', W']``.
+        looks: ``{title: function}``. Each function takes an image and (height, width) of the labels, and returns classes
+            of that size.
+        names: Names of the classes.
     """
-    columns: dict[str, list[Tensor]] = {"picture": [], "labels": [], **{label: [] for label in looks}}
+    columns: dict[str, list[Tensor]] = {"image": [], "labels": [], **{label: [] for label in looks}}
     for picture, labels in pictures:
-        found = [look(picture, (labels.shape[-2], labels.shape[-1])) for look in looks.values()]
-        for column, tensor in zip(columns.values(), (picture, labels, *found)):
+        predictions = [look(picture, (labels.shape[-2], labels.shape[-1])) for look in looks.values()]
+        for column, tensor in zip(columns.values(), (picture, labels, *predictions)):
             column.append(tensor)
     return draw_segmented(title, columns, names)
