@@ -1,4 +1,4 @@
-"""The adaptive attack on filters: the model's own logits, with gradients of wider kernels, which are not flat."""
+"""Adaptive attack on filters: the logits of the model, with the gradient of wider kernels, which do not saturate."""
 
 import copy
 
@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from ..core.bandwidths import Bandwidth
 from ..core.kernels import DotProduct, Elliptical
 
+__all__ = ["StraightThrough", "widened", "with_wider_gradients"]
+
 
 class StraightThrough(nn.Module):
-    """The logits of one model, with the gradient of another (backward pass differentiable approximation, arXiv 1802.00420).
+    """Logits of one model, with the gradient of another (backward pass differentiable approximation, arXiv 1802.00420).
 
     Args:
-        model: Gives the values.
-        surrogate: Gives the gradient.
+        model: Model that gives the values.
+        surrogate: Model that gives the gradient.
     """
 
     def __init__(self, model: nn.Module, surrogate: nn.Module) -> None:
@@ -31,9 +33,9 @@ class StraightThrough(nn.Module):
 
 @torch.no_grad()
 def widened(model: nn.Module, factor: float) -> nn.Module | None:
-    """A copy whose attention kernels are ``factor`` times as wide in feature space; None for a model without attention.
+    """Return a copy whose attention kernels are ``factor`` times as wide in feature space; None without attention.
 
-    Range bandwidths are multiplied; scores of dot products, timm's own attention among them, are divided by the square.
+    Range bandwidths are multiplied by the factor. Scores of dot products, also in timm's attention, are divided by its square.
     """
     model, changed = copy.deepcopy(model), False
     for name, module in model.named_modules():
@@ -43,12 +45,12 @@ def widened(model: nn.Module, factor: float) -> nn.Module | None:
         elif isinstance(module, Attention | DotProduct | Elliptical):
             module.scale = module.scale / factor**2
             if isinstance(module, Attention):
-                module.fused_attn = False  # type: ignore[misc]  # timm's fused path takes no scale
+                module.fused_attn = False  # type: ignore[misc]  # The fused path of timm takes no scale.
             changed = True
     return model if changed else None
 
 
 def with_wider_gradients(model: nn.Module, factor: float) -> nn.Module | None:
-    """The model's own logits, with the gradient of kernels ``factor`` times as wide; None for a model without attention."""
+    """Return the model with the gradient of kernels ``factor`` times as wide; None for a model without attention."""
     wide = widened(model, factor)
     return None if wide is None else StraightThrough(model, wide).eval()

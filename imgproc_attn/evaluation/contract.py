@@ -1,6 +1,6 @@
-"""The contract of images and logits: one check of types, shapes and ranges for attacks, corruptions, models and evaluations.
+"""Checks of the types, shapes and ranges of images, labels and logits, for attacks, corruptions and evaluations.
 
-Images are floats ``[B, C, H, W]``, finite and in [0, 1]; labels are class indices ``[B]``; logits have one row per image.
+Images are floats ``[B, C, H, W]``, finite and in [0, 1]. Labels are class indices ``[B]``. Logits have one row per image.
 """
 
 import math
@@ -13,10 +13,22 @@ from torch import Tensor, nn
 
 from ..core.bandwidths import at_least_float32
 
+__all__ = [
+    "BOUNDS",
+    "check_batch",
+    "check_classes_of_labels",
+    "check_corrupted",
+    "check_evaluation_mode",
+    "check_images",
+    "check_logits",
+    "check_pixels",
+    "finite_logits",
+]
+
 BOUNDS = (0.0, 1.0)
 
-# Images that were normalized and brought back leave [0, 1] by rounding. Eight roundings (mean, std, difference or sum, quotient
-# or product, twice) change a number of at most 1 by at most half a unit in the last place each.
+# Images that were normalized and denormalized leave [0, 1] by rounding. There are eight roundings (mean, std, difference or
+# sum, quotient or product, twice). Each changes a number of at most 1 by at most half a unit in the last place.
 ROUNDINGS = 8
 AXES = ("batch", "classes", "height", "width")
 
@@ -24,26 +36,27 @@ AXES = ("batch", "classes", "height", "width")
 def check_batch(
     model: nn.Module, images: Tensor, labels: Tensor | None = None, bounds: tuple[float, float] | None = BOUNDS
 ) -> Tensor:
-    """Refuse what would make a robustness number wrong.
+    """Check a model, images and labels, so that no mistake in them makes a robustness number wrong.
 
     Args:
-        model: In evaluation mode.
-        images: As `check_images`.
-        labels: ``[B]`` class indices; None where there are none to check.
-        bounds: As `check_images`.
+        model: Model in evaluation mode.
+        images: ``[B, C, H, W]``, as in `check_images`.
+        labels: ``[B]`` class indices; None to check no labels.
+        bounds: Range of the values, as in `check_images`.
 
     Returns:
-        The images, as `check_images`.
+        The images, as `check_images` returns them.
 
     Raises:
-        TypeError: Images or labels that are no tensors.
-        ValueError: A model in training mode, a call inside ``torch.inference_mode()``, images outside the contract, or labels
-            that are not one class index per image.
+        TypeError: Images or labels are not tensors.
+        ValueError: The model is in training mode, the call is inside ``torch.inference_mode()``, the images break the rules of
+            `check_images`, or the labels are not one class index per image.
     """
     check_evaluation_mode(model)
     if torch.is_inference_mode_enabled():
         raise ValueError(
-            "Attacks need gradients, which torch.inference_mode() rules out; call them outside it (no_grad is fine)."
+            "Attacks must run outside torch.inference_mode(), which rules out gradients, got a call inside it. Use "
+            "torch.no_grad() instead."
         )
     images = check_images(images, bounds)
     if labels is not None:
@@ -52,32 +65,40 @@ def check_batch(
 
 
 def check_evaluation_mode(model: Any) -> None:
-    """Refuse a model of which a part is in training mode.
+    """Check that the model and all its modules are in evaluation mode.
+
+    Args:
+        model: Module. Other callables pass the check.
 
     Raises:
-        ValueError: It is named.
+        ValueError: A module is in training mode. The message names it.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     training = next((name for name, module in modules if module.training), None)
     if training is not None:
-        which = f"{training!r} of the model" if training else "The model"
-        raise ValueError(f"{which} is in training mode, where dropout and its like feign robustness; call model.eval().")
+        module = f"its module {training!r}" if training else "it"
+        raise ValueError(f"The model must be in evaluation mode, got {module} in training mode. Call model.eval().")
 
 
 def check_images(images: Tensor, bounds: tuple[float, float] | None = BOUNDS, what: str = "Images") -> Tensor:
-    """Images, if they keep to the contract.
+    """Return the images if they are finite floats ``[B, C, H, W]`` in the bounds.
 
     Args:
         images: ``[B, C, H, W]``.
         bounds: Range of the values; None for any finite value.
-        what: What messages call them.
+        what: Name of the images in messages.
 
     Returns:
-        The same tensor; clamped, where rounding alone has left the bounds (by `ROUNDINGS` halves of the last place).
+        The same tensor. Values that left the bounds only by rounding (`ROUNDINGS` halves of the last place) are clamped.
 
     Raises:
-        TypeError: No tensor.
-        ValueError: Not floating point, not four axes, values that are not finite or out of bounds.
+        TypeError: The images are not a tensor.
+        ValueError: The images are not floating point, do not have four axes, or have values that are not finite or out of
+            bounds.
+
+    Example:
+        >>> check_images(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
     """
     if not isinstance(images, Tensor):
         raise TypeError(
@@ -85,37 +106,40 @@ def check_images(images: Tensor, bounds: tuple[float, float] | None = BOUNDS, wh
             "width, channels] of 8 bits give torch.from_numpy(images).movedim(-1, 1) / 255."
         )
     if not images.is_floating_point() or images.ndim != 4:
-        remedy = " in [0, 1]; divide 8-bit images by 255" if images.dtype == torch.uint8 else ""
+        remedy = "Divide 8-bit images by 255" if images.dtype == torch.uint8 else "Give images[None] for a single image"
         raise ValueError(
-            f"{what} are {images.dtype} of shape {list(images.shape)}; give floats [batch, channels, height, width]{remedy}."
+            f"{what} must be floats [batch, channels, height, width], got {images.dtype} of shape {list(images.shape)}. "
+            f"{remedy}."
         )
     if not images.numel():
         return images
-    low, high = torch.stack(images.aminmax()).tolist()  # one pass; NaN is least and largest
+    low, high = torch.stack(
+        images.aminmax()
+    ).tolist()  # aminmax passes over the images once, and returns NaN twice if there is any.
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{what} hold values that are not finite; repair or leave out those images.")
+        raise ValueError(f"{what} must be finite, got values from {low} to {high}. Repair or leave out those images.")
     if bounds is None or bounds[0] <= low <= high <= bounds[1]:
         return images
     slack = _rounding(images.dtype) * max(map(abs, bounds))
     if low < bounds[0] - slack or high > bounds[1] + slack:
         raise ValueError(
-            f"{what} range from {low:.4g} to {high:.4g}, but must lie in [{bounds[0]:g}, {bounds[1]:g}]; {_remedy(low, high)}."
+            f"{what} must be in [{bounds[0]:g}, {bounds[1]:g}], got values from {low:.4g} to {high:.4g}. {_remedy(low, high)}."
         )
     return images.clamp(*bounds)
 
 
 def _rounding(dtype: torch.dtype) -> float:
-    """By how much images in [0, 1] may leave it after they were normalized and brought back, in float32 at best."""
+    """Return how far images may leave [0, 1] by being normalized and denormalized, in at most float32 precision."""
     return ROUNDINGS / 2 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _remedy(low: float, high: float) -> str:
-    """What to do about images that range from ``low`` to ``high``."""
+    """Return the advice for images with values from ``low`` to ``high``."""
     if low >= 0 and high > 2:
-        return "divide images of 0 to 255 by 255"
+        return "Divide images of 0 to 255 by 255"
     if low >= -0.5 and high <= 1.5:
-        return "clamp what overshoots, and leave normalization to NormalizedModel"
-    return "leave normalization to NormalizedModel"
+        return "Clamp values outside the range, and leave normalization to NormalizedModel"
+    return "Leave normalization to NormalizedModel"
 
 
 def _check_labels(labels: Tensor, images: Tensor) -> None:
@@ -124,22 +148,25 @@ def _check_labels(labels: Tensor, images: Tensor) -> None:
             f"Labels must be a tensor [batch] of class indices, got {type(labels).__name__}. Give torch.tensor(labels)."
         )
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"Labels are {labels.dtype} of shape {list(labels.shape)}; give {len(images)} class indices, int64.")
+        raise ValueError(
+            f"Labels must be {len(images)} class indices in int64, got {labels.dtype} of shape {list(labels.shape)}. Give one "
+            "label per image."
+        )
     if len(labels) and labels.min() < 0:
-        raise ValueError(f"A label is {labels.min()}, but classes count from 0; leave out images without a label.")
+        raise ValueError(f"Labels must be at least 0, got {labels.min()}. Leave out images without a label.")
 
 
 def check_logits(output: Any, images: Tensor, axes: int = 2) -> Tensor:
-    """What a model returns for ``images``, if it is logits.
+    """Return the output of a model if it is logits with one row per image.
 
     Args:
-        output: What it returns.
-        images: ``[B, C, H, W]``.
+        output: Output of the model.
+        images: ``[B, C, H, W]`` input of the model.
         axes: 2 for ``[B, classes]``, 4 for ``[B, classes, height, width]``.
 
     Raises:
-        TypeError: No tensor: a dictionary, a tuple, an object of Hugging Face's.
-        ValueError: Another shape, another number of rows than images, or whole numbers.
+        TypeError: The output is not a tensor but a dictionary, a tuple, or an output object of Hugging Face.
+        ValueError: The output has the wrong number of axes or rows, or integers.
     """
     if not isinstance(output, Tensor):
         raise TypeError(
@@ -147,8 +174,11 @@ def check_logits(output: Any, images: Tensor, axes: int = 2) -> Tensor:
             f"whose forward returns {_logits_in(output)}."
         )
     if output.ndim != axes:
-        per = "an image" if axes == 2 else "a pixel"
-        raise ValueError(f"The model gives {list(output.shape)} for {len(images)} images, not a label {per}.")
+        unit = "image" if axes == 2 else "pixel"
+        raise ValueError(
+            f"The model must return logits [{', '.join(AXES[:axes])}], got shape {list(output.shape)} for {len(images)} "
+            f"images. Return one row of class scores per {unit}."
+        )
     if len(output) != len(images):
         raise ValueError(
             f"The model must return one row of logits per image, got {len(output)} for {len(images)} images. Return "
@@ -160,7 +190,7 @@ def check_logits(output: Any, images: Tensor, axes: int = 2) -> Tensor:
 
 
 def _kind(output: Any) -> str:
-    """The type of an output, and its keys or its length."""
+    """Return the type of an output in words, with its keys or its length."""
     name = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {name} with {', '.join(map(repr, output))}"
@@ -168,7 +198,7 @@ def _kind(output: Any) -> str:
 
 
 def _logits_in(output: Any) -> str:
-    """Where in an output the logits are, as code."""
+    """Return the code that gets the logits out of an output."""
     if isinstance(output, Mapping):
         return f"model(x)[{next((key for key in ('logits', 'out') if key in output), 'KEY')!r}]"
     return "model(x)[0]" if isinstance(output, tuple | list) else "model(x).logits"
@@ -176,55 +206,69 @@ def _logits_in(output: Any) -> str:
 
 @torch.no_grad()
 def finite_logits(model: nn.Module, images: Tensor, axes: int = 2) -> Tensor:
-    """The logits of ``images``, in float32 at least. As `check_logits` otherwise.
+    """Return the logits of ``images``, in float32 or higher precision, with the checks of `check_logits`.
 
     Raises:
-        FloatingPointError: Some are not finite, whose argmax would count as a prediction.
+        FloatingPointError: Logits are not finite. Their argmax would count as a prediction.
     """
     logits = check_logits(model(images), images, axes)
     if not logits.isfinite().all():
         raise FloatingPointError(
-            f"{(~logits.isfinite()).sum()} of {logits.numel()} logits are not finite; the model is broken."
+            f"Logits must be finite, got {(~logits.isfinite()).sum()} of {logits.numel()} that are not. Check the weights "
+            "and the precision of the model."
         )
     return at_least_float32(logits)
 
 
 def check_classes_of_labels(labels: Tensor, logits: Tensor) -> None:
-    """Refuse labels that the model has no logit for.
+    """Check that the model has a logit for every label.
 
     Raises:
-        ValueError: The largest is named.
+        ValueError: A label is too large. The message names the largest one.
     """
     if labels.numel() and labels.max() >= logits.shape[1]:
-        raise ValueError(f"A label is {labels.max()}, but the model has {logits.shape[1]} classes.")
+        raise ValueError(
+            f"Labels must be less than the number of classes of the model, {logits.shape[1]}, got {labels.max()}. Check the "
+            "labels, or use a model with more classes."
+        )
 
 
-def check_corrupted(name: str, found: Tensor, images: Tensor) -> Tensor:
-    """What a corruption makes of ``images``, if it keeps to the contract and leaves their shape and type alone.
+def check_corrupted(name: str, result: Tensor, images: Tensor) -> Tensor:
+    """Return the corrupted images if they pass `check_images` and have the shape and dtype of the clean images.
+
+    Args:
+        name: Name of the corruption, for messages.
+        result: Output of the corruption.
+        images: ``[B, C, H, W]`` input of the corruption.
 
     Raises:
-        TypeError: No tensor.
-        ValueError: Another shape or type, values that are not finite or out of [0, 1]; the corruption is named.
+        TypeError: The output is not a tensor.
+        ValueError: The output has another shape or dtype, or values that are not finite or out of [0, 1].
     """
     what = f"Images of corruption {name!r}"
-    if isinstance(found, Tensor) and (found.shape, found.dtype) != (images.shape, images.dtype):
+    if isinstance(result, Tensor) and (result.shape, result.dtype) != (images.shape, images.dtype):
         raise ValueError(
-            f"{what} must stay {images.dtype} of shape {list(images.shape)}, got {found.dtype} of shape {list(found.shape)}. "
-            "Return one image of the same size for each."
+            f"{what} must stay {images.dtype} of shape {list(images.shape)}, got {result.dtype} of shape {list(result.shape)}. "
+            "Return one image of the same size per image."
         )
-    return check_images(found, what=what)
+    return check_images(result, what=what)
 
 
-def check_pixels(name: str, found: Any, pixels: np.ndarray) -> np.ndarray:
-    """What a corruption makes of 8-bit ``pixels``, if it leaves their shape and type alone.
+def check_pixels(name: str, result: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return the corrupted pixels if they have the shape and dtype of the 8-bit ``pixels``.
+
+    Args:
+        name: Name of the corruption, for messages.
+        result: Output of the corruption.
+        pixels: ``[C, H, W]`` input of the corruption, uint8.
 
     Raises:
-        ValueError: It does not; the corruption is named.
+        ValueError: The output has another shape or dtype.
     """
-    found = np.asarray(found)
-    if (found.shape, found.dtype) != (pixels.shape, pixels.dtype):
+    result = np.asarray(result)
+    if (result.shape, result.dtype) != (pixels.shape, pixels.dtype):
         raise ValueError(
-            f"Pixels of corruption {name!r} must stay {pixels.dtype} of shape {list(pixels.shape)}, got {found.dtype} of shape "
-            f"{list(found.shape)}. Return whole gray levels, 0 to 255, of an image of the same size."
+            f"Pixels of corruption {name!r} must stay {pixels.dtype} of shape {list(pixels.shape)}, got {result.dtype} of "
+            f"shape {list(result.shape)}. Return whole gray levels, 0 to 255, of an image of the same size."
         )
-    return found
+    return result

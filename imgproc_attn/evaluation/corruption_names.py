@@ -1,9 +1,11 @@
 """Names of ImageNet-C's corruptions (arXiv 1903.12261), each with its module in `imgproc_attn.evaluation.imagenet_c`.
 
-The console command and the schema of recipes list these names. So they are kept where no torch, numpy or scipy is imported.
+The console command and the schema of recipes list these names. Therefore this module imports no torch, numpy or scipy.
 """
 
 from collections.abc import Mapping
+
+__all__ = ["COMMON", "CORRUPTIONS", "EXTRA"]
 
 COMMON: Mapping[str, str] = {
     "gaussian_noise": "noise",

@@ -1,15 +1,17 @@
-"""What a sanity check says of a robustness number."""
+"""Results of the sanity checks of a robustness number."""
 
 from dataclasses import dataclass
+
+__all__ = ["Finding", "SanityReport"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A reason to doubt.
+    """Reason to doubt a robustness number.
 
     Attributes:
-        check: Its short name.
-        message: What was seen, what it means, what to do.
+        check: Short name of the problem.
+        message: Observation, its meaning, and the remedy.
     """
 
     check: str
@@ -21,12 +23,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class SanityReport:
-    """What came of checking.
+    """Results of the sanity checks.
 
     Attributes:
-        done: Names of what was checked.
-        images: So many were looked at.
-        findings: Reasons to doubt.
+        done: Names of the checks that ran.
+        images: Number of images that were checked.
+        findings: Reasons to doubt the numbers; empty if there are none.
     """
 
     done: list[str]

@@ -1,4 +1,4 @@
-"""Normalization and precision inside the model, so that attacks and corruptions see images in [0, 1] and nothing else."""
+"""Normalization and precision inside the model, so that attacks and corruptions work on images in [0, 1]."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,22 +8,29 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_statistics
 
-Statistics = Sequence[float] | Tensor  # one value per channel; arrays too
+__all__ = ["InPrecision", "NormalizedModel", "Statistics"]
+
+Statistics = Sequence[float] | Tensor  # One value per channel. NumPy arrays work too.
 
 
 class NormalizedModel(nn.Module):
-    """A model that takes images in [0, 1] and normalizes them itself.
+    """Model that takes images in [0, 1] and normalizes them itself.
 
-    The values of images are not looked at here, in each forward pass: attacks and evaluations look at them once per batch.
+    The forward pass does not check the values of the images. Attacks and evaluations check them once per batch.
 
     Args:
         model: Any timm model, or any module that takes normalized images.
-        mean: One value per channel, in units of images in [0, 1]. Default: of the model's ``pretrained_cfg``.
-        std: One value per channel, likewise. Default: of the model's ``pretrained_cfg``.
+        mean: One value per channel, in units of images in [0, 1]. Default: the model's ``pretrained_cfg``.
+        std: One value per channel, in the same units. Default: the model's ``pretrained_cfg``.
 
     Raises:
-        ValueError: The model normalizes already; no values are given and it has none; statistics in gray levels, or not
-            as many as channels; or ``std`` is not positive.
+        ValueError: The model normalizes already, or has no statistics and none are given. Or the statistics are in gray levels,
+            do not fit the number of channels, or ``std`` is not positive.
+
+    Example:
+        >>> model = NormalizedModel(nn.Identity(), mean=[0.5], std=[0.25])
+        >>> model(torch.ones(1, 1, 1, 1)).item()
+        2.0
     """
 
     mean: Tensor
@@ -39,32 +46,36 @@ class NormalizedModel(nn.Module):
         cfg = getattr(model, "pretrained_cfg", None) or {}
         given = [cfg.get(key) if values is None else values for key, values in (("mean", mean), ("std", std))]
         if given[0] is None or given[1] is None:
-            raise ValueError("NormalizedModel: the model has no pretrained_cfg with mean and std; give mean= and std=.")
+            raise ValueError(
+                "NormalizedModel: the model must have a pretrained_cfg with mean and std, got none. Give mean= and std=."
+            )
         mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in given)
         for name, values in (("mean", mean), ("std", std)):
             check_statistics(f"NormalizedModel: {name} is ", values)
         if min(std, default=1.0) <= 0:
-            raise ValueError(f"NormalizedModel: std is {tuple(std)}, but every value must be positive.")
+            raise ValueError(
+                f"NormalizedModel: std must be positive, got {tuple(std)}. Give the standard deviations of the data."
+            )
         channels = getattr(model, "in_chans", len(mean))
         if len(mean) != channels or len(std) != channels:
             raise ValueError(
-                f"NormalizedModel: {len(mean)} means and {len(std)} standard deviations for {channels} channels; "
-                f"give mean= and std= with {channels} values."
+                f"NormalizedModel: mean and std must have {channels} values, one per channel, got {len(mean)} and {len(std)}. "
+                "Give mean= and std= of that length."
             )
         self.model = model
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
 
     def no_weight_decay(self) -> set[str]:
-        """The inner model's, for timm's optimizer factory."""
+        """Return the names of the inner model's parameters without weight decay, for timm's optimizer factory."""
         inner = getattr(self.model, "no_weight_decay", set)
         return {f"model.{name}" for name in inner()}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What the inner model gets for images ``[B, C, H, W]`` in [0, 1].
+        """Return the input of the inner model for images ``[B, C, H, W]`` in [0, 1].
 
         Raises:
-            ValueError: Images that are not floating point, or of other channels.
+            ValueError: The images are not floating point, or have another number of channels.
         """
         _check_type(images, len(self.mean))
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
@@ -89,11 +100,11 @@ torch.fx.wrap("_check_type")
 
 
 class InPrecision(nn.Module):
-    """A model whose forward pass runs under autocast, and whose logits have the type of the images.
+    """Model whose forward pass runs under autocast, and whose logits have the dtype of the images.
 
     Args:
         model: Any classifier.
-        autocast: Makes the context.
+        autocast: Function that returns the context manager.
     """
 
     def __init__(self, model: nn.Module, autocast: Callable[[], Any]) -> None:
@@ -105,4 +116,4 @@ class InPrecision(nn.Module):
         with self.autocast():
             logits = self.model(images)
         floats = isinstance(logits, Tensor) and logits.is_floating_point()
-        return logits.to(images.dtype) if floats else logits  # who asked for logits refuses the rest
+        return logits.to(images.dtype) if floats else logits  # The caller checks other outputs.

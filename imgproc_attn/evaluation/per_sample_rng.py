@@ -1,9 +1,11 @@
-"""Random numbers that belong to a sample: the same whatever the batch it comes in."""
+"""Random numbers per sample, which do not depend on the batch that the sample is in."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+__all__ = ["draw_per_sample", "mix_seeds"]
 
 
 def draw_per_sample(
@@ -12,13 +14,18 @@ def draw_per_sample(
     key: tuple[int, ...],
     sample: Callable[[tuple[int, ...], torch.Generator], Tensor],
 ) -> Tensor:
-    """One draw an image, from a generator keyed by ``(*key, id)``.
+    """Return one draw per image, from a generator seeded with ``(*key, id)``.
 
     Args:
-        images: ``[B, C, H, W]``; the draws have its shape, type and device.
+        images: ``[B, C, H, W]``; the draws have its dtype and device.
         sample_ids: ``[B]`` ids of the images in their data set. Default: 0 to B - 1.
-        key: Seed, and what else tells draws apart (restart, step).
-        sample: What to draw, from the shape of one image and a CPU generator.
+        key: Seed and other numbers that separate the draws (restart, step).
+        sample: Function that draws for one image, from its shape ``(C, H, W)`` and a CPU generator.
+
+    Example:
+        >>> noise = draw_per_sample(torch.zeros(2, 3, 8, 8), None, (0,), lambda shape, g: torch.randn(shape, generator=g))
+        >>> noise.shape
+        torch.Size([2, 3, 8, 8])
     """
     ids = range(len(images)) if sample_ids is None else sample_ids.tolist()
     generator = torch.Generator()
@@ -32,7 +39,10 @@ def draw_per_sample(
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One 63-bit seed of several numbers (splitmix64's mixing): neighboring ids must not give related draws."""
+    """Return one 63-bit seed for several numbers, by the mixing function of splitmix64.
+
+    The mixing makes draws of neighboring ids independent.
+    """
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

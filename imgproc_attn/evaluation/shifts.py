@@ -1,17 +1,20 @@
-"""Natural shifts of ImageNet: data sets of the same classes, taken otherwise; and one of classes a model does not know."""
+"""Natural distribution shifts of ImageNet: other data sets with the same classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+__all__ = ["SHIFTS", "Shift"]
+
 
 @dataclass(frozen=True)
 class Shift:
-    """A data set.
+    """Data set of a natural shift.
 
     Attributes:
-        title: Its name.
-        classes: Of its folders, and which logits count: a name that `imgproc_attn.evaluation.imagenet_subsets.class_map` knows.
-        source: The paper.
+        title: Name in tables.
+        classes: Name of the class map, which gives the labels of the folders and the logits that count. See
+            `imgproc_attn.evaluation.imagenet_subsets.class_map`.
+        source: Paper of the data set.
     """
 
     title: str
@@ -19,7 +22,7 @@ class Shift:
     source: str
 
 
-# by name on the command line
+# The keys are the names on the command line.
 SHIFTS: Mapping[str, Shift] = {
     "imagenet-a": Shift("ImageNet-A", "imagenet-a", "arXiv 1907.07174"),
     "imagenet-r": Shift("ImageNet-R", "imagenet-r", "arXiv 2006.16241"),

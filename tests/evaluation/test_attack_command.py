@@ -150,7 +150,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        (["--attacks", "fgsm", "--eps", "0"], "eps is 0.0, but must be positive"),
+        (["--attacks", "fgsm", "--eps", "0"], "eps must be positive and finite, got 0.0"),
         (["--attacks", "fgsm", "--eps", "8"], "8 gray levels are eps=8/255"),
         (["--attacks", "fgsm", "--eps", "a/255"], "no number and no fraction"),
         (["--attacks", "fgsm"], "need radii: give --eps"),

@@ -37,14 +37,14 @@ STATISTICS = {
     "CLIP": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
 }
 NOT_IMAGES = {
-    "8 bits": (lambda x: (x * 255).byte(), "divide 8-bit images by 255"),
-    "0 to 255": (lambda x: x * 255, "divide images of 0 to 255 by 255"),
-    "normalized": (lambda x: (x - 0.45) / 0.23, "leave normalization to NormalizedModel"),
-    "-1 to 1": (lambda x: 2 * x - 1, "leave normalization to NormalizedModel"),
-    "overshoot": (lambda x: x * 1.2 - 0.1, "clamp what overshoots"),
-    "NaN": (lambda x: x.where(x < x.max(), torch.nan), "not finite"),
+    "8 bits": (lambda x: (x * 255).byte(), "Divide 8-bit images by 255"),
+    "0 to 255": (lambda x: x * 255, "Divide images of 0 to 255 by 255"),
+    "normalized": (lambda x: (x - 0.45) / 0.23, "Leave normalization to NormalizedModel"),
+    "-1 to 1": (lambda x: 2 * x - 1, "Leave normalization to NormalizedModel"),
+    "overshoot": (lambda x: x * 1.2 - 0.1, "Clamp values outside the range"),
+    "NaN": (lambda x: x.where(x < x.max(), torch.nan), "must be finite, got values from nan to nan"),
     "an array": (lambda x: x.numpy(), "got ndarray"),
-    "one image": (lambda x: x[0], r"give floats \[batch, channels, height, width\]"),
+    "one image": (lambda x: x[0], r"must be floats \[batch, channels, height, width\]"),
 }
 
 
@@ -92,7 +92,7 @@ def test_rounding_of_normalization_is_no_offence(mean, std, dtype):
         assert (found - back).abs().max() <= 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     inside = levels.clone()
     assert check_images(inside) is inside
-    with pytest.raises(ValueError, match="but must lie in"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got"):
         check_images(levels - 10 * max(torch.finfo(dtype).eps, 1e-6))
 
 
@@ -131,8 +131,8 @@ OUTPUTS = {
     "one row": (lambda y: y[:1], "one row of logits per image, got 1 for 6 images"),
     "too many rows": (lambda y: y.repeat(2, 1), "one row of logits per image, got 12 for 6"),
     "classes": (lambda y: y.argmax(1, keepdim=True), "floating-point logits, got torch.int64"),
-    "a vector": (lambda y: y[:, 0], "not a label an image"),
-    "pixels": (lambda y: y[..., None, None], "not a label an image"),
+    "a vector": (lambda y: y[:, 0], r"must return logits \[batch, classes\], got shape"),
+    "pixels": (lambda y: y[..., None, None], r"must return logits \[batch, classes\], got shape"),
 }
 ASKERS = {
     "evaluate": lambda model, x, y: evaluate(model, x, y),
@@ -165,10 +165,10 @@ CORRUPTIONS = {
     "smaller": (lambda x, i: x[..., ::2], r"got torch.float32 of shape \[6, 3, 16, 8\]"),
     "another type": (lambda x, i: x.double(), "must stay torch.float32.*got torch.float64"),
     "8 bits": (lambda x, i: (x * 255).byte(), "must stay torch.float32.*got torch.uint8"),
-    "0 to 255": (lambda x, i: x * 255, "divide images of 0 to 255 by 255"),
-    "too bright": (lambda x, i: x + 0.2, "range from .* but must lie in"),
-    "infinite": (lambda x, i: x / 0, "not finite"),
-    "NaN": (lambda x, i: x * torch.nan, "not finite"),
+    "0 to 255": (lambda x, i: x * 255, "Divide images of 0 to 255 by 255"),
+    "too bright": (lambda x, i: x + 0.2, r"must be in \[0, 1\], got values from"),
+    "infinite": (lambda x, i: x / 0, "must be finite"),
+    "NaN": (lambda x, i: x * torch.nan, "must be finite"),
     "an array": (lambda x, i: x.numpy(), "got ndarray"),
     "nothing": (lambda x, i: None, "got NoneType"),
 }

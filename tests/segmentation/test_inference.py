@@ -193,7 +193,7 @@ REFUSED = {
     "a dictionary": (lambda m, x: segment(lambda y: {"out": m(y)}, x), r"got a dict with 'out'.*model\(x\)\['out'\]"),
     "a tuple of turned windows": (lambda m, x: segment(lambda y: (m(y),), x, 16), r"got a tuple of 1.*model\(x\)\[0\]"),
     "a tuple of mirror images": (lambda m, x: segment(lambda y: (m(y),), x, flip=True), "got a tuple of 1"),
-    "labels": (lambda m, x: segment(lambda y: m(y).argmax(1), x), "not a label a pixel"),
+    "labels": (lambda m, x: segment(lambda y: m(y).argmax(1), x), r"must return logits \[batch, classes, height, width\]"),
     "one row for two windows": (lambda m, x: segment(lambda y: m(y)[:1], x, 16), "one row of logits per image, got 1 for 2"),
 }
 

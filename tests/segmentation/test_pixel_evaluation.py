@@ -149,7 +149,7 @@ def test_clean_numbers_are_of_all_pictures_whatever_is_disturbed(run, model, tmp
 def test_judges_refuse(model):
     images, labels = torch.rand(1, 3, 64, 64) * 3, torch.zeros(1, 64, 64, dtype=torch.long)
     for judge in (PixelsAsGiven(6), PixelsUnderAttack(PixelFGSM(0.1))):
-        with pytest.raises(ValueError, match="Images range from"):
+        with pytest.raises(ValueError, match=r"Images must be in \[0, 1\]"):
             judge(model, images, labels, torch.arange(1))
         with pytest.raises(ValueError, match="training mode"):
             judge(nn.Conv2d(3, 6, 1).train(), images / 3, labels, torch.arange(1))

@@ -115,8 +115,11 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "--scales", "-1", "0"], "The scales must be one or more positive, finite factors"),
         (["evaluate", "RUN", "--scales", "nan"], "The scales must be .*positive, finite .*nan"),
         (["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"], "--classes and --crop-pct are for classifiers"),
-        (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "not a label an image"),
-        (["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"], "not a label an image"),
+        (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "must return logits .batch"),
+        (
+            ["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"],
+            "must return logits .batch",
+        ),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
