@@ -1,4 +1,4 @@
-"""Pictures with label maps: ADE20K, CamVid, and any folder of the like."""
+"""Images with label maps: ADE20K, CamVid and folders of the same layout."""
 
 import os
 import warnings
@@ -22,23 +22,36 @@ from ..utils.io import printable
 from .metrics import IGNORE_INDEX
 from .palettes import CAMVID
 
-NOT_A_CLASS = 254  # in lookup tables: a value that no label has
+__all__ = [
+    "LABEL_MAP_READERS",
+    "LabeledPictures",
+    "find_pictures",
+    "lookup_table",
+    "open_ade20k",
+    "open_camvid",
+    "open_labeled_folder",
+    "read_label",
+    "read_picture",
+]
+
+NOT_A_CLASS = 254  # entry of lookup tables for values that must not occur in label maps
 
 Pair = tuple[Path, Path]
 
 
 class LabeledPictures(Dataset):
-    """Pictures and label maps of equal size.
+    """Data set of images with label maps of equal size.
 
     Args:
-        pairs: Files of each.
-        classes: Names, in the order of their labels.
-        lookup: ``[256]``: from a value of the files to the label, 255 for pixels to ignore, 254 for values that must not be.
-        indices: Which of the pairs. Default: all.
-        transform: Of ``(tv_tensors.Image, tv_tensors.Mask)``, both.
+        pairs: Files of the images and of their label maps.
+        classes: Names of the classes, in the order of their labels.
+        lookup: Table ``[256]`` from values in the files to labels: 255 for pixels to ignore, 254 for values that must not
+            occur. See `lookup_table`.
+        indices: Indices of the pairs to use. Default: all.
+        transform: Joint transform of a ``tv_tensors.Image`` and a ``tv_tensors.Mask``.
 
     Raises:
-        ValueError: No pairs.
+        ValueError: There are no pairs, more than 254 classes, or two classes of the same name.
     """
 
     def __init__(
@@ -50,34 +63,37 @@ class LabeledPictures(Dataset):
         transform: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if not pairs:
-            raise ValueError("There are no pictures with labels.")
+            raise ValueError("The data set must have at least 1 image with labels, got 0. Check the folders.")
         if len(classes) > NOT_A_CLASS:
             raise ValueError(
-                f"There are {len(classes)} classes, but 8-bit label maps have room for {NOT_A_CLASS} beside 254 and 255."
+                f"The number of classes must be at most {NOT_A_CLASS}, got {len(classes)}. 8-bit label maps hold no more: the "
+                "values 254 and 255 are reserved. Merge some classes."
             )
         self.pairs, self.lookup, self.transform = list(pairs), lookup, transform
         self.indices = range(len(pairs)) if indices is None else indices
         self.classes = {name: label for label, name in enumerate(classes)}
         if len(self.classes) < len(classes):
-            raise ValueError(f"Two classes have one name among {', '.join(sorted(classes)[:20])}; give each its own.")
+            raise ValueError(
+                f"Names of classes must be unique, got two equal ones among {', '.join(sorted(classes)[:20])}. Rename one."
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def some(self, indices: Iterable[int]) -> "LabeledPictures":
-        """Those at these places."""
+        """Return the subset at these indices."""
         return LabeledPictures(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
 
     def name(self, index: int) -> str:
-        """What the picture is called."""
+        """Return the file name of an image."""
         return printable(self._files(index)[0].name)
 
     def content(self, index: int) -> bytes:
-        """Of picture and label map, as they lie there, and what values mean."""
+        """Return the bytes of the image file, the label map file and the lookup table, for hashes."""
         return b"".join(file.read_bytes() for file in self._files(index)) + self.lookup.tobytes()
 
     def entries(self) -> Iterator[tuple[Any, ...]]:
-        """Names and sizes of each image and its label map, without decoding them."""
+        """Yield the names and the sizes in bytes of each image file and its label map, without decoding them."""
         root = os.path.commonpath([file.parent for pair in self.pairs for file in pair])
         for files in map(self._files, range(len(self))):
             yield tuple((file.relative_to(root).as_posix(), file.stat().st_size) for file in files)
@@ -86,10 +102,11 @@ class LabeledPictures(Dataset):
         return self.pairs[self.indices[index]]
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """``[3, H, W]`` in 8 bits, and labels ``[H, W]`` in 8 bits.
+        """Return an image ``[3, H, W]`` and its labels ``[H, W]``, both in 8 bits, after the transform.
 
         Raises:
-            ValueError: A picture and labels of different sizes, labels that are no map of class numbers, or of no class.
+            ValueError: The sizes of image and label map differ, the label map is not 8-bit gray, or it has a value that is
+                not a class.
         """
         file, label_file = self._files(index)
         picture = read_picture(file)
@@ -105,52 +122,55 @@ class LabeledPictures(Dataset):
         if strange:
             known, ignored = np.flatnonzero(self.lookup < NOT_A_CLASS), np.flatnonzero(self.lookup == IGNORE_INDEX)
             raise ValueError(
-                f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes: those are "
-                f"{known.min()} to {known.max()}, and ignored {', '.join(map(str, ignored))}."
+                f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes. Store values from "
+                f"{known.min()} to {known.max()}, or {', '.join(map(str, ignored))} for pixels to ignore."
             )
 
     def check(self) -> None:
-        """Look at the headers of all files, and at a few label maps, so that no mistake waits behind hours of training.
+        """Check the headers of all files and the values of a few label maps, before hours of training.
 
         Raises:
-            ValueError: Files that cannot be used; the message counts them and says what is wrong with the first. Or label maps
-                without a label.
+            ValueError: Some files cannot be used, or the label maps have no labeled pixel. The message counts the files and
+                explains the first three errors.
+
+        Warns:
+            UserWarning: Some images have an EXIF orientation.
         """
         with ThreadPoolExecutor() as pool:
-            told = list(pool.map(_look_at, map(self._files, range(len(self)))))
-        wrong = [error for error, _ in told if error]
+            checks = list(pool.map(_check_headers, map(self._files, range(len(self)))))
+        wrong = [error for error, _ in checks if error]
         if wrong:
-            more = f" {len(wrong) - 3} more of the {len(self)} pairs are wrong." if len(wrong) > 3 else ""
+            more = f" {len(wrong) - 3} more of the {len(self)} pairs have errors." if len(wrong) > 3 else ""
             raise ValueError(" ".join(map(str, wrong[:3])) + more)
-        turned = [i for i, (_, is_turned) in enumerate(told) if is_turned]
+        turned = [i for i, (_, is_turned) in enumerate(checks) if is_turned]
         if turned:
             warnings.warn(
-                f"{len(turned)} of {len(self)} pictures have an EXIF orientation, {self._files(turned[0])[0]} for one. They "
-                "are taken as they are stored; if their labels are of the upright picture, store the pictures upright too.",
+                f"{len(turned)} of {len(self)} images have an EXIF orientation, for example {self._files(turned[0])[0]}. They "
+                "are used as stored, without rotation. If their labels belong to the upright image, store the image upright.",
                 stacklevel=2,
             )
         few = range(0, len(self), -(-len(self) // 16))
         values: set[int] = set()
         for label_file in (self._files(i)[1] for i in few):
-            found = np.unique(read_label(label_file))
-            self._refuse_strange(found, f"{label_file} has")
-            values |= set(found.tolist())
+            present = np.unique(read_label(label_file))
+            self._refuse_strange(present, f"{label_file} has")
+            values |= set(present.tolist())
         if (self.lookup[sorted(values)] == IGNORE_INDEX).all():
             raise ValueError(
-                f"All of {len(few)} label maps looked at hold nothing but {sorted(values)}, which is ignored: there is no "
-                f"pixel to learn or to count. One of them is {self._files(0)[1]}."
+                f"Label maps must have labeled pixels, got only the ignored values {sorted(values)} in {len(few)} label maps, "
+                f"for example {self._files(0)[1]}. Store class numbers."
             )
 
 
-def _look_at(pair: Pair) -> tuple[ValueError | None, bool]:
-    """What is wrong with the headers of a picture and its label map; and whether EXIF data would turn the picture."""
+def _check_headers(pair: Pair) -> tuple[ValueError | None, bool]:
+    """Return an error in the headers of an image and its label map, if any, and whether EXIF data would rotate the image."""
     file, label_file = pair
     try:
         with _opened(file) as picture, _opened(label_file) as label:
             _check_picture(file, picture)
             _check_label(label_file, label)
             _check_sizes(file, picture.size, label_file, label.size)
-            # of PNG files this would read all pixels
+            # For PNG files, getexif would read all pixels.
             turned = picture.format != "PNG" and picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
             return None, turned
     except ValueError as error:
@@ -160,19 +180,21 @@ def _look_at(pair: Pair) -> tuple[ValueError | None, bool]:
 def _check_sizes(file: Path, size: Sequence[int], label_file: Path, label_size: Sequence[int]) -> None:
     if tuple(size) != tuple(label_size):
         here, there = (f"{width} x {height}" for width, height in (size, label_size))
-        turned = " Does an EXIF orientation turn it? Store it upright." if tuple(size) == tuple(label_size)[::-1] else ""
-        raise ValueError(f"{file} is {here}, but its labels {label_file} are {there}; they must be equal.{turned}")
+        swapped = tuple(size) == tuple(label_size)[::-1]
+        remedy = "Does an EXIF orientation turn the image? Store it upright." if swapped else "Store both in one size."
+        raise ValueError(f"{file} must have the size of its labels {label_file}, {there}, got {here}. {remedy}")
 
 
 def read_picture(file: Path, upright: bool = False) -> np.ndarray:
-    """``[H, W, 3]`` in 8 bits.
+    """Read an image as RGB ``[H, W, 3]``, 8 bits.
 
     Args:
-        file: Of the picture.
-        upright: Turn it as its EXIF data say. Pictures with label maps are not turned, in training and in evaluation.
+        file: File of the image.
+        upright: Whether to apply the EXIF orientation. Images with label maps are never rotated, neither in training nor in
+            evaluation.
 
     Raises:
-        ValueError: It cannot be read, or has more than 8 bits, which would be cut off.
+        ValueError: The file cannot be read, or has more than 8 bits per value, which would be cut off.
     """
     with _opened(file) as picture:
         _check_picture(file, picture)
@@ -187,10 +209,10 @@ def _check_picture(file: Path, picture: Any) -> None:
 
 
 def read_label(file: Path) -> np.ndarray:
-    """A map of class numbers ``[H, W]`` in 8 bits, as it lies in the file.
+    """Read a label map ``[H, W]``, 8 bits, with the values of the file.
 
     Raises:
-        ValueError: It cannot be read; or a palette, colors or 16 bits, whose values are no class numbers.
+        ValueError: The file cannot be read, or has a palette, colors or 16 bits, whose values are not class numbers.
     """
     with _opened(file) as label:
         _check_label(file, label)
@@ -199,83 +221,108 @@ def read_label(file: Path) -> np.ndarray:
 
 def _check_label(file: Path, label: Any) -> None:
     mode = label.mode
-    few = next((bits for bits in ("2", "4") if f"L;{bits}'" in str(label.tile)), None)  # Pillow stretches them to 0 to 255
+    # Pillow stretches gray values of 2 or 4 bits to 0 to 255, so that they would be read as other numbers.
+    few = next((bits for bits in ("2", "4") if f"L;{bits}'" in str(label.tile)), None)
     if few is not None:
-        raise ValueError(f"{file} has {few} bits a pixel, not 8, and would be read as other numbers; store 8-bit gray.")
+        raise ValueError(f"{file} must have 8 bits per pixel, got {few}. Store class numbers as 8-bit gray.")
     if mode == "L":
         return
     kind = {"P": "a palette", "1": "1 bit", "I": "16 or 32 bits", "I;16": "16 bits", "RGB": "colors", "RGBA": "colors"}
     remedy = (
-        "if its indices are the class numbers, store them as gray: Image.fromarray(numpy.asarray(image))"
+        "If its indices are the class numbers, store them as gray: Image.fromarray(numpy.asarray(image))"
         if mode == "P"
-        else "store class numbers as 8-bit gray"
+        else "Store class numbers as 8-bit gray"
     )
-    raise ValueError(f"{file} has {kind.get(mode, f'mode {mode}')}, not one 8-bit gray value a pixel; {remedy}.")
+    raise ValueError(f"{file} must have one 8-bit gray value per pixel, got {kind.get(mode, f'mode {mode}')}. {remedy}.")
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Its header is read here; pixels when they are asked for."""
+    """Open an image file. The header is read here, the pixels on first use."""
     try:
         with Image.open(file) as opened:
             yield opened
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read {file}: {error}.") from error
+        raise ValueError(f"Cannot read {file}: {error}. Replace the file.") from error
 
 
 def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
-    """Files of pictures in a folder, ``deep`` in those below it too; what is left out is reported.
+    """Return the image files of a folder. Files that are left out are reported.
+
+    Args:
+        folder: Folder to search.
+        deep: Whether to search its subfolders too.
 
     Raises:
-        ValueError: Two of one name but for its ending, which would share label maps.
+        ValueError: Two names differ only in their ending, so the images would share a label map.
     """
     listing = list_images(folder, deep)
     report_left_out(folder, listing.left_out)
     files = [folder / name for name in listing.files]
     twice = [str(path) for path, count in Counter(file.with_suffix("") for file in files).items() if count > 1]
     if twice:
-        raise ValueError(f"Several pictures have one name, and would share its labels: {', '.join(twice[:5])}.")
+        raise ValueError(
+            f"Names of images must differ not only in their ending, got several of {', '.join(twice[:5])}. Rename them: "
+            "they would share a label map."
+        )
     return files
 
 
 def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
-    """Pictures below a folder, and label maps of the same names below the other.
+    """Return pairs of image and label map of the same name below two folders.
 
     Args:
-        pictures: Folder.
-        labels: Folder.
-        deep: Look into folders below, too.
+        pictures: Folder of the images.
+        labels: Folder of the label maps.
+        deep: Whether to search subfolders too.
 
     Raises:
-        FileNotFoundError: A folder or label maps that are not there; the message lists them.
+        FileNotFoundError: A folder, images or label maps are missing. The message lists them.
     """
     for folder in (pictures, labels):
         if not folder.is_dir():
-            beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-            there = f" Beside it are {', '.join(beside[:8])}: name one as the split." if beside else ""
-            raise FileNotFoundError(f"There is no folder {folder}.{there}")
+            siblings = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            remedy = (
+                f"Name one of these as the split: {', '.join(siblings[:8])}." if siblings else "Check the root and the split."
+            )
+            raise FileNotFoundError(f"The data set must have the folder {folder}, got no such folder. {remedy}")
     files = find_pictures(pictures, deep)
     pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
     missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise FileNotFoundError(
-            f"{len(missing)} of {len(pairs)} label maps are not in {labels}: {', '.join(missing[:10])}{more}."
+            f"{labels} must hold {len(pairs)} label maps, got {len(missing)} missing: {', '.join(missing[:10])}{more}. Add "
+            "them, or remove their images."
         )
     below = sorted(p.name for p in pictures.iterdir() if p.is_dir())
     if not pairs and not deep and below:
-        raise FileNotFoundError(f"{pictures} holds no pictures, but {', '.join(below[:8])}; name one of them as the split.")
+        raise FileNotFoundError(f"{pictures} must hold images, got {', '.join(below[:8])}. Name one of these as the split.")
     if not pairs:
-        raise FileNotFoundError(f"{pictures} holds no pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
+        raise FileNotFoundError(
+            f"{pictures} must hold images ({', '.join(sorted(IMAGE_EXTENSIONS))}), got none. Check the root."
+        )
     return pairs
 
 
 def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
-    """``[256]`` from values of files to labels; values that are not named are of no class."""
+    """Return a table ``[256]`` from values in files to labels.
+
+    Args:
+        classes: ``{value: label}``, with the label 255 for pixels to ignore. All other values get 254: they must not occur.
+
+    Raises:
+        ValueError: There are more than 254 classes, or a value above 255.
+
+    Example:
+        >>> lookup_table({0: 255, 1: 0, 2: 1})[:4]
+        array([255,   0,   1, 254], dtype=uint8)
+    """
     labels = [label for label in classes.values() if label != IGNORE_INDEX]
     if len(labels) > NOT_A_CLASS or max(classes) > IGNORE_INDEX:
         raise ValueError(
-            f"There are {len(labels)} classes, but 8-bit label maps have room for {NOT_A_CLASS}: 254 and 255 mean others."
+            f"The number of classes must be at most {NOT_A_CLASS}, got {len(labels)}. 8-bit label maps hold no more: the "
+            "values 254 and 255 are reserved. Merge some classes."
         )
     table = np.full(256, NOT_A_CLASS, dtype=np.uint8)
     for value, label in classes.items():
@@ -284,59 +331,79 @@ def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
 
 
 def open_ade20k(root: str, split: str) -> LabeledPictures:
-    """ADE20K, the scene parsing benchmark (``ADEChallengeData2016``): 150 classes; the value 0 is ignored, 1 is label 0.
+    """Open ADE20K, the scene parsing benchmark (``ADEChallengeData2016``), with 150 classes.
+
+    The value 0 in the files is ignored, and the value 1 is label 0.
 
     Args:
-        root: Holds ``images/SPLIT``, ``annotations/SPLIT`` and ``objectInfo150.txt``.
-        split: ``training`` or ``validation``; empty for pictures that lie in ``images`` itself.
+        root: Folder with ``images/SPLIT``, ``annotations/SPLIT`` and ``objectInfo150.txt``.
+        split: ``training`` or ``validation``; empty for images that are in ``images`` itself.
+
+    Raises:
+        FileNotFoundError: The root, ``objectInfo150.txt``, images or label maps are missing.
+        ValueError: Two images have the same name.
     """
-    place = find_root(root)
-    place = place / "ADEChallengeData2016" if (place / "ADEChallengeData2016").is_dir() else place
-    info = place / "objectInfo150.txt"
+    folder = find_root(root)
+    folder = folder / "ADEChallengeData2016" if (folder / "ADEChallengeData2016").is_dir() else folder
+    info = folder / "objectInfo150.txt"
     if not info.is_file():
-        raise FileNotFoundError(f"There is no {info}; it comes with ADEChallengeData2016 and names the 150 classes.")
+        raise FileNotFoundError(
+            f"ADE20K must have the file {info}, got no such file. Copy it from ADEChallengeData2016: it names the 150 classes."
+        )
     names = [line.split("\t")[-1].split(",")[0].strip() for line in info.read_text(encoding="utf-8").splitlines()[1:]]
     table = lookup_table({0: IGNORE_INDEX, **{value: value - 1 for value in range(1, len(names) + 1)}})
-    return LabeledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
+    return LabeledPictures(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
 
 
 def open_camvid(root: str, split: str) -> LabeledPictures:
-    """CamVid in SegNet's version: 11 classes, the twelfth is ignored.
+    """Open CamVid in SegNet's version: 11 classes; the twelfth is ignored.
 
     Args:
-        root: Holds ``SPLIT`` and ``SPLITannot``.
+        root: Folder with the subfolders ``SPLIT`` and ``SPLITannot``.
         split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        FileNotFoundError: The root, images or label maps are missing.
+        ValueError: The split is empty, or two images have the same name.
     """
     if not split:
-        raise ValueError("CamVid has no pictures but in its splits; name train, val or test.")
-    place = find_root(root)
+        raise ValueError("The split of CamVid must be train, val or test, got ''. Name one of them.")
+    folder = find_root(root)
     names = list(CAMVID)
     table = lookup_table({**{label: label for label in range(11)}, 11: IGNORE_INDEX})
-    return LabeledPictures(_pairs(place / split, place / f"{split}annot"), names, table)
+    return LabeledPictures(_pairs(folder / split, folder / f"{split}annot"), names, table)
 
 
 def open_labeled_folder(root: str, split: str) -> LabeledPictures:
-    """Any data set in ``images/SPLIT`` and ``annotations/SPLIT``, 8-bit gray PNG of class numbers, 255 ignored.
+    """Open any data set in ``images/SPLIT`` and ``annotations/SPLIT``.
 
-    Cityscapes, once its ``labelTrainIds.png`` lie there under the names of the pictures; others likewise.
+    Label maps are 8-bit gray PNG files of class numbers; 255 is ignored. For Cityscapes, copy its ``labelTrainIds.png``
+    files there under the names of the images.
 
     Args:
-        root: Holds those, and ``classes.txt``: a name a line, in the order of class numbers.
-        split: Empty for the folders themselves.
+        root: Folder with these subfolders and ``classes.txt``: one name per line, in the order of class numbers.
+        split: Name of the split; empty for files in ``images`` and ``annotations`` themselves.
+
+    Raises:
+        FileNotFoundError: The root, ``classes.txt``, images or label maps are missing.
+        ValueError: Two images or two classes have the same name, there are more than 254 classes, or ``classes.txt`` is not
+            in UTF-8.
     """
-    place = find_root(root)
-    names = _names(place / "classes.txt")
+    folder = find_root(root)
+    names = _names(folder / "classes.txt")
     table = lookup_table({**{label: label for label in range(len(names))}, IGNORE_INDEX: IGNORE_INDEX})
-    return LabeledPictures(_pairs(place / "images" / split, place / "annotations" / split, deep=bool(split)), names, table)
+    return LabeledPictures(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
 
 
 def _names(file: Path) -> list[str]:
     if not file.is_file():
-        raise FileNotFoundError(f"There is no {file}, which names the classes, one a line.")
+        raise FileNotFoundError(
+            f"The data set must have the file {file}, got no such file. Write one class name per line to it."
+        )
     try:
-        text = file.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the text
+        text = file.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark.
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not in UTF-8 ({error}); store it so.") from error
+        raise ValueError(f"{file} must be a text file in UTF-8, got other bytes ({error}). Store it in UTF-8.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -61,8 +61,8 @@ def check_windows(window: int | None, stride: int | None) -> None:
         raise ValueError(f"The stride must be left out without a window, got {stride}. Give the window too.")
     if stride is not None and window is not None and not 0 < stride <= window:
         raise ValueError(
-            f"The stride must be from 1 to the window, {window}, got {stride}. Choose one in this range: a larger stride leaves "
-            "gaps between windows."
+            f"The stride must be from 1 to the window, {window}, got {stride}. Choose one in this range, so that windows "
+            "leave no gaps."
         )
 
 

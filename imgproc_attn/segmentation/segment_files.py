@@ -1,4 +1,4 @@
-"""`imgproc-attn segment`: overlays and label maps of images."""
+"""Overlays and label maps of image files, for `imgproc-attn segment`."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,6 +19,8 @@ from .inference import SlidingWindow, check_scales, segment
 from .model import Segmenter
 from .overlays import with_legend
 from .transforms import resized
+
+__all__ = ["segment_pictures"]
 
 
 def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
@@ -42,23 +44,24 @@ def segment_pictures(
     """Segment pictures: ``overlays/NAME.png`` with a legend, ``labels/NAME.png`` with class numbers as 8-bit gray.
 
     Args:
-        subject: The segmenter.
-        source: A picture, or a folder of pictures; what lies in ``output`` is left out.
-        output: Folder of the results; made if need be.
-        device: Where to run.
-        short_side: Pictures are resized to it for the model; results have their own size. Default: as they are.
-        windows: How the model looks at a picture. Default: at the whole.
-        scales: Factors of the size, over which probabilities are averaged.
-        flip: Mirror images too.
+        subject: The segmentation model.
+        source: An image, or a folder of images. Files in ``output`` are left out.
+        output: Folder of the results. It is created if it does not exist.
+        device: Device of the model.
+        short_side: Shorter side in pixels to which images are resized for the model. Results have the size of the original
+            image. Default: no resizing.
+        windows: Sliding windows. Default: the whole image at once.
+        scales: Factors of the image size. Probabilities are averaged over them.
+        flip: Whether to average also over the mirrored image at each scale.
 
     Returns:
-        The overlays.
+        The files of the overlays.
 
     Raises:
-        FileNotFoundError: There is no picture.
-        FileExistsError: ``output`` holds files that would be overwritten, and that were not written by this function.
-        ValueError: A model that does not segment, or two pictures of one name; or pictures that cannot be read, once all others
-            are written.
+        FileNotFoundError: There is no image.
+        FileExistsError: ``output`` holds files that would be overwritten and were not written by this function.
+        ValueError: The model is not a segmentation model, two images have the same name, or some images cannot be read. All
+            other images are written first.
     """
     check_output_folder(output)
     check_scales(scales)
@@ -66,17 +69,22 @@ def segment_pictures(
     pictures = find_pictures(source) if source.is_dir() else [source] * source.is_file()
     files = [f for f in pictures if f == source or not f.resolve().is_relative_to(own)]
     if not files:
-        raise FileNotFoundError(f"{source} is no picture, and no folder with any ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
+        raise FileNotFoundError(
+            f"The source must be an image or a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))}), got {source}. Check "
+            "the path."
+        )
     inner, preprocessing = subject.build()
     if not isinstance(inner, Segmenter):
-        raise ValueError(f"{subject.model} is a {type(inner).__name__}, which gives no label a pixel; name a segmenter's run.")
+        raise ValueError(
+            f"The model must be a segmentation model, got {subject.model}, a {type(inner).__name__}. Name a segmenter's run."
+        )
     names = inner.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(inner.num_classes)]
     model = NormalizedModel(inner, preprocessing.mean, preprocessing.std).to(device).eval()
     view, written = windows or SlidingWindow(), []
     broken: list[str] = []
     top = source if source.is_dir() else source.parent
-    places = {file: file.relative_to(top).with_suffix(".png").as_posix() for file in files}
-    with claimed(output, [f"{kind}/{place}" for place in places.values() for kind in ("labels", "overlays")]):
+    names_of_results = {file: file.relative_to(top).with_suffix(".png").as_posix() for file in files}
+    with claimed(output, [f"{kind}/{name}" for name in names_of_results.values() for kind in ("labels", "overlays")]):
         for file in _with_progress(files):
             try:
                 picture = read_picture(file, upright=True)
@@ -86,13 +94,13 @@ def segment_pictures(
             image = torch.from_numpy(picture).permute(2, 0, 1)
             image = image if short_side is None else resized(image, short_side)
             size = (picture.shape[0], picture.shape[1])
-            found = segment(model, image.to(device) / 255, view.window, view.stride, size=size, scales=scales, flip=flip)
-            labels = found.cpu().numpy().astype(np.uint8)
+            classes = segment(model, image.to(device) / 255, view.window, view.stride, size=size, scales=scales, flip=flip)
+            labels = classes.cpu().numpy().astype(np.uint8)
             results = {"labels": Image.fromarray(labels), "overlays": with_legend(picture, labels, list(names))}
             for kind, result in results.items():
-                write_atomically(output / kind / places[file], partial(result.save, format="PNG"))
-            written.append(output / "overlays" / places[file])
+                write_atomically(output / kind / names_of_results[file], partial(result.save, format="PNG"))
+            written.append(output / "overlays" / names_of_results[file])
     if broken:
-        done = f"{len(written)} pictures are segmented in {output}, but not {len(broken)}: " if written else ""
+        done = f"{len(written)} images are segmented in {output}, but not {len(broken)}: " if written else ""
         raise ValueError(done + " ".join(broken[:10]))
     return written

@@ -66,22 +66,28 @@ def in_colors_of_16_bits(file, height=300, width=451):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (rewrite(in_four_bits), r"a\.png has 4 bits a pixel, not 8, and would be read as other numbers"),
-        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "is 451 x 300, but its labels .* are 451 x 100"),
+        (rewrite(in_four_bits), r"a\.png must have 8 bits per pixel, got 4"),
+        (
+            rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)),
+            "must have the size of its labels .*, 451 x 100, got 451 x 300",
+        ),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
-            r"has the values \[6, 7\], which are none of the 6 classes: those are 0 to 5, and ignored 255",
+            r"has the values \[6, 7\], which are none of the 6 classes. Store values from 0 to 5, or 255 for",
         ),
         (
             rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
-            "has a palette, not one 8-bit gray value",
+            "must have one 8-bit gray value per pixel, got a palette. If its indices",
         ),
-        (rewrite(lambda label, file: Image.fromarray(label.astype(np.uint16)).save(file)), "has 16 bits"),
-        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colors"),
-        (rewrite(lambda label, file: Image.fromarray(label > 2).save(file)), "has 1 bit, not one 8-bit gray value"),
+        (rewrite(lambda label, file: Image.fromarray(label.astype(np.uint16)).save(file)), "got 16 bits"),
+        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "got colors"),
+        (
+            rewrite(lambda label, file: Image.fromarray(label > 2).save(file)),
+            "must have one 8-bit gray value per pixel, got 1 bit",
+        ),
         (
             lambda root: Image.open(root / "images" / "train" / "a.jpg").save(root / "images" / "train" / "a.png"),
-            "one name, and would",
+            "Names of images must differ not only in their ending, got several of .*a. Rename",
         ),
         (rewrite(lambda label, file: file.write_bytes(file.read_bytes()[:90])), "Cannot read .*a.png"),
         (
@@ -93,11 +99,14 @@ def in_colors_of_16_bits(file, height=300, width=451):
         (lambda root: in_colors_of_16_bits(root / "images" / "train" / "a.jpg"), "has more than 8 bits per value"),
         (
             lambda root: (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(255))),
-            "There are 255 classes, but 8-bit label maps",
+            "number of classes must be at most 254, got 255",
         ),
-        (rewrite(lambda label, file: file.unlink()), "1 of 2 label maps are not in .*: a.png"),
-        (lambda root: (root / "classes.txt").unlink(), "which names the classes, one a line"),
-        (lambda root: (root / "classes.txt").write_text("Straße", encoding="latin-1"), "classes.txt is not in UTF-8"),
+        (rewrite(lambda label, file: file.unlink()), "must hold 2 label maps, got 1 missing: a.png"),
+        (lambda root: (root / "classes.txt").unlink(), "must have the file .*classes.txt, got no such file"),
+        (
+            lambda root: (root / "classes.txt").write_text("Straße", encoding="latin-1"),
+            "classes.txt must be a text file in UTF-8",
+        ),
     ],
 )
 def test_data_refuses(spoil, message, tmp_path):
@@ -115,14 +124,17 @@ def without_labels(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), "are 451 x 100; they must be equal"),
-        (rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)), "has colors, not one 8-bit"),
+        (rewrite(lambda label, file: Image.fromarray(label[:100]).save(file)), ", 451 x 100, got 451 x 300"),
+        (
+            rewrite(lambda label, file: Image.fromarray(np.stack([label] * 3, 2)).save(file)),
+            "must have one 8-bit gray value per pixel, got colors",
+        ),
         (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
             r"a\.png has the values \[6, 7\], which are none of",
         ),
-        (without_labels, r"All of 2 label maps looked at hold nothing but \[255\], which is ignored"),
+        (without_labels, r"got only the ignored values \[255\] in 2 label maps"),
     ],
 )
 def test_mistakes_show_before_training(spoil, message, tmp_path):
@@ -158,9 +170,11 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
 
 def test_other_splits_and_layouts_are_named(tmp_path):
     shapes_folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match="There is no folder .*images/test. Beside it are train, val: name one"):
+    with pytest.raises(
+        FileNotFoundError, match="must have the folder .*images/test, got no such folder. Name one of these .* train, val"
+    ):
         open_labeled_folder(str(tmp_path), "test")
-    with pytest.raises(FileNotFoundError, match="objectInfo150.txt; it comes with ADEChallengeData2016"):
+    with pytest.raises(FileNotFoundError, match="objectInfo150.txt, got no such file. Copy it from ADEChallengeData2016"):
         open_ade20k(str(tmp_path), "validation")
 
 
@@ -185,7 +199,7 @@ def test_pictures_that_exif_data_would_turn(tmp_path):
     picture, exif = Image.open(file), Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     picture.save(file, exif=exif)
-    with pytest.warns(UserWarning, match=r"1 of 2 pictures have an EXIF orientation, .*a\.jpg for one"):
+    with pytest.warns(UserWarning, match=r"1 of 2 images have an EXIF orientation, for example .*a\.jpg"):
         open_labeled_folder(str(root), "train").check()
     picture.transpose(Image.Transpose.ROTATE_90).save(file)
     with pytest.raises(ValueError, match="Does an EXIF orientation turn it"):

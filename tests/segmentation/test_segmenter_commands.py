@@ -105,7 +105,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "nowhere", "--checkpoint", "RUN"], "nowhere is no picture, and no folder with any"),
+        (["segment", "nowhere", "--checkpoint", "RUN"], "must be an image or a folder with images .*, got nowhere"),
         (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "There is no attack 'square'; there are fgsm"),
         (["attack", "RUN", "--preset", "robustbench-linf"], "--preset robustbench-linf is not for this model; there are grid"),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "must be untargeted"),
@@ -122,9 +122,9 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         ),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
-        (["evaluate", "RUN", "--root", "DATA", "--split", ""], "holds no pictures, but train, val; name one of them"),
+        (["evaluate", "RUN", "--root", "DATA", "--split", ""], "must hold images, got train, val. Name one of these"),
         (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
-        (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "CamVid has no pictures but in its splits; name train"),
+        (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "The split of CamVid must be train, val or test, got ''"),
         (
             ["evaluate", "CLASSIFIER", "--data", "labeled", "--root", "DATA", "--split", "val"],
             "gives no label a pixel, which label maps are for",
@@ -134,9 +134,12 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
             ["evaluate", "CLASSIFIER", "--root", "SIX", "--window", "32", "--scales", "0.5", "1"],
             "--window and --scales are for segmenters; the labels of 'folder' are not of pixels",
         ),
-        (["segment", "DATA", "--checkpoint", "CLASSIFIER"], "gives no label a pixel; name a segmenter's run"),
+        (
+            ["segment", "DATA", "--checkpoint", "CLASSIFIER"],
+            "must be a segmentation model, got .*classifier",
+        ),
         (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "is no folder; name that of a run"),
-        (["segment", "TWICE", "--checkpoint", "RUN"], "Several pictures have one name"),
+        (["segment", "TWICE", "--checkpoint", "RUN"], "Names of images must differ not only in their ending"),
     ],
 )
 def test_commands_refuse(run, words, message, tmp_path, capsys):
