@@ -109,7 +109,7 @@ def test_costs_are_those_of_a_sample_that_withstands(model):
 
     constant, image, label = Constant().eval(), torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
     settings = {"steps": 7, "queries": 9, "samples": 4, "restarts": 2, "targets": 2, "start_at_random": True}
-    for name in ATTACKS:
+    for name in ATTACKS.keys() - {"autoattack"}:  # whose passes are those of another package
         own = {k: v for k, v in settings.items() if k in ATTACKS[name][1]().__dataclass_fields__}
         attack = build_attacks([name], [ThreatModel(0.1)], 10, **own).popitem()[1]
         Constant.calls = 0
