@@ -281,18 +281,21 @@ def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> li
     """Compare the numbers of attacks with each other and with the clean one.
 
     Args:
-        rows: Numbers of the conditions; the first one is clean.
+        rows: Numbers of the conditions; the first one of the same images is clean.
         metric: The metric to compare.
     """
-    sign, unit = (1 if metric.higher_is_better else -1), f" {metric.unit} {metric.title}"
+    sign, word = (1, "more") if metric.higher_is_better else (-1, "less")
 
     def better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return sign * (row[metric.key] - other[metric.key]) > POINTS
 
+    def value(row: Mapping[str, Any]) -> str:
+        return f"{row[metric.key]:.1f} {metric.unit}".strip()
+
     findings, attacked = [], [row for row in rows if "eps" in row]
     for row in attacked:
         for other in (o for o in attacked if o["norm"] == row["norm"] and better(row, o)):
-            message = f"{row['name']} leaves {row[metric.key]:.1f}{unit}, {other['name']} {other[metric.key]:.1f}"
+            message = f"{row['name']} leaves {value(row)} {metric.title}, {other['name']} {value(other)}"
             if row["family"] == other["family"] and row["eps"] > other["eps"] and _has_steps(row):
                 findings.append(
                     Finding(f"{metric.title} rises with eps", f"{message}: a larger ball holds the smaller one{DOUBT}.")
@@ -300,10 +303,9 @@ def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> li
             if _has_steps(row) and not _has_steps(other) and row["eps"] == other["eps"]:
                 findings.append(Finding("steps are weaker than one", f"{message}: gradients may be masked{DOUBT}."))
     for row in attacked:
-        if better(row, rows[0]):
-            message = (
-                f"{row['name']} leaves {row[metric.key]:.1f}{unit}, more than the {rows[0][metric.key]:.1f} without attack"
-            )
+        clean = next((r for r in rows if "eps" not in r and r.get("images") == row.get("images")), rows[0])
+        if better(row, clean):
+            message = f"{row['name']} leaves {value(row)} {metric.title}, {word} than the {value(clean)} without attack"
             findings.append(Finding("an attack that helps", f"{message}{DOUBT}."))
     return findings
 

@@ -1,12 +1,12 @@
-"""What tests of segmentation share: small models, commands."""
+"""What tests of segmentation share: small models, sessions, commands."""
 
 import torch
-from imgproc_attn.evaluation.assessment import Assessment, Place
-from imgproc_attn.evaluation.subject import ModelSpec
-from imgproc_attn.segmentation.source import PictureSource
 from torch import nn
 
 from imgproc_attn import cli
+from imgproc_attn.evaluation.session import EvaluationSession, Runtime
+from imgproc_attn.evaluation.specs import DatasetSpec, ModelSpec
+from imgproc_attn.tasks import SegmentationTask
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
@@ -28,10 +28,19 @@ CPU = torch.device("cpu")
 CLASSIFIER = {"num_classes": 6, "depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 64}
 
 
-def assessment(run, output, **options):
-    """A run's model and its data; ``output`` may be None where nothing is written."""
-    source = PictureSource("labeled", str(run.parent / "data"), "val", short_side=64, **options)
-    return Assessment(ModelSpec(str(run)), source, Place(output or run.parent / "evaluated", CPU, batch_size=1, workers=0))
+def session_of(run, output=None, **options):
+    """Return a session of a run's model, and the samples of its data."""
+    session = EvaluationSession.open(
+        ModelSpec(str(run)),
+        lambda model: SegmentationTask.for_model(model, short_side=64, **options),
+        Runtime(CPU, batch_size=1, output=output),
+    )
+    return session, session.samples(DatasetSpec("labeled", str(run.parent / "data"), "val"))
+
+
+def first_batch(session, samples):
+    """Return the first batch of a session's samples."""
+    return next(samples.batches(session.preprocessing, 1, 0, CPU))
 
 
 def command(*words):

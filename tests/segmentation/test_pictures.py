@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from imgproc_attn.segmentation.source import PictureSource
 from PIL import ExifTags, Image
 from shapes import label_map, recipe_of, shapes_folder
 from skimage import data as photographs
 
+from imgproc_attn.evaluation.specs import DatasetSpec
 from imgproc_attn.segmentation.data import open_ade20k, open_camvid, open_labeled_folder, read_label
+from imgproc_attn.tasks import SegmentationTask
 from imgproc_attn.training import train
-from imgproc_attn.training.model_factory import check
+from imgproc_attn.training.model_factory import dry_run
 
 
 def write_png(file, height, width, bits, kind, rows):
@@ -145,7 +146,9 @@ def test_mistakes_show_before_training(spoil, message, tmp_path):
         train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
     assert not (tmp_path / "run" / "last").exists()
     with pytest.raises(ValueError, match=message):
-        PictureSource("labeled", str(root), "train").open(SimpleNamespace(num_classes=6, pretrained_cfg={}), 3)
+        SegmentationTask(6).open_dataset(
+            DatasetSpec("labeled", str(root), "train"), SimpleNamespace(num_classes=6, pretrained_cfg={}), 3
+        )
 
 
 def test_backbones_of_one_size_are_refused_before_training(tmp_path):
@@ -163,9 +166,9 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
         )
         if refused:
             with pytest.raises(ValueError, match=refused):
-                check(single)
+                dry_run(single)
         else:
-            check(single)
+            dry_run(single)
 
 
 def test_other_splits_and_layouts_are_named(tmp_path):

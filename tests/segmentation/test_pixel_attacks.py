@@ -4,8 +4,7 @@ import pytest
 import seeding
 import torch
 import torch.nn.functional as F
-from imgproc_attn.segmentation.measure import PixelsAsGiven, PixelsUnderAttack
-from segmented import CPU, assessment
+from segmented import first_batch, session_of
 from torch import nn
 
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
@@ -20,6 +19,7 @@ from imgproc_attn.segmentation.attacks import (
     wrong_pixels_weighted,
 )
 from imgproc_attn.segmentation.presets import PIXEL_ATTACKS
+from imgproc_attn.tasks import SegmentationTask
 
 
 def test_losses_are_of_labeled_pixels():
@@ -63,13 +63,13 @@ def test_two_classes_in_closed_form(pointwise, attack):
     direction = (pointwise.model.weight[1] - pointwise.model.weight[0])[:, 0, 0].sign()
     sign = torch.where(labels == 0, 1.0, -1.0)[:, None] * direction[:, None, None]
     expected = torch.where((labels == 255)[:, None], images, images + 0.01 * sign)
-    judged = PixelsUnderAttack(attack)(pointwise, images, labels, torch.arange(2))
+    found = SegmentationTask(2).under(attack)(pointwise, images, labels, torch.arange(2)).images
     kept = (labels != 255)[:, None].expand_as(images)
-    torch.testing.assert_close(judged.images[kept], expected[kept], rtol=0, atol=1e-6)
-    assert (judged.images >= images - 0.01).all()
-    assert (judged.images <= images + 0.01).all()
+    torch.testing.assert_close(found[kept], expected[kept], rtol=0, atol=1e-6)
+    assert (found >= images - 0.01).all()
+    assert (found <= images + 0.01).all()
     if isinstance(attack, PixelFGSM):
-        assert torch.equal(judged.images[~kept], images[~kept])
+        assert torch.equal(found[~kept], images[~kept])
 
 
 def test_masked_pgd_turns_all_that_can_be_turned(pointwise):
@@ -77,14 +77,22 @@ def test_masked_pgd_turns_all_that_can_be_turned(pointwise):
     nn.init.zeros_(pointwise.model.bias)  # each class is seen as often as the other
     images, labels = torch.rand(2, 3, 9, 8) * 0.8 + 0.1, torch.randint(2, (2, 9, 8))
     labels[:, :2] = 255
-    worst = PixelsUnderAttack(PixelPGD(0.1, 20))(pointwise, images, labels, torch.arange(2))
-    masked = PixelsUnderAttack(MaskedPGD(0.1, 20))(pointwise, images, labels, torch.arange(2))
-    assert torch.equal(masked.areas, worst.areas)
-    assert masked.areas[:, 0].sum() < PixelsAsGiven(2)(pointwise, images, labels, torch.arange(2)).areas[:, 0].sum()
+    task = SegmentationTask(2)
+    worst, masked, clean = (
+        scorer(pointwise, images, labels, torch.arange(2)).columns["areas"]
+        for scorer in (task.under(PixelPGD(0.1, 20)), task.under(MaskedPGD(0.1, 20)), task.clean)
+    )
+    assert masked == worst
+    assert right_of(masked) < right_of(clean)
     wrong = pointwise(images).argmax(1) != labels
     gradient = torch.autograd.grad(masked_cross_entropy(pointwise(images.requires_grad_()), labels).sum(), images)[0]
     assert (gradient.abs().sum(1)[wrong] == 0).all()
     assert (gradient.abs().sum(1)[~wrong] > 0).all()
+
+
+def right_of(areas):
+    """Return the number of right pixels of all images; each row of an image is ``[class, right, predicted, labeled]``."""
+    return sum(row[1] for image in areas for row in image)
 
 
 def test_attacks_refuse():
@@ -98,12 +106,12 @@ def test_attacks_refuse():
 
 
 def test_of_restarts_the_worst_counts(model, run):
-    ours = assessment(run, None)
-    images, labels, ids = next(ours.samples().batches(ours.preprocessing, 1, 0, CPU))
+    session, samples = session_of(run)
+    images, labels, ids = first_batch(session, samples)
     alone = [_right(model, images, labels, ids, PixelPGD(0.01, 2, seed=0), restart) for restart in range(3)]
     assert len(set(alone)) > 1
     attack = PixelPGD(0.01, 2, restarts=3, seed=0)
-    assert PixelsUnderAttack(attack)(model, images, labels, ids).areas[0, 0].sum() == min(alone)
+    assert right_of(session.task.under(attack)(model, images, labels, ids).columns["areas"]) == min(alone)
     found = attack(model, images, labels, ids)
     assert found.success.all(), "called like any attack, it says what it did"
     assert _right_of(model, found.adversarial, labels) == min(alone)

@@ -9,7 +9,7 @@ from shapes import recipe_of, shapes_folder
 from imgproc_attn.data import SINGLE_PROCESS
 from imgproc_attn.recipe import find_recipe, list_recipes, load_recipe
 from imgproc_attn.training import train
-from imgproc_attn.training.model_factory import check
+from imgproc_attn.training.model_factory import dry_run
 from imgproc_attn.training.run import Run
 
 
@@ -79,7 +79,7 @@ def test_recipes_refuse(change, message, tmp_path):
 
 def test_a_misspelt_backbone():
     with pytest.raises(ValueError, match=r"Unknown model \(nlm_vit_tny\); near it: .*nlm_vit_tiny"):
-        check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), ["model.backbone=nlm_vit_tny"]))
+        dry_run(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), ["model.backbone=nlm_vit_tny"]))
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_misspelt_backbone():
 )
 def test_what_a_backbone_cannot(backbone, change, message):
     plain = [f"model={{name: segmenter, backbone: {backbone}, decoder: linear}}"]
-    check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), plain))
+    dry_run(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), plain))
     with pytest.raises(ValueError, match=message):
-        check(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), [*plain, change]))
+        dry_run(load_recipe(find_recipe("ade20k/deit_tiny_linear_64e"), [*plain, change]))
 
 
 @pytest.mark.data

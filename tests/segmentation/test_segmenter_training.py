@@ -20,7 +20,7 @@ from imgproc_attn.segmentation import IoUMetric
 from imgproc_attn.segmentation.data import open_labeled_folder
 from imgproc_attn.training import train
 from imgproc_attn.training.checkpoints import save_weights
-from imgproc_attn.training.model_factory import create
+from imgproc_attn.training.model_factory import build_model
 from imgproc_attn.training.run import Run
 
 
@@ -94,7 +94,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
     # and it sees pictures as the classifier did, unless the recipe has its own way
     assert (run.preprocessing.mean, run.preprocessing.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     own = recipe_of(tmp_path / "data", f"model.checkpoint={tmp_path / 'classifier'}", "data.mean=[0.5, 0.5, 0.5]")
-    assert create(own.variant("plain", 0)).pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert build_model(own.variant("plain", 0)).pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_a_comparison_of_segmenters(tmp_path):
@@ -118,7 +118,7 @@ def test_a_comparison_of_segmenters(tmp_path):
     final = json.loads((report.parent / "runs" / "plain-seed0" / "final.json").read_text())["test"]
     assert results[0]["metrics"]["miou"]["clean"] == pytest.approx(final["miou"], abs=1e-2)
     assert {file.stem for file in report.parent.glob("*.png")} == {"learning", "curves", "bandwidths", "segmented"}
-    evaluated = report.parent / "runs" / "plain-seed0" / "evaluation.json"
+    evaluated = report.parent / "runs" / "plain-seed0" / "evaluation" / "result.json"
     before = evaluated.stat().st_mtime_ns
     compare(recipe, tmp_path / "report", "cpu", jobs=1)
     assert evaluated.stat().st_mtime_ns == before
@@ -132,7 +132,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     more = ["schedule.epochs=4", "data.test_split=null", "data.validation_images=1", "run.batch_size=1"]
     recipe = recipe_of(root, *more).variant("plain", 0)
     whole = train(recipe, tmp_path / "whole", "cpu", say=lambda line: None)
-    assert whole["validation"] > 0
+    assert whole["validation"]["miou"] > 0
     run_epochs(recipe, tmp_path / "parts", 2)
     again = train(recipe, tmp_path / "parts", "cpu", resume=True, say=lambda line: None)
     assert again["losses"] == whole["losses"]
