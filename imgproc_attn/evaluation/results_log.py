@@ -28,6 +28,10 @@ class NoneReadableError(ValueError):
     """None of the images of a condition could be read."""
 
 
+class ProtocolMismatchError(ValueError):
+    """Results under another protocol, which new ones cannot be mixed with."""
+
+
 class SampleResults(NamedTuple):
     """The results of one condition, sorted by sample id.
 
@@ -173,7 +177,8 @@ class ResultsLog:
         rank: Rank of this process.
 
     Raises:
-        ValueError: The folder holds results under another protocol, or damaged files.
+        ProtocolMismatchError: The folder holds results under another protocol.
+        ValueError: It holds damaged files.
     """
 
     def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any], rank: int = 0) -> None:
@@ -213,7 +218,7 @@ class ResultsLog:
                 f"{file} must be a log of per-sample results, but is damaged: {problem}. Remove it to compute them again."
             ) from error
         if found:
-            raise ValueError(
+            raise ProtocolMismatchError(
                 f"{file} holds results under another protocol, which cannot be mixed with these: "
                 + "; ".join(f"{key}: {change}" for key, change in list(found.items())[:5])
                 + ". Give another --output, or start again with --restart."

@@ -248,6 +248,8 @@ class TensorSamples(SampleSet):
         return self._at(slice(rank, None, size))
 
     def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
+        if len(self) == 0:  # split would give one empty batch
+            return
         for images, labels, ids in zip(*(part.split(batch_size) for part in (self.images, self.labels, self.ids))):
             yield images.to(device), labels.to(device), ids
 

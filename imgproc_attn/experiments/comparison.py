@@ -111,14 +111,14 @@ class Experimenter:
         progress(single.schedule.epochs)
         model = self.model(job)
         with without_tf32():
-            about: dict[str, Any] = {
+            about = {
                 "label": job.label,
                 "model": single.model.name,
                 "checkpoint": None,
                 "training_seed": job.seed,
+                "parameters": final["parameters"],
+                "data": {"name": single.data.name, "root": single.data.root, "split": single.data.test_split},
             }
-            data = {"name": single.data.name, "root": single.data.root, "split": single.data.test_split}
-            about |= {"parameters": final["parameters"], "data": data}
             found = self.evaluation(model, folder, say, about)
         return VariantRun(
             job.label,

@@ -18,10 +18,10 @@ from ..evaluation.imagenet_c import ImageNetC
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.presets import attack_name
 from ..evaluation.protocol import announcing
-from ..evaluation.results_log import SampleResults
+from ..evaluation.results_log import ProtocolMismatchError, SampleResults, remove_results
 from ..evaluation.samples import SampleSet, TensorSamples
 from ..evaluation.scorers import AnyAttack, CorruptedScorer
-from ..evaluation.session import EvaluationSession, Runtime
+from ..evaluation.session import LOG_FOLDER, EvaluationSession, Runtime
 from ..evaluation.specs import model_hashes
 from ..recipe import Recipe
 from ..tasks.base import Loading, task_of
@@ -131,7 +131,7 @@ class VariantEvaluation:
     def __call__(
         self, model: NormalizedModel, folder: Path, log: Callable[[str], Any], about: Mapping[str, Any]
     ) -> VariantResult:
-        """Evaluate a model. What its folder holds is not computed again.
+        """Evaluate a model. What its folder holds is not computed again, unless weights, images, settings or versions changed.
 
         Args:
             model: Of `wrap`.
@@ -146,7 +146,12 @@ class VariantEvaluation:
             model, self.task, self.preprocessing, runtime, about=about, protocol=protocol, progress=announcing(log)
         )
         with session.claimed():
-            results = self._with_pgd(session.run(self.conditions))
+            try:
+                results = session.run(self.conditions)
+            except ProtocolMismatchError:
+                remove_results(session.output / LOG_FOLDER)
+                results = session.run(self.conditions)
+            results = self._with_pgd(results)
             report = session.check(self.samples, list(self.attacks.values()), min(NUM_CHECKED, self.task.num_checked))
             result = session.write("compare", self.conditions, results, report)
         return self._summarized(result, results)

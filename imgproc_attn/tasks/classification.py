@@ -231,10 +231,17 @@ class ClassificationTask(Task):
         On normalized tensors attacks move images away from the model's own answer, so wrong answers may become right. Only
         samples that are right without attack are compared.
         """
+        by_images: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            by_images.setdefault(str(row.get("images")), []).append(row)
+        return [finding for same in by_images.values() for finding in self._cross_check(same, results)]
+
+    def _cross_check(self, rows: Sequence[Mapping[str, Any]], results: Mapping[str, SampleResults]) -> list[Finding]:
+        """Compare attacks on the same samples with each other."""
         attacked = [row for row in rows if "eps" in row]
         if not attacked:
             return []
-        clean = next((row for row in rows if "eps" not in row and row["images"] == attacked[0]["images"]), None)
+        clean = next((row for row in rows if "eps" not in row), None)
         compared = [*([clean] if clean else []), *attacked]
         common = of_common_samples({row["name"]: results[row["name"]] for row in compared})
         correct = {row["name"]: common[row["name"]].correct for row in attacked}

@@ -118,7 +118,7 @@ def test_a_comparison_of_segmenters(tmp_path):
     final = json.loads((report.parent / "runs" / "plain-seed0" / "final.json").read_text())["test"]
     assert results[0]["metrics"]["miou"]["clean"] == pytest.approx(final["miou"], abs=1e-2)
     assert {file.stem for file in report.parent.glob("*.png")} == {"learning", "curves", "bandwidths", "segmented"}
-    evaluated = report.parent / "runs" / "plain-seed0" / "evaluation" / "result.json"
+    evaluated = report.parent / "runs" / "plain-seed0" / "evaluation" / "log" / "clean.process-0.jsonl"
     before = evaluated.stat().st_mtime_ns
     compare(recipe, tmp_path / "report", "cpu", jobs=1)
     assert evaluated.stat().st_mtime_ns == before
@@ -132,7 +132,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     more = ["schedule.epochs=4", "data.test_split=null", "data.validation_images=1", "run.batch_size=1"]
     recipe = recipe_of(root, *more).variant("plain", 0)
     whole = train(recipe, tmp_path / "whole", "cpu", say=lambda line: None)
-    assert whole["validation"]["miou"] > 0
+    assert whole["validation"] > 0
     run_epochs(recipe, tmp_path / "parts", 2)
     again = train(recipe, tmp_path / "parts", "cpu", resume=True, say=lambda line: None)
     assert again["losses"] == whole["losses"]
