@@ -107,7 +107,10 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
     [
         (["segment", "nowhere", "--checkpoint", "RUN"], "must be an image or a folder with images .*, got nowhere"),
         (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "There is no attack 'square'; there are fgsm"),
-        (["attack", "RUN", "--preset", "robustbench-linf"], "--preset robustbench-linf is not for this model; there are grid"),
+        (
+            ["attack", "RUN", "--preset", "robustbench-linf"],
+            r"--preset must be one of this model.s \(grid\), got robustbench-linf",
+        ),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "must be untargeted"),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"], "different sizes make no batch"),
         (["evaluate", "RUN", "--window", "32", "--stride", "40"], "The stride must be from 1 to the window, 32, got 40"),
@@ -115,10 +118,13 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "--scales", "-1", "0"], "The scales must be one or more positive, finite factors"),
         (["evaluate", "RUN", "--scales", "nan"], "The scales must be .*positive, finite .*nan"),
         (["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"], "--classes and --crop-pct are for classifiers"),
-        (["evaluate", "RUN", "--data", "folder", "--root", "SIX"], "must return logits .batch"),
+        (
+            ["evaluate", "RUN", "--data", "folder", "--root", "SIX"],
+            "The data .folder. has no label maps, which segmenters need; there are .*labeled",
+        ),
         (
             ["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"],
-            "must return logits .batch",
+            "The data .folder. has no label maps, which segmenters need; there are .*labeled",
         ),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
@@ -132,7 +138,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["corrupt", "RUN", "--files"], "which have no label maps"),
         (
             ["evaluate", "CLASSIFIER", "--root", "SIX", "--window", "32", "--scales", "0.5", "1"],
-            "--window and --scales are for segmenters; the labels of 'folder' are not of pixels",
+            "--scales and --window are for segmenters, but a FilterVisionTransformer gives one label per image",
         ),
         (
             ["segment", "DATA", "--checkpoint", "CLASSIFIER"],
