@@ -129,11 +129,15 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "must hold images, got train, val. Name one of these"),
-        (["evaluate", "CLASSIFIER", "--data", "camvid"], "--data camvid reads from a place: give --root"),
+        (["evaluate", "RUN", "--data", "camvid"], "--data camvid reads from a place: give --root"),
+        (
+            ["evaluate", "CLASSIFIER", "--data", "camvid"],
+            "must have one label per image, .* got .camvid., which has label maps",
+        ),
         (["evaluate", "RUN", "--data", "camvid", "--root", "DATA"], "The split of CamVid must be train, val or test, got ''"),
         (
             ["evaluate", "CLASSIFIER", "--data", "labeled", "--root", "DATA", "--split", "val"],
-            "gives no label a pixel, which label maps are for",
+            "must have one label per image, which classifiers need, got .labeled., which has label maps",
         ),
         (["corrupt", "RUN", "--files"], "which have no label maps"),
         (
