@@ -373,7 +373,7 @@ def _shift_to_unknown(args: argparse.Namespace, validation: Any) -> None:
     classes = classes_of("ImageNet-O", folders)
     session = _session(args, "imagenet-o", classes=classes)
     unknown = session.samples(replace(validation, root=str(args.imagenet_o)))
-    only = replace(session.task, classes=replace(classes, alone=True))
+    only = replace(session.task, classes=replace(classes, skip_others=True))
     known = only.samples_of(only.open_dataset(validation, session.inner, len(session.preprocessing.mean)))
     if args.dry_run:
         return _plan(args, session, unknown_conditions(session, unknown, known))

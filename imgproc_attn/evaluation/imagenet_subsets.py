@@ -1,4 +1,4 @@
-"""Data sets whose classes are some of ImageNet's: which logits count, and which label a class folder has."""
+"""Data sets with some of the classes of ImageNet: the logits that count, and the labels of class folders."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,71 +12,81 @@ from torch import Tensor, nn
 
 from .contract import check_logits
 
+__all__ = ["IMAGENET_CLASSES", "ClassMap", "Relabeled", "RestrictedModel", "SomeClasses", "class_map", "classes_of"]
+
 IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Classes of a data set among the 1,000 of ImageNet-1k, in timm's order (WordNet ids, sorted).
+    """Classes of a data set among the 1,000 of ImageNet-1k, in the order of timm (sorted WordNet ids).
 
     Args:
-        name: For messages.
-        indices: Which logits count, ascending; the label of a class is its place among them.
-        complete: Folders of all these classes must be there.
-        alone: Folders of other classes are left out, not refused.
+        name: Name of the data set, for messages.
+        indices: Indices of the logits that count, ascending. The label of a class is its position among them.
+        complete: Whether folders of all these classes must exist.
+        skip_others: Leave out the folders of other classes; otherwise they are an error.
+
+    Example:
+        >>> ClassMap("three classes", (0, 1, 7)).labels(["n01440764", "1", "7"])
+        {'n01440764': 0, '1': 1, '7': 2}
     """
 
     name: str
     indices: tuple[int, ...]
     complete: bool = True
-    alone: bool = False
+    skip_others: bool = False
 
     @property
     def num_classes(self) -> int:
-        """So many logits count."""
+        """Number of logits that count."""
         return len(self.indices)
 
     def labels(self, folders: Iterable[str]) -> dict[str, int]:
-        """``{folder: label}`` of folders called by WordNet id (``n01440764``) or by number in ImageNet-1k.
+        """Return ``{folder: label}`` for folders named by WordNet id (``n01440764``) or by number in ImageNet-1k.
 
         Raises:
-            ValueError: Folders that are no such class, or missing ones.
+            ValueError: A folder is not one of these classes, or the folder of a class is missing.
         """
         names = ImageNetInfo("imagenet-1k").label_names()
-        places = {key: label for label, index in enumerate(self.indices) for key in (names[index], str(index))}
-        found = {folder: places.get(folder.lstrip("0") or folder[:1], -1) for folder in folders}
-        if self.alone:
-            found = {folder: label for folder, label in found.items() if label >= 0}
-        strangers = [folder for folder, label in found.items() if label < 0]
-        missing = set(range(self.num_classes)) - set(found.values()) if self.complete else set()
-        if strangers or missing:
+        known = {key: label for label, index in enumerate(self.indices) for key in (names[index], str(index))}
+        labels = {folder: known.get(folder.lstrip("0") or folder[:1], -1) for folder in folders}
+        if self.skip_others:
+            labels = {folder: label for folder, label in labels.items() if label >= 0}
+        unknown = [folder for folder, label in labels.items() if label < 0]
+        missing = set(range(self.num_classes)) - set(labels.values()) if self.complete else set()
+        if unknown or missing:
+            problems = [f"unknown folders {_some(unknown)}"] if unknown else []
+            problems += [f"none of {_some([names[self.indices[label]] for label in sorted(missing)])}"] if missing else []
             raise ValueError(
-                f"{self.name} has folders of its {len(self.indices)} classes, named by WordNet id or by number in ImageNet-1k. "
-                + (f"Not of these: {_some(strangers)}. " if strangers else "")
-                + (f"Not there: {_some([names[self.indices[label]] for label in sorted(missing)])}." if missing else "")
+                f"{self.name} must have one folder per class of its {len(self.indices)} classes, got {' and '.join(problems)}. "
+                "Name the folders by WordNet id or by number in ImageNet-1k."
             )
-        return found
+        return labels
 
     def relabel(self, reader: Any) -> "Relabeled":
-        """A reader of class folders, with the labels of this map.
+        """Return the reader of class folders with the labels of this map.
 
         Raises:
-            ValueError: As `labels`, or a reader without names of classes.
+            ValueError: As `labels`, or the reader has no names of classes.
         """
         if getattr(reader, "class_to_idx", None) is None:
-            raise ValueError(f"{self.name}: its classes are known by the names of folders, but this reader has none.")
+            raise ValueError(f"{self.name}: the reader must have names of classes, got none. Use a reader of class folders.")
         labels = self.labels(reader.class_to_idx)
-        return Relabeled(SomeClasses(reader, labels) if self.alone else reader, labels)
+        return Relabeled(SomeClasses(reader, labels) if self.skip_others else reader, labels)
 
     def restrict(self, model: nn.Module) -> nn.Module:
-        """The model with these logits alone.
+        """Return the model with only the logits that count.
 
         Raises:
-            ValueError: It is no model of ImageNet-1k.
+            ValueError: The model does not have the classes of ImageNet-1k.
         """
         classes = getattr(model, "num_classes", IMAGENET_CLASSES)
         if classes != IMAGENET_CLASSES:
-            raise ValueError(f"{self.name} is for models of ImageNet's {IMAGENET_CLASSES} classes, but this one has {classes}.")
+            raise ValueError(
+                f"{self.name}: the model must have the {IMAGENET_CLASSES} classes of ImageNet-1k, got {classes} classes. Leave "
+                "the class map out."
+            )
         return model if self.num_classes == classes else RestrictedModel(model, self.indices)
 
 
@@ -85,10 +95,10 @@ def _some(names: list[str]) -> str:
 
 
 class Relabeled(Reader):
-    """A reader with other labels.
+    """Reader that replaces the labels of another reader.
 
     Args:
-        reader: Of class folders.
+        reader: Reader of class folders.
         labels: ``{folder: label}``.
     """
 
@@ -105,7 +115,7 @@ class Relabeled(Reader):
         return len(self._reader)
 
     def entry(self, index: int) -> tuple[Any, ...]:
-        """The reader's own, with this label."""
+        """Return the entry of the inner reader with the new label."""
         name, label, *size = self._reader.entry(index)
         return name, self._labels[label], *size
 
@@ -114,11 +124,11 @@ class Relabeled(Reader):
 
 
 class SomeClasses(Reader):
-    """The images of some class folders.
+    """Reader of only some class folders of another reader.
 
     Args:
-        reader: Of class folders.
-        classes: Names of folders.
+        reader: Reader of class folders.
+        classes: Names of the folders to keep.
     """
 
     def __init__(self, reader: Any, classes: Iterable[str]) -> None:
@@ -135,7 +145,7 @@ class SomeClasses(Reader):
         return len(self._indices)
 
     def entry(self, index: int) -> tuple[Any, ...]:
-        """The reader's own."""
+        """Return the entry of the inner reader."""
         return self._reader.entry(self._indices[index])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
@@ -143,11 +153,15 @@ class SomeClasses(Reader):
 
 
 class RestrictedModel(nn.Module):
-    """Some of a model's logits.
+    """Model that returns only some logits of another model.
 
     Args:
         model: Any classifier.
-        indices: Of the logits that are kept.
+        indices: Indices of the logits to keep.
+
+    Example:
+        >>> RestrictedModel(nn.Flatten(), [0, 2])(torch.tensor([[1.0, 2.0, 3.0]])[..., None, None])
+        tensor([[1., 3.]])
     """
 
     indices: Tensor
@@ -168,7 +182,11 @@ def _indices_of_timm(file: str) -> tuple[int, ...]:
 
 
 def classes_of(name: str, folders: Iterable[str]) -> ClassMap:
-    """The classes of ImageNet-1k that a data set has folders of.
+    """Return a class map of the classes of ImageNet-1k that have a folder.
+
+    Args:
+        name: Name of the data set, for messages.
+        folders: Names of the class folders.
 
     Raises:
         ValueError: As `ClassMap.labels`.
@@ -179,10 +197,18 @@ def classes_of(name: str, folders: Iterable[str]) -> ClassMap:
 
 
 def class_map(name: str) -> ClassMap:
-    """By name: ``imagenet`` (any of its folders), ``imagenet-a``, ``imagenet-r`` (their 200 classes), ``imagenet-1k`` (all).
+    """Return the class map of a name.
+
+    Args:
+        name: ``imagenet`` (any of its folders), ``imagenet-1k`` (all folders), ``imagenet-a`` or ``imagenet-r`` (their 200
+            classes).
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: The name is unknown.
+
+    Example:
+        >>> class_map("imagenet-a").num_classes
+        200
     """
     everything = tuple(range(IMAGENET_CLASSES))
     if name == "imagenet":
@@ -193,4 +219,6 @@ def class_map(name: str) -> ClassMap:
         return ClassMap("ImageNet-A", _indices_of_timm("imagenet_a_indices.txt"))
     if name == "imagenet-r":
         return ClassMap("ImageNet-R", _indices_of_timm("imagenet_r_indices.txt"))
-    raise ValueError(f"There is no map of classes {name!r}; there are imagenet, imagenet-1k, imagenet-a, imagenet-r.")
+    raise ValueError(
+        f"The class map must be one of imagenet, imagenet-1k, imagenet-a, imagenet-r, got {name!r}. Check the spelling."
+    )

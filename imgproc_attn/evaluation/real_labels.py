@@ -1,4 +1,4 @@
-"""ReaL labels: ImageNet's validation images labeled again, with any number of labels per image (arXiv 2006.07159)."""
+"""ReaL labels of the ImageNet validation images: reassessed, with any number of labels per image (arXiv 2006.07159)."""
 
 import json
 import re
@@ -13,37 +13,47 @@ from ..data import UNREADABLE_LABEL
 from .imagenet_subsets import IMAGENET_CLASSES
 from .statistics import wilson_interval
 
+__all__ = ["count_real", "load_real"]
+
 _REAL = "Use real.json of ReaL (arXiv 2006.07159), or leave the file out for timm's copy of it."
 
 
 def load_real(names: Sequence[str], file: Path | None = None) -> list[list[int]]:
-    """The reassessed labels of images (ReaL, arXiv 2006.07159); an image may have several, or none.
+    """Return the reassessed labels of images (ReaL, arXiv 2006.07159). An image may have several labels, or none.
 
     Args:
-        names: Files of the ImageNet validation set, which end in the number of the image: ``ILSVRC2012_val_00000293.JPEG``.
-        file: ``real.json`` of that work: a list of lists of labels. Default: timm's copy.
+        names: File names of the ImageNet validation set, which end in the number of the image:
+            ``ILSVRC2012_val_00000293.JPEG``.
+        file: ``real.json`` of ReaL: a list of lists of labels. Default: the copy in timm.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is none of theirs, or a name has no number that it knows.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file does not hold ReaL labels, or a name does not end in a known number.
+
+    Example:
+        >>> load_real(["ILSVRC2012_val_00000002.JPEG"])
+        [[970, 795]]
     """
     known = file or files("timm.data").joinpath("_info", "imagenet_real_labels.json")
     try:
         real = json.loads(known.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{known} is no file of ReaL labels: {error}") from error
+        raise ValueError(f"{known} must be a JSON file of ReaL labels, got an error: {error}. {_REAL}") from error
     _check_real(real, known)
     labels = []
     for name in names:
         number = re.search(r"(\d{8})\.\w+$", name)
         if number is None or not 1 <= int(number.group(1)) <= len(real):
-            raise ValueError(f"{name}: not the name of an ImageNet validation image that {known} knows (…_val_00000001.JPEG).")
+            raise ValueError(
+                f"Names must be those of ImageNet validation images in {known} (ILSVRC2012_val_00000001.JPEG), got {name}. Use "
+                "the original file names."
+            )
         labels.append(real[int(number.group(1)) - 1])
     return labels
 
 
 def _check_real(real: Any, file: Any) -> None:
-    """Refuse labels that no prediction could equal."""
+    """Check that the file holds a list of class indices per image."""
     if not isinstance(real, list) or not real:
         raise ValueError(f"{file} must hold a list of labels per image, [[65], [970, 795], …], got {str(real)[:40]}. {_REAL}")
     for number, labels in enumerate(real, 1):
@@ -55,19 +65,27 @@ def _check_real(real: Any, file: Any) -> None:
 
 
 def count_real(predicted: Tensor, labels: Tensor, real: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Top-1 by `load_real`: right is any of an image's labels; images without one do not count.
+    """Return the top-1 accuracy with ReaL labels. Any label of an image is correct; images without labels do not count.
 
     Args:
-        predicted: ``[n]`` classes.
-        labels: ``[n]``; -1 for images that could not be read.
-        real: Labels of each.
+        predicted: ``[n]`` predicted classes.
+        labels: ``[n]`` original labels; -1 for images that could not be read.
+        real: ReaL labels per image, as `load_real` returns them.
+
+    Returns:
+        ``n`` (number of images that count), ``top1`` in percent, and ``top1_interval``, its 95 % interval.
 
     Raises:
-        ValueError: No image has a label.
+        ValueError: No image has a ReaL label.
+
+    Example:
+        >>> import torch
+        >>> count_real(torch.tensor([3, 1]), torch.tensor([3, 0]), [[3, 4], []])["top1"]
+        100.0
     """
-    given = zip(real, predicted.tolist(), labels.tolist())
-    right = [top in answers for answers, top, label in given if answers and label != UNREADABLE_LABEL]
+    images = zip(real, predicted.tolist(), labels.tolist())
+    right = [top in answers for answers, top, label in images if answers and label != UNREADABLE_LABEL]
     if not right:
-        raise ValueError(f"None of the {len(real)} images has a ReaL label.")
+        raise ValueError(f"At least one of the {len(real)} images must have a ReaL label, got none. Evaluate more images.")
     n = len(right)
     return {"n": n, "top1": 100 * sum(right) / n, "top1_interval": list(wilson_interval(sum(right), n))}

@@ -1,4 +1,4 @@
-"""Intervals and comparisons: of shares, of models on the same samples, of models trained with the same seeds."""
+"""Confidence intervals of shares, and comparisons of models on the same samples or with the same training seeds."""
 
 import math
 import statistics
@@ -9,14 +9,24 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+__all__ = [
+    "PairedDifference",
+    "area_under_precision_recall",
+    "mean_and_std",
+    "normal_interval",
+    "paired_difference",
+    "paired_interval",
+    "wilson_interval",
+]
+
 
 class PairedDifference(NamedTuple):
-    """Mean of paired differences and what is known of it.
+    """Mean of paired differences, with its spread and bound.
 
     Attributes:
-        mean: Of the differences.
-        std: Their standard deviation (n - 1); NaN for one pair.
-        lower: One-sided 95 % bound of the mean by Student's t; NaN for one pair.
+        mean: Mean of the differences.
+        std: Standard deviation of the differences (n - 1); NaN for one pair.
+        lower: One-sided lower 95 % bound of the mean by Student's t; NaN for one pair.
     """
 
     mean: float
@@ -25,14 +35,19 @@ class PairedDifference(NamedTuple):
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1), the latter NaN for one value."""
+    """Return the mean and the standard deviation (n - 1), which is NaN for one value.
+
+    Example:
+        >>> mean_and_std([1.0, 3.0])
+        (2.0, 1.4142135623730951)
+    """
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def normal_interval(value: float, draws: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval around a value, from the standard deviation of its bootstrap; undefined draws are left out.
+    """Return the 95 % interval around a value, from the standard deviation of its bootstrap. NaN draws are left out.
 
-    Percentiles would not do for mIoU: in draws that miss the only picture of a class it is lower, whatever the model.
+    Percentiles are not used because they do not suit mIoU: it is lower in draws without the only image of a class.
     """
     known = [draw for draw in draws if not math.isnan(draw)]
     half = 1.96 * statistics.stdev(known) if len(known) > 1 else math.nan
@@ -40,13 +55,24 @@ def normal_interval(value: float, draws: Sequence[float]) -> tuple[float, float]
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
-    """``values - baseline``, pair by pair.
+    """Return the mean of ``values - baseline`` over pairs, with its standard deviation and lower bound.
+
+    Args:
+        values: One number per pair, for example per training seed.
+        baseline: Numbers of the baseline in the same order.
 
     Raises:
-        ValueError: Lengths differ, or are 0.
+        ValueError: The lengths differ or are 0.
+
+    Example:
+        >>> paired_difference([3.0, 5.0], [1.0, 1.0]).mean
+        3.0
     """
     if len(values) != len(baseline) or len(values) == 0:
-        raise ValueError(f"paired_difference: {len(values)} values and {len(baseline)} of the baseline; give as many of both.")
+        raise ValueError(
+            f"paired_difference: values and baseline must have one equal length of at least 1, got {len(values)} and "
+            f"{len(baseline)}. Give one number of each per pair."
+        )
     mean, std = mean_and_std([a - b for a, b in zip(values, baseline)])
     n = len(values)
     lower = mean - float(stdtrit(n - 1, 0.95)) * std / n**0.5 if n > 1 else math.nan
@@ -54,29 +80,35 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share, in percent (Wilson 1927), which is sound for shares near 0 and 1.
+    """Return the 95 % confidence interval of the share ``correct / n``, in percent (Wilson 1927).
+
+    The interval is also valid for shares near 0 and 1.
 
     Example:
         >>> [round(bound, 1) for bound in wilson_interval(9, 10)]
         [59.6, 98.2]
     """
-    from scipy.stats import binomtest  # takes half a second to import
+    from scipy.stats import binomtest  # The import takes half a second.
 
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """The 95 % confidence interval of the difference of two shares of the same samples, in percentage points.
+    """Return the 95 % confidence interval of the difference of two shares of the same samples, in percentage points.
 
-    Newcombe's method 10 (1998): from Wilson's intervals of both shares and their correlation, continuity corrected; sound where
-    few samples differ, or none.
+    The method is Newcombe's method 10 (1998), with continuity correction. It uses Wilson's intervals of both shares and their
+    correlation, and is also valid where few or no samples differ.
 
     Args:
-        both: Samples that count in both.
-        first: In the first alone.
-        second: In the second alone.
-        neither: In none.
+        both: Number of samples that count in both shares.
+        first: Number of samples that count only in the first share.
+        second: Number of samples that count only in the second share.
+        neither: Number of samples that count in neither share.
+
+    Example:
+        >>> [round(bound, 1) for bound in paired_interval(80, 10, 2, 8)]
+        [1.0, 15.5]
     """
     n = both + first + second + neither
     k, m = both + first, both + second
@@ -94,13 +126,17 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
 
 
 def area_under_precision_recall(known: Tensor, unknown: Tensor) -> float:
-    """AUPR in percent of telling images of unknown classes by low confidence (ImageNet-O, arXiv 1907.07174).
+    """Return the AUPR, in percent, of detecting images of unknown classes by low confidence (ImageNet-O, arXiv 1907.07174).
 
     Args:
         known: ``[n]`` largest probabilities for images of the model's classes.
-        unknown: ``[m]`` likewise for images of others, which are what is to be found.
+        unknown: ``[m]`` largest probabilities for images of other classes, which are the positives.
+
+    Example:
+        >>> area_under_precision_recall(torch.tensor([0.9, 0.8]), torch.tensor([0.2, 0.1]))
+        100.0
     """
-    from sklearn.metrics import average_precision_score  # a second to import
+    from sklearn.metrics import average_precision_score  # The import takes a second.
 
     truth = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))])
     return 100 * float(average_precision_score(truth.numpy(), -torch.cat([known, unknown]).numpy()))

@@ -60,7 +60,7 @@ def test_real_labels(tmp_path):
     predicted, labels = torch.tensor([4, 0, 6, 1]), torch.tensor([3, 0, 7, 1])
     found = count_real(predicted, labels, load_real(names, tmp_path / "real.json"))
     assert (found["n"], found["top1"]) == (3, pytest.approx(200 / 3))
-    with pytest.raises(ValueError, match="not the name of an ImageNet validation image"):
+    with pytest.raises(ValueError, match="Names must be those of ImageNet validation images"):
         load_real(["x.JPEG"], tmp_path / "real.json")
 
 

@@ -159,7 +159,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
         (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square: the norm must be Linf, got L2"),
         (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
         (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "argument --restarts: '0' is no whole number from 1 on"),
-        (["--classes", "imagenet"], "imagenet is for models of|folders of its 1000 classes"),
+        (["--classes", "imagenet"], "imagenet: the model must have|one folder per class"),
     ],
 )
 def test_mistakes(rest, message, folder, tmp_path, capsys):

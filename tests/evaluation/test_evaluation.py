@@ -219,5 +219,5 @@ def test_paired_difference():
     assert difference.std == pytest.approx(1.0)
     assert difference.lower == pytest.approx(3.0 - 2.919986 / 3**0.5, rel=1e-5)  # Student's t, 2 degrees of freedom, 95 %
     assert math.isnan(paired_difference([1.0], [0.0]).lower)
-    with pytest.raises(ValueError, match="2 values and 1 of the baseline"):
+    with pytest.raises(ValueError, match="one equal length of at least 1, got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])

@@ -39,8 +39,8 @@ def test_shift_of_200_classes(name, imagenet_model, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("shift", *common, f"--{name}", root, "--output", tmp_path / "out2")
     message = capsys.readouterr().err
-    assert "Not of these: n99999999 (1)" in message
-    assert f"Not there: {SYNSETS[classes.indices[3]]} (1)" in message
+    assert "got unknown folders n99999999 (1) and none of" in message
+    assert f"none of {SYNSETS[classes.indices[3]]} (1)" in message
 
 
 def test_numeric_folders_are_numbers(imagenet_model, tmp_path):
@@ -112,8 +112,8 @@ def test_a_map_of_classes_wants_a_model_of_them(folder, tmp_path, capsys):
     given = [a for a in arguments(folder) if a not in ("--data", "digits", "--split", "test")]
     with pytest.raises(SystemExit):
         run("attack", *given, "--root", root, "--classes", "imagenet", "--output", tmp_path / "out")
-    assert "imagenet is for models of ImageNet's 1000 classes, but this one has 10" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no map of classes 'imagenet-x'"):
+    assert "imagenet: the model must have the 1000 classes of ImageNet-1k, got 10" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="The class map must be one of .*, got 'imagenet-x'"):
         class_map("imagenet-x")
 
 

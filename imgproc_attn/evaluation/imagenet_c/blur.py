@@ -1,27 +1,38 @@
-"""Blur of ImageNet-C (arXiv 1903.12261): Gaussian, glass, defocus, motion, zoom."""
+"""Blurs of ImageNet-C (arXiv 1903.12261): Gaussian, glass, defocus, motion, zoom."""
 
 import math
 
 import numpy as np
 from scipy import ndimage
 
-from .noise import Generator, Picture
+from .noise import Generator, ImageArray
+
+__all__ = [
+    "blur_along",
+    "defocus_blur",
+    "gaussian_blur",
+    "glass_blur",
+    "magnified",
+    "motion_blur",
+    "smooth",
+    "zoom_blur",
+]
 
 
-def smooth(x: Picture, sigma: float) -> Picture:
-    """Gaussian of each channel, cut off at four standard deviations, borders repeated (scikit-image's)."""
+def smooth(x: ImageArray, sigma: float) -> ImageArray:
+    """Smooth each channel by a Gaussian cut off at four standard deviations, with repeated borders, as scikit-image does."""
     return ndimage.gaussian_filter(x, (sigma, sigma, 0) if x.ndim == 3 else sigma, mode="nearest", truncate=4.0)
 
 
-def gaussian_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Convolution with a Gaussian."""
+def gaussian_blur(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Convolve with a Gaussian."""
     return smooth(x, (1, 2, 3, 4, 6)[severity - 1])
 
 
-def glass_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Pixels take the color of near ones, between two Gaussian blurs.
+def glass_blur(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Copy the colors of near pixels, between two Gaussian blurs.
 
-    The published code means to swap two pixels, and by a view of numpy's copies one over the other; so does this.
+    The published code intends to swap two pixels. Because of a numpy view, it copies one over the other, and so does this code.
     """
     sigma, reach, times = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
     pixels = np.floor(np.clip(smooth(x, sigma), 0, 1) * 255)
@@ -29,14 +40,14 @@ def glass_blur(x: Picture, severity: int, rng: Generator) -> Picture:
     for _ in range(times):
         rows, columns = range(height - reach, reach, -1), range(width - reach, reach, -1)
         moves = rng.integers(-reach, reach, size=(len(rows) * len(columns), 2)).tolist()
-        places = ((row, column) for row in rows for column in columns)
-        for (row, column), (dx, dy) in zip(places, moves):  # in this order: a copy may be copied on
+        positions = ((row, column) for row in rows for column in columns)
+        for (row, column), (dx, dy) in zip(positions, moves):  # The order matters, because copies may be copied again.
             pixels[row, column] = pixels[row + dy, column + dx]
     return smooth(pixels / 255, sigma)
 
 
-def defocus_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Convolution with a disk, its edge softened."""
+def defocus_blur(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Convolve with a disk with a soft edge."""
     radius, edge = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     reach = max(8, radius)
     y, x_ = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -50,14 +61,14 @@ def defocus_blur(x: Picture, severity: int, rng: Generator) -> Picture:
     return np.stack([ndimage.correlate(x[..., c], kernel, mode="mirror") for c in range(x.shape[2])], axis=2)
 
 
-def motion_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Along a line of up to 45 degrees."""
+def motion_blur(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Blur along a line of at most 45 degrees."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     return blur_along(x, radius, sigma, rng.uniform(-45, 45))
 
 
-def blur_along(x: Picture, radius: float, sigma: float, angle: float) -> Picture:
-    """ImageMagick's motion blur: half a Gaussian in the direction of ``angle`` degrees, borders repeated, cut to 8 bits."""
+def blur_along(x: ImageArray, radius: float, sigma: float, angle: float) -> ImageArray:
+    """Blur as ImageMagick does: half a Gaussian along ``angle`` degrees, repeated borders, rounded down to 8 bits."""
     count = 2 * math.ceil(radius) + 1
     weights = np.exp(-(np.arange(count) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -71,15 +82,15 @@ def blur_along(x: Picture, radius: float, sigma: float, angle: float) -> Picture
     return np.floor(result * 255 + 1e-6) / 255
 
 
-def zoom_blur(x: Picture, severity: int, rng: Generator) -> Picture:
-    """The mean of the picture and of its magnifications."""
+def zoom_blur(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Return the mean of the image and its magnifications."""
     end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
     factors = np.arange(1, end, step)
     return (x + sum(magnified(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
-def magnified(x: Picture, factor: float) -> Picture:
-    """The center, ``factor`` times as large, bilinear."""
+def magnified(x: ImageArray, factor: float) -> ImageArray:
+    """Return the center of the image, enlarged ``factor`` times by bilinear interpolation."""
     height, width = x.shape[:2]
     cut = [math.ceil(side / factor) for side in (height, width)]
     top, left = (height - cut[0]) // 2, (width - cut[1]) // 2

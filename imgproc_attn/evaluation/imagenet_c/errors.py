@@ -1,4 +1,7 @@
-"""The numbers told of corrupted images, each under its own name, for papers mean different things by "mCE"."""
+"""Summary numbers of corrupted images.
+
+Each number has its own name, because papers use "mCE" for different quantities.
+"""
 
 import statistics
 from collections.abc import Mapping
@@ -6,7 +9,9 @@ from typing import Any
 
 from ..corruption_names import COMMON, EXTRA
 
-# Errors of AlexNet on ImageNet-C (arXiv 1903.12261, the authors' table), the mean of the five severities.
+__all__ = ["ALEXNET_ERRORS", "SEVERITIES", "corruption_summary"]
+
+# Errors of AlexNet on ImageNet-C, as the mean over the five severities (arXiv 1903.12261, the authors' table).
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -28,26 +33,34 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corruption_summary(accuracies: Mapping[str, Mapping[int, float]], imagenet: bool) -> dict[str, Any]:
-    """Means over corruptions; those over the 15 only if all of them are there, at all five severities.
+    """Return means over corruptions. Means over the 15 corruptions need all of them, at all five severities.
 
     Args:
         accuracies: ``{corruption: {severity: accuracy in percent}}``.
-        imagenet: The task is ImageNet-1k's, so that AlexNet's errors mean something.
+        imagenet: Whether the classes are those of ImageNet-1k, so that dividing by AlexNet's errors makes sense.
 
     Returns:
-        ``mean_accuracy`` and ``mean_error`` (its rest to 100) of the 15 corruptions and 5 severities, in percent;
-        ``mce_alexnet``: the mean over corruptions of their error divided by AlexNet's, in percent; ``mean_accuracy_extra`` of
-        the 4 extra ones; ``per_corruption``, the mean of the severities that were asked for.
+        A dictionary with these entries, in percent:
+
+        - ``per_corruption``: mean accuracy over the given severities, by corruption.
+        - ``mean_accuracy``: mean over the 15 corruptions and 5 severities.
+        - ``mean_error``: 100 minus ``mean_accuracy``.
+        - ``mce_alexnet``: mean over corruptions of their error divided by AlexNet's error.
+        - ``mean_accuracy_extra``: mean over the 4 extra corruptions.
+
+    Example:
+        >>> corruption_summary({"fog": {1: 80.0, 2: 70.0}}, imagenet=False)
+        {'per_corruption': {'fog': 75.0}}
     """
     whole = {name for name, by_severity in accuracies.items() if set(by_severity) == set(SEVERITIES)}
     means = {name: statistics.fmean(by_severity.values()) for name, by_severity in accuracies.items()}
-    found: dict[str, Any] = {"per_corruption": means}
+    summary: dict[str, Any] = {"per_corruption": means}
     if whole >= set(COMMON):
         mean = statistics.fmean(means[name] for name in COMMON)
-        found |= {"mean_accuracy": mean, "mean_error": 100 - mean}
+        summary |= {"mean_accuracy": mean, "mean_error": 100 - mean}
         if imagenet:
             ratios = [(100 - means[name]) / ALEXNET_ERRORS[name] for name in COMMON]
-            found["mce_alexnet"] = statistics.fmean(ratios)
+            summary["mce_alexnet"] = statistics.fmean(ratios)
     if whole >= set(EXTRA):
-        found["mean_accuracy_extra"] = statistics.fmean(means[name] for name in EXTRA)
-    return found
+        summary["mean_accuracy_extra"] = statistics.fmean(means[name] for name in EXTRA)
+    return summary

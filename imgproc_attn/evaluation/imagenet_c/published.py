@@ -1,4 +1,4 @@
-"""Readers of the published files: ImageNet-C's folders and CIFAR-10-C's arrays, taken as they are."""
+"""Readers of the published files: the folders of ImageNet-C and the arrays of CIFAR-10-C, without further changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,55 +16,59 @@ from ..samples import Samples
 from ..specs import DatasetSpec
 from .errors import SEVERITIES
 
+__all__ = ["CorruptedArrays", "published_conditions"]
+
 LABELS = "labels.npy"
 
 
 class CorruptedArrays(Reader):
-    """One severity of a corruption of CIFAR-10-C or CIFAR-100-C.
+    """Reader of one severity of a corruption of CIFAR-10-C or CIFAR-100-C.
 
     Args:
-        file: ``CORRUPTION.npy``: ``[5 n, 32, 32, 3]`` in 8 bits, severity after severity; ``labels.npy`` lies beside it, of n
-            labels or of these five times. Or, of one severity alone, ``[n, 32, 32, 3]`` and n labels.
+        file: ``CORRUPTION.npy``: ``[5 n, 32, 32, 3]`` uint8, one severity after the other. ``labels.npy`` lies beside it, with
+            n labels or with the same n labels five times. A file of only one severity has ``[n, 32, 32, 3]`` and n labels.
         severity: 1 to 5.
-        asked: All severities that are asked for: of a file of one severity it is for the user to say which that is.
+        asked: All severities that the user asked for. For a file of one severity it must be one.
 
     Raises:
-        ValueError: The files are cut off, or do not agree; several severities are asked of a file of one.
+        ValueError: The files are cut off or do not agree, or several severities are asked for and the file has one.
     """
 
     def __init__(self, file: Path, severity: int, asked: Sequence[int] = SEVERITIES) -> None:
         super().__init__()
         try:
-            pictures = np.load(file, mmap_mode="r", allow_pickle=False)
+            images = np.load(file, mmap_mode="r", allow_pickle=False)
             labels = np.load(file.parent / LABELS, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file}, or {LABELS} beside it, is missing or cut off: {error}") from error
-        if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or not len(pictures) or labels.ndim != 1:
             raise ValueError(
-                f"{file} holds {pictures.dtype} of shape {pictures.shape} for labels of shape {labels.shape}; expected are "
-                "five severities of pictures [n, height, width, 3] in 8 bits, and one label per picture."
+                f"{file} and {LABELS} beside it must be complete .npy files, got {error}. Download them again."
+            ) from error
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images) or labels.ndim != 1:
+            raise ValueError(
+                f"{file} must hold five severities of images [n, height, width, 3] in uint8 and one label per image, got "
+                f"{images.dtype} of shape {images.shape} and labels of shape {labels.shape}. Download the files again."
             )
-        first = _first_of_five(labels, len(pictures))
+        first = _first_of_five(labels, len(images))
         if first is not None:
             n = len(first)
-            self._pictures, self._labels = pictures[n * (severity - 1) : n * severity], first.astype(int)
-        elif len(labels) != len(pictures):
+            self._images, self._labels = images[n * (severity - 1) : n * severity], first.astype(int)
+        elif len(labels) != len(images):
             raise ValueError(
-                f"{file} holds {len(pictures)} pictures for {len(labels)} labels; expected are five severities of pictures in "
-                "turn for n labels, or one severity with as many labels as pictures."
+                f"{file} must hold five severities of images for n labels, or one severity with one label per image, got "
+                f"{len(images)} images and {len(labels)} labels. Download the files again."
             )
         elif len(asked) > 1:
             raise ValueError(
-                f"{file} holds one severity ({len(pictures)} pictures, {len(labels)} labels), but severities "
-                f"{', '.join(map(str, asked))} are asked for. Say which it is, as --severities 3."
+                f"{file} must hold five severities for severities {', '.join(map(str, asked))}, got one ({len(images)} images, "
+                f"{len(labels)} labels). Name the one that it is, as --severities 3."
             )
         else:
-            self._pictures, self._labels = pictures, labels.astype(int)
+            self._images, self._labels = images, labels.astype(int)
         self.class_to_idx = None
         self.labels = sorted(set(self._labels.tolist()))
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pictures[index]), int(self._labels[index])
+        return Image.fromarray(self._images[index]), int(self._labels[index])
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -74,9 +78,9 @@ class CorruptedArrays(Reader):
 
 
 def _first_of_five(labels: np.ndarray, count: int) -> np.ndarray | None:
-    """The labels of one severity, where ``count`` pictures are five severities of them; else None.
+    """Return the labels of one severity if ``count`` images are five severities; else None.
 
-    As many labels as pictures are those of five severities if they repeat.
+    Labels that are as many as the images belong to five severities if they repeat five times.
     """
     n, rest = divmod(count, len(SEVERITIES))
     if rest or (len(labels) == count and not (labels.reshape(len(SEVERITIES), n) == labels[:n]).all()):
@@ -92,47 +96,52 @@ def published_conditions(
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
 ) -> list[Condition]:
-    """A condition a corruption and severity that lies in ``source.root``; not resized if the model wants the files' size.
+    """Return one condition per corruption and severity in ``source.root``.
+
+    Images are not cropped, and not resized if they have the input size of the model.
 
     Args:
-        source: Its root holds ``CORRUPTION/SEVERITY/CLASS/…`` (also one folder deeper, as the archives unpack), or
+        source: Data set. Its root holds ``CORRUPTION/SEVERITY/CLASS/…`` (also one folder deeper, as the archives unpack), or
             ``CORRUPTION.npy`` and ``labels.npy``.
-        model: The model.
-        task: The task of classification.
-        preprocessing: The model's.
-        corruptions: Which. Default: all that are there.
-        severities: Which.
+        model: Model to evaluate.
+        task: Classification task.
+        preprocessing: Preprocessing of the model.
+        corruptions: Names of corruptions. Default: all in the folder.
+        severities: Severities, 1 to 5.
 
     Raises:
-        FileNotFoundError: None is there, or not all of those asked for.
+        FileNotFoundError: There is no corruption in the folder, or one of the given ones is missing.
         ValueError: As `Task.open_dataset`.
     """
     root = find_root(source.root)
-    found = _find(root)
-    missing = [name for name in corruptions or [] if name not in found]
-    if missing or not found:
-        wanted = f", but not {', '.join(missing)}." if found else "; it wants CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy."
-        raise FileNotFoundError(f"{root} holds {', '.join(found) or 'no corruption of ImageNet-C or CIFAR-10-C'}{wanted}")
-    prepared = preprocessing._replace(crop_pct=1.0, crop_mode="center")  # a second cut would be another data set
+    present = _find(root)
+    missing = [name for name in corruptions or [] if name not in present]
+    if missing or not present:
+        wanted = ", ".join(missing) or "corruptions of ImageNet-C or CIFAR-10-C"
+        raise FileNotFoundError(
+            f"{root} must hold {wanted}, as CORRUPTION/SEVERITY/CLASS/… or CORRUPTION.npy, got {', '.join(present) or 'none'}. "
+            "Check the root and --corruptions."
+        )
+    prepared = preprocessing._replace(crop_pct=1.0, crop_mode="center")  # The published images are cropped already.
     return [
         Condition(
             f"{name} {severity} (file)",
-            Samples(_open(source, found[name], severity, severities, model, task, preprocessing)),
+            Samples(_open(source, present[name], severity, severities, model, task, preprocessing)),
             task.clean,
             preprocessing=prepared,
             family=name,
             strength=severity,
         )
-        for name in (corruptions or found)
+        for name in (corruptions or present)
         for severity in severities
     ]
 
 
 def _find(root: Path) -> Mapping[str, Path]:
-    """What is there, in the order of the tables."""
+    """Return the paths of the corruptions below ``root``, in the order of the tables."""
     known = [*COMMON, *EXTRA]
-    places = [root, *(sorted(p for p in root.iterdir() if p.is_dir() and p.name not in known) if root.is_dir() else [])]
-    candidates = {name: [place / ending for place in places for ending in (f"{name}.npy", name)] for name in known}
+    folders = [root, *(sorted(p for p in root.iterdir() if p.is_dir() and p.name not in known) if root.is_dir() else [])]
+    candidates = {name: [folder / ending for folder in folders for ending in (f"{name}.npy", name)] for name in known}
     there = {name: [path for path in paths if path.exists()] for name, paths in candidates.items()}
     return {name: paths[0] for name, paths in there.items() if paths}
 

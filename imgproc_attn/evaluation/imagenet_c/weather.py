@@ -1,4 +1,4 @@
-"""Weather of ImageNet-C (arXiv 1903.12261): snow, frost, fog, brightness; and spatter."""
+"""Weather corruptions of ImageNet-C (arXiv 1903.12261): snow, frost, fog, brightness, spatter."""
 
 import hashlib
 from functools import cache
@@ -10,14 +10,16 @@ from PIL import Image
 from scipy import ndimage
 
 from .blur import blur_along, magnified, smooth
-from .noise import Generator, Picture
+from .noise import Generator, ImageArray
+
+__all__ = ["brightness", "check_frost", "fog", "frost", "plasma", "snow", "spatter"]
 
 GRAY = np.array([0.299, 0.587, 0.114])
-FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code never draws the sixth
+FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # The published code never draws the sixth.
 
 
-def snow(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Flakes driven by wind, twice, over a whitened picture."""
+def snow(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Whiten the image, and add flakes with motion blur twice."""
     mean, std, zoom, least, radius, sigma, keep = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -32,17 +34,17 @@ def snow(x: Picture, severity: int, rng: Generator) -> Picture:
     return x + flakes + flakes[::-1, ::-1]
 
 
-def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
-    """A crop of one of five photographs of frost, added.
+def frost(x: ImageArray, severity: int, rng: Generator, folder: Path) -> ImageArray:
+    """Add a crop of one of five photographs of frost.
+
+    Photographs that do not cover the image are enlarged until they do. The authors' images are 224 x 224.
 
     Args:
-        x: Picture.
+        x: ``[H, W, 3]`` image in [0, 1].
         severity: 1 to 5.
-        rng: Chooses photograph and crop.
-        folder: Of the photographs, ``frost1.png`` to ``frost5.jpg``, from the authors' repository (hendrycks/robustness,
-            ``ImageNet-C/create_c``); they do not come with this package.
-
-    Photographs that do not cover the picture are enlarged until they do: the authors' pictures are of 224 x 224.
+        rng: Generator that draws the photograph and the crop.
+        folder: Folder of the photographs, ``frost1.png`` to ``frost5.jpg``. They are in the authors' repository
+            (hendrycks/robustness, ``ImageNet-C/create_c``) and do not come with this package.
     """
     keep, add = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     ice = _frost(folder / FROST[rng.integers(len(FROST))])
@@ -55,41 +57,48 @@ def frost(x: Picture, severity: int, rng: Generator, folder: Path) -> Picture:
 
 
 def check_frost(folder: Path) -> str:
-    """Make sure that all photographs are there.
+    """Check that all photographs of frost are in the folder.
 
     Returns:
-        A hash of them.
+        A hash of the photographs.
 
     Raises:
-        FileNotFoundError: One is not.
+        FileNotFoundError: A photograph is missing.
     """
     missing = [name for name in FROST if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"frost: {folder} has no {', '.join(missing)}. They are at github.com/hendrycks/robustness, in ImageNet-C/create_c."
+            f"frost: {folder} must hold {FROST[0]} to {FROST[-1]}, got no {', '.join(missing)}. Download them from "
+            "github.com/hendrycks/robustness, ImageNet-C/create_c."
         )
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in FROST)).hexdigest()
 
 
 @cache
-def _frost(file: Path) -> Picture:
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
+def _frost(file: Path) -> ImageArray:
+    with Image.open(file) as photograph:
+        return np.asarray(photograph.convert("RGB"), dtype=np.float64) / 255
 
 
-def fog(x: Picture, severity: int, rng: Generator) -> Picture:
-    """A fractal of the diamond-square algorithm, added; the brightest value stays."""
+def fog(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Add a fractal of the diamond-square algorithm, and keep the brightest value."""
     strength, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     size = max(256, 1 << (max(x.shape[:2]) - 1).bit_length())
     clouds = plasma(size, decay, rng)[: x.shape[0], : x.shape[1], None]
     return (x + strength * clouds) * x.max() / (x.max() + strength)
 
 
-def plasma(size: int, decay: float, rng: Generator) -> Picture:
-    """Diamond-square fractal on a torus of ``size`` (a power of two), in [0, 1]; finer steps wobble ``decay`` times less."""
+def plasma(size: int, decay: float, rng: Generator) -> ImageArray:
+    """Return a diamond-square fractal ``[size, size]`` in [0, 1] on a torus.
+
+    Args:
+        size: Side in pixels, a power of two.
+        decay: Factor by which the noise shrinks per halving of the step.
+        rng: Generator of the noise.
+    """
     field, step, wobble = np.zeros((size, size)), size, 100.0
 
-    def mean(total: Picture) -> Picture:
+    def mean(total: ImageArray) -> ImageArray:
         return total / 4 + wobble * rng.uniform(-wobble, wobble, total.shape)
 
     while step >= 2:
@@ -105,15 +114,15 @@ def plasma(size: int, decay: float, rng: Generator) -> Picture:
     return field / field.max()
 
 
-def brightness(x: Picture, severity: int, rng: Generator) -> Picture:
-    """The value of HSV, raised."""
+def brightness(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Raise the value in HSV."""
     hsv = rgb_to_hsv(x)
     hsv[..., 2] = np.clip(hsv[..., 2] + (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1], 0, 1)
     return hsv_to_rgb(hsv)
 
 
-def spatter(x: Picture, severity: int, rng: Generator) -> Picture:
-    """Drops of water on the lens; from severity 4 on, of mud."""
+def spatter(x: ImageArray, severity: int, rng: Generator) -> ImageArray:
+    """Add drops of water on the lens, or of mud from severity 4 on."""
     mean, std, sigma, least, strength = (
         (0.65, 0.3, 4, 0.69, 0.6),
         (0.65, 0.3, 3, 0.68, 0.6),
@@ -131,8 +140,8 @@ def spatter(x: Picture, severity: int, rng: Generator) -> Picture:
     return x + strength * water[..., None] * np.array([175, 238, 238]) / 255
 
 
-def _shine(liquid: Picture) -> Picture:
-    """Light on drops, from the distance to their edges; in [0, 1]. ``liquid`` in 0 to 255."""
+def _shine(liquid: ImageArray) -> ImageArray:
+    """Return the light on drops in [0, 1], from the distance to their edges. ``liquid`` is in 0 to 255."""
     distance = np.minimum(ndimage.distance_transform_edt(~_edges(liquid)), 20)
     gray = _equalized(np.floor(_box(distance)).astype(np.uint8))
     relief = ndimage.correlate(gray.astype(np.float64), np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
@@ -140,12 +149,12 @@ def _shine(liquid: Picture) -> Picture:
     return shine / max(shine.max(), 1e-12)
 
 
-def _box(x: Picture) -> Picture:
+def _box(x: ImageArray) -> ImageArray:
     return ndimage.uniform_filter(x, 3, mode="mirror")
 
 
 def _equalized(gray: np.ndarray) -> np.ndarray:
-    """Histogram equalization of bytes, the darkest that occurs becoming 0."""
+    """Equalize the histogram of 8-bit values. The darkest value becomes 0."""
     counts = np.bincount(gray.ravel(), minlength=256)
     first = counts.nonzero()[0][0]
     if counts[first] == gray.size:
@@ -154,13 +163,13 @@ def _equalized(gray: np.ndarray) -> np.ndarray:
     return np.rint(below * 255 / (gray.size - counts[first])).clip(0, 255).astype(np.uint8)[gray]
 
 
-def _edges(gray: Picture, low: float = 50, high: float = 150) -> np.ndarray:
-    """Canny's edges: Sobel slopes, thinned across the edge, kept where connected to a strong one."""
+def _edges(gray: ImageArray, low: float = 50, high: float = 150) -> np.ndarray:
+    """Return the edges of Canny's detector: thinned Sobel slopes that are connected to a strong slope."""
     dx, dy = ndimage.sobel(gray, 1, mode="nearest"), ndimage.sobel(gray, 0, mode="nearest")
     size = np.abs(dx) + np.abs(dy)
     padded = np.pad(size, 1)
 
-    def near(row: int, column: int) -> Picture:
+    def near(row: int, column: int) -> ImageArray:
         return padded[1 + row : 1 + row + size.shape[0], 1 + column : 1 + column + size.shape[1]]
 
     flat, steep = np.abs(dy) < np.abs(dx) * np.tan(np.pi / 8), np.abs(dy) > np.abs(dx) * np.tan(3 * np.pi / 8)
