@@ -1,4 +1,4 @@
-"""Training: the loop, and the folder of a run."""
+"""Training of the model of a recipe: the training loop and the folder of a run."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The loop: a task, a loader, timm's optimizer and schedule; the same for classification, segmentation and text."""
+"""Training loop over a task and a loader, with timm's optimizers and schedules. It is the same for all tasks."""
 
 import itertools
 import math
@@ -24,27 +24,44 @@ from ..data import SINGLE_PROCESS, World
 from ..evaluation.per_sample_rng import mix_seeds
 from ..recipe.schema import Optimizer, Recipe, Schedule
 
+__all__ = ["NotFinite", "Trainer", "autocast", "build_optimizer", "build_scheduler", "seed_everything", "set_epoch"]
+
 
 def seed_everything(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's generators from several numbers."""
+    """Seed the generators of Python, NumPy and torch from several numbers.
+
+    Example:
+        >>> seed_everything(0, 1)
+        >>> first = torch.rand(())
+        >>> seed_everything(0, 1)
+        >>> torch.equal(first, torch.rand(()))
+        True
+    """
     seed = mix_seeds(*numbers)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from it
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
     torch.manual_seed(seed)
 
 
 def build_optimizer(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
-    """Timm's optimizer; 1-D parameters, bandwidths among them, and what the model says do not decay.
+    """Build timm's optimizer.
+
+    There is no weight decay for 1-D parameters, such as bandwidths, and for the parameters that ``no_weight_decay`` of the
+    model names.
 
     Args:
-        model: Bare: wrapped in DDP or compiled, it would hide its groups from timm.
-        o: The recipe's section.
+        model: Model that is neither compiled nor wrapped in DDP. Otherwise, timm would not find its parameter groups.
+        o: Section ``optimizer`` of the recipe.
 
     Raises:
-        ValueError: No such optimizer, or one that takes no betas and is given some.
+        ValueError: The optimizer is unknown, or has no betas although the recipe gives some.
+
+    Example:
+        >>> build_optimizer(nn.Linear(2, 2), Optimizer(name="sgd", lr=0.1)).param_groups[0]["lr"]
+        0.1
     """
     if o.betas is not None and not get_optimizer_info(o.name).has_betas:
-        raise ValueError(f"optimizer.betas is {o.betas}, but {o.name} has none; leave it out.")
+        raise ValueError(f"optimizer.betas must be left out for {o.name}, which has none, got {o.betas}. Remove it.")
     given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}
     return create_optimizer_v2(
         model,
@@ -53,13 +70,19 @@ def build_optimizer(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
         weight_decay=o.weight_decay,
         momentum=o.momentum,
         layer_decay=o.layer_decay,
-        fallback_no_weight_decay=True,  # tables of positions are no matrices that Muon could orthogonalise
+        fallback_no_weight_decay=True,  # Muon must not orthogonalize tables of positions.
         **given,
     )
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, s: Schedule, updates: int) -> Any:
-    """Timm's schedule, stepped by update."""
+    """Build timm's schedule of the learning rate, with one step per update.
+
+    Args:
+        optimizer: Optimizer whose learning rate is set.
+        s: Section ``schedule`` of the recipe.
+        updates: Number of updates per epoch.
+    """
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=s.name,
@@ -75,10 +98,10 @@ def build_scheduler(optimizer: torch.optim.Optimizer, s: Schedule, updates: int)
 
 
 class NotFinite(FloatingPointError):
-    """A loss, or weights, that are not finite.
+    """Error of a loss, or of weights, that are not finite.
 
     Attributes:
-        images: Names of the batch, in this process; none of weights.
+        images: Names of the images of the batch in this process. Empty if weights are not finite.
     """
 
     def __init__(self, message: str, images: list[str]) -> None:
@@ -88,25 +111,30 @@ class NotFinite(FloatingPointError):
 
 @dataclass
 class Trainer:
-    """Trains a task, epoch by epoch; an epoch depends on the state before it, the seed and its number alone.
+    """Train a task epoch by epoch.
 
-    (But for sets that can only be iterated over: they shuffle by themselves.)
+    An epoch depends only on the state before it, the seed and its number. Data sets that can only be iterated over are an
+    exception, because they shuffle by themselves.
 
     Args:
-        task: Model and loss, and the moving average of the weights if there is to be one; its ``start_epoch``, if it has
-            one, is called before each epoch.
-        loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or one inside timm's ``PrefetchLoader``. Its
-            sampler or set is told the epoch if it has ``set_epoch``; its set names images if it has ``name``.
-        recipe: Optimizer, schedule and run.
+        task: timm's task: model, loss and optionally a moving average of the weights. If it has ``start_epoch``, this is
+            called before each epoch.
+        loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or timm's ``PrefetchLoader`` around one. If its
+            sampler or data set has ``set_epoch``, this is called before each epoch. If its data set has ``name``, errors
+            name the images.
+        recipe: Recipe with optimizer, schedule and run.
         world: Rank of this process and number of processes.
-        mixup: timm's, applied to batches.
-        progress: Called with the number of images of each batch, over all processes.
-        report: Called with a line at each look at the loss but the last of an epoch.
+        mixup: timm's mixup, applied to batches. Default: none.
+        progress: Function that is called after each batch with its number of images over all processes.
+        report: Function that is called with a line of text every ``run.log_every`` updates, except at the end of an epoch.
 
     Attributes:
-        optimizer: timm's.
-        scaler: For float16.
-        updates: Updates an epoch.
+        optimizer: timm's optimizer.
+        scaler: Gradient scaler for float16.
+        updates: Number of updates per epoch.
+
+    Raises:
+        ValueError: An epoch has fewer batches than ``run.grad_accum_steps``.
     """
 
     task: TrainingTask
@@ -123,8 +151,8 @@ class Trainer:
         self.updates = len(self.loader) // run.grad_accum_steps
         if self.updates == 0:
             raise ValueError(
-                f"run.grad_accum_steps is {run.grad_accum_steps}, but an epoch has {len(self.loader)} batches of "
-                f"{run.batch_size // run.grad_accum_steps} images; lower run.batch_size."
+                f"run.grad_accum_steps must be at most the number of batches per epoch, {len(self.loader)}, got "
+                f"{run.grad_accum_steps}. Lower run.batch_size."
             )
         self.optimizer = build_optimizer(unwrap_model(self.task.get_trainable_module()), self.recipe.optimizer)
         self._scheduler = build_scheduler(self.optimizer, self.recipe.schedule, self.updates)
@@ -133,14 +161,19 @@ class Trainer:
         self.autocast = autocast(device, run.amp)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the images.
+        """Train for one epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
 
         Returns:
-            ``loss``, ``lr``, ``seconds`` and ``images_per_second``.
+            ``loss``, the mean training loss; ``lr``, the largest learning rate of the last update; ``seconds``;
+            ``images_per_second``.
 
         Raises:
-            NotFinite: A loss that is not finite, the message names the update and its images; or weights after the last one.
-            ValueError: The loader gave fewer batches than it announces.
+            NotFinite: A loss is not finite, or weights are not finite after the last update. For a loss, the message names
+                the update and its images.
+            ValueError: The loader gave fewer batches than its length.
         """
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.world.rank)
@@ -158,10 +191,10 @@ class Trainer:
             if last:
                 self._update(epoch * self.updates + i // run.grad_accum_steps)
             if len(recent) == run.log_every * run.grad_accum_steps or i + 1 == self.updates * run.grad_accum_steps:
-                found = self._checked(recent, epoch, i + 1 - len(recent))
-                total += found
+                loss = self._checked(recent, epoch, i + 1 - len(recent))
+                total += loss
                 if i + 1 < self.updates * run.grad_accum_steps:
-                    self._report(epoch, i // run.grad_accum_steps, found / len(recent), time.perf_counter() - start)
+                    self._report(epoch, i // run.grad_accum_steps, loss / len(recent), time.perf_counter() - start)
                 recent = []
             self.progress(len(images) * self.world.size)
         if seen < self.updates * run.grad_accum_steps:
@@ -185,7 +218,7 @@ class Trainer:
         self.report(f"epoch {epoch + 1}, update {update + 1}/{self.updates}: loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} img/s")
 
     def _backward(self, images: Tensor, targets: Tensor, last: bool) -> Tensor:
-        """Add the batch's gradient; between processes it is averaged with the last batch of an update."""
+        """Add the gradient of a batch. Processes average their gradients in the last batch of an update."""
         if self.recipe.run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mixup is not None:
@@ -207,23 +240,28 @@ class Trainer:
         self.task.update_ema(step=update + 1)
 
     def _checked(self, losses: list[Tensor], epoch: int, first: int) -> float:
-        """Their sum, if all are finite."""
+        """Return the sum of the losses, or raise an error if one is not finite."""
         values = torch.stack(losses).tolist()
         for batch, value in enumerate(values, first):
             if not math.isfinite(value):
                 names, update = self.batch_names(batch), batch // self.recipe.run.grad_accum_steps + 1
                 raise NotFinite(
-                    f"The loss is {value} in epoch {epoch + 1}, update {update}/{self.updates}; its "
+                    f"The loss must be finite, got {value} in epoch {epoch + 1}, update {update}/{self.updates}; "
                     f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self._remedy}",
                     names,
                 )
         return sum(values)
 
     def _check_weights(self, epoch: int) -> None:
-        """No loss has seen the last update yet, and what is not finite must not replace the last checkpoint."""
+        """Check that the weights are finite after the last update, so that the last checkpoint is not replaced otherwise.
+
+        The losses do not show this, because none was computed after the last update.
+        """
         weights = unwrap_model(self.task.get_trainable_module()).parameters()
         if not torch.stack([w.detach().isfinite().all() for w in weights]).all():
-            raise NotFinite(f"The weights are not finite after the last update of epoch {epoch + 1}. {self._remedy}", [])
+            raise NotFinite(
+                f"The weights must be finite, got inf or nan after the last update of epoch {epoch + 1}. {self._remedy}", []
+            )
 
     @property
     def _remedy(self) -> str:
@@ -231,7 +269,10 @@ class Trainer:
         return f"Lower optimizer.lr, now {o.lr}, or optimizer.clip_grad, now {o.clip_grad}."
 
     def batch_names(self, batch: int) -> list[str]:
-        """The images of a batch of the present epoch, in this process; empty where the reader has no order of its own."""
+        """Return the names of the images of a batch of the current epoch in this process.
+
+        The list is empty for data sets that can only be iterated over or that do not name images.
+        """
         loader = _data_loader(self.loader)
         if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "name"):
             return []
@@ -246,7 +287,7 @@ class Trainer:
         return mean.item() / self.world.size
 
     def state_dict(self) -> dict[str, Any]:
-        """All an epoch depends on, as ``torch.load(weights_only=True)`` takes it."""
+        """Return all state on which the next epoch depends. ``torch.load(weights_only=True)`` can load it."""
         averaged = self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}
         return {
             **self.task.get_checkpoint_state(),
@@ -256,7 +297,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
@@ -265,17 +306,27 @@ class Trainer:
 
 
 def autocast(device: str, dtype: str | None) -> Callable[[], AbstractContextManager]:
-    """Torch's autocast to ``bfloat16`` or ``float16``; for None nothing happens."""
+    """Return a factory of contexts that autocast to a dtype.
+
+    Args:
+        device: Type of the device, ``cpu`` or ``cuda``.
+        dtype: ``bfloat16`` or ``float16``; None for no autocast.
+
+    Example:
+        >>> with autocast("cpu", "bfloat16")():
+        ...     print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        torch.bfloat16
+    """
     return nullcontext if dtype is None else partial(torch.autocast, device, getattr(torch, dtype))
 
 
 def _data_loader(loader: Any) -> Any:
-    """Torch's, inside timm's or by itself."""
+    """Return torch's loader, which may be inside timm's."""
     return getattr(loader, "loader", loader)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Reshuffle: of the sampler, or of a set that shuffles itself."""
+    """Set the epoch of the sampler and of the data set, if they have ``set_epoch``, so that they shuffle again."""
     for part in (_data_loader(loader).sampler, _data_loader(loader).dataset):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)

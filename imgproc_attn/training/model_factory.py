@@ -1,4 +1,4 @@
-"""The model of a recipe: built, and tried without memory before anything starts."""
+"""Build the model of a recipe, and check it without memory before a run starts."""
 
 import difflib
 import re
@@ -28,27 +28,43 @@ from .checkpoints import save_weights
 from .loop import build_optimizer, seed_everything
 from .run_dir import BEST, LAST
 
+__all__ = ["build_model", "check_round_trip", "checkpoint_of", "dry_run", "model_kwargs"]
+
 
 def checkpoint_of(path: Path) -> Path:
-    """The weights of a run's folder, the best before the last; any other path as it is."""
+    """Return the folder of a run's best weights, or of its last weights if there are no best ones.
+
+    A path that is not the folder of a run is returned unchanged.
+
+    Example:
+        >>> checkpoint_of(Path("model.safetensors"))
+        PosixPath('model.safetensors')
+    """
     return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
 
 
 def model_kwargs(recipe: Recipe) -> dict[str, Any]:
-    """Keyword arguments of the recipe's model, without those that say which weights it starts from."""
+    """Return the keyword arguments of the recipe's model, without those that select its initial weights."""
     options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
-    if recipe.model.name.startswith("local-dir:"):  # what the model there is made with
+    if recipe.model.name.startswith("local-dir:"):  # The folder names the arguments of its model.
         options = {**config_beside(Path(recipe.model.name.removeprefix("local-dir:"))).get("model_args", {}), **options}
-    if recipe.segmentation is not None:  # positions are made for the crops of training
+    if recipe.segmentation is not None:  # Positions are made for the training crops.
         options = {"img_size": recipe.data.input_size[1:], **options}
     return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
 
 
 def build_model(recipe: Recipe, **kwargs: Any) -> Any:
-    """The recipe's model, freshly initialized from its seed, or with the trained weights it names.
+    """Build the recipe's model, initialized from the recipe's seed or with the trained weights that it names.
 
-    Its ``pretrained_cfg`` says how the recipe prepares images; where that is silent, mean and standard deviation are those of
-    the run whose weights it starts from.
+    Its ``pretrained_cfg`` holds the preprocessing of the recipe. If the recipe gives no mean or standard deviation, they are
+    those of the run whose weights the model starts from.
+
+    Args:
+        recipe: Recipe of one model.
+        **kwargs: Keyword arguments for ``timm.create_model`` that replace those of the recipe.
+
+    Raises:
+        ValueError: The mean or standard deviation of the recipe does not fit the number of channels.
     """
     seed_everything(recipe.run.seed)
     model: Any = timm.create_model(
@@ -58,61 +74,63 @@ def build_model(recipe: Recipe, **kwargs: Any) -> Any:
     given = data.model_dump(include=set(Preprocessing._fields), exclude_none=True)
     for name in ("mean", "std"):
         if len(given.get(name, [0])) not in (1, data.input_size[0]):
-            raise ValueError(f"data.{name} has {len(given[name])} values for {data.input_size[0]} channels.")
+            raise ValueError(
+                f"data.{name} must have 1 value or one per channel, {data.input_size[0]}, got {len(given[name])}. Correct it."
+            )
     config = resolve_data_config({**_statistics_of(recipe), **given}, model=model)
     config = Preprocessing.for_channels(config, data.input_size[0])
     model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
-    name = recipe.model.name.partition(".")[0]  # timm's tags are of weights
-    if timm.is_model(name):  # under which the weights are found again; one of one's own may build another one's
+    name = recipe.model.name.partition(".")[0]  # The tag after the point names weights, not an architecture.
+    if timm.is_model(name):  # Loading needs the registered name. A registered function may build a model of another name.
         model.pretrained_cfg["architecture"] = name
     return model
 
 
 def check_round_trip(recipe: Recipe, model: nn.Module, folder: Path) -> None:
-    """Keep a model for a moment, and load it as everybody will: what is measured later must be what was trained.
+    """Save and reload a model once. The copy must equal the original, because it is what is evaluated later.
 
     Args:
-        recipe: Of the model.
-        model: As `build_model` made it.
-        folder: Where there is room; made if need be.
+        recipe: Recipe of the model.
+        model: Result of `build_model`.
+        folder: Folder for the temporary copy. It is created if it does not exist.
 
     Raises:
-        ValueError: It is not the same.
+        ValueError: The copy cannot be loaded, or differs from the original.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as place,
+        tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as saved,
         warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),  # no draw of training depends on this
+        torch.random.fork_rng(devices=[]),  # Random draws of training must not depend on this check.
     ):
-        warnings.simplefilter("ignore")  # told when the model was made
-        save_weights(model.state_dict(), model, model_kwargs(recipe), None, Path(place))
+        warnings.simplefilter("ignore")  # The same warnings were shown when the model was built.
+        save_weights(model.state_dict(), model, model_kwargs(recipe), None, Path(saved))
         try:
-            again = timm.create_model(f"local-dir:{place}", pretrained=True)
+            copy = timm.create_model(f"local-dir:{saved}", pretrained=True)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            problem = f"it would not come back from its folder ({first_line(error)})"
+            problem = f"an error ({first_line(error)})"
         else:
-            problem = _difference(model, again)
+            problem = _difference(model, copy)
     if not problem:
         return
     raise ValueError(
-        f"{recipe.model.name}: {problem}. A function that is registered with timm passes pretrained, pretrained_cfg and all "
-        "else to the model that it builds, and builds the same one each time."
+        f"{recipe.model.name} must be the same after it is saved and loaded, got {problem}. In the function registered with "
+        "timm, pass pretrained, pretrained_cfg and all other arguments to the model, and build the same model each time."
     )
 
 
-def _difference(model: nn.Module, again: nn.Module) -> str:
-    """Nothing, if they are the same."""
-    for ours, theirs in zip_longest(str(model).splitlines(), str(again).splitlines(), fillvalue="nothing"):
+def _difference(model: nn.Module, copy: nn.Module) -> str:
+    """Return the first difference between two models in words, or an empty text if they are the same."""
+    for ours, theirs in zip_longest(str(model).splitlines(), str(copy).splitlines(), fillvalue="nothing"):
         if ours != theirs:
-            return f"it would come back from its folder with {theirs.strip()} in the place of {ours.strip()}"
-    known, found = model.state_dict(), again.state_dict()
-    same = known.keys() == found.keys() and all(torch.equal(found[name], known[name].to(found[name])) for name in known)
-    return "" if same else "it would come back from its folder with other weights"
+            return f"{theirs.strip()} instead of {ours.strip()}"
+    state, loaded = model.state_dict(), copy.state_dict()
+    same = state.keys() == loaded.keys() and all(torch.equal(loaded[name], state[name].to(loaded[name])) for name in state)
+    return "" if same else "other weights"
 
 
 def _statistics_of(recipe: Recipe) -> dict[str, Any]:
-    """Mean and standard deviation in the configuration beside the weights that the recipe's model starts from."""
+    """Return mean and standard deviation from the configuration of the weights that the recipe's model starts from."""
     if not recipe.model.checkpoint:
         return {}
     known = config_beside(checkpoint_of(Path(recipe.model.checkpoint))).get("pretrained_cfg", {})
@@ -120,22 +138,22 @@ def _statistics_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def dry_run(recipe: Recipe) -> None:
-    """Build model and optimizer once without memory, and push an image through, so that no mistake waits behind a long start.
+    """Build model and optimizer on the meta device and run one image through, to find mistakes before a long start.
 
     Raises:
-        ValueError: A model or an optimizer that cannot be built, or a model that does not take the recipe's images.
+        ValueError: The model or the optimizer cannot be built, or the model does not take the recipe's images.
     """
     try:
         output = _tried(recipe, "meta")
-    except NotImplementedError:  # an operation without a meta form: nothing can be said
+    except NotImplementedError:  # An operation has no meta implementation, so the model cannot be checked.
         return
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{recipe.model.name}: {error}{_hint(str(error), recipe)}") from error
     expected = [1, *task_of(recipe).output_shape(recipe)]
     if list(output.shape) != expected:
         raise ValueError(
-            f"The output of {recipe.model.name} must be {expected} for one image, got {list(output.shape)}: one logit per "
-            "class of data.num_classes, or what the task asks for."
+            f"The output of {recipe.model.name} must have the shape {expected} for one image, got {list(output.shape)}. Check "
+            "data.num_classes and the task."
         )
 
 
@@ -149,38 +167,41 @@ def _tried(recipe: Recipe, device: str) -> Tensor:
         task_of(recipe).check_model(recipe, model, device)
         return output
     except RuntimeError as error:
-        if device == "meta" and "meta" in str(error):  # members of one's own make their parameters where they like
+        if device == "meta" and "meta" in str(error):  # Components of users may create tensors on the CPU.
             return _tried(recipe, "cpu")
         raise
 
 
 def _check_abilities(recipe: Recipe, model: Any) -> None:
-    """That not all of timm's models have."""
+    """Check that the model supports what the recipe asks for. Not all models of timm do."""
     if recipe.optimizer.layer_decay is not None:
         try:
             model.group_matcher()
         except AttributeError as error:
-            raise ValueError("it does not tell its layers (no group_matcher); leave out optimizer.layer_decay.") from error
+            raise ValueError("it has no group_matcher, which layer decay needs. Leave out optimizer.layer_decay.") from error
     if recipe.run.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
-            raise ValueError("it cannot recompute its blocks; leave out run.grad_checkpointing.") from error
+            raise ValueError("it has no gradient checkpointing. Leave out run.grad_checkpointing.") from error
         model.set_grad_checkpointing(False)
 
 
 def _hint(message: str, recipe: Recipe) -> str:
-    """The nearest names, where a model or a keyword of it is not known; or the size to build it for."""
-    if re.search(r"was built for|doesn't match model", message):  # ours, and that of timm's patch embeddings
+    """Return a remedy to append to an error of building a model: the nearest known names, or the size to build it for."""
+    if re.search(r"was built for|doesn't match model", message):  # messages of this package and of timm's patch embeddings
         return f" Set model.img_size=[{','.join(map(str, recipe.data.input_size[1:]))}]: positions are resampled to it."
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is not None:
         word, known = unknown[1], [p for cls in (VisionTransformer, FilterVisionTransformer) for p in signature(cls).parameters]
         if word in {component.name for component in fields(Components)}:
-            return f"; only models of this package have it; of a ViT: model.name=converted_vit model.source={recipe.model.name}"
+            return (
+                ". Only models of this package have it. For a ViT of timm, use model.name=converted_vit "
+                f"model.source={recipe.model.name}"
+            )
     else:
-        missing = re.search(r"Unknown model \((\S+)\)", message)  # the recipe's, or its backbone
+        missing = re.search(r"Unknown model \((\S+)\)", message)  # the model of the recipe or its backbone
         word, known = (missing[1], timm.list_models()) if missing else ("", [])
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
-    found = f"; near it: {', '.join(near)}" if near else ""
-    return found + plugins.hint(message)
+    suggestion = f". Did you mean {', '.join(near)}?" if near else ""
+    return suggestion + plugins.hint(message)

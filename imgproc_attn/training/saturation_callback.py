@@ -1,4 +1,4 @@
-"""Looking at a model between epochs: are its filters still filters?"""
+"""Check between epochs for saturated filters, which copy single tokens."""
 
 import warnings
 from typing import Any
@@ -9,23 +9,40 @@ from ..diagnostics import SATURATED_SHARE, saturation
 from ..models import FilterVisionTransformer
 from ..segmentation import Segmenter
 
+__all__ = ["SaturationCallback", "SaturationWarning"]
+
 
 class SaturationWarning(UserWarning):
-    """Filters that copy single tokens."""
+    """Warning about filters that copy single tokens."""
 
 
 class SaturationCallback:
-    """Warns of saturated filters: they train badly, and feign robustness to attacks that follow the gradient.
+    """Warn about saturated filters. They train badly and seem robust to gradient-based attacks.
 
     Args:
-        images: ``[B, C, H, W]`` to look at, as the model gets them.
+        images: Images ``[B, C, H, W]`` on which the filters are computed, normalized as for the model.
+
+    Example:
+        >>> import torch
+        >>> SaturationCallback(torch.rand(2, 3, 8, 8))(nn.Identity())  # a model without filters
+        {}
     """
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """``saturated_rows`` of a filter model, or of the encoder of one, for the record of an epoch; nothing of others."""
+        """Return the share of saturated rows for the record of an epoch.
+
+        Args:
+            model: Filter model, or segmenter with a filter model as encoder.
+
+        Returns:
+            ``{"saturated_rows": share}``, or an empty dictionary for other models.
+
+        Warns:
+            SaturationWarning: The share is too large.
+        """
         images = self._images
         if isinstance(model, Segmenter):
             images, model = model.padded(images), model.encoder
@@ -34,8 +51,8 @@ class SaturationCallback:
         share = saturation(model.eval(), images)
         if share > SATURATED_SHARE:
             warnings.warn(
-                f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4): hardly any gradient "
-                "reaches their bandwidths, queries and keys. A smaller learning rate or a larger initial bandwidth helps.",
+                f"{100 * share:.1f} % of the filter's rows copy one token (a weight above 1 - 1e-4). Hardly any gradient "
+                "reaches their bandwidths, queries and keys. Lower the learning rate, or raise the initial bandwidth.",
                 SaturationWarning,
                 stacklevel=2,
             )

@@ -205,5 +205,5 @@ def test_pictures_that_exif_data_would_turn(tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 2 images have an EXIF orientation, for example .*a\.jpg"):
         open_labeled_folder(str(root), "train").check()
     picture.transpose(Image.Transpose.ROTATE_90).save(file)
-    with pytest.raises(ValueError, match="Does an EXIF orientation turn it"):
+    with pytest.raises(ValueError, match="Does an EXIF orientation turn the image"):
         open_labeled_folder(str(root), "train").check()

@@ -27,11 +27,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
         return (images * float("nan") if broken[2] == 3 else images), targets
 
     run.trainer.mixup = poison
-    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 1, update 3/4; its images") as error:
+    with pytest.raises(FloatingPointError, match=r"loss must be finite, got nan in epoch 1, update 3/4; images") as error:
         run.trainer.train_epoch(0)
     order = list(run.trainer.loader.sampler)[2 * 128 : 3 * 128]
     assert error.value.images == [run.splits.train.name(i) for i in order]
-    assert f"its images: {error.value.images[0]}, " in str(error.value)
+    assert f"; images: {error.value.images[0]}, " in str(error.value)
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
@@ -58,7 +58,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(tmp_path
         update(trainer, number)
 
     monkeypatch.setattr(Trainer, "_update", overflow)
-    with pytest.raises(FloatingPointError, match=r"weights are not finite after the last update of epoch 2.*last, of epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"weights must be finite, .* last update of epoch 2.*last, of epoch 1"):
         quiet(recipe, tmp_path, resume=True)
     assert same(before, weights(tmp_path))
     assert not (tmp_path / "not-finite-0.json").exists()

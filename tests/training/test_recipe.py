@@ -170,15 +170,15 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
     with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*16"):
         dry_run(recipe)
     for override, message in (
-        ("model.residuals=twicing", "unexpected keyword argument 'residuals'.*near it: residual"),
-        ("model.drop_path_rat=0.1", "near it: drop_path_rate"),
+        ("model.residuals=twicing", "unexpected keyword argument 'residuals'.*Did you mean residual"),
+        ("model.drop_path_rat=0.1", "Did you mean drop_path_rate"),
         ("augmentation.auto_augment=AutoAugment", "augmentation.auto_augment is 'AutoAugment', which timm does not take"),
-        ("comparison.variants.twicing.name=twicing_vit_tinny", "near it: twicing_vit_tiny"),
+        ("comparison.variants.twicing.name=twicing_vit_tinny", "Did you mean twicing_vit_tiny"),
         ("optimizer.name=adamm", "adamm"),
-        ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "but sgd has none"),
+        ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "must be left out for sgd"),
     ):
         with pytest.raises(ValueError, match=message):
             dry_run(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
-    with pytest.raises(ValueError, match="data.mean has 3 values for 1 channels"):
+    with pytest.raises(ValueError, match="data.mean must have 1 value or one per channel, 1, got 3"):
         dry_run(load_recipe(find_recipe("quickstart"), ["data.mean=[0.1,0.2,0.3]"]).variant("plain", 0))
     assert torch.get_default_device().type == "cpu"

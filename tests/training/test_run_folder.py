@@ -73,7 +73,7 @@ def test_gray_images_get_the_mean_of_a_color_models_statistics(finished, tmp_pat
     prepared = Preprocessing.of(model.pretrained_cfg)
     assert (prepared.mean, prepared.std) == (pytest.approx((0.3,)), pytest.approx((0.2,)))
     assert ModelSpec(str(tmp_path / "color")).build()[1].mean == pytest.approx(prepared.mean)
-    with pytest.raises(ValueError, match=r"data.mean has 3 values for 1 channels"):
+    with pytest.raises(ValueError, match=r"data.mean must have 1 value or one per channel, 1, got 3"):
         build_model(small("data.mean=[0.5,0.5,0.5]"))
 
 

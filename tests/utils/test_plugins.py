@@ -92,7 +92,7 @@ def test_what_would_not_come_back_is_not_trained(tmp_path):
     (tmp_path / "damped.py").write_text(MODEL)
     refused = train_own(tmp_path, "forgetful_vit")
     assert refused.returncode == 2
-    assert "with other weights. A function that is registered with timm passes pretrained" in refused.stderr
+    assert "got other weights. In the function registered with timm, pass pretrained" in refused.stderr
     assert not (tmp_path / "forgetful_vit" / "metrics.jsonl").exists()
 
 
