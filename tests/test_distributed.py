@@ -189,7 +189,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ValueError, match=r"Process 1 .* no GPU of its own among 1: .* --nproc-per-node"):
+    with pytest.raises(ValueError, match=r"Process 1 .* must have a GPU of its own, got 1 .* --nproc-per-node"):
         start_processes("auto")
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a run: its full state, to go on from, and weights that timm loads."""
+"""Files of a run: its full state for resuming, and weights that timm can load."""
 
 import errno
 from collections.abc import Callable, Mapping
@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from ..models.checkpoints import CONFIG, WEIGHTS, first_line
 from ..utils.io import dump_json, write_atomically
 
+__all__ = ["load_state", "save_weights", "state_file", "timm_config", "weight_files"]
+
 STATE = "state.pt"
 
-Files = dict[str, Callable[[Path], Any]]  # what fills each, by name
+Files = dict[str, Callable[[Path], Any]]  # {name of a file: function that writes it}
 
 
 def state_file(state: Mapping[str, Any]) -> Files:
-    """What writes the full state of a run, for `Manifest.write`."""
+    """Return the file of the full state of a run, for `Manifest.write`."""
     return {STATE: _reported(partial(torch.save, dict(state)))}
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `state_file` wrote, on the CPU; nothing in it is executed.
+    """Load the state that `state_file` wrote, to the CPU. No code in the file is executed.
 
     Raises:
-        ValueError: The file is cut off, or none of ours.
+        FileNotFoundError: There is no state.
+        ValueError: The file is cut off, or is not the state of a run.
     """
     file = folder / STATE
     try:
@@ -36,9 +39,9 @@ def load_state(folder: Path) -> dict[str, Any]:
         state["records"], state["best"]
     except FileNotFoundError:
         raise
-    except Exception as error:  # zip, pickle and tensor readers each have their own
+    except Exception as error:  # The readers of zip, pickle and tensors each have their own errors.
         raise ValueError(
-            f"{file} is cut off or no state of a run: {first_line(error)}. Start anew in another folder."
+            f"{file} must be the complete state of a run, got an error: {first_line(error)}. Start again in another folder."
         ) from error
     return state
 
@@ -46,15 +49,15 @@ def load_state(folder: Path) -> dict[str, Any]:
 def weight_files(
     weights: Mapping[str, Tensor], model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None
 ) -> Files:
-    """What writes weights, and the model's configuration beside them, so that ``timm.create_model("local-dir:…")`` loads both.
+    """Return the files of weights and configuration that ``timm.create_model("local-dir:…")`` loads.
 
     Args:
-        weights: State of ``model``'s form.
-        model: Gives name, classes and ``pretrained_cfg``.
-        arguments: Keyword arguments that made it.
-        classes: ``{name: label}``, where names are known.
+        weights: State dict that fits ``model``.
+        model: Model whose name, number of classes and ``pretrained_cfg`` are written.
+        arguments: Keyword arguments with which the model was built.
+        classes: ``{name: label}``; None if the names are unknown.
     """
-    # safetensors wants each tensor to own its memory
+    # safetensors needs tensors that do not share memory.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     config = timm_config(model, arguments, classes)
     return {CONFIG: partial(dump_json, config), WEIGHTS: _reported(partial(save_file, own))}
@@ -67,13 +70,21 @@ def save_weights(
     classes: Mapping[str, int] | None,
     folder: Path,
 ) -> None:
-    """Write the files of `weight_files` to a folder, which is made if need be."""
+    """Write the files of `weight_files` to a folder, which is created if it does not exist.
+
+    Args:
+        weights: State dict that fits ``model``.
+        model: Model whose name, number of classes and ``pretrained_cfg`` are written.
+        arguments: Keyword arguments with which the model was built.
+        classes: ``{name: label}``; None if the names are unknown.
+        folder: Folder of the files.
+    """
     for name, write in weight_files(weights, model, arguments, classes).items():
         write_atomically(folder / name, write)
 
 
 def _reported(write: Callable[[Path], Any]) -> Callable[[Path], None]:
-    """Torch and safetensors have errors of their own for a full disk: they become the system's."""
+    """Turn the errors of torch and safetensors for a full disk into the `OSError` of the system."""
 
     def reported(file: Path) -> None:
         try:
@@ -85,7 +96,13 @@ def _reported(write: Callable[[Path], Any]) -> Callable[[Path], None]:
 
 
 def timm_config(model: nn.Module, arguments: Mapping[str, Any], classes: Mapping[str, int] | None) -> dict[str, Any]:
-    """``config.json`` as timm reads it: architecture, arguments, and how images are prepared."""
+    """Return the content of timm's ``config.json``: architecture, arguments and preprocessing.
+
+    Args:
+        model: Model whose name, number of classes and ``pretrained_cfg`` are written.
+        arguments: Keyword arguments with which the model was built.
+        classes: ``{name: label}``; None if the names are unknown.
+    """
     cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     origin = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load", "tag", "label_offset")
     kept = {key: value for key, value in cfg.items() if key not in origin and value is not None}

@@ -37,8 +37,8 @@ def checkpoint_of(path: Path) -> Path:
     A path that is not the folder of a run is returned unchanged.
 
     Example:
-        >>> checkpoint_of(Path("model.safetensors"))
-        PosixPath('model.safetensors')
+        >>> checkpoint_of(Path("weights.safetensors")).name
+        'weights.safetensors'
     """
     return next((path / name for name in (BEST, LAST) if (path / name / WEIGHTS).is_file()), path)
 

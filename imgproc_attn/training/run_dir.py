@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether there is room in it."""
+"""Folder of a run: checks that it belongs to the recipe, that its files are intact and that there is room."""
 
 import shutil
 import sys
@@ -26,22 +26,25 @@ from ..utils.serialization import changes
 from .checkpoints import STATE, Files, load_state
 from .run_logger import METRICS, PICTURE, RunLogger
 
+__all__ = ["RunDir", "run_folder"]
+
 RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json", "final.json"
 UNREADABLE = "unreadable.txt"
 BEST, LAST = "best", "last"
-# what a run writes, beside TensorBoard's curves; without the first ones it cannot go on
+# Files of a run, besides TensorBoard's curves. They are removed in this order, and a run cannot resume without the first ones.
 RUN_FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
 RUN_FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
-# no weight depends on these
-CHANGES_DRAWS = ("data.workers", "data.on_broken_image")  # where one runs, and what one finds there
+# These settings may change in a resumed run, but they change its random draws.
+CHANGES_DRAWS = ("data.workers", "data.on_broken_image")
+# The weights do not depend on these settings, so they may change in a resumed run.
 FREE_TO_CHANGE = ("title", "data.root", "data.test_split", "data.test_images", "data.download", "run.log_every", "evaluation.")
 
 
 def check_name(folder: Path) -> None:
-    """Check that the name of a run's folder is one that TensorBoard and safetensors can open.
+    """Check that TensorBoard and safetensors can open the folder of a run.
 
     Raises:
-        ValueError: It has bytes that are no UTF-8, or letters that the locale lacks.
+        ValueError: The name has bytes that are not UTF-8, or letters that the locale lacks.
     """
     if printable(str(folder)) != str(folder):
         raise ValueError(
@@ -51,33 +54,42 @@ def check_name(folder: Path) -> None:
 
 
 def run_folder(label: str, seed: int) -> Path:
-    """Where a variant of a comparison lies, below the comparison's own folder."""
+    """Return the folder of a variant's run, relative to the folder of its comparison.
+
+    Example:
+        >>> run_folder("twicing", 0).as_posix()
+        'runs/twicing-seed0'
+    """
     return Path("runs", f"{slug(label)}-seed{seed}")
 
 
 def not_finite(rank: int) -> str:
-    """The file in which a process names the images of a batch whose loss was not finite."""
+    """Return the name of the file in which a process lists the images of a batch whose loss was not finite."""
     return f"not-finite-{rank}.json"
 
 
 def recipe_file(recipe: Recipe) -> Files:
-    """What writes it, into a run's folder and into those of its weights: they know their data and windows wherever they are."""
+    """Return the file of the recipe.
+
+    It is written to the folder of the run and to the folders of its weights, so that copied weights keep their data and
+    settings of sliding windows.
+    """
     return {RECIPE: partial(Path.write_text, data=write_yaml(recipe.model_dump()), encoding="utf-8")}
 
 
 def below(part: str, files: Files) -> Files:
-    """The same files in the folder ``part``."""
+    """Return the same files in the subfolder ``part``."""
     return {f"{part}/{name}" if part else name: write for name, write in files.items()}
 
 
 def _trained_on(splits: Splits) -> dict[str, Fingerprint | None]:
-    """The images that weights depend on, by those they are trained on and those they are chosen on."""
+    """Return fingerprints of the training images and of the validation images, on which the weights depend."""
     images = {"training": splits.train, "validation": splits.validation}
     return {name: None if split is None else fingerprint(split) for name, split in images.items()}
 
 
 def _difference(before: Fingerprint | None, now: Fingerprint | None) -> str:
-    """What the user will recognize first."""
+    """Return the most recognizable difference between two fingerprints in words."""
     before, now = before or _NO_IMAGES, now or _NO_IMAGES
     if before["images"] != now["images"]:
         return f"{before['images']} images -> {now['images']}"
@@ -104,21 +116,21 @@ class _Sessions(TypedDict):
 
 
 class RunDir:
-    """The folder of a run.
+    """Folder of a run.
 
     Args:
-        path: Made by `prepare`.
-        recipe: What the run does.
-        resume: Go on with what the folder holds.
-        restart: Take it for empty; who calls `clear` once nothing else can go wrong.
+        path: Path of the folder. `prepare` creates it.
+        recipe: Recipe of the run.
+        resume: Whether to resume the run in the folder.
+        restart: Whether to treat the folder as empty. The caller calls `clear` when nothing else can fail.
 
     Attributes:
-        begun: Whether it holds a whole epoch.
+        begun: Whether the folder holds at least one finished epoch.
 
     Raises:
-        FileExistsError: It holds a whole epoch or more, and ``resume`` was not asked for; or files that a run would overwrite
-            and that no run wrote.
-        ValueError: It holds a run of another recipe, and the message says what changed; or a damaged one.
+        FileExistsError: The folder holds a finished epoch and ``resume`` is False; or it holds files that a run would
+            overwrite and that no run wrote.
+        ValueError: The folder holds a run of another recipe, or a damaged run. The message names the changes.
     """
 
     def __init__(self, path: Path, recipe: Recipe, resume: bool, restart: bool = False) -> None:
@@ -127,71 +139,83 @@ class RunDir:
         self.begun = not restart and self._holds_an_epoch()
         if self.begun and not resume:
             raise FileExistsError(
-                f"{path} holds a run already: go on with --resume, begin anew with --restart, or give another --output."
+                f"{path} must hold no run, got one already. Resume it with --resume, remove it with --restart, or give another "
+                "--output."
             )
         if self.begun:
-            self.manifest.check(RECIPE, f"Undo that ({LAST}/ has a copy), begin anew with --restart, or give another --output.")
+            self.manifest.check(
+                RECIPE, f"Restore it ({LAST}/ has a copy), start again with --restart, or give another --output."
+            )
             self._refuse_changes(load_recipe(path / RECIPE))
 
     def _holds_an_epoch(self) -> bool:
-        """Any file that is written after an epoch shows that there is one, whatever else is missing."""
+        """Return whether an epoch was finished.
+
+        Any file that is written after an epoch shows this, even if others are missing.
+        """
         later = (self.path / name for name in (METRICS, FINAL, *(f"{part}/{WEIGHTS}" for part in (BEST, LAST))))
         if any(file.is_file() and file.stat().st_size > 0 for file in later):
             return True
         return (self.path / STATE).is_file() and len(load_state(self.path)["records"]) > 0
 
     def claim(self, processes: int = 1) -> None:
-        """List the files that a run writes as its own, before it writes any.
+        """List the files of a run in its manifest before any is written.
+
+        Args:
+            processes: Number of processes.
 
         Raises:
-            FileExistsError: Some of them are there, and are somebody else's.
+            FileExistsError: Some of the files exist and were not written by a run.
         """
         self.manifest.claim([*RUN_FILES, *map(not_finite, range(processes))])
 
     @staticmethod
     def clear(path: Path) -> None:
-        """Remove the run in ``path``, and nothing else. What it cannot go on without goes first."""
+        """Remove the files of the run in ``path`` and no others. Files that are needed for resuming are removed first."""
         manifest = Manifest(path)
         RunLogger.clear(path)
         manifest.remove([*RUN_FILES, *(name for name in manifest.files if name.startswith("not-finite-"))])
 
     def _refuse_changes(self, before: Recipe) -> None:
-        found = changes(before.model_dump(), self.recipe.model_dump())
-        changed = [f"{key}: {change}" for key, change in found.items() if not key.startswith(FREE_TO_CHANGE)]
+        differences = changes(before.model_dump(), self.recipe.model_dump())
+        changed = [f"{key}: {change}" for key, change in differences.items() if not key.startswith(FREE_TO_CHANGE)]
         harmless = [c for c in changed if c.startswith(CHANGES_DRAWS)]
         if harmless:
             warnings.warn(
-                f"{'; '.join(harmless)}: what follows will differ from what an uninterrupted run gives.", stacklevel=3
+                f"{'; '.join(harmless)}. The next epochs will differ from those of an uninterrupted run.", stacklevel=3
             )
         changed = [c for c in changed if c not in harmless]
         if changed:
             raise ValueError(
-                f"{self.path} holds a run of another recipe, which cannot go on under this one. Changed: {'; '.join(changed)}. "
-                "Undo the change, or give another --output."
+                f"{self.path} must hold a run of the same recipe, got another one. Changed: {'; '.join(changed)}. Undo the "
+                "change, or give another --output."
             )
 
     def check_shared(self, rank: int) -> None:
-        """After `prepare` in the first process.
+        """Check that this process sees the files of the first one. Call it after `prepare` in the first process.
+
+        Args:
+            rank: Rank of this process.
 
         Raises:
-            FileNotFoundError: This process does not see what that one wrote.
+            FileNotFoundError: The files are not visible.
         """
         if not (self.path / RECIPE).is_file():
             raise FileNotFoundError(
-                f"Process {rank} does not see {self.path.absolute()}, which the first process made: all processes need one "
-                "folder, on storage that the machines share; give such a one as --output."
+                f"{self.path.absolute()} must be visible to all processes, got no such folder in process {rank}. Give an "
+                "--output on storage that the machines share."
             )
 
     def tested_on(self, splits: Splits) -> dict[str, Any]:
-        """What may change and yet changes the test."""
-        told = self.recipe.data.model_dump(include={"test_split", "test_images"})
-        return {**told, "images": None if splits.test is None else fingerprint(splits.test)}
+        """Return the settings of the test, which may change after training, with a fingerprint of the test images."""
+        settings = self.recipe.data.model_dump(include={"test_split", "test_images"})
+        return {**settings, "images": None if splits.test is None else fingerprint(splits.test)}
 
     def finished(self) -> dict[str, Any] | None:
-        """What the run ended with, if it did, tested on what the recipe says now.
+        """Return the result of a finished run that was tested with the present recipe, or None.
 
         Raises:
-            ValueError: Data that it was trained on, its result or its weights have changed.
+            ValueError: The training data, the result or the weights have changed.
         """
         if not self.begun or not (self.path / FINAL).exists():
             return None
@@ -205,51 +229,58 @@ class RunDir:
         return result
 
     def check_data(self, splits: Splits) -> None:
-        """Make sure that the run was trained on these images, wherever they lie now.
+        """Check that the run was trained on these images. Their folder may have changed.
 
         Raises:
-            ValueError: Other names, labels or sizes than it began with.
+            ValueError: Names, labels or sizes of the images have changed.
         """
-        self.manifest.check(DATA, "Restore it, begin anew with --restart, or give another --output.")
+        self.manifest.check(DATA, "Restore it, start again with --restart, or give another --output.")
         before, now = read_json(self.path / DATA), _trained_on(splits)
         changed = [f"{split}: {_difference(before[split], now[split])}" for split in now if before[split] != now[split]]
         if changed:
             raise ValueError(
-                f"{self.path} holds a run on other data, and cannot go on with these. Changed: {'; '.join(changed)}. "
-                "Put the data back, begin anew with --restart, or give another --output."
+                f"{self.path} must hold a run on the same data, got other data. Changed: {'; '.join(changed)}. Restore the "
+                "data, start again with --restart, or give another --output."
             )
 
     def check_weights(self, part: str) -> None:
-        """Make sure that ``best`` or ``last`` holds what the run wrote.
+        """Check that the weights and the configuration in ``best`` or ``last`` are those that the run wrote.
 
         Raises:
             ValueError: Weights or configuration are missing, or have changed.
         """
         for name in (WEIGHTS, CONFIG):
-            self.manifest.check(f"{part}/{name}", "Restore it, begin anew with --restart, or give another --output.")
+            self.manifest.check(f"{part}/{name}", "Restore it, start again with --restart, or give another --output.")
 
     def finish(self, result: Mapping[str, Any], splits: Splits) -> None:
-        """Keep what the run ends with."""
+        """Write the result of the run."""
         self.manifest.write({FINAL: partial(dump_json, {**result, "tested_on": self.tested_on(splits)})})
 
     def prepare(self, model: nn.Module, splits: Splits, device: str, processes: int) -> None:
-        """Write what the run is, and make sure that there is room for its checkpoints.
+        """Create the folder, check that there is room for the checkpoints, and write recipe, data and environment.
+
+        Args:
+            model: Model of the run.
+            splits: Images of the run.
+            device: Device of the run.
+            processes: Number of processes.
 
         Raises:
-            OSError: The folder cannot be written to, or the disk has too little room.
+            OSError: The folder cannot be written, or the disk has too little room.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path / BEST, self.path / LAST):
             remove_unfinished(folder)
         weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-        # weights, two moments and an average in the state, weights in best and last; each twice while it is being replaced
+        # The state holds weights, two moments and an average; best and last hold weights. While a file is replaced, it exists
+        # twice.
         kept = [self.path / STATE, *(self.path / part / WEIGHTS for part in (BEST, LAST))]
         needed = 2 * 6 * weights + 2**24 - sum(file.stat().st_size for file in kept if file.is_file())
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
-                f"{self.path}: {free / 2**20:.0f} MiB are free, but the checkpoints of this run need up to "
-                f"{needed / 2**20:.0f} MiB; make room, or give another --output."
+                f"{self.path} must have {needed / 2**20:.0f} MiB of free space for the checkpoints of this run, got "
+                f"{free / 2**20:.0f} MiB. Make room, or give another --output."
             )
         self.claim(processes)
         for part in ("", BEST, LAST):
@@ -262,7 +293,7 @@ class RunDir:
 
     def _write_environment(self, now: dict[str, Any]) -> None:
         file = self.path / ENVIRONMENT
-        lost = "Remove it: with it, no more is lost than what it tells of earlier sessions."
+        lost = "Remove it. Only the record of earlier sessions is lost."
         before = read_json(file, _Sessions, lost)["sessions"] if file.exists() else []
         if before:
             last = before[-1]
@@ -270,8 +301,8 @@ class RunDir:
             changed += [k for k in ("commit", "extensions", "device", "processes") if last.get(k, {}) != now[k]]
             if changed:
                 warnings.warn(
-                    f"{self.path} was begun with another {', '.join(changed)}; what follows may differ from what an "
-                    "uninterrupted run gives.",
+                    f"{self.path} was started with another {', '.join(changed)}. The next epochs may differ from those of an "
+                    "uninterrupted run.",
                     stacklevel=3,
                 )
         write_json(file, {"sessions": [*before, now]})

@@ -1,4 +1,4 @@
-"""What a run leaves to read: one JSON line an epoch, TensorBoard curves, a picture of the learning curve."""
+"""Logs of a run: one JSON line per epoch, TensorBoard curves and a figure of the learning curve."""
 
 import gc
 import json
@@ -16,17 +16,19 @@ from torch.utils.tensorboard import SummaryWriter
 from ..diagnostics import draw_run
 from ..utils.io import write_atomically, write_text
 
+__all__ = ["RunLogger"]
+
 METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
-OWN = ".imgproc-attn"  # what the names of our files of curves end with
-DRAW_EVERY = 60  # seconds
+OWN = ".imgproc-attn"  # ending of the names of this package's TensorBoard files
+DRAW_EVERY = 60  # seconds between two drawings of the learning curve
 
 
 class RunLogger:
-    """Keeps the records of a run's epochs in its folder.
+    """Write the records of epochs to the folder of a run.
 
     Args:
-        folder: Of the run.
-        records: Of the epochs done before, after a resume; lines of later epochs, written before a crash, are dropped.
+        folder: Folder of the run.
+        records: Records of earlier epochs, after a resume. Lines of later epochs, written before a crash, are removed.
         titles: Metrics to draw, ``{key: title}`` of validation records.
     """
 
@@ -37,7 +39,12 @@ class RunLogger:
         self._board = SummaryWriter(str(folder / CURVES), purge_step=len(self.records), filename_suffix=OWN)
 
     def add(self, record: dict[str, Any], examples: Figure | None = None) -> None:
-        """Keep an epoch's record; and in TensorBoard what the model makes of some examples."""
+        """Write the record of an epoch.
+
+        Args:
+            record: Values of the epoch, with its number as ``epoch``.
+            examples: Figure of predictions for some examples, for TensorBoard. Default: none.
+        """
         self.records.append(record)
         self._write()
         for name, value in record.items():
@@ -48,20 +55,20 @@ class RunLogger:
         self._board.flush()
         if time.monotonic() - self._drawn > DRAW_EVERY:
             self._draw()
-            gc.collect()  # figures are cycles of some MB, and Python's own collections of what is old are rare
+            gc.collect()  # Figures are reference cycles of some MB, and Python rarely collects old objects by itself.
 
     def close(self) -> None:
-        """Draw the learning curve, close TensorBoard's file."""
+        """Draw the learning curve and close the TensorBoard file."""
         self._board.close()
         if self.records:
             self._draw()
 
     @staticmethod
     def clear(folder: Path) -> None:
-        """Remove the curves of the run in ``folder``; their files have names of their own."""
+        """Remove the TensorBoard files of the run in ``folder``. Other files are kept."""
         for events in (folder / CURVES).glob(f"events.out.tfevents.*{OWN}"):
             events.unlink()
-        with suppress(OSError):  # there is none, or it holds other things
+        with suppress(OSError):  # The folder does not exist, or holds other files.
             (folder / CURVES).rmdir()
 
     def _draw(self) -> None:

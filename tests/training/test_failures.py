@@ -75,7 +75,7 @@ def test_an_unwritable_folder_is_met_before_training(tmp_path):
 def test_too_little_room_is_met_before_training(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr("imgproc_attn.training.run_dir.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"1 MiB are free, but the checkpoints of this run need up to \d+ MiB"):
+    with pytest.raises(OSError, match=r"must have \d+ MiB of free space for the checkpoints of this run, got 1 MiB"):
         quiet(small(), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
 
@@ -88,7 +88,7 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": needed - held + 2**10})
     monkeypatch.setattr("imgproc_attn.training.run_dir.shutil.disk_usage", lambda path: usage)
     quiet(recipe, tmp_path, resume=True)
-    with pytest.raises(OSError, match="make room"):
+    with pytest.raises(OSError, match="Make room"):
         quiet(recipe, tmp_path / "another")
 
 

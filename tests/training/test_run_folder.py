@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_repeated(finished):
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     assert quiet(small(), folder, resume=True) == result
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-    with pytest.raises(FileExistsError, match=r"holds a run already: go on with --resume"):
+    with pytest.raises(FileExistsError, match=r"must hold no run, got one already. Resume it with --resume"):
         quiet(small(), folder)
 
 
@@ -137,7 +137,7 @@ def test_a_result_without_a_run_is_none(finished, tmp_path):
 
 def test_all_processes_must_see_the_folder(finished, tmp_path):
     RunDir(finished[0], small(), True).check_shared(1)
-    with pytest.raises(FileNotFoundError, match="Process 1 does not see .*other.*storage that the machines share"):
+    with pytest.raises(FileNotFoundError, match="must be visible to all processes, .* in process 1.*that the machines share"):
         RunDir(tmp_path / "other", small(), True).check_shared(1)
 
 
@@ -155,7 +155,7 @@ def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
 def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
     folder, result, _ = finished
     stop_after(small("schedule.epochs=2"), tmp_path, 1)
-    with pytest.warns(UserWarning, match="data.workers: 0 -> 1: what follows will differ"):
+    with pytest.warns(UserWarning, match="data.workers: 0 -> 1. The next epochs will differ"):
         quiet(small("schedule.epochs=2", "data.workers=1"), tmp_path, resume=True)
     (tmp_path / "mine.txt").write_text("kept")
     before = weights(tmp_path)

@@ -125,7 +125,7 @@ def test_whatever_is_left_of_a_run_is_not_trained_over(kept, finished, copy):
         if file.is_file() and file.relative_to(folder).as_posix() not in (kept, "manifest.json"):
             file.unlink()
     content = (folder / kept).read_bytes()
-    with pytest.raises(FileExistsError, match="holds a run already: go on with --resume, begin anew with --restart"):
+    with pytest.raises(FileExistsError, match="must hold no run, got one already. Resume it .*--resume, remove it .*--restart"):
         quiet(small("optimizer.lr=0.5"), folder)
     with pytest.raises(ValueError, match="recipe.yaml must be there as"):
         quiet(small(), folder, resume=True)
@@ -287,7 +287,7 @@ def test_a_run_is_of_its_training_data(change, message, epochs, photographs, tmp
     before = weights(run)
     change(photographs)
     with pytest.raises(
-        ValueError, match=rf"run holds a run on other data, and cannot go on with these\. Changed: {message}.*Put the data"
+        ValueError, match=rf"run must hold a run on the same data, got other data\. Changed: {message}.*Restore the data"
     ):
         quiet(recipe, run, resume=True)
     assert same(before, weights(run))
@@ -324,7 +324,7 @@ def test_a_comparison_does_not_believe_runs_on_other_data(photographs, tmp_path,
         replace_all(photographs)
         with pytest.raises(SystemExit):
             cli.main(command)
-    assert "a-seed0 holds a run on other data" in capsys.readouterr().err
+    assert "a-seed0 must hold a run on the same data" in capsys.readouterr().err
 
 
 def test_a_comparison_keeps_what_is_not_its_own(tmp_path, capsys):

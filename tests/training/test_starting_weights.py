@@ -50,7 +50,7 @@ def test_cut_off_and_malicious_checkpoints(finished, tmp_path):
     load_weights(model, folder / "state.pt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="is cut off or no state of a run"):
+    with pytest.raises(ValueError, match="must be the complete state of a run, got an error"):
         load_state(tmp_path / "run")
 
 
