@@ -108,7 +108,7 @@ def test_two_processes_go_on_to_the_same_weights(runs, tmp_path):
     words = ["train", "quickstart", *PLAIN, "--variant", "bilateral + twicing", "--output", str(tmp_path / "run")]
     launch(2, *words, script=tmp_path / "stop.py")
     assert len(records(tmp_path / "run")) == 2
-    assert "Going on after epoch 2 of 4." in launch(2, *words, "--resume")
+    assert "Resuming after epoch 2 of 4." in launch(2, *words, "--resume")
     whole, broken = (load_file(run / "last" / "model.safetensors") for run in (runs[1], tmp_path / "run"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     assert records(runs[1])[3]["train_loss"] == records(tmp_path / "run")[3]["train_loss"]
@@ -128,7 +128,7 @@ def test_two_processes_test_anew(runs):
         "--resume",
     )
     assert "of 98 images" in out
-    assert "Going on after epoch 4 of 4." in out
+    assert "Resuming after epoch 4 of 4." in out
     assert out.count("Test:") == 1, "one process speaks"
 
 

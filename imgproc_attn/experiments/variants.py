@@ -28,6 +28,8 @@ from ..tasks.base import Loading, task_of
 from ..training.model_factory import build_model
 from ..utils.serialization import strength_text
 
+__all__ = ["VariantEvaluation", "VariantResult"]
+
 FOLDER = "evaluation"  # of a variant's results, in the folder of its run
 NUM_CHECKED = 32  # images per model for the sanity checks
 CLEAN_PERTURBED = "clean, perturbed images"  # the condition of those images that are attacked and corrupted, if not all are

@@ -1,4 +1,4 @@
-"""The recipe's augmentation, made of timm's and torchvision's transforms."""
+"""Augmentation of a recipe, from transforms of timm and torchvision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,25 @@ from torchvision.transforms import Compose, InterpolationMode, RandomAffine, Ran
 from ..data import Preprocessing
 from ..recipe.schema import Augmentation
 
+__all__ = ["mixup", "training_transform"]
+
 
 def training_transform(a: Augmentation, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
-    """PIL image to an array of bytes ``[channels, height, width]``. Random erasing and mixup come later, on the device.
+    """Build the transform from a PIL image to an array ``[channels, height, width]`` of 8 bits.
+
+    Random erasing and mixup are applied later, on the device.
+
+    Args:
+        a: Section ``augmentation`` of the recipe.
+        preprocessing: Preprocessing of the images, as the model needs them.
 
     Raises:
-        ValueError: A policy that timm does not know.
+        ValueError: timm does not know the policy ``auto_augment``.
     """
     first: list[Any] = []
     height, width = size = preprocessing.input_size[1:]
     if a.crop_padding:
-        # images of that size already, as CIFAR's, are left as they are
+        # Images that already have this size, such as CIFAR's, are not changed.
         shape = height if height == width else size
         first.append(Resize(shape, interpolation=str_to_interp_mode(preprocessing.interpolation)))
         first.append(RandomCrop(size, padding=a.crop_padding, padding_mode="reflect"))
@@ -36,7 +44,7 @@ def training_transform(a: Augmentation, preprocessing: Preprocessing) -> Callabl
         "color_jitter": a.color_jitter or None,
         "auto_augment": a.auto_augment,
         "interpolation": a.interpolation or preprocessing.interpolation,
-        "mean": preprocessing.mean,  # fills what a policy moves into view
+        "mean": preprocessing.mean,  # color of areas that a policy moves into the image
     }
     try:
         rest = create_transform(preprocessing.input_size, is_training=True, use_prefetcher=True, **options)
@@ -44,15 +52,18 @@ def training_transform(a: Augmentation, preprocessing: Preprocessing) -> Callabl
         if a.auto_augment is None:
             raise
         raise ValueError(
-            f"augmentation.auto_augment is {a.auto_augment!r}, which timm does not take ({error or 'unknown policy'}); as "
-            "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
+            f"augmentation.auto_augment must be a policy of timm, got {a.auto_augment!r} ({error or 'unknown policy'}). Use "
+            "one such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0 or 3a."
         ) from error
     _mend_posterize(rest)
     return Compose([*first, rest])
 
 
 def _mend_posterize(transform: Any) -> None:
-    """The strongest posterising of timm keeps no bits, which Pillow refuses from 13 on; it means black."""
+    """Make timm's strongest posterizing return black images.
+
+    It keeps 0 bits per channel, which Pillow refuses since version 13.
+    """
     for policy in transform.transforms:
         operations = [*getattr(policy, "ops", []), *(op for row in getattr(policy, "policy", []) for op in row)]
         for operation in operations:
@@ -65,7 +76,17 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 def mixup(a: Augmentation, num_classes: int, label_smoothing: float) -> Mixup | None:
-    """Timm's mixup and cutmix, if the recipe asks for either; they smooth labels themselves."""
+    """Return timm's mixup and cutmix if the recipe asks for either, else None. They also smooth the labels.
+
+    Args:
+        a: Section ``augmentation`` of the recipe.
+        num_classes: Number of classes.
+        label_smoothing: Label smoothing, from 0 to 1.
+
+    Example:
+        >>> mixup(Augmentation(), 10, 0.1) is None
+        True
+    """
     if not a.mixes:
         return None
     return Mixup(

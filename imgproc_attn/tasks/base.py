@@ -19,6 +19,8 @@ from ..recipe import Recipe
 from .augmentation import training_transform
 from .splits import Splits, open_splits
 
+__all__ = ["Loading", "Task", "register_task", "task_of"]
+
 
 class Loading(NamedTuple):
     """How a process gets its batches.

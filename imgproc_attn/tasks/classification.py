@@ -41,6 +41,15 @@ from ..utils.io import slug
 from ..utils.markdown import markdown_text
 from .base import Loading, Task, register_task
 
+__all__ = [
+    "AdversarialTraining",
+    "ClassificationTask",
+    "LabelAttackScorer",
+    "PublishedAttackScorer",
+    "check_threat",
+    "targets_of",
+]
+
 TOP = 5  # predictions that are kept per image
 NUM_WORST = 5  # classes that are named as the worst ones
 

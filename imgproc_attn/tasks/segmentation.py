@@ -39,6 +39,8 @@ from ..segmentation.transforms import SegmentationPreprocessing, joint_transform
 from .base import Loading, Task, register_task
 from .splits import Splits, shares
 
+__all__ = ["PixelCrossEntropy", "SegmentationTask"]
+
 CHECKED_SIDE = 512  # pixels of the middle of an image that sanity checks look at, without sliding windows
 
 

@@ -1,4 +1,4 @@
-"""The images of a recipe: what it trains, chooses and tests on."""
+"""Images of a recipe: those for training, for validation and for the test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,20 @@ import torch
 from ..data import Images, StreamedImages, Unreadable, check_classes, open_images, random_subset
 from ..recipe.schema import Data, Recipe
 
+__all__ = ["Splits", "open_splits", "shares"]
+
 ImageSet = Images | StreamedImages
 
 
 @dataclass
 class Splits:
-    """The images of a recipe."""
+    """Images of a recipe.
+
+    Attributes:
+        train: Training images.
+        validation: Images by which the best checkpoint is chosen; None if there are none.
+        test: Test images; None if there are none.
+    """
 
     train: Any
     validation: Any = None
@@ -21,16 +29,17 @@ class Splits:
 
 
 def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> Splits:
-    """Open what a recipe trains, chooses and tests on.
+    """Open the images of a recipe.
 
     Args:
-        recipe: Whose section ``data`` says which.
-        unreadable: Where images that cannot be read are noted.
-        batch_size: Of this process: a hint for what can only be iterated over.
+        recipe: Recipe. Its section ``data`` selects the images.
+        unreadable: List to which unreadable images are added.
+        batch_size: Batch size of this process, a hint for data that can only be iterated over.
 
     Raises:
-        FileNotFoundError: Data that is not there.
-        ValueError: Splits with differing classes, more images asked for than there are, or as `open_images`.
+        FileNotFoundError: Data is missing.
+        ValueError: The classes of the splits differ, two splits are the same images, or a split has fewer images than asked
+            for; or as `open_images`.
     """
     data = recipe.data
 
@@ -66,7 +75,10 @@ def open_splits(recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> 
 
 
 def _refuse_overlap(readers: dict[str, Any]) -> None:
-    """Synonyms may name one split twice; what is trained or chosen on would then be the test."""
+    """Check that no two splits are the same images.
+
+    Two names may mean the same split, so that the model would be tested on training or validation images.
+    """
     seen: dict[Any, str] = {}
     for name, reader in readers.items():
         if reader is None or isinstance(reader, StreamedImages):
@@ -74,18 +86,30 @@ def _refuse_overlap(readers: dict[str, Any]) -> None:
         kind, last = type(reader), len(reader) - 1
         mark = (kind, last, reader.filename(0, absolute=True), reader.filename(last, absolute=True))
         if mark in seen and None not in mark:
-            raise ValueError(f"The splits {seen[mark]} and {name} are the same images; name another split.")
+            raise ValueError(f"The {name} split must have other images than {seen[mark]}, got the same. Name another split.")
         seen[mark] = name
 
 
 def shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
-    """Indices to train on, None for all, and to hold out; drawn at random."""
+    """Draw the indices of training images and of validation images at random.
+
+    Args:
+        data: Section ``data`` of the recipe, with the numbers of images and the seed.
+        train: Data set of the training split.
+
+    Returns:
+        Indices for training, or None for all images; indices for validation.
+
+    Raises:
+        ValueError: The split has fewer images than asked for.
+    """
     if not data.validation_images and data.train_images is None:
         return None, []
     wanted = data.validation_images + (data.train_images or 1)
     if wanted > len(train):
         raise ValueError(
-            f"data.validation_images and data.train_images ask for {wanted} images, but the training split has {len(train)}."
+            f"data.validation_images plus data.train_images must be at most {len(train)}, the size of the training split, got "
+            f"{wanted}. Lower one of them."
         )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(data.seed)).tolist()
     held_out, rest = order[: data.validation_images], order[data.validation_images :]

@@ -1,4 +1,4 @@
-"""A training run from a recipe: what is built, what is kept, how it goes on after a crash."""
+"""Train the model of a recipe: build it, write checkpoints, and resume after a crash."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,21 +35,26 @@ from .run_dir import BEST, LAST, UNREADABLE, RunDir, below, check_name, not_fini
 from .run_logger import RunLogger
 from .saturation_callback import SaturationCallback
 
+__all__ = ["Run", "train"]
+
 
 @dataclass
 class Run:
-    """A training run that is under way, in one of its processes.
+    """State of a training run in one of its processes.
 
     Args:
-        recipe: Of a single model.
-        folder: Where everything is kept.
-        device: Of this process.
+        recipe: Recipe of one model.
+        folder: Folder of the run.
+        device: Device of this process.
         world: Rank of this process and number of processes.
-        say: Prints a line.
+        say: Function that prints a line.
 
     Attributes:
-        trainer: Trains.
-        best: The best validation metric so far, in the first process; None without validation.
+        trainer: Trainer of the run.
+        best: Best validation metric so far, in the first process; None without validation.
+
+    Raises:
+        ValueError: The batch size, the data or the checkpoint does not fit the recipe or the number of processes.
     """
 
     recipe: Recipe
@@ -69,12 +74,15 @@ class Run:
         evaluated = [images for images in (self.splits.validation, self.splits.test) if images is not None]
         if self.world.size > 1 and evaluated and recipe.data.iterates:
             raise ValueError(
-                f"data.name={recipe.data.name!r} cannot be shared out exactly for evaluation in {self.world.size} "
-                "processes; train with data.test_split=null and no data.validation_split, and evaluate in one process."
+                f"data.name must be a data set with random access to evaluate it in {self.world.size} processes, got "
+                f"{recipe.data.name!r}. Set data.test_split=null, leave out data.validation_split, and evaluate in one process."
             )
         few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.world.size]
         if few:
-            raise ValueError(f"There are {few[0]} images to evaluate on for {self.world.size} processes; train in fewer.")
+            raise ValueError(
+                f"The number of processes must be at most the number of images to evaluate, {few[0]}, got {self.world.size}. "
+                "Use fewer processes."
+            )
         self.model = build_model(recipe)
         if recipe.model.checkpoint:
             notes = str(start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint))))
@@ -86,7 +94,9 @@ class Run:
         training_task = self.task.training_task(recipe, self.model, self.preprocessing, self.device)
         loader = self.task.training_loader(recipe, self.splits.train, self._loading)
         if recipe.run.ema_decay is not None:
-            training_task.setup_ema(decay=recipe.run.ema_decay)  # a copy of the bare model, before anything wraps it
+            training_task.setup_ema(
+                decay=recipe.run.ema_decay
+            )  # The average copies the model, so it is set up before the model is wrapped.
         if recipe.run.compile:
             training_task.compile()
         if self.world.size > 1:
@@ -105,19 +115,19 @@ class Run:
         run, parts = self.recipe.run, self.recipe.run.grad_accum_steps * self.world.size
         if run.batch_size % parts:
             raise ValueError(
-                f"run.batch_size is {run.batch_size}, but must be a multiple of {parts}: {self.world.size} processes "
-                f"times run.grad_accum_steps, {run.grad_accum_steps}."
+                f"run.batch_size must be a multiple of {parts} ({self.world.size} processes times run.grad_accum_steps, "
+                f"{run.grad_accum_steps}), got {run.batch_size}. Change one of them."
             )
         if self.recipe.augmentation.mixes and run.batch_size // parts % 2:
             raise ValueError(
-                f"mixup and cutmix mix pairs, but each of {self.world.size} processes has {run.batch_size // parts} "
-                "images a batch; change run.batch_size."
+                f"The number of images per batch and process must be even for mixup and cutmix, got {run.batch_size // parts} "
+                f"in each of {self.world.size} processes. Change run.batch_size."
             )
         return run.batch_size // parts
 
     @property
     def metric(self) -> str:
-        """Of an epoch's record, the number by which the best checkpoint is chosen."""
+        """Key of the metric in an epoch's record that selects the best checkpoint."""
         return f"validation_{self.task.metrics[0].key}"
 
     @property
@@ -126,20 +136,20 @@ class Run:
 
     @property
     def chosen(self) -> str:
-        """Which checkpoint the run ends with, the same in every process."""
+        """Name of the checkpoint that the run ends with. It is the same in every process."""
         return LAST if self.splits.validation is None else BEST
 
     @property
     def evaluated(self) -> nn.Module:
-        """What is evaluated and kept: the model, or the moving average of its weights."""
+        """Model that is evaluated and saved: the trained model, or the moving average of its weights."""
         task = self.trainer.task
         return unwrap_model(task.get_eval_model(ema=task.has_ema()))
 
     def evaluate(self, images: Any) -> dict[str, Any]:
-        """Return the numbers of the task on a split, over all processes."""
-        asked: nn.Module = self.evaluated.eval()
-        asked = InPrecision(asked, self.trainer.autocast) if self.recipe.run.amp else asked
-        model = NormalizedModel(asked, self.preprocessing.mean, self.preprocessing.std).to(self.device).eval()
+        """Return the metrics of the task on a split, over all processes."""
+        inner: nn.Module = self.evaluated.eval()
+        inner = InPrecision(inner, self.trainer.autocast) if self.recipe.run.amp else inner
+        model = NormalizedModel(inner, self.preprocessing.mean, self.preprocessing.std).to(self.device).eval()
         batch_size = self.task.batch_limit or self._share_of_batch()
         runtime = Runtime(self.device, self.world, batch_size, self.recipe.data.workers)
         preprocessing, samples = self.task.preprocess(self.preprocessing), self.task.samples_of(images)
@@ -147,21 +157,21 @@ class Run:
         return self.task.count(session.run([clean_condition(samples, self.task)])[CLEAN])
 
     def introduce(self, records: list[dict[str, Any]], resume: bool) -> None:
-        """Say what is about to happen, and on what."""
+        """Print a summary of model, data and schedule before training."""
         recipe, updates = self.recipe, self.trainer.updates
         parameters = sum(p.numel() for p in self.model.parameters())
         splits: dict[str, Any] = {"training": self.splits.train}
         splits |= {"validation": self.splits.validation, "test": self.splits.test}
         counts = ", ".join(f"{len(images)} {name}" for name, images in splits.items() if images is not None)
         self.say(f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.world.size} process(es)")
-        self.say(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates an epoch; {self.folder}")
+        self.say(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates per epoch; {self.folder}")
         if records:
-            self.say(f"Going on after epoch {len(records)} of {recipe.schedule.epochs}.")
+            self.say(f"Resuming after epoch {len(records)} of {recipe.schedule.epochs}.")
         elif resume:
-            self.say(f"Nothing to resume in {self.folder}: starting anew.")
+            self.say(f"Nothing to resume in {self.folder}. Starting a new run.")
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """Train, validate, look at the filters: the record of an epoch."""
+        """Train for one epoch, validate, check the filters for saturation, and return the record of the epoch."""
         trained = self.trainer.train_epoch(epoch)
         record: dict[str, Any] = {"epoch": epoch, "train_loss": trained.pop("loss"), **trained}
         if self.splits.validation is not None:
@@ -172,7 +182,7 @@ class Run:
         return record
 
     def keep(self, record: dict[str, Any], journal: RunLogger) -> None:
-        """Write checkpoints and journal; a crash at any point leaves a whole state, of this epoch or the one before."""
+        """Write checkpoints and logs. A crash at any point leaves the complete state of this epoch or of the one before."""
         metric = record.get(self.metric)
         better = metric is not None and (self.best is None or self._sign * (metric - self.best) > 0)
         self.best = metric if better else self.best
@@ -185,28 +195,28 @@ class Run:
         journal.add(record, self.task.draw_examples(self.recipe, self.evaluated.eval(), self.seen, self._loading))
 
     def state(self, records: list[dict[str, Any]]) -> Files:
-        """What writes all it takes to go on after the epochs of ``records``."""
+        """Return the file of the state from which a run resumes after the epochs of ``records``."""
         return state_file({**self.trainer.state_dict(), "best": self.best, "records": records})
 
     def restore(self) -> list[dict[str, Any]]:
-        """Go on from the folder's state; returns the records of the epochs behind it.
+        """Restore the state of the folder, and return the records of its epochs.
 
         Raises:
-            ValueError: There is none, though there was; or it has changed since it was written.
+            ValueError: The state is missing, or has changed since it was written.
         """
         if not (self.folder / STATE).is_file():
             raise ValueError(
-                f"{self.folder} holds a run, but not its {STATE}, without which it cannot go on: begin anew with --restart, or "
-                "give another --output. You can still evaluate the saved weights with `imgproc-attn evaluate`."
+                f"{self.folder} must hold {STATE} to resume the run, got no such file. Start again with --restart, or give "
+                "another --output. You can still evaluate the saved weights with `imgproc-attn evaluate`."
             )
-        self.manifest.check(STATE, "Restore it, begin anew with --restart, or give another --output.")
+        self.manifest.check(STATE, "Restore it, start again with --restart, or give another --output.")
         state = load_state(self.folder)
         self.trainer.load_state_dict(state)
         self.best = state["best"]
         return state["records"]
 
     def conclude(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Test what the run ends with, the best checkpoint or the last."""
+        """Test the best checkpoint, or the last one without validation, and return the result of the run."""
         self.evaluated.load_state_dict(load_file(self.folder / self.chosen / WEIGHTS))
         values = [self._sign * r[self.metric] for r in records] if self.best is not None else []
         return {
@@ -233,44 +243,56 @@ def train(
     say: Callable[[str], Any] = print_line,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
-    """Train the model of a recipe; everything is kept in ``output``.
+    """Train the model of a recipe. All results are written to ``output``.
 
-    Under ``torchrun`` each process calls it; the batch of the recipe is shared among them.
+    Under ``torchrun``, each process calls this function. The batch of the recipe is divided among the processes. You can
+    kill a run at any time. It resumes after the last finished epoch and ends with bit-identical weights (tested on CPU).
+
+    Files in ``output``:
+
+    - ``recipe.yaml``, ``data.json``, ``environment.json``: recipe, fingerprint of the images, versions and hardware,
+    - ``metrics.jsonl``, ``tensorboard/``, ``learning.png``: one record per epoch, and curves,
+    - ``state.pt``: state for resuming,
+    - ``last/`` and, with validation images, ``best/``: weights and configuration for
+      ``timm.create_model("local-dir:…")``,
+    - ``final.json``: the result.
 
     Args:
-        recipe: Of one model.
-        output: Folder of the run: ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
-            ``learning.png``, ``state.pt`` (to resume), ``last/`` and, with images held out to choose by, ``best/`` (weights and
-            configuration, for ``timm.create_model("local-dir:…")``), ``final.json``.
-        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` for a GPU where there is one.
-        resume: Go on after the last whole epoch, to exactly what an uninterrupted run ends with.
-        restart: Remove the run in ``output``, once all that the new one needs is there.
-        say: Prints a line.
-        progress: Called with the number of epochs that are done, in place of a bar on the terminal.
+        recipe: Recipe of one model.
+        output: Folder of the run.
+        device: ``cpu``, ``cuda`` or a device such as ``cuda:1``; ``auto`` for a GPU if there is one, else the CPU.
+        resume: Whether to resume the run in ``output`` after its last finished epoch.
+        restart: Whether to remove the run in ``output``. It is removed when model and data of the new run are ready.
+        say: Function that prints a line of text.
+        progress: Function that is called with the number of finished epochs, instead of a progress bar on the terminal.
 
     Returns:
-        What ``final.json`` holds: metrics on the test split of the best checkpoint by validation, or of the last.
+        The content of ``final.json``: metrics on the test split of the best checkpoint by validation, or of the last
+        checkpoint without validation.
 
     Raises:
-        FileNotFoundError: Data that is not there.
-        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``restart`` was asked for; or files that the run
-            would overwrite, and that no run wrote.
+        FileNotFoundError: Data is missing.
+        FileExistsError: ``output`` holds a run, and neither ``resume`` nor ``restart`` is set; or it holds files that the run
+            would overwrite and that no run wrote.
         FloatingPointError: The loss is not finite.
-        ValueError: Whatever is wrong with recipe, data or checkpoint, or with files of the run, before anything is trained; or
+        ValueError: The recipe, the data, the checkpoint or files of the run are wrong (this is checked before training), or
             another process writes to ``output``.
-        OSError: ``output`` cannot be written to, or the disk is full; the last checkpoint stays whole.
+        OSError: ``output`` cannot be written, or the disk is full. The last checkpoint stays complete.
     """
     if not recipe.model.name or recipe.comparison is not None:
-        raise ValueError("This recipe compares models: name one of its variants, or use `imgproc-attn compare`.")
+        raise ValueError(
+            "The recipe must be of one model, got a comparison of several. Name one of its variants, or use "
+            "`imgproc-attn compare`."
+        )
     if resume and restart:
-        raise ValueError("resume and restart must not both be set. Set restart to give up the run, resume to go on with it.")
+        raise ValueError("resume and restart must not both be set, got True for both. Set restart to remove the run.")
     output = Path(output)
     check_name(output)
     check_output_folder(output)
     dry_run(recipe)
-    place, world = start_processes(device)
+    own_device, world = start_processes(device)
     with locked(output) if world.rank == 0 else nullcontext():
-        return _train_in(RunDir(output, recipe, resume, restart), place, world, resume, restart, say, progress)
+        return _train_in(RunDir(output, recipe, resume, restart), own_device, world, resume, restart, say, progress)
 
 
 def _train_in(
@@ -282,10 +304,10 @@ def _train_in(
     say: Callable[[str], Any],
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
-    """`train` in a folder that is free for it."""
+    """Train in a locked folder."""
     output, recipe, first = folder.path, folder.recipe, world.rank == 0
     finished = folder.finished()
-    wait(world)  # all have looked before one writes
+    wait(world)  # All processes have checked the folder before one writes to it.
     if finished is not None:
         if first:
             say(f"{output} is finished. {_summary(finished, output, task_of(recipe).metrics)}")
@@ -293,7 +315,7 @@ def _train_in(
     run = _build(folder, device, world, say)
     if first and not folder.begun:
         check_round_trip(recipe, run.model, output)
-    if restart and first:  # data and model are there: what was is given up for something
+    if restart and first:  # The old run is removed only when data and model of the new run are ready.
         RunDir.clear(output)
     if first:
         if folder.begun:
@@ -308,7 +330,7 @@ def _train_in(
         run.manifest.write(run.state([]))
     run.introduce(records, resume)
     _train(run, records, progress)
-    wait(world)  # the chosen weights are written
+    wait(world)  # The chosen weights are written by the first process.
     result = run.conclude(records)
     if first:
         folder.finish(result, run.splits)
@@ -317,7 +339,11 @@ def _train_in(
 
 
 def _build(folder: RunDir, device: torch.device, world: World, say: Callable[[str], Any]) -> Run:
-    """The run, in a folder that lists what it may write already: the first images that it reads may be unreadable."""
+    """Build the run.
+
+    The first process lists the files of the run in the manifest before, because opening the data may write a list of
+    unreadable images.
+    """
     first = world.rank == 0
     if first:
         folder.claim()
@@ -330,11 +356,11 @@ def _build(folder: RunDir, device: torch.device, world: World, say: Callable[[st
 
 
 def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], Any] | None) -> None:
-    """The epochs that are left."""
+    """Train the remaining epochs."""
     epochs, first = run.recipe.schedule.epochs, run.world.rank == 0
     journal = RunLogger(run.folder, records, {m.key: m.label for m in run.task.metrics}) if first else None
     images = run.trainer.updates * run.recipe.run.batch_size
-    shown = first and progress is None and on_terminal()  # elsewhere there is a line per epoch
+    shown = first and progress is None and on_terminal()  # In files, one line per epoch is printed.
     alone = progress is None and run.device.type == "cpu" and run.world.size == 1
     others = OtherPrograms(torch.get_num_threads()) if alone else None
     done = progress or (lambda epochs: None)
@@ -347,12 +373,12 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
             try:
                 record = run.epoch(epoch)
             except NotFinite as error:
-                good = f"The last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was whole."
+                good = f"Last good checkpoint: {run.folder / LAST}, of epoch {epoch}." if epoch else "No epoch was finished."
                 message = f"{error} {good}"
                 if error.images:
                     file = run.folder / not_finite(run.world.rank)
                     write_json(file, {"message": message, "images": error.images})
-                    message = f"{message} All of its images: {file}."
+                    message = f"{message} All images of the batch: {file}."
                 raise FloatingPointError(message) from error
             records.append(record)
             if journal is not None:
@@ -360,7 +386,7 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
                 run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1), run.task.metrics))
             done(len(records))
             if others is not None and (remark := others.remark()):
-                run.say(remark + " With --threads 1, threads do not wait for each other." * (torch.get_num_threads() > 1))
+                run.say(remark + " Use --threads 1 so that threads do not wait for each other." * (torch.get_num_threads() > 1))
     if journal is not None:
         journal.close()
 

@@ -40,7 +40,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
     state = load_state(tmp_path)
     state["state_dict"]["head.weight"].fill_(float("nan"))
     Manifest(tmp_path).write(state_file(state))
-    with pytest.raises(FloatingPointError, match=r"epoch 2, update 1/4; .*last good checkpoint: .*last, of epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, update 1/4; .*Last good checkpoint: .*last, of epoch 1"):
         quiet(recipe, tmp_path, resume=True)
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
     assert len(json.loads((tmp_path / "not-finite-0.json").read_text())["images"]) == 128

@@ -172,7 +172,7 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
     for override, message in (
         ("model.residuals=twicing", "unexpected keyword argument 'residuals'.*Did you mean residual"),
         ("model.drop_path_rat=0.1", "Did you mean drop_path_rate"),
-        ("augmentation.auto_augment=AutoAugment", "augmentation.auto_augment is 'AutoAugment', which timm does not take"),
+        ("augmentation.auto_augment=AutoAugment", "augmentation.auto_augment must be a policy of timm, got 'AutoAugment'"),
         ("comparison.variants.twicing.name=twicing_vit_tinny", "Did you mean twicing_vit_tiny"),
         ("optimizer.name=adamm", "adamm"),
         ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "must be left out for sgd"),

@@ -37,7 +37,7 @@ def test_what_a_run_leaves(finished):
     assert result["validation"] == max(r["validation_accuracy"] for r in records)
     assert len(lines) == 6
     assert lines[0].startswith("bilateral_vit_tiny, 0.00 M parameters, on cpu in 1 process(es)")
-    assert "512 training, 100 validation, 100 test images of 10 classes; 4 updates an epoch" in lines[1]
+    assert "512 training, 100 validation, 100 test images of 10 classes; 4 updates per epoch" in lines[1]
     assert "img/s" in lines[2]
     assert "left 0:00:00" in lines[4]
     assert lines[5].startswith(f"Test: accuracy {result['test']['accuracy']:.2f} % of 100 images.")
@@ -119,7 +119,7 @@ def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
     """It would be trained over."""
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "state.pt").unlink()
-    with pytest.raises(ValueError, match=r"holds a run, but not its state.pt, .*--restart"):
+    with pytest.raises(ValueError, match=r"must hold state.pt to resume the run, .*--restart"):
         quiet(small("data.test_images=50"), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished[0] / "metrics.jsonl").read_text()
     assert same(weights(finished[0]), weights(tmp_path / "run"))
@@ -149,7 +149,7 @@ def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
     run.manifest.write(run.state([]))
     lines = []
     train(small("schedule.epochs=2"), str(tmp_path), resume=True, say=lines.append)
-    assert f"Nothing to resume in {tmp_path}: starting anew." in lines
+    assert f"Nothing to resume in {tmp_path}. Starting a new run." in lines
 
 
 def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):

@@ -22,7 +22,7 @@ from imgproc_attn.utils.io import write_json
     ("overrides", "message"),
     [
         (["data.name=npz", "data.root=/nowhere/x.npz"], "The root must be an existing folder or file, got /nowhere/x.npz"),
-        (["data.train_images=5000"], "ask for 5100 images, but the training split has 1437"),
+        (["data.train_images=5000"], "must be at most 1437, the size of the training split, got 5100"),
         (["run.batch_size=1000"], "at most the number of training images, 512, got 1000"),
         (["run.batch_size=512", "run.grad_accum_steps=2", "data.train_images=512"], None),
         (["data.num_classes=7"], "train split must have 7 classes, got 10"),
@@ -49,7 +49,7 @@ def test_commands(tmp_path, capsys):
     assert "imgproc-attn compare" in capsys.readouterr().out, "it is of several models"
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
-        (["train", "quickstart", "--output", str(tmp_path / "x")], "name one of its variants"),
+        (["train", "quickstart", "--output", str(tmp_path / "x")], "Name one of its variants"),
         (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
         (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
@@ -140,11 +140,11 @@ def test_progress_in_a_log(tmp_path):
 
 def test_splits_that_are_one_are_refused(tmp_path):
     """Synonyms may name the test split twice."""
-    with pytest.raises(ValueError, match="The splits validation and test are the same images"):
+    with pytest.raises(ValueError, match="The test split must have other images than validation"):
         quiet(small("data.validation_images=0", "data.validation_split=test"), tmp_path / "run")
-    with pytest.raises(ValueError, match="The splits train and test are the same images"):
+    with pytest.raises(ValueError, match="The test split must have other images than train"):
         quiet(small("data.test_split=train"), tmp_path / "run")
-    with pytest.raises(ValueError, match="The splits train and test are the same images"):
+    with pytest.raises(ValueError, match="The test split must have other images than train"):
         quiet(small("data.train_split=test", "data.train_images=200"), tmp_path / "run")
 
 
