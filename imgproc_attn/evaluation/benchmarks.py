@@ -22,6 +22,8 @@ from .session import EvaluationSession, Runtime
 from .specs import DatasetSpec, ModelSpec, model_hashes
 from .threat import ThreatModel
 
+__all__ = ["BenchmarkResult", "benchmark"]
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:

@@ -16,6 +16,8 @@ from .threat import LINF
 if TYPE_CHECKING:
     from .scoring import Scoring
 
+__all__ = ["CLEAN", "Condition", "attack_conditions", "clean_condition", "corruption_conditions", "known_corruptions"]
+
 CLEAN = "clean"  # name of the condition of images as they are
 
 

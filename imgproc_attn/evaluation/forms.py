@@ -1,20 +1,22 @@
-"""The form of the files that an evaluation reads back: whatever else they hold is refused with the file's name."""
+"""Schemas of the files that an evaluation reads back. Files that do not fit are refused with their name."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+__all__ = ["ChecksForm", "FindingForm", "LineForm", "ResultForm"]
+
 _Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class _Form(BaseModel):
-    """Checked and thrown away: readers keep the dictionary."""
+    """Base class of schemas. Readers use them only to check, and keep the dictionary."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class LineForm(_Form):
-    """A line of a log of results; every further key is a column with one value per id."""
+    """Line of a log of results. Each further key is a column with one value per id."""
 
     __pydantic_extra__: dict[str, list[float] | list[list[int]] | list[list[list[int]]]]
 
@@ -34,14 +36,14 @@ class LineForm(_Form):
 
 
 class FindingForm(_Form):
-    """As `imgproc_attn.evaluation.findings.Finding`."""
+    """Fields of `imgproc_attn.evaluation.findings.Finding`."""
 
     check: str
     message: str
 
 
 class ChecksForm(_Form):
-    """What ``checks.json`` keeps of sanity checks."""
+    """Content of ``checks.json``: the results of the sanity checks."""
 
     key: dict[str, Any]
     done: list[str]
@@ -55,7 +57,7 @@ class _Images(_Form):
 
 
 class _Row(_Form):
-    """The numbers of a condition."""
+    """Numbers of one condition."""
 
     name: str
     n: int
@@ -69,7 +71,7 @@ class _Row(_Form):
 
 
 class _AttackedRow(_Row):
-    """The numbers under an attack."""
+    """Numbers of one condition under attack."""
 
     eps: Annotated[float, Field(gt=0)]
     norm: Literal["Linf", "L2"]
@@ -116,7 +118,7 @@ class _Summary(_Form):
 
 
 class ResultForm(_Form):
-    """The content of ``result.json``."""
+    """Content of ``result.json``."""
 
     kind: Literal["evaluate", "attack", "corrupt", "shift", "compare"]
     label: str
@@ -148,5 +150,5 @@ class ResultForm(_Form):
                     raise ValueError(f"{row.name}: {metric.key} or its interval is missing")
         values = [value for key, value in (self.summary.model_extra or {}).items() if key.startswith("m")]
         if not all(isinstance(value, int | float) for value in values):
-            raise ValueError("summary: a mean is no number")
+            raise ValueError("summary: a mean is not a number")
         return self

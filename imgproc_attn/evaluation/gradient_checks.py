@@ -1,4 +1,4 @@
-"""Is autograd's gradient there, and is it the function's? A model whose gradient is lost or wrong only looks robust."""
+"""Checks that the gradient exists and belongs to the function. A model with a lost or wrong gradient only looks robust."""
 
 import copy
 from collections.abc import Sequence
@@ -12,27 +12,32 @@ from .findings import Finding
 from .losses import cross_entropy
 from .normalization import InPrecision
 
-WEAK = 1e-3  # of the largest gradient of a batch; smaller ones may drown in rounding, and are not held against the function
-GRADIENT_LOST = 1e-10  # largest absolute gradient of a sample, below which it counts as none
-LOST_SHARE = 0.05  # of samples
-DERIVATIVE_ERROR = 1e-2  # along the gradient, relative
-ACROSS_ERROR = 0.1  # in another direction, of what a gradient of that length has there
-# Lengths of finite differences, of which one must agree: a short one meets no kink, a long one drowns rounding in float32.
+__all__ = ["check_gradients"]
+
+WEAK = 1e-3  # Share of the largest gradient of a batch. Smaller gradients are not compared because of rounding.
+GRADIENT_LOST = 1e-10  # A sample has no gradient if its largest absolute value is below this.
+LOST_SHARE = 0.05  # Share of samples with lost or wrong gradients above which there is a finding.
+DERIVATIVE_ERROR = 1e-2  # Largest relative error of the slope along the gradient.
+ACROSS_ERROR = 0.1  # Largest error of the slope in a random direction, relative to the usual slope there.
+# Lengths of finite differences, of which one must agree. Short ones meet no kinks, long ones exceed rounding in float32.
 STEPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-2)
-SLACK = 5  # times these errors, for models that compute in float32 whatever they are given
+SLACK = 5  # Factor of these errors for models that compute in float32 whatever the input dtype is.
 
 
 def check_gradients(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], objective: Objective = cross_entropy
 ) -> list[Finding]:
-    """Gradients that vanish, in the attack's precision; or are not the function's, by finite differences, in float64 if can be.
+    """Return findings of vanishing gradients and of gradients that do not belong to the function.
+
+    Vanishing gradients are looked for in the precision of the attack. Wrong gradients are detected by finite differences, in
+    float64 if the model supports it.
 
     Args:
         model: Maps images to logits, in evaluation mode.
-        batches: Images and labels.
-        objective: Its gradients are checked; not a mean over pixels, which makes them small.
+        batches: Batches of images and labels.
+        objective: Objective whose gradients are checked. A mean over pixels is not suitable, because its gradients are small.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     exact, dtype = _in_double(model, batches[0][0][:1]) if batches else (model, None)
     lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     for x, y in batches:
@@ -41,24 +46,24 @@ def check_gradients(
         known, differs = _differs_from_function(exact, x.to(dtype), y, objective)
         wrong = torch.cat([wrong, differs[known].cpu()])
     if _share(lost) > LOST_SHARE:
-        found.append(
+        findings.append(
             Finding(
                 "vanishing gradients",
                 f"The loss has no gradient for {100 * _share(lost):.0f} % of the images (largest value below "
-                f"{GRADIENT_LOST:g}, or not finite): attacks that follow it stand still. Look for rounding, saturated "
-                "softmaxes, detached tensors, half precision, roots of 0; attack with Square.",
+                f"{GRADIENT_LOST:g}, or not finite), so attacks that follow it cannot move. Look for rounding, saturated "
+                "softmaxes, detached tensors, half precision and roots of 0. Attack with Square.",
             )
         )
     if _share(wrong) > LOST_SHARE:
-        found.append(
+        findings.append(
             Finding(
                 "wrong gradients",
                 f"For {100 * _share(wrong):.0f} % of the images autograd's gradient is not that of the function (finite "
-                f"differences differ, by more than {100 * DERIVATIVE_ERROR:g} % along it): something in the forward pass is "
-                "detached, rounded or replaced in the backward pass. Lift it while attacking.",
+                f"differences differ by more than {100 * DERIVATIVE_ERROR:g} % along it). Something in the forward pass is "
+                "detached, rounded or replaced in the backward pass. Remove it for the attack.",
             )
         )
-    return found
+    return findings
 
 
 def _share(flags: Tensor) -> float:
@@ -66,9 +71,9 @@ def _share(flags: Tensor) -> float:
 
 
 def _in_double(model: nn.Module, image: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """A copy in float64, without autocast, which would round what finite differences are made of; and what it takes.
+    """Return a copy in float64 without autocast, whose rounding would disturb finite differences, and its input dtype.
 
-    A model that insists on another precision inside stays as it is.
+    A model that needs another precision inside is returned unchanged.
     """
     exact = copy.deepcopy(model).double().eval()
     for module in exact.modules():
@@ -83,7 +88,7 @@ def _in_double(model: nn.Module, image: Tensor) -> tuple[nn.Module, torch.dtype]
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> Tensor:
-    """Of the objective by the images; 0 where there is none."""
+    """Return the gradient of the objective with respect to the images; 0 where there is none."""
     with torch.enable_grad():
         points = images.detach().requires_grad_()
         return gradient_by(points, objective(model(points), labels).sum())
@@ -91,17 +96,17 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor, objective: Objec
 
 @torch.no_grad()
 def _differs_from_function(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """``[B]`` bool each: whether there is a gradient worth the name, and whether it is not the function's.
+    """Return two ``[B]`` bool tensors: whether the gradient is large enough to compare, and whether it is wrong.
 
-    By central differences along the gradient, and along a direction of random signs: what is hidden from the gradient does not
-    show along it.
+    The slopes are central differences along the gradient and along random signs. The second direction shows parts of the
+    function that the gradient misses.
     """
     gradient = _gradient(model, images, labels, objective)
     size = gradient.flatten(1).norm(dim=1).clamp_min(1e-300)
     along = gradient / size[:, None, None, None]
     signs = torch.randint(2, images.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
     across = (signs.to(images) / signs.numel() ** 0.5).expand_as(images)
-    usual = size / signs.numel() ** 0.5  # what a gradient of that size has in a direction that has nothing to do with it
+    usual = size / signs.numel() ** 0.5  # The expected slope in a random direction.
     here, hardly_there = (objective(model(images + h * along), labels) for h in (0, 1e-9))
     slack = SLACK if torch.equal(here, hardly_there) else 1
     wrong = _slope_differs(model, images, labels, objective, (gradient, along), slack * DERIVATIVE_ERROR * size)
@@ -119,13 +124,13 @@ def _slope_differs(
     gradient_and_direction: tuple[Tensor, Tensor],
     tolerance: Tensor,
 ) -> Tensor:
-    """``[B]``: whether the slope in a direction is the gradient's by none of the `STEPS`."""
+    """Return ``[B]`` bool: whether the slope in a direction differs from the gradient's for all `STEPS`."""
     gradient, direction = gradient_and_direction
     expected = (gradient * direction).flatten(1).sum(1)
     differs = torch.ones_like(expected, dtype=torch.bool)
     for h in STEPS:
         ahead, behind = (objective(model(images + sign * h * direction), labels) for sign in (1, -1))
         differs &= ((ahead - behind) / (2 * h) - expected).abs() > tolerance
-        if not differs.any():  # the first step is enough, as a rule
+        if not differs.any():  # The first step is usually enough.
             break
     return differs

@@ -14,17 +14,19 @@ from .conditions import Condition
 from .samples import images_of
 from .session import EvaluationSession
 
+__all__ = ["plan"]
+
 
 def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checked: int = 0) -> str:
-    """Describe an evaluation and estimate its longest duration, from the time of one batch.
+    """Return a description of an evaluation with an upper estimate of its duration, from the time of one batch.
 
     Args:
-        session: Model and task.
-        conditions: What would be evaluated.
+        session: Session with the model and the task.
+        conditions: Conditions to evaluate.
         num_checked: Number of samples for the sanity checks.
     """
     runtime, passes = session.runtime, [condition.scorer.passes for condition in conditions]
-    known = max(len(condition.samples) for condition in conditions)  # 0 of a stream that announces no number
+    known = max(len(condition.samples) for condition in conditions)  # Streams may have an unknown length, which is 0 here.
     size = min(runtime.batch_size, known or runtime.batch_size)
     forward, backward = _seconds(session, conditions[0], size)
     share = size * runtime.world.size
@@ -40,24 +42,24 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checke
     )
     lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
     lines.append(
-        f"estimated: at most {_duration(seconds)}, reading and corrupting apart, and the sanity checks, many attacks on "
-        f"{num_checked} images"
+        f"estimated: at most {_duration(seconds)}, without reading and corrupting images, and without the sanity checks, "
+        f"which run many attacks on {num_checked} images"
     )
     return "\n".join(lines)
 
 
 def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
     """Group the strengths of one attack or corruption, at equal cost, as ``PGD-20 1/255 4/255``."""
-    found = {}
+    families = {}
     for (family, *_), group in groupby(conditions, lambda c: (c.family or c.name, len(c.samples), c.scorer.passes)):
         alike = list(group)
         strengths = [c.name.removeprefix(family) for c in alike]
-        found[family + "".join(strengths)] = alike
-    return found
+        families[family + "".join(strengths)] = alike
+    return families
 
 
 def _protocol(session: EvaluationSession, conditions: Sequence[Condition]) -> list[str]:
-    """List everything that numbers would depend on, one line per family of conditions."""
+    """Return all settings that the numbers depend on, one line per family of conditions."""
     settings = {
         "images": conditions[0].samples.identity,
         "preprocessing": session.preprocessing._asdict(),
@@ -68,19 +70,19 @@ def _protocol(session: EvaluationSession, conditions: Sequence[Condition]) -> li
 
 
 def _settings(several: Sequence[Any]) -> str:
-    """Return ``key=value`` of everything that is set, ``key=1, 2`` where they differ."""
+    """Return ``key=value`` for each setting that is not None, and ``key=1, 2`` where the values differ."""
     if not isinstance(several[0], Mapping):
         return str(several[0])
     values: dict[str, dict[str, None]] = {}
     for settings in several:
-        for key, found in flat(settings).items():
-            if found is not None:
-                values.setdefault(key, {})[str(found)] = None
-    return "; ".join(f"{key}={', '.join(found)}" for key, found in values.items())
+        for key, value in flat(settings).items():
+            if value is not None:
+                values.setdefault(key, {})[str(value)] = None
+    return "; ".join(f"{key}={', '.join(distinct)}" for key, distinct in values.items())
 
 
 def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tuple[float, float]:
-    """Time a forward and a backward pass of one batch; the second of two runs counts."""
+    """Return the seconds of a forward and a backward pass of one batch. The first of two runs is a warm-up."""
     preprocessing = condition.preprocessing or session.preprocessing
     images = images_of(condition.samples, preprocessing, session.runtime.device, condition.samples.random(size, 0).ids)[0]
     times, model = (0.0, 0.0), session.task.view(session.model)
@@ -96,7 +98,7 @@ def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tup
 
 
 def _now(result: Tensor) -> float:
-    """Wait for ``result`` and return the time."""
+    """Wait until ``result`` is computed and return the time."""
     result.flatten()[0].item()
     return time.perf_counter()
 

@@ -1,7 +1,7 @@
-"""Protocols by name: which attacks, under which threat models.
+"""Presets: attack protocols by name, with their attacks and threat models.
 
-The console command lists these names in its help. So attacks and norms are loaded when they are built, and importing this
-module imports no torch.
+The console command lists these names in its help. Therefore attacks and norms are loaded when they are built, and importing
+this module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,22 @@ if TYPE_CHECKING:
     from .scorers import AnyAttack
     from .threat import Norm, ThreatModel
 
+__all__ = [
+    "ATTACKS",
+    "ENSEMBLE",
+    "NORMS",
+    "PRESETS",
+    "Attacks",
+    "Catalog",
+    "Preset",
+    "attack_name",
+    "build_attacks",
+    "radius_name",
+]
+
 Attacks = dict[str, "AnyAttack"]
 
-# By name on the command line: the name in tables, and a function that loads the class.
+# Maps a name on the command line to the name in tables and a function that loads the class.
 Catalog = Mapping[str, tuple[str, Callable[[], type[Any]]]]
 ATTACKS: Catalog = {
     "fgsm": ("FGSM", lambda: evaluation.FGSM),
@@ -36,12 +49,17 @@ NORMS: Mapping[str, Callable[[], Norm]] = {"Linf": lambda: evaluation.LINF, "L2"
 
 
 def attack_name(name: str, attack: Any) -> str:
-    """``name`` as tables show it: with the number of steps of attacks that have one, ``PGD-20``."""
+    """Return the name in tables: ``name``, with the number of steps if the attack has one, as in ``PGD-20``."""
     return f"{name}-{attack.steps}" if hasattr(attack, "steps") else name
 
 
 def radius_name(threat: ThreatModel) -> str:
-    """``4/255`` for the L-infinity ball on images, ``L2 0.5``, ``normalized 1/255``, ``targeted 4/255``."""
+    """Return the radius in tables, such as ``4/255`` (L-infinity), ``L2 0.5``, ``normalized 1/255``, ``targeted 4/255``.
+
+    Example:
+        >>> radius_name(evaluation.ThreatModel(4 / 255))
+        '4/255'
+    """
     text = f"{round(threat.eps * 255, 4):g}/255" if threat.norm == evaluation.LINF else f"L2 {threat.eps:g}"
     return " ".join(["normalized"] * (threat.bounds is None) + ["targeted"] * threat.targeted + [text])
 
@@ -54,37 +72,41 @@ def build_attacks(
     catalog: Catalog = ATTACKS,
     **settings: Any,
 ) -> Attacks:
-    """Every attack of ``names`` under every threat model, named as in ``PGD-20 4/255``.
+    """Return each attack of ``names`` under each threat model, with names such as ``PGD-20 4/255``.
 
     Args:
-        names: Of the catalog, or ``ensemble``, which is `strong_ensemble`, of attacks on labels.
+        names: Names in the catalog. With the default catalog also ``ensemble``, which is `strong_ensemble`.
         threats: Threat models.
         num_classes: Number of classes of the model; 0 for tasks without classes.
-        seed: Of all draws.
-        catalog: What there is.
-        **settings: Of the attacks that have such a field; None is the attack's own default.
+        seed: Seed of all draws.
+        catalog: Attacks by name.
+        **settings: Settings for all attacks that have such a field. None keeps the default of the attack.
 
     Raises:
-        ValueError: An unknown attack, a setting that none of them has, too few classes.
+        ValueError: An attack is unknown, no attack has a setting, the classes are too few, or two radii are equal.
+
+    Example:
+        >>> list(build_attacks(["fgsm", "pgd"], [evaluation.ThreatModel(4 / 255)], num_classes=10, steps=5))
+        ['FGSM 4/255', 'PGD-5 4/255']
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    there = [*catalog, *([ENSEMBLE] if catalog is ATTACKS else [])]
-    unknown = [name for name in names if name not in there]
+    available = [*catalog, *([ENSEMBLE] if catalog is ATTACKS else [])]
+    unknown = [name for name in names if name not in available]
     if unknown:
-        raise ValueError(f"There is no attack {unknown[0]!r}; there are {', '.join(there)}.")
+        raise ValueError(f"Attacks must be among {', '.join(available)}, got {unknown[0]!r}. Check the spelling.")
     kinds = {name: catalog[name][1]() for name in names if name in catalog}
     for key in given:
         if not any(key in kind.__dataclass_fields__ for kind in kinds.values()):
-            raise ValueError(f"None of {', '.join(names)} has a setting {key}; leave it out.")
+            raise ValueError(f"Settings must belong to one of the attacks {', '.join(names)}, got {key}. Leave it out.")
     least = {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 10}
     for name in names:
         if 0 < num_classes < least.get(name, 2):
             raise ValueError(
-                f"{name} needs {least.get(name, 2)} classes, but the model has {num_classes}; other attacks need fewer."
+                f"{name}: the model must have at least {least.get(name, 2)} classes, got {num_classes}. Use another attack."
             )
     radii = [radius_name(threat) for threat in threats]
     if len(set(radii)) < len(radii):
-        raise ValueError(f"Of the radii {', '.join(radii)} some are the same; name each once.")
+        raise ValueError(f"Radii must differ, got {', '.join(radii)}. Name each radius once.")
     attacks: Attacks = {}
     for name in names:
         for threat in threats:
@@ -99,11 +121,11 @@ def build_attacks(
 
 @dataclass(frozen=True)
 class Preset:
-    """A protocol.
+    """Attack protocol with a name.
 
     Attributes:
-        purpose: What it is, and what it is not.
-        build: Its attacks, for a number of classes and a seed.
+        purpose: Description of the protocol and of its limits.
+        build: Function that returns the attacks for a number of classes and a seed.
     """
 
     purpose: str
@@ -123,38 +145,39 @@ def _grid(num_classes: int, seed: int) -> Attacks:
 
 
 def _as_published(radii: Sequence[int]) -> Callable[[int, int], Attacks]:
-    """FGSM; PGD, 20 steps of 0.15 eps; SPSA."""
+    """Return a function that builds FGSM, PGD (20 steps of 0.15 eps) and SPSA on normalized tensors."""
 
     def build(num_classes: int, seed: int) -> Attacks:
         attacks: Attacks = {}
         for levels in radii:
             threat = evaluation.ThreatModel.normalized(levels / 255)
-            found = {
+            kinds = {
                 "FGSM": evaluation.FGSM(threat),
                 "PGD": evaluation.PGD(threat, 20, 0.15 * threat.eps, seed=seed),
                 "SPSA": evaluation.SPSA(threat, 40, 128, seed=seed),
             }
-            attacks |= {f"{attack_name(name, attack)} {radius_name(threat)}": attack for name, attack in found.items()}
+            attacks |= {f"{attack_name(name, attack)} {radius_name(threat)}": attack for name, attack in kinds.items()}
         return attacks
 
     return build
 
 
-_NOT_AUTOATTACK = "AutoAttack's protocol without {}: the ensemble here is not AutoAttack, whose numbers may be lower"
+_NOT_AUTOATTACK = "AutoAttack's protocol without {}. The ensemble is not AutoAttack, whose accuracies may be lower"
 _LINF, _L2 = _NOT_AUTOATTACK.format("FAB"), _NOT_AUTOATTACK.format("FAB and Square")
 PRESETS: Mapping[str, Preset] = {
-    "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 gray levels: a first look", _grid),
+    "grid": Preset("FGSM and PGD-20 at 0.5, 1, 2 and 4 gray levels, for a first look", _grid),
     "robustbench-linf": Preset(f"ImageNet, L-infinity, 4/255. {_LINF}", _ensemble("Linf", 4 / 255)),
     "imagenet-l2": Preset(f"ImageNet, L2, 3.0, which RobustBench does not list. {_L2}", _ensemble("L2", 3.0)),
     "robustbench-cifar-linf": Preset(f"CIFAR, L-infinity, 8/255. {_LINF}", _ensemble("Linf", 8 / 255)),
     "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble("L2", 0.5)),
     "twicing-paper": Preset(
-        "FGSM, PGD and SPSA with the settings of arXiv 2503.00687's and 2406.13770's code, at 1/255 and 4/255 of NORMALIZED "
-        "tensors, about 4.4 times weaker than gray levels; labels are the model's predictions; SPSA as in arXiv 1802.05666 "
-        "finds more than cleverhans', which estimates its gradients at twice the image",
+        "FGSM, PGD and SPSA with the settings of the code of arXiv 2503.00687 and 2406.13770, at 1/255 and 4/255 of NORMALIZED "
+        "tensors, about 4.4 times weaker than gray levels. Labels are the model's predictions. SPSA is that of arXiv "
+        "1802.05666; it finds more than SPSA of cleverhans, which estimates its gradients at twice the image",
         _as_published((1, 4)),
     ),
     "elliptical-paper": Preset(
-        "the same at 1/255 to 6/255 of NORMALIZED tensors, the grid of arXiv 2406.13770's scripts", _as_published(range(1, 7))
+        "as twicing-paper, at 1/255 to 6/255 of NORMALIZED tensors, the grid of the scripts of arXiv 2406.13770",
+        _as_published(range(1, 7)),
     ),
 }

@@ -15,6 +15,8 @@ from .scoring import find_task
 from .session import EvaluationSession, Runtime
 from .threat import ThreatModel
 
+__all__ = ["Evaluation", "announcing", "as_given", "evaluate"]
+
 
 @dataclass
 class Evaluation:

@@ -17,6 +17,8 @@ from .scorers import AnyAttack
 from .session import EvaluationSession
 from .statistics import area_under_precision_recall
 
+__all__ = ["evaluate_clean", "run_attacks", "run_corruptions", "run_unknown", "unknown_conditions"]
+
 
 def evaluate_clean(
     session: EvaluationSession,

@@ -20,6 +20,19 @@ from ..utils.serialization import changes
 from .forms import LineForm
 from .scorers import BatchResult
 
+__all__ = [
+    "LOG_FILES",
+    "MemoryLog",
+    "NoneReadableError",
+    "ProtocolMismatchError",
+    "ResultsLog",
+    "SampleResults",
+    "line_of",
+    "merge_lines",
+    "of_common_samples",
+    "remove_results",
+]
+
 LOG_FILES = "*.process-*.jsonl"
 _OF_THE_LINE = ("ids", "unreadable", "range")  # all else is a column
 

@@ -17,6 +17,19 @@ from ..data import Images, PreprocessingLike, StreamedImages, evaluation_loader,
 from ..utils.io import printable
 from .contract import check_pixels
 
+__all__ = [
+    "Batch",
+    "Numbered",
+    "SampleSet",
+    "Samples",
+    "StreamSamples",
+    "TensorSamples",
+    "images_of",
+    "in_memory",
+    "names_hash",
+    "only_readable",
+]
+
 NUM_HASHED = 8  # images whose content tells data sets of equal names apart
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images in [0, 1], labels, ids

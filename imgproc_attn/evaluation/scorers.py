@@ -14,6 +14,8 @@ from .contract import check_batch, check_corrupted
 if TYPE_CHECKING:
     from .scoring import Scoring
 
+__all__ = ["AnyAttack", "AttackScorer", "BatchResult", "CleanScorer", "CorruptedScorer", "Corruption", "Scorer"]
+
 AnyAttack = Attack | WorstOf
 Corruption = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W] in [0, 1] and sample ids [B] to images
 

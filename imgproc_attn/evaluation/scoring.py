@@ -33,6 +33,8 @@ from .sanity import POINTS, check_repeats
 from .scorers import AnyAttack, AttackScorer, CleanScorer, Scorer
 from .specs import DatasetSpec
 
+__all__ = ["TASKS", "Metric", "Scoring", "check_attacked_rows", "find_task"]
+
 DOUBT = "; find out why before you believe either number"
 
 

@@ -32,6 +32,8 @@ from .scorers import AnyAttack
 from .scoring import Scoring
 from .specs import DatasetSpec, ModelSpec, model_hashes
 
+__all__ = ["LOG_FOLDER", "EvaluationSession", "Runtime", "clear_results"]
+
 LOG_FOLDER = "log"
 
 

@@ -74,10 +74,10 @@ def test_attacks_by_name():
     assert list(attacks) == ["FGSM 1/255", "FGSM 4/255", "PGD-13 1/255", "PGD-13 4/255", "Square 1/255", "Square 4/255"]
     assert (attacks["PGD-13 4/255"].steps, attacks["PGD-13 4/255"].seed, attacks["Square 1/255"].queries) == (13, 7, 50)
     for names, classes, options, message in [
-        (["pdg"], 10, {}, "no attack 'pdg'; there are fgsm"),
-        (["fgsm"], 10, {"steps": 3}, "None of fgsm has a setting steps"),
-        (["apgd-dlr"], 2, {}, "needs 3 classes, but the model has 2"),
-        (["apgd-t"], 3, {}, "needs 4 classes, but the model has 3"),
+        (["pdg"], 10, {}, "must be among fgsm, .*, got 'pdg'"),
+        (["fgsm"], 10, {"steps": 3}, "must belong to one of the attacks fgsm, got steps"),
+        (["apgd-dlr"], 2, {}, "must have at least 3 classes, got 2"),
+        (["apgd-t"], 3, {}, "must have at least 4 classes, got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
             build_attacks(names, threats, classes, **options)

@@ -128,7 +128,7 @@ def result(change):
         (lambda r: r.update(findings=["bad"]), "result.json .*findings.0"),
         (lambda r: r.update(label=3), "result.json .*label: Input should be a valid string"),
         (lambda r: r.update(summary=[]), "result.json .*summary"),
-        (lambda r: r.update(summary={"mean_accuracy": "high"}), "result.json .*a mean is no number"),
+        (lambda r: r.update(summary={"mean_accuracy": "high"}), "result.json .*a mean is not a number"),
         (lambda r: r["conditions"][1].pop("intervals"), "result.json .*intervals: Field required"),
         (lambda r: r["conditions"][0].pop("accuracy"), "result.json .*clean: accuracy or its interval is missing"),
         (lambda r: r["conditions"][0]["intervals"].update(accuracy=[1]), "result.json .*intervals.accuracy: .*at least 2"),

@@ -101,7 +101,7 @@ def test_attacks_refuse():
             with pytest.raises(ValueError, match="the threat model must be untargeted, on images in"):
                 kind()(threat)
         assert next(iter(build_attacks([name], [ThreatModel(1 / 255)], 5, 0, PIXEL_ATTACKS))).endswith(" 1/255")
-    with pytest.raises(ValueError, match="There is no attack 'square'; there are fgsm, pgd, mifgsm, segpgd, maskedpgd"):
+    with pytest.raises(ValueError, match="Attacks must be among fgsm, pgd, mifgsm, segpgd, maskedpgd, got 'square'"):
         build_attacks(["square"], [ThreatModel(0.1)], 5, 0, PIXEL_ATTACKS)
 
 

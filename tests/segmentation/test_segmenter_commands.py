@@ -106,7 +106,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
     ("words", "message"),
     [
         (["segment", "nowhere", "--checkpoint", "RUN"], "must be an image or a folder with images .*, got nowhere"),
-        (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "There is no attack 'square'; there are fgsm"),
+        (["attack", "RUN", "--attacks", "square", "--eps", "1/255"], "Attacks must be among fgsm, .* got 'square'"),
         (
             ["attack", "RUN", "--preset", "robustbench-linf"],
             r"--preset must be one of this model.s \(grid\), got robustbench-linf",
