@@ -238,7 +238,7 @@ def test_an_attack_that_has_not_converged_is_caught(models, test_set):
     """PGD of 20 steps finds what chance finds, of 100 steps what there is."""
     (finding,) = check_strength(AttackProbe(Late(models["convolutions"]), *test_set, EPS))
     assert finding.check == "more steps still help"
-    assert "Give it more, or use APGD" in finding.message
+    assert "Give it more steps, or use APGD" in finding.message
 
 
 def test_an_attack_that_stands_still_is_caught(models, test_set):
@@ -284,7 +284,7 @@ def test_a_black_box_is_compared_with_the_longest_white_box(models, test_set):
 
 def test_a_model_that_is_always_wrong_has_nothing_to_doubt(models, test_set):
     (finding,) = sanity_checks(Wrong(models["convolutions"]), *test_set, EPS).findings
-    assert "none of 100 images right" in finding.message
+    assert "classifies none of 100 images correctly" in finding.message
 
 
 class Wrong(nn.Module):
