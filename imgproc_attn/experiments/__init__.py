@@ -1,4 +1,4 @@
-"""Experiments: several models under one training, compared in pairs."""
+"""Experiments: train several models with one recipe and compare them in pairs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What experiments offer, for type checkers, and for `lazy_loader`, which loads it on first use."""
+"""Experiments: train several models with one recipe and compare them in pairs."""
 
 from .comparison import compare
 

@@ -1,4 +1,4 @@
-"""Models under one training, paired by seed: train them, attack and corrupt them, report. The quickstart is one of these."""
+"""Compare models: train them with one recipe, attack and corrupt them, and report differences paired by seed."""
 
 import math
 import warnings
@@ -34,8 +34,10 @@ from ..utils.serialization import strength_text
 from .jobs import Job, run_jobs
 from .variants import CLEAN_PERTURBED, FOLDER, VariantEvaluation
 
-# Disturbances by the recipe's key: name in tables and unit.
-DISTURBANCES = {
+__all__ = ["VariantRun", "check_comparison", "clean_accuracy_test", "compare", "devices_of", "table", "write_report"]
+
+# {key of the recipe: (name in tables, unit)}
+PERTURBATIONS = {
     "fgsm": ("FGSM", "eps"),
     "pgd": ("PGD", "eps"),
     "segpgd": ("SegPGD", "eps"),
@@ -47,7 +49,19 @@ DISTURBANCES = {
 
 @dataclass
 class VariantRun:
-    """One trained and evaluated model."""
+    """Results of one trained and evaluated model.
+
+    Attributes:
+        label: Label of the variant.
+        seed: Seed of the training.
+        parameters: Number of parameters.
+        train_seconds: Duration of the training in seconds.
+        losses: Training loss per epoch.
+        metrics: ``{metric: {condition: value}}``. Models are compared by the first metric.
+        largest_perturbation: ``{attack: size}``.
+        bandwidths: Learned bandwidths, as `imgproc_attn.diagnostics.bandwidths` returns them.
+        findings: Findings of the sanity checks.
+    """
 
     label: str
     seed: int
@@ -61,21 +75,29 @@ class VariantRun:
 
     @property
     def first(self) -> dict[str, float]:
-        """The metric models are judged by, ``{condition: percent}``."""
+        """Metric by which models are compared, ``{condition: percent}``."""
         return next(iter(self.metrics.values()))
 
 
 def check_comparison(recipe: Recipe) -> None:
-    """Build every model and the optimizer once, without memory, so that no mistake waits behind hours of training.
+    """Build every model and its optimizer on the meta device, to find mistakes before hours of training.
+
+    Args:
+        recipe: Recipe of several models.
 
     Raises:
-        ValueError: A recipe of one model, a model or optimizer that cannot be built, or labels that would share a folder.
+        ValueError: The recipe is of one model, a model or an optimizer cannot be built, or two labels would share a folder.
     """
     if recipe.comparison is None:
-        raise ValueError("This recipe has no section comparison; train its one model with `imgproc-attn train`.")
+        raise ValueError(
+            "The recipe must have a section comparison, got the recipe of one model. Train it with `imgproc-attn train`."
+        )
     labels = list(recipe.comparison.variants)
     if len({slug(label) for label in labels}) != len(labels):
-        raise ValueError(f"comparison.variants: the labels {labels} differ too little in letters and digits to name folders.")
+        raise ValueError(
+            f"comparison.variants: labels must differ in letters and digits, because they name folders, got {labels}. "
+            "Rename one."
+        )
     for label in labels:
         try:
             dry_run(recipe.variant(label, 0))
@@ -85,12 +107,12 @@ def check_comparison(recipe: Recipe) -> None:
 
 @dataclass
 class Experimenter:
-    """Train and examine models of a comparison, one after another, in one process.
+    """Train and evaluate models of a comparison, one after another, in one process.
 
     Args:
-        recipe: The comparison.
-        output: Its folder.
-        device: Where to run.
+        recipe: Recipe of the comparison.
+        output: Folder of the comparison.
+        device: Device of the models.
     """
 
     recipe: Recipe
@@ -99,14 +121,14 @@ class Experimenter:
 
     @cached_property
     def evaluation(self) -> VariantEvaluation:
-        """The held-out images, read once, and their conditions."""
+        """Evaluation on the held-out images, which are read once."""
         return VariantEvaluation(self.recipe, self.device)
 
     def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> VariantRun:
-        """Train and examine one model. What its folder holds already is not repeated."""
+        """Train and evaluate one model. Finished parts in its folder are not repeated."""
         single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SaturationWarning)  # it stands in the report
+            warnings.simplefilter("ignore", SaturationWarning)  # The report has a finding instead.
             final = train(single, folder, self.device, resume=True, say=say, progress=progress)
         progress(single.schedule.epochs)
         model = self.model(job)
@@ -119,21 +141,21 @@ class Experimenter:
                 "parameters": final["parameters"],
                 "data": {"name": single.data.name, "root": single.data.root, "split": single.data.test_split},
             }
-            found = self.evaluation(model, folder, say, about)
+            result = self.evaluation(model, folder, say, about)
         return VariantRun(
             job.label,
             job.seed,
             final["parameters"],
             final["seconds"],
             final["losses"],
-            found.metrics,
-            found.largest_perturbation,
+            result.metrics,
+            result.largest_perturbation,
             bandwidths(model),
-            found.findings,
+            result.findings,
         )
 
     def model(self, job: Job) -> NormalizedModel:
-        """The trained model of a job, from its folder, with the statistics that it was trained with."""
+        """Load the trained model of a job from its folder, with the mean and standard deviation of its training."""
         folder = self.output / run_folder(job.label, job.seed)
         weights = read_json(folder / FINAL)["checkpoint"]
         inner = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
@@ -141,61 +163,73 @@ class Experimenter:
 
 
 def devices_of(device: str, jobs: int | None, count: int) -> list[str]:
-    """Return the device of each process: one process per core on the CPU, one per GPU on GPUs, never more than ``count``.
+    """Return the device of each process.
+
+    By default, there is one process per core on the CPU or one process per GPU. There are never more processes than jobs.
 
     Args:
-        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
-        jobs: Number of processes. Beyond the number of GPUs, they share them.
+        device: ``cpu``, ``cuda`` for all GPUs, or one such as ``cuda:1``; ``auto`` for all GPUs, or the CPU if there is none.
+        jobs: Number of processes. If it is larger than the number of GPUs, processes share GPUs.
         count: Number of jobs.
 
     Raises:
-        ValueError: There is no such device, or ``jobs`` is below 1.
+        ValueError: The device does not exist, or ``jobs`` is below 1.
+
+    Example:
+        >>> devices_of("cpu", jobs=3, count=2)
+        ['cpu', 'cpu']
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}. Leave it out for one process per core or GPU.")
     first = str(start_processes(device)[0])
-    found = [first] * usable_cores() if first == "cpu" else [first]
+    devices = [first] * usable_cores() if first == "cpu" else [first]
     if device in ("auto", "cuda") and first != "cpu":
-        found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [found[i % len(found)] for i in range(min(jobs or len(found), count))]
+        devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [devices[i % len(devices)] for i in range(min(jobs or len(devices), count))]
 
 
 def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = False, jobs: int | None = None) -> Path:
-    """Run the comparison and write a report.
+    """Train and evaluate the models of a recipe, and write a report.
 
-    Every model has its folder in ``output/runs``, as `imgproc_attn.training.train` leaves it; called again, finished runs are
-    not repeated, and broken off ones go on.
+    Every model has a folder in ``output/runs``, as written by `imgproc_attn.training.train`. If you call the function again,
+    finished runs are not repeated, and interrupted runs are resumed.
 
-    Models are trained and examined in parallel processes. On the CPU each computes with one thread, so that no number depends
-    on ``jobs`` or on the machine's number of cores. Each process loads the held-out images into its own memory. Processes
-    import the script that calls: it must do so below ``if __name__ == "__main__":``, or with ``jobs=1``, which starts none.
+    Models are trained and evaluated in parallel processes:
+
+    - On the CPU, each process computes with one thread, so that no number depends on ``jobs`` or on the number of cores.
+    - Each process loads the held-out images into its own memory.
+    - Processes import the script that calls this function. Call it below ``if __name__ == "__main__":``, or with ``jobs=1``,
+      which starts no processes.
 
     Args:
-        recipe: What to train and evaluate.
-        output: Folder of the report; made if need be.
-        device: ``cpu``, ``cuda`` (all GPUs), ``cuda:1``; ``auto`` for all GPUs, or the CPU where there is none.
-        restart: Forget its runs that ``output/runs`` holds.
+        recipe: Recipe of several models.
+        output: Folder of the report. It is created if it does not exist.
+        device: ``cpu``, ``cuda`` for all GPUs, or one such as ``cuda:1``; ``auto`` for all GPUs, or the CPU if there is none.
+        restart: Whether to remove the runs of this recipe in ``output/runs``.
         jobs: Number of processes. Default: one per core, or one per GPU.
 
     Returns:
-        The report, ``output/report.md``.
+        Path of the report, ``output/report.md``.
 
     Raises:
-        FileExistsError: ``output`` holds files that would be overwritten, and that no comparison wrote.
-        ValueError: A mistake in the recipe, runs of another recipe or on other data in ``output``, or another process that
-            writes to it.
-        JobFailed: The training or examination of a model failed. The others are stopped, and go on with the next call.
+        FileExistsError: ``output`` holds files that would be overwritten and that no comparison wrote.
+        ValueError: The recipe is wrong, ``output`` holds runs of another recipe or on other data, or another process writes
+            to it.
+        JobFailed: The training or evaluation of a model failed. Other jobs are stopped. The next call resumes them.
     """
     check_comparison(recipe)
     assert recipe.comparison is not None
     if world_info_from_env()[2] > 1:
-        raise ValueError("A comparison starts its own processes; train its variants under torchrun with `imgproc-attn train`.")
+        raise ValueError(
+            "A comparison must be started in one process, got several from torchrun. It starts its own processes; for torchrun, "
+            "train its variants with `imgproc-attn train`."
+        )
     check_output_folder(output)
     todo = [Job(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]
     devices = devices_of(device, jobs, len(todo))
     with claimed(output, _outputs(recipe)), one_thread(devices[0]):
         here = Experimenter(recipe, output, devices[0])
-        evaluation = here.evaluation  # what is wrong with the images is found before anything is trained
+        evaluation = here.evaluation  # Errors in the images are found before anything is trained.
         protocol = {"recipe": recipe.model_dump(), **environment(devices[0]), "dtype": "float32"}
         for job in todo:
             _check_folder(recipe.variant(*job), output / run_folder(*job), restart)
@@ -207,14 +241,14 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
 
 
 def _outputs(recipe: Recipe) -> list[str]:
-    """What a report may consist of."""
-    pictures = ["learning", "curves", "bandwidths", "adversarial", "segmented"]
-    pictures += [f"kernel-rows-{slug(label)}" for label in _variants(recipe)]
-    return ["results.json", "report.md", *(f"{name}.png" for name in pictures)]
+    """Return the names of all files that a report may have."""
+    figures = ["learning", "curves", "bandwidths", "adversarial", "segmented"]
+    figures += [f"kernel-rows-{slug(label)}" for label in _variants(recipe)]
+    return ["results.json", "report.md", *(f"{name}.png" for name in figures)]
 
 
 def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
-    """Refuse a run of another recipe before anything is trained, or remove it.
+    """Check that a folder holds no run of another recipe, or remove the run, before anything is trained.
 
     Raises:
         ValueError: The folder holds a run of another recipe.
@@ -224,7 +258,7 @@ def _check_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
             RunDir.clear(folder)
         clear_results(folder / FOLDER)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training warns again
+        warnings.simplefilter("ignore")  # Training shows the same warnings.
         RunDir(folder, recipe, resume=True)
 
 
@@ -233,7 +267,15 @@ def _variants(recipe: Recipe) -> list[str]:
 
 
 def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
-    """A metric by model and condition, mean ± standard deviation over seeds, then paired differences to the baseline."""
+    """Return a Markdown table of one metric per model and condition, then of paired differences to the baseline.
+
+    Values are mean ± standard deviation over seeds.
+
+    Args:
+        recipe: Recipe of the comparison. Its first variant is the baseline.
+        results: Results of all models.
+        metric: Key of the metric.
+    """
     by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
     conditions = list(results[0].metrics[metric])
     rows = []
@@ -253,7 +295,14 @@ def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
 
 
 def clean_accuracy_test(recipe: Recipe, results: list[VariantRun]) -> str:
-    """Clean accuracy against the baseline, with the one-sided 95 % bound that decides whether a model trains as well."""
+    """Return a Markdown table of paired differences of the clean metric to the baseline.
+
+    A model trains as well as the baseline if the one-sided lower 95 % bound is not below ``-tolerance`` of the recipe.
+
+    Args:
+        recipe: Recipe of the comparison. Its first variant is the baseline.
+        results: Results of all models.
+    """
     assert recipe.comparison is not None
     least = -recipe.comparison.tolerance
     by_label = {label: [r.first["clean"] for r in results if r.label == label] for label in _variants(recipe)}
@@ -280,29 +329,29 @@ def write_report(
     protocol: dict[str, Any],
     output: Path,
 ) -> Path:
-    """JSON, pictures and ``report.md`` in ``output``."""
+    """Write ``results.json``, figures and ``report.md`` to ``output``, and return the path of the report."""
     doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
-    pictures = {**_figures(recipe, results, evaluation.task.metrics[0].label), **evaluation.figures(models)}
-    for name, figure in pictures.items():
+    figures = {**_figures(recipe, results, evaluation.task.metrics[0].label), **evaluation.figures(models)}
+    for name, figure in figures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
     seeds, e = sorted({r.seed for r in results}), recipe.evaluation
     metrics = {metric.key: metric.title for metric in evaluation.task.metrics if metric.key in results[0].metrics}
     tables = [f"In {title}:\n\n" * (len(metrics) > 1) + table(recipe, results, key) for key, title in metrics.items()]
     parts = [
         f"# {markdown_text(recipe.title)}",
-        f"In percent, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences are paired by "
-        "seed. "
+        f"Values in percent, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences are paired "
+        "by seed. "
         f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
         "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
         *tables,
         f"Clean {next(iter(metrics.values()))} against the baseline:\n\n" + clean_accuracy_test(recipe, results)
         if len(_variants(recipe)) > 1
         else "",
-        f"Sanity checks on {evaluation.checked} a model (`imgproc_attn.evaluation.sanity`): "
+        f"Sanity checks on {evaluation.checked} per model (`imgproc_attn.evaluation.sanity`): "
         + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {markdown_text(d)}" for d in doubts)),
-        *(f"![{name}]({name}.png)" for name in pictures),
-        "Training time, mean: "
+        *(f"![{name}]({name}.png)" for name in figures),
+        "Mean training time: "
         + ", ".join(f"{markdown_text(label)} {_mean_seconds(results, label):.1f} s" for label in _variants(recipe))
         + f". Versions: {', '.join(f'{k} {v}' for k, v in protocol['versions'].items())}; {protocol['device']}.",
     ]
@@ -319,9 +368,9 @@ def _mean_seconds(results: list[VariantRun], label: str) -> float:
 def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
-    pictures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
+    figures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
     curves, units = {}, {}
-    for key, (family, unit) in DISTURBANCES.items():
+    for key, (family, unit) in PERTURBATIONS.items():
         strengths = getattr(recipe.evaluation, key)
         name = f"{family}-{recipe.evaluation.pgd_steps}" if key.endswith("pgd") else family
         if strengths:
@@ -332,8 +381,8 @@ def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str,
                 for label in labels
             }
     if curves:
-        pictures["curves"] = draw_curves(curves, units, label)
+        figures["curves"] = draw_curves(curves, units, label)
     learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
     if learned:
-        pictures["bandwidths"] = draw_bandwidths(learned)
-    return pictures
+        figures["bandwidths"] = draw_bandwidths(learned)
+    return figures

@@ -1,4 +1,4 @@
-"""The jobs of a comparison in parallel processes, each of which does one after another on its device."""
+"""Run the jobs of a comparison in parallel processes. Each process runs one job after another on its device."""
 
 import multiprocessing
 import os
@@ -21,11 +21,22 @@ from ..utils.environment import keep_freed_memory
 from ..utils.errors import one_line
 from ..utils.progress import JobsProgress, print_line
 
-PATIENCE = 10.0  # seconds in which a process must end
+__all__ = ["Job", "JobFailed", "run_jobs"]
+
+PATIENCE = 10.0  # seconds within which a process must end
 
 
 class Job(NamedTuple):
-    """Train one variant at one seed, and examine it."""
+    """Job of a comparison: train and evaluate one variant with one seed.
+
+    Attributes:
+        label: Label of the variant.
+        seed: Seed of the training.
+
+    Example:
+        >>> str(Job("twicing", 0))
+        'twicing, seed 0'
+    """
 
     label: str
     seed: int
@@ -34,12 +45,13 @@ class Job(NamedTuple):
         return f"{self.label}, seed {self.seed}"
 
 
-# Does a job and returns its result. Its arguments: the job, a function of log lines, a function of the number of steps done.
+# Function that runs a job and returns its result. Its arguments are the job, a function that takes lines of the log, and a
+# function that takes the number of finished steps.
 Work = Callable[[Job, Callable[[str], Any], Callable[[int], Any]], Any]
 
 
 class JobFailed(RuntimeError):
-    """A job that ended with an error, or whose process ended."""
+    """Error of a job that failed, or whose process ended."""
 
 
 @dataclass(frozen=True)
@@ -71,28 +83,29 @@ class _Failed:
 def run_jobs(
     start: Callable[[str], Work], jobs: Sequence[Job], devices: Sequence[str], progress: JobsProgress
 ) -> dict[Job, Any]:
-    """Do the jobs, and return their results in the order of ``jobs``.
+    """Run jobs, and return their results in the order of ``jobs``.
 
-    With one device they are done here, else in processes of their own. Processes end with this one, however it ends.
+    With one device, jobs run in this process, else in one process per device. The processes end when this one ends, even if
+    it is killed.
 
     Args:
-        start: Called once in each process with its device, gives what does the jobs. It is pickled.
-        jobs: What to do.
-        devices: One for each process.
-        progress: Shows lines and steps.
+        start: Picklable function that is called once in each process with its device. It returns a function that runs a job.
+        jobs: Jobs to run.
+        devices: Device of each process.
+        progress: Display of lines and steps.
 
     Raises:
-        JobFailed: One failed, or its process ended; the message says which and why. The others are stopped.
+        JobFailed: A job failed, or its process ended. The message names the job and the reason. Other jobs are stopped.
     """
     others = OtherPrograms(len(devices)) if devices[0] == "cpu" else None
 
-    def look(children: float = 0.0) -> None:
+    def check_load(children: float = 0.0) -> None:
         if others is not None and (remark := others.remark(children)):
             print_line(remark)
 
-    done = _here if len(devices) == 1 else _in_processes
-    results = done(start, jobs, devices, progress, look)
-    look()
+    run = _here if len(devices) == 1 else _in_processes
+    results = run(start, jobs, devices, progress, check_load)
+    check_load()
     return {job: results[job] for job in jobs}
 
 
@@ -101,9 +114,9 @@ def _here(
     jobs: Sequence[Job],
     devices: Sequence[str],
     progress: JobsProgress,
-    look: Callable[..., None],
+    check_load: Callable[..., None],
 ) -> dict[Job, Any]:
-    """One job after another in this process."""
+    """Run one job after another in this process."""
     results = {}
     with one_thread(devices[0]):
         work = start(devices[0])
@@ -113,7 +126,7 @@ def _here(
             except Exception as error:
                 raise JobFailed(f"{job}: {_line(error)}") from error
             progress.end(job)
-            look()
+            check_load()
     return results
 
 
@@ -122,10 +135,10 @@ def _in_processes(
     jobs: Sequence[Job],
     devices: Sequence[str],
     progress: JobsProgress,
-    look: Callable[..., None],
+    check_load: Callable[..., None],
 ) -> dict[Job, Any]:
     waiting, results, workers = list(jobs), {}, []
-    seconds: dict[str, float] = {}  # by label, what its last job took
+    seconds: dict[str, float] = {}  # {label: duration of its last job}
     try:
         for device in devices:
             workers.append(_Worker(start, device))
@@ -146,10 +159,10 @@ def _in_processes(
                     case _Done(result):
                         results[job], seconds[job.label] = result, time.monotonic() - worker.began
                         progress.end(job)
-                        # longest first, and first of all those that nothing is known of: no process is left with a long one
+                        # Unknown jobs start first, then the longest ones, so that no long job runs alone at the end.
                         waiting.sort(key=lambda job: -seconds.get(job.label, float("inf")))
                         worker.begin(waiting.pop(0) if waiting else None)
-                        look(sum(worker.cpu for worker in workers))
+                        check_load(sum(worker.cpu for worker in workers))
     finally:
         for worker in workers:
             worker.connection.close()
@@ -159,13 +172,13 @@ def _in_processes(
 
 
 class _Worker:
-    """A process, seen from this one.
+    """Handle of a process that runs jobs.
 
     Attributes:
-        connection: To the process, in both directions. When one side ends, however it ends, the other one gets to know.
-        job: What it does; None if nothing.
-        began: When it began.
-        cpu: Seconds of processor time that it took until its last message.
+        connection: Connection to the process in both directions. When one side ends, the other side is notified.
+        job: Current job; None if there is none.
+        began: Start of the current job, in seconds of the monotonic clock.
+        cpu: Processor time of the process until its last message, in seconds.
     """
 
     def __init__(self, start: Callable[[str], Work], device: str) -> None:
@@ -205,21 +218,24 @@ class _Worker:
         self._process.join(PATIENCE)
         code = self._process.exitcode
         if code is not None and code < 0:
-            how = f"was killed by signal {-code} ({signal.Signals(-code).name}); is there too little memory? Try --jobs 1"
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name}). If there is too little memory, use --jobs 1"
         elif self.cpu == 0:
             how = (
-                f"ended with exit status {code} before it began. A script that calls compare must do so below "
+                f"ended with exit status {code} before its first job. In a script, call compare below "
                 '`if __name__ == "__main__":`, or with jobs=1'
             )
         else:
             how = f"ended with exit status {code}"
-        raise JobFailed(f"{self.job}: its process {how}. The same command goes on with what is done.")
+        raise JobFailed(f"{self.job}: its process {how}. Repeat the command to resume.")
 
 
 @contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Start processes that take no notice of Ctrl-C, which a terminal sends to them too: this process stops them."""
-    if threading.current_thread() is not threading.main_thread():  # handlers are set in the main thread only
+    """Make processes that are started in the body ignore Ctrl-C.
+
+    A terminal sends it to all processes, but this process stops the others itself.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Handlers can be set only in the main thread.
         yield
         return
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -230,7 +246,7 @@ def _children_ignore_interrupts() -> Iterator[None]:
 
 
 def _serve(connection: Connection, start: Callable[[str], Work], device: str, folder: str, modules: Sequence[str]) -> None:
-    """Do jobs until the other side of the connection ends."""
+    """Run jobs until the other side of the connection ends."""
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, jobs), daemon=True).start()
 
@@ -250,11 +266,11 @@ def _serve(connection: Connection, start: Callable[[str], Work], device: str, fo
                 send(_Done(work(jobs.get(), lambda text: send(_Line(text)), lambda done: send(_Steps(done)))))
     except Exception as error:
         send(_Failed(_line(error), traceback.format_exc()))
-        jobs.get()  # until the connection ends
+        jobs.get()  # It blocks until the connection ends.
 
 
 def _listen(connection: Connection, jobs: "queue.SimpleQueue[Job]") -> None:
-    """Take jobs; end the process with the other side of the connection."""
+    """Receive jobs. End this process when the other side of the connection ends."""
     try:
         while True:
             jobs.put(connection.recv())
@@ -263,5 +279,5 @@ def _listen(connection: Connection, jobs: "queue.SimpleQueue[Job]") -> None:
 
 
 def _line(error: Exception) -> str:
-    """Its message without line breaks."""
+    """Return the message of an error without line breaks."""
     return " ".join(one_line(error).split())

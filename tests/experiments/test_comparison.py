@@ -59,7 +59,7 @@ def test_report(output):
     for name in ("learning", "curves", "adversarial", "bandwidths", "kernel-rows-bilateral---twicing"):
         assert (output / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
-    assert "Sanity checks on 32 images a model" in text
+    assert "Sanity checks on 32 images per model" in text
     results = json.loads((output / "results.json").read_text())
     doubts = [f"{r['label']}, seed {r['seed']}: {doubt}" for r in results["results"] for doubt in r["findings"]]
     assert results["findings"] == doubts
@@ -297,7 +297,7 @@ def test_command_line(capsys, tmp_path):
         ("comparison.variants.plain.name=vit_tinny", "comparison.variants.plain: .*vit_tinny"),
         ("comparison.variants.twicing.residual=twiceing", "comparison.variants.twicing: .*Did you mean 'twicing'"),
         ("optimizer.name=adamm", "adamm"),
-        ("comparison.variants={a b: {name: x}, a-b: {name: x}}", "differ too little in letters and digits"),
+        ("comparison.variants={a b: {name: x}, a-b: {name: x}}", "labels must differ in letters and digits"),
         ("comparison=null", "the name of the model must be given"),
     ],
 )

@@ -85,7 +85,7 @@ def test_each_process_does_several_jobs_with_one_thread_where_and_with_what_it_w
     ("kind", "message"),
     [
         (Fail, "^a, seed 0: the loss is nan$"),
-        (Die, r"^a, seed 0: its process was killed by signal 9 \(SIGKILL\); is there too little memory\? Try --jobs 1"),
+        (Die, r"^a, seed 0: its process was killed by signal 9 \(SIGKILL\). If there is too little memory, use --jobs 1"),
         (Leave, "^a, seed 0: its process ended with exit status"),
     ],
 )
