@@ -1,4 +1,4 @@
-"""The files of an evaluation: numbers counted from per-sample results, as JSON, CSV and Markdown."""
+"""Result files of an evaluation: numbers from per-sample results, as JSON, CSV and Markdown."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,36 @@ from .forms import ResultForm
 from .results_log import SampleResults
 from .scoring import Scoring
 
+__all__ = [
+    "OUTPUTS",
+    "cautions",
+    "eps_unit",
+    "interval",
+    "markdown",
+    "means",
+    "perturbation",
+    "read_draws",
+    "read_per_sample",
+    "read_result",
+    "row",
+    "summary_values",
+    "write_result",
+]
+
 RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS = "result.json", "per_sample.csv", "bootstrap.csv", "checks.json"
 MARKDOWN, TABLE, BY_CLASS, PREDICTIONS = "result.md", "results.csv", "per_class.csv", "predictions.csv"
-OUTPUTS = [RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]  # of any evaluation, beside pictures
+OUTPUTS = [RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]
 OUTPUTS += [f"{name}.png" for name in ("curves", "gallery", "corruptions")]
-IMAGENET_SIZE = (3, 224, 224)  # that the constants of ImageNet-C are for
+IMAGENET_SIZE = (3, 224, 224)  # The constants of ImageNet-C are for this size.
 
 
 def row(condition: Condition, results: SampleResults, task: Scoring, std: Sequence[float]) -> dict[str, Any]:
-    """Return the numbers of a condition, as JSON can hold them.
+    """Return the numbers of a condition, in types of JSON.
 
     Args:
-        condition: The condition.
-        results: Its results.
-        task: Counts them.
+        condition: Condition of the results.
+        results: Per-sample results of the condition.
+        task: Task that computes the numbers.
         std: Standard deviations of the model's normalization, for radii on normalized tensors.
     """
     numbers: dict[str, Any] = {
@@ -44,7 +60,7 @@ def row(condition: Condition, results: SampleResults, task: Scoring, std: Sequen
         numbers["largest_perturbation"] = results.scores.max().item()
         threat = attack.threat
         numbers |= {**threat.record, "pixel_eps": threat.pixel_eps(std)}
-        if "by" in results.columns:  # of an ensemble
+        if "by" in results.columns:  # Only ensembles have this column.
             by = results.columns["by"]
             numbers["fooled_by"] = {name: by.count(number) for number, name in enumerate(attack.attacks)}
     return numbers
@@ -63,9 +79,9 @@ def write_result(
     Args:
         folder: Folder of the results.
         result: Content of ``result.json``, with the rows of `row`.
-        conditions: The conditions.
-        results: Their results, by name.
-        task: Counts them.
+        conditions: Conditions of the evaluation.
+        results: Per-sample results by name of the condition.
+        task: Task that computes the numbers.
         remarks: Paragraphs below the table in ``result.md``.
     """
     write_csv(folder / PER_SAMPLE, _sample_rows(conditions, results, task))
@@ -81,7 +97,7 @@ def write_result(
 
 
 def _sample_rows(conditions: Sequence[Condition], results: Mapping[str, SampleResults], task: Scoring) -> list[list[Any]]:
-    """One row per image: its name, its label if it has one, and its value under each condition; nothing if unreadable."""
+    """Return one row per image: name, label if there is one, and value per condition, which is empty if unreadable."""
     labels: dict[str, Any] = {}
     columns: dict[str, dict[str, float]] = {}
     for condition in conditions:
@@ -109,15 +125,16 @@ def read_per_sample(folder: Path) -> dict[str, dict[str, float]]:
         return {name: {row[0]: float(row[i]) for row in rows if row[i]} for i, name in enumerate(header) if i > 1}
     except (ValueError, csv.Error) as error:
         raise ValueError(
-            f"{file} must be a whole table of per-sample results: {error}. Run the evaluation again, which uses what is done."
+            f"{file} must be a whole table of per-sample results: {error}. Run the evaluation again, which reuses finished "
+            "results."
         ) from error
 
 
 def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
-    """``{(condition, metric): values}`` of a bootstrap; nothing where there was none.
+    """Return ``{(condition, metric): values}`` of a bootstrap; empty without ``bootstrap.csv``.
 
     Raises:
-        ValueError: The file is cut off, or none of ours.
+        ValueError: The file is cut off, or is not ours.
     """
     file = folder / BOOTSTRAP
     if not file.exists():
@@ -127,17 +144,18 @@ def read_draws(folder: Path) -> dict[tuple[str, str], list[float]]:
             return {(name, metric): [float(v) for v in values] for name, metric, *values in csv.reader(text)}
     except (ValueError, csv.Error) as error:
         raise ValueError(
-            f"{file} is cut off, or no bootstrap: {error}. Run the evaluation again, which uses what is done."
+            f"{file} must be a table of numbers, got an error: {error}. Run the evaluation again, which reuses finished "
+            "results."
         ) from error
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """``result.json`` of a folder.
+    """Return the content of ``result.json`` in a folder.
 
     Raises:
-        ValueError: The file is cut off, or none of ours.
+        ValueError: The file is cut off, or is not ours.
     """
-    remedy = "Run the evaluation again, which uses what is done."
+    remedy = "Run the evaluation again, which reuses finished results."
     return read_json(folder / RESULT, ResultForm, remedy)
 
 
@@ -171,42 +189,42 @@ def _label(metric: Mapping[str, str]) -> str:
 
 
 def interval(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    """In which 95 % of repetitions with other samples would lie: Wilson's of accuracies, a bootstrap's of other metrics."""
+    """Return the 95 % interval of a metric: Wilson's for accuracies, that of a bootstrap for other metrics."""
     low, high = row["intervals"][metric]
     return low, high
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of these numbers."""
-    found = []
+    """Return the warnings that readers of these numbers need."""
+    texts = []
     if any(r.get("space") == "normalized" for r in result["conditions"]):
-        found.append(
-            "Attacks on normalized tensors, as the papers' code has them, against the model's own predictions: not comparable "
-            "with the usual attacks on images in [0, 1]; equivalent radii in gray levels stand beside them."
+        texts.append(
+            "These attacks are on normalized tensors, against the model's own predictions, as in the code of the papers. They "
+            "are not comparable with the usual attacks on images in [0, 1]. The table gives the radii in gray levels."
         )
     if result.get("generated") and "mce_alexnet" in result.get("summary", {}):
-        found.append(
-            "These corruptions were generated, and not compressed as the published JPEG files, whose errors AlexNet's are: do "
-            "not compare this mCE with published ones."
+        texts.append(
+            "These corruptions were generated without JPEG compression, but the errors of AlexNet are for the published JPEG "
+            "files. Do not compare this mCE with published values."
         )
     if any("fooled_by" in r for r in result["conditions"]):
-        found.append("An ensemble counts the worst of its attacks, sample by sample. It is not AutoAttack: FAB is left out.")
+        texts.append("An ensemble counts the worst of its attacks per sample. It is not AutoAttack, because it has no FAB.")
     size = result["preprocessing"].get("input_size", IMAGENET_SIZE)
     if result.get("generated") and (size[1], size[2]) != IMAGENET_SIZE[1:]:
-        found.append(
-            f"Corruptions have ImageNet-C's constants, for pictures of 224 x 224; on {size[1]} x {size[2]} they are other "
-            "corruptions, on small pictures harsher: do not compare with CIFAR-10-C, whose constants differ."
+        texts.append(
+            f"Corruptions use the constants of ImageNet-C, for images of 224 x 224. On {size[1]} x {size[2]} they are "
+            "different corruptions, and stronger on small images. Do not compare with CIFAR-10-C, whose constants differ."
         )
     unreadable = sorted({name for r in result["conditions"] for name in r["unreadable"]})
     if unreadable:
-        found.append(
-            f"{len(unreadable)} unreadable images count nowhere: {', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}."
+        texts.append(
+            f"{len(unreadable)} unreadable images are left out: {', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}."
         )
-    return found
+    return texts
 
 
 def summary_values(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return the means over conditions and the like, ``{title: (value, unit)}``."""
+    """Return the means over conditions and other summary numbers, ``{title: (value, unit)}``."""
     summary, metric = result.get("summary", {}), result["metrics"][0]
     key, title, unit = metric["key"], metric["title"], metric["unit"]
     names = {
@@ -217,28 +235,28 @@ def summary_values(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     }
     values = {name: (summary[key], unit) for key, (name, unit) in names.items() if key in summary}
     if "aupr" in summary:
-        name = f"AUPR of telling {summary['unknown']['n']} images of unknown classes by low confidence"
+        name = f"AUPR of detecting {summary['unknown']['n']} images of unknown classes by low confidence"
         values[name] = (summary["aupr"], "%")
     if "real" in summary:
-        values[f"accuracy by ReaL labels of {summary['real']['n']} images"] = (summary["real"]["top1"], "%")
+        values[f"accuracy with ReaL labels on {summary['real']['n']} images"] = (summary["real"]["top1"], "%")
     return values
 
 
 def means(result: Mapping[str, Any]) -> list[str]:
-    """Return the means over conditions as a sentence; nothing without any."""
+    """Return the means over conditions as one sentence in a list; empty without means."""
     text = "; ".join(f"{name}: {value:.2f} {unit}" for name, (value, unit) in summary_values(result).items())
     return [text[0].upper() + text[1:] + "."] if text else []
 
 
 def eps_unit(norm: str, space: str) -> str:
-    """What an axis of radii shows, L-infinity's times 255."""
+    """Return the label of an axis of radii. L-infinity radii are shown times 255."""
     levels = "eps (L-infinity, gray levels)" if norm == "Linf" else "eps (L2, of images in [0, 1])"
     normalized = "eps (L-infinity) x 255" if norm == "Linf" else "eps (L2)"
     return levels if space == "images" else f"{normalized} of normalized tensors"
 
 
 def perturbation(row: Mapping[str, Any]) -> str:
-    """The largest that was found, in gray levels for L-infinity, and what it is on images if it was made elsewhere."""
+    """Return the largest perturbation: in gray levels for L-infinity, and also on images for normalized tensors."""
     if "largest_perturbation" not in row:
         return ""
     size, unit = row["largest_perturbation"], 255 if row["norm"] == "Linf" else 1

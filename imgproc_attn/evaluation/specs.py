@@ -1,4 +1,4 @@
-"""What is evaluated: a model by name, checkpoint or run folder, and the images of a reader."""
+"""Specifications of the model and the data set to evaluate, and hashes that identify models."""
 
 import hashlib
 import os
@@ -19,20 +19,29 @@ from ..utils import plugins
 from ..utils.checks import check_flag, check_whole
 from ..utils.io import printable
 
+__all__ = ["DatasetSpec", "ModelSpec", "architecture_hash", "model_hashes", "weights_hash"]
+
 
 @dataclass
 class ModelSpec:
-    """What is evaluated.
+    """Specification of the model to evaluate.
 
     Attributes:
-        model: A timm name, ``local-dir:FOLDER``, ``hf-hub:NAME``, a run's folder (its best weights, or its last), or one with
-            timm's ``config.json``.
-        checkpoint: File of weights to load; None for what the name brings.
-        pretrained: Load timm's trained weights of that name; folders bring theirs.
+        model: A timm name, ``local-dir:FOLDER``, ``hf-hub:NAME``, the folder of a run (its best weights, or else its last), or
+            a folder with timm's ``config.json``.
+        checkpoint: File of weights to load. Default: the weights that ``model`` or ``pretrained`` gives.
+        pretrained: Load timm's pretrained weights of that name. Folders always load their own weights.
         options: Keyword arguments of the model.
-        input_size: Of what the model gets. Default: the model's.
-        crop_pct: Default: the model's.
-        training_seed: Of its training, by which models are paired; None if unknown.
+        input_size: Size ``(C, H, W)`` of the input. Default: that of the model.
+        crop_pct: Share of the image side that the center crop keeps. Default: that of the model.
+        training_seed: Seed of the training, by which models are paired in reports; None if unknown.
+
+    Raises:
+        TypeError: ``pretrained`` is not a bool.
+
+    Example:
+        >>> ModelSpec("vit_tiny_patch16_224", pretrained=True).label
+        'vit_tiny_patch16_224'
     """
 
     model: str
@@ -48,7 +57,7 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """What reports call it, unless told otherwise: the end of its folder's path, or its name and its checkpoint's."""
+        """Default name in reports: the end of the path of the folder, or the names of the model and the checkpoint."""
         path = Path(self.model.removeprefix("local-dir:"))
         name = (
             "/".join(path.resolve().parts[-2:] if path.name in ("", "..") else path.parts[-2:]) if path.is_dir() else self.model
@@ -57,21 +66,21 @@ class ModelSpec:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for equal models as seen from the working folder, which `label` is not."""
+        """Key that is equal for equal models, with paths relative to the working folder. `label` may be ambiguous."""
         path = Path(self.model.removeprefix("local-dir:"))
         name = os.path.relpath(path.resolve()) if path.is_dir() else self.model
         checkpoint = None if self.checkpoint is None else os.path.relpath(self.checkpoint.resolve())
         return name, checkpoint, self.pretrained, self.options, self.input_size, self.crop_pct
 
     def build(self) -> tuple[nn.Module, Preprocessing]:
-        """The model in evaluation mode, and how it wants its images.
+        """Return the model in evaluation mode, and its preprocessing.
 
         Raises:
-            ValueError: Unknown names or options, or a checkpoint of another model.
+            ValueError: A name or an option is unknown, there are no weights, or the checkpoint does not fit the model.
         """
         name, pretrained = self.model, self.pretrained
         if (Path(name) / "metrics.jsonl").is_file() and not (Path(name) / "final.json").is_file():
-            warnings.warn(f"{name} holds a run that has not ended; its weights are those so far.", stacklevel=2)
+            warnings.warn(f"{name} holds a run that has not finished. Its weights so far are evaluated.", stacklevel=2)
         name = next((f"{name}/{part}" for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), name)
         if (Path(name) / "config.json").is_file():
             name = f"local-dir:{name}"
@@ -80,16 +89,18 @@ class ModelSpec:
         if name.startswith(("local-dir:", "hf-hub:")):
             pretrained = self.checkpoint is None
         if not pretrained and self.checkpoint is None:
-            raise ValueError(f"{self.model} would be evaluated with random weights; give --checkpoint FILE, or --pretrained.")
+            raise ValueError(
+                f"{self.model} must have trained weights, got random weights. Give --checkpoint FILE, or --pretrained."
+            )
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, **self.options)
         except (RuntimeError, TypeError, AssertionError, UnpicklingError, EOFError) as error:
             raise ValueError(f"{self.model}: {error}{plugins.hint(str(error))}") from error
         known = model.pretrained_cfg.get("num_classes")
-        if pretrained and known is not None and known != model.num_classes:  # timm then leaves the classifier random
+        if pretrained and known is not None and known != model.num_classes:  # In this case timm leaves the classifier random.
             raise ValueError(
-                f"num_classes must be {known}, as the weights of {self.model} have it, got {model.num_classes}. Leave it out, "
-                "or train a new classifier from them (model.checkpoint of a recipe)."
+                f"num_classes must be {known}, as in the weights of {self.model}, got {model.num_classes}. Leave it out, or "
+                "train a new classifier on these weights (model.checkpoint in a recipe)."
             )
         self._check_size(model)
         if self.checkpoint is not None:
@@ -102,19 +113,19 @@ class ModelSpec:
         return model.eval(), Preprocessing.of(config)
 
     def _check_size(self, model: Any) -> None:
-        """Many of timm's models take one size alone, and say so by an assertion."""
+        """Check the input size. Many models of timm take only one size, and raise a bare assertion error otherwise."""
         embed = getattr(model, "patch_embed", None)
         built = tuple(getattr(embed, "img_size", None) or ())
         if self.input_size and built and getattr(embed, "strict_img_size", False) and built != self.input_size[1:]:
             (height, width), asked = built, " x ".join(map(str, self.input_size[1:]))
             raise ValueError(
-                f"{self.model} takes {height} x {width} pixels alone, not --input-size {asked}; build it for that size, "
-                f"with img_size=[{','.join(map(str, self.input_size[1:]))}]."
+                f"--input-size of {self.model} must be {height} x {width}, got {asked}. Build the model for that size, with "
+                f"img_size=[{','.join(map(str, self.input_size[1:]))}]."
             )
 
 
 def _size_of(model: Any, known: tuple[int, int, int]) -> tuple[int, int, int]:
-    """What a model takes that was built for another size or other channels than its configuration says."""
+    """Return the input size of a model that was built for another size or other channels than in its configuration."""
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) or known[1:]
     return (getattr(model, "in_chans", known[0]), *size)
@@ -122,7 +133,7 @@ def _size_of(model: Any, known: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @dataclass
 class DatasetSpec:
-    """Which images are evaluated.
+    """Specification of the images to evaluate.
 
     Attributes:
         data: Name of the reader, as in a recipe's ``data.name``.
@@ -130,9 +141,17 @@ class DatasetSpec:
         split: Split of the data; empty for ``root`` itself.
         limit: Number of images, drawn at random from ``seed``. Default: all.
         skip_broken: Leave out unreadable images and name them; otherwise they stop the evaluation.
-        seed: Seed of that draw, and of the split of ``digits``.
-        image_column: Column of images in Hugging Face data, as in a recipe's section ``data``.
-        label_column: Column of labels, likewise.
+        seed: Seed of the random subset, and of the split of ``digits``.
+        image_column: Column of images in Hugging Face data, as in the section ``data`` of a recipe.
+        label_column: Column of labels in Hugging Face data, as in the section ``data`` of a recipe.
+
+    Raises:
+        TypeError: ``skip_broken`` is not a bool, or ``limit`` is not a whole number.
+        ValueError: ``limit`` is below 1.
+
+    Example:
+        >>> DatasetSpec("folder", "/data/imagenet", split="val", limit=1000).record
+        {'name': 'folder', 'root': '/data/imagenet', 'split': 'val', 'limit': 1000, 'seed': 0}
     """
 
     data: str
@@ -151,19 +170,19 @@ class DatasetSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings, for reports."""
+        """Settings as in reports."""
         drawn = {"limit": self.limit, "seed": self.seed}
         return {"name": self.data, "root": self.root, "split": self.split, **self.columns, **drawn}
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns that are named."""
+        """Columns that are not None, by the names of their settings."""
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         return {key: column for key, column in columns.items() if column is not None}
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return a hash that is equal for models of equal weights."""
+    """Return a hash of the weights, which is equal for models with equal weights."""
     content = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         content.update(name.encode())
@@ -172,7 +191,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def architecture_hash(model: nn.Module) -> str:
-    """Return a hash of everything but weights: heads, temperatures, a fixed residual rule."""
+    """Return a hash of everything except weights: modules and their settings, such as the number of heads."""
     settings = [
         sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
         for module in model.modules()

@@ -147,7 +147,7 @@ def test_command(shots, capsys, tmp_path):
     assert "Cannot read image cat/1.jpg" in capsys.readouterr().err
     evaluate(*common, "--skip-broken", "--workers", 0)
     printed = capsys.readouterr().out
-    assert "1 unreadable images count nowhere: cat/1.jpg" in printed
+    assert "1 unreadable images are left out: cat/1.jpg" in printed
     result = json.loads((out / "result.json").read_text())
     (row,) = result["conditions"]
     assert row["n"] == 5
@@ -203,7 +203,7 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vit_tiny_patch16_224",), "random weights; give --checkpoint FILE, or --pretrained"),
+        (("vit_tiny_patch16_224",), "random weights. Give --checkpoint FILE, or --pretrained"),
         (("vit_tinny", "--checkpoint", "w.pt"), "vit_tinny: Unknown model"),
         (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "Checkpoint must be an existing file, got none.pt"),
         (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "'num_classes' has no '='"),

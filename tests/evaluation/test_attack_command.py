@@ -120,7 +120,7 @@ def test_size_and_channels_are_the_models(tmp_path):
     model, preprocessing = ModelSpec("vit_tiny_patch16_224", weights, options=options).build()
     assert preprocessing.input_size == (1, 32, 32)
     assert NormalizedModel(model, preprocessing.mean, preprocessing.std).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 10)
-    with pytest.raises(ValueError, match=r"takes 32 x 32 pixels alone, not --input-size 48 x 40; .* img_size=\[48,40\]"):
+    with pytest.raises(ValueError, match=r"--input-size of .* must be 32 x 32, got 48 x 40. .* img_size=\[48,40\]"):
         ModelSpec("vit_tiny_patch16_224", weights, options=options, input_size=(1, 48, 40)).build()
     assert ModelSpec(".").label == "/".join(Path.cwd().parts[-2:]), "results of the model here do not lie in runs/ itself"
 

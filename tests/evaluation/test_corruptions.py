@@ -163,10 +163,10 @@ def test_arrays_that_do_not_agree_are_refused_with_both_lengths(arrays, counts):
 def test_generated_corruptions_have_no_published_mce():
     row = {"unreadable": []}
     found = {"conditions": [row], "generated": True, "summary": {"mce_alexnet": 70.0}, "preprocessing": {}}
-    assert "do not compare this mCE" in cautions(found)[0]
+    assert "Do not compare this mCE" in cautions(found)[0]
     assert cautions({**found, "generated": False}) == []
     small = {**found, "preprocessing": {"input_size": [3, 32, 32]}, "summary": {}}
-    assert "224 x 224; on 32 x 32 they are other corruptions" in cautions(small)[0]
+    assert "224 x 224. On 32 x 32 they are different corruptions" in cautions(small)[0]
 
 
 def test_errors_are_divided_by_alexnets_for_all_of_imagenet_alone():

@@ -147,7 +147,7 @@ def test_unreadable_images_are_named_and_count_nowhere(imagenet_model, tmp_path,
     run(*attack, "--skip-broken", "--output", tmp_path / "out2")
     assert [row["unreadable"] for row in result(tmp_path / "out2")["conditions"]] == [names, names]
     assert {row["n"] for row in result(tmp_path / "out2")["conditions"]} == {18}
-    assert "2 unreadable images count nowhere" in capsys.readouterr().out
+    assert "2 unreadable images are left out" in capsys.readouterr().out
     corrupt = ["corrupt", *common, "--root", root, "--classes", "imagenet", "--corruptions", "fog", "--severities", 1]
     run(*corrupt, "--skip-broken", "--output", tmp_path / "out3")
     assert {row["n"] for row in result(tmp_path / "out3")["conditions"]} == {18}

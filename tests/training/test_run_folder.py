@@ -169,7 +169,7 @@ def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
 
 def test_who_evaluates_a_run_that_has_not_ended_is_told(finished, tmp_path):
     stop_after(small("schedule.epochs=2"), tmp_path, 1)
-    with pytest.warns(UserWarning, match="holds a run that has not ended; its weights are those so far"):
+    with pytest.warns(UserWarning, match="holds a run that has not finished. Its weights so far are evaluated"):
         ModelSpec(str(tmp_path)).build()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
