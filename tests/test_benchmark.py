@@ -66,7 +66,7 @@ def test_command_writes_json(tmp_path, capsys):
 def test_one_run_has_no_spread(capsys):
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "--what", "filtering", "--runs", "1"])
-    assert "'1' is no whole number from 2 on" in capsys.readouterr().err
+    assert "must be a whole number, at least 2, got '1'" in capsys.readouterr().err
 
 
 def test_filters_beside_their_peers(tmp_path):

@@ -1,7 +1,7 @@
-"""The console command ``imgproc-attn``.
+"""Console command ``imgproc-attn``.
 
-Help and usage errors come at once: the modules that build the parser import no torch. A command imports what it needs when it
-runs.
+The modules that build the parser import no torch, so that help and usage errors appear at once. A command imports what it
+needs when it runs.
 """
 
 import argparse
@@ -15,9 +15,16 @@ from ..utils.plugins import import_extension
 from . import benchmark, evaluation, training
 from .console import console, reader_left
 
+__all__ = ["main", "parser"]
+
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the parser of the command and its subcommands.
+
+    Example:
+        >>> parser().parse_args(["recipes", "--show", "quickstart"]).show
+        'quickstart'
+    """
     top = argparse.ArgumentParser(prog="imgproc-attn", description="Vision transformers whose attention is an image filter.")
     top.add_argument("--version", action="version", version=f"imgproc-attn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -30,13 +37,20 @@ def parser() -> argparse.ArgumentParser:
             metavar="MODULE",
             action="append",
             default=[],
-            help="first import this module or .py file, which registers models of your own with timm; may be given again",
+            help="module or .py file to import first, which registers your own models with timm; may be repeated",
         )
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; problems with what was asked for end in one line and exit status 2."""
+    """Run the command. Errors of the user end with one line on standard error and exit status 2.
+
+    Args:
+        arguments: Words of the command line. Default: those of the process.
+
+    Raises:
+        SystemExit: Status 2 for errors of the user, 130 after Ctrl-C, 141 if the reader of the output has left.
+    """
     with console():
         _run(arguments)
 
@@ -47,9 +61,11 @@ def _run(arguments: Sequence[str] | None) -> None:
     changes = next((getattr(args, name) for name in ("overrides", "options") if hasattr(args, name)), None)
     if rest and (changes is None or any(text.startswith("-") or "=" not in text for text in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes a command's changes in one row only
+    if rest:  # argparse accepts key=value arguments only next to each other, so later ones are added here.
         changes.extend(rest)  # type: ignore[union-attr]
-    warnings.formatwarning = lambda message, *_: f"imgproc-attn: warning: {message}\n"  # users have no use for our line numbers
+    warnings.formatwarning = lambda message, *_: (
+        f"imgproc-attn: warning: {message}\n"
+    )  # The line numbers of this package do not help users.
     if getattr(args, "device", "") in ("cpu", "auto"):
         from ..utils.environment import keep_freed_memory
 
@@ -64,7 +80,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         args.function(args)
         _leave_processes()
     except KeyboardInterrupt:
-        print("imgproc-attn: stopped. To go on, repeat the command; train also needs --resume.", file=sys.stderr)
+        print("imgproc-attn: stopped. Repeat the command to resume; train also needs --resume.", file=sys.stderr)
         sys.exit(130)
     except USER_ERRORS as error:
         if isinstance(error, BrokenPipeError) and reader_left():
@@ -76,10 +92,10 @@ def _run(arguments: Sequence[str] | None) -> None:
 
 
 def _leave_processes(failed: bool = False) -> None:
-    """Leave the process group, if any: its threads would otherwise outlive the interpreter, and abort the process.
+    """Leave the process group, if any. Its threads would otherwise outlive the interpreter and abort the process.
 
-    Not NCCL's after a failure: to leave it is to wait for processes that wait for this one, whose end torchrun waits for.
+    After a failure, NCCL's group is not left: this would wait for processes that wait for this one.
     """
-    dist = sys.modules.get("torch.distributed")  # a command that has not imported it is in no group
+    dist = sys.modules.get("torch.distributed")  # A command that has not imported it is in no group.
     if dist is not None and dist.is_available() and dist.is_initialized() and not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()

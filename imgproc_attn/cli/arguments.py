@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what they mean."""
+"""Arguments that several commands share, and the objects built from them."""
 
 import argparse
 from collections.abc import Callable
@@ -7,103 +7,151 @@ from typing import Any
 
 from ..utils.serialization import SEEDS
 
+__all__ = [
+    "HelpFormatter",
+    "add_device",
+    "add_images",
+    "add_model",
+    "add_place",
+    "add_threads",
+    "add_views",
+    "at_least",
+    "dataset_of",
+    "model_of",
+    "number",
+    "output_of",
+    "run_of",
+    "seed",
+    "share",
+    "takes_label_maps",
+    "task_of",
+]
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, but for those that the help has told in its own words, and those that are nothing."""
+    """Formatter that adds defaults to the help, except empty ones and those that the text already documents."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.help is not None and "(default" in action.help
-        return action.help if told or action.default in (None, [], False) else super()._get_help_string(action)
+        documented = action.help is not None and "(default" in action.help
+        return action.help if documented or action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """``--device``."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU where there is one")
+    """Add ``--device``."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or one such as cuda:1; auto: a GPU if there is one")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """``--threads``."""
+    """Add ``--threads``."""
     parser.add_argument(
         "--threads",
         type=at_least(1),
-        help="on the CPU; small models are faster with 1 beside other programs (default: torch's, one per core)",
+        help="threads on the CPU; with other programs running, small models are faster with 1 (default: torch's, one per core)",
     )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the model that is evaluated."""
-    parser.add_argument("model", help="a timm name, the folder of a run, or one with timm's config.json and weights")
+    parser.add_argument("model", help="name in timm, folder of a run, or folder with timm's config.json and weights")
     parser.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
-    parser.add_argument("--checkpoint", type=Path, help="weights: safetensors or torch.save'd (never unpickled)")
-    parser.add_argument("--pretrained", action="store_true", help="timm's own weights of that name")
-    parser.add_argument("--input-size", type=at_least(1), nargs=3, metavar=("C", "H", "W"), help="(default: the model's)")
+    parser.add_argument("--checkpoint", type=Path, help="weights, saved by safetensors or torch.save (never unpickled)")
+    parser.add_argument("--pretrained", action="store_true", help="load timm's trained weights")
+    parser.add_argument(
+        "--input-size", type=at_least(1), nargs=3, metavar=("C", "H", "W"), help="size of images (default: the model's)"
+    )
     parser.add_argument("--crop-pct", type=share, help="resize to size / crop_pct, then crop (default: the model's)")
 
 
 def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
-    """The images it is evaluated on; ``where`` they are, unless the command has its own words for that."""
+    """Add the images of the evaluation.
+
+    Args:
+        parser: Parser of the command.
+        where: Whether to add the location of the images. Leave it out for commands with their own options for this.
+    """
     if where:
         parser.add_argument(
             "--data",
-            help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; of segmenters ade20k, camvid, "
-            "labeled (default: a run's own, else folder)",
+            help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; for segmenters ade20k, camvid, "
+            "labeled (default: that of the run, else folder)",
         )
-        parser.add_argument("--root", help="folder or file; $IMGPROC_ATTN_DATA is looked in too (default: a run's own)")
+        parser.add_argument("--root", help="folder or file, also relative to $IMGPROC_ATTN_DATA (default: that of the run)")
         parser.add_argument(
-            "--split", help="split or subfolder (default: a run's test split; the root itself of no run, or of another folder)"
+            "--split", help="split or subfolder (default: test split of the run; without a run or with other data, the root)"
         )
         parser.add_argument(
             "--classes",
             metavar="MAP",
-            help="what folders' names mean, if not the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
+            help="meaning of folder names other than the model's classes: imagenet (some of its 1,000), imagenet-a, imagenet-r",
         )
-        own = "(default: a run's own, else image or the only one)", "(default: a run's own, else label or the only one)"
-        parser.add_argument("--image-column", metavar="NAME", help=f"column of images, of hfds/... and hfids/... {own[0]}")
+        usual = (
+            "(default: that of the run, else image or the only one)",
+            "(default: that of the run, else label or the only one)",
+        )
+        parser.add_argument("--image-column", metavar="NAME", help=f"column of images in hfds/... and hfids/... {usual[0]}")
         parser.add_argument(
-            "--label-column", metavar="NAME", help=f"column of labels; of wds/... the field of .json members {own[1]}"
+            "--label-column", metavar="NAME", help=f"column of labels; in wds/..., field of .json members {usual[1]}"
         )
-    parser.add_argument("--limit", type=at_least(1), help="only so many, drawn at random (default: all, or a run's own)")
-    parser.add_argument("--skip-broken", action="store_true", help="leave out and name unreadable images, else stop at one")
+    parser.add_argument(
+        "--limit", type=at_least(1), help="number of images, drawn at random (default: all, or that of the run)"
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="skip unreadable images and list them, instead of stopping")
 
 
-def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "of segmenters") -> None:
-    """How a segmenter looks at pictures; ``several`` views are for those that are not attacked."""
+def add_views(parser: argparse.ArgumentParser, several: bool, title: str = "for segmenters") -> None:
+    """Add the views of images for segmenters.
+
+    Args:
+        parser: Parser of the command.
+        several: Whether to add options for several views, which attacks do not support.
+        title: Title of the group of options.
+    """
     group = parser.add_argument_group(title)
     group.add_argument(
         "--short-side",
         type=_pixels("own"),
         metavar="PIXELS",
-        help="resize pictures to it, the longer one to 4 times as much at most; labels keep their size; own: not at all "
-        "(default: a run's, else own)",
+        help="shorter side to which images are resized, with a longer side of at most 4 times as much; labels keep their size; "
+        "own: no resizing (default: that of the run, else own)",
     )
     group.add_argument(
         "--window",
         type=_pixels("whole"),
         metavar="PIXELS",
-        help="side of sliding windows; whole: the whole picture at once (default: a run's, else whole)",
+        help="side of sliding windows; whole: the whole image at once (default: that of the run, else whole)",
     )
     group.add_argument(
-        "--stride", type=at_least(1), metavar="PIXELS", help="between windows (default: a run's, else the window)"
+        "--stride",
+        type=at_least(1),
+        metavar="PIXELS",
+        help="distance between windows (default: that of the run, else the window)",
     )
     if several:
-        told = "average over the picture at these factors of its size, e.g. 0.75 1 1.25"
-        group.add_argument("--scales", type=float, nargs="+", default=[1.0], help=told)
-        group.add_argument("--flip", action="store_true", help="and over mirror images")
+        scales = "average over the image at these factors of its size, e.g. 0.75 1 1.25"
+        group.add_argument("--scales", type=float, nargs="+", default=[1.0], help=scales)
+        group.add_argument("--flip", action="store_true", help="average also over mirrored images")
 
 
 def _pixels(word: str) -> Callable[[str], int | str]:
-    """A number of pixels, or that word for none."""
+    """Return a parser of a number of pixels, or of ``word``, which stands for none."""
     return lambda text: text if text == word else at_least(1)(text)
 
 
 def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
-    """Where and how it runs."""
+    """Add batch size, workers, precision, output and device.
+
+    Args:
+        parser: Parser of the command.
+        batch_size: Default batch size.
+        output: Folder in which default outputs are created.
+        precisions: Allowed values of ``--amp``.
+    """
     parser.add_argument(
-        "--batch-size", type=at_least(1), help=f"of each process (default: {batch_size}; 1 for pictures with label maps)"
+        "--batch-size", type=at_least(1), help=f"batch size per process (default: {batch_size}; 1 for images with label maps)"
     )
     parser.set_defaults(usual_batch_size=batch_size)
-    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that read")
-    parser.add_argument("--amp", choices=precisions, help="autocast (default: float32)")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="number of processes that read images")
+    parser.add_argument("--amp", choices=precisions, help="precision of autocast (default: float32)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -115,7 +163,10 @@ def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, pre
 
 
 def output_of(args: argparse.Namespace, spec: Any) -> Path:
-    """Where results go: as given, else a folder of this model and these images alone, below that of a label for several."""
+    """Return the folder of the results.
+
+    Without ``--output``, it is a folder for this model and these images, inside a folder for the label if there is one.
+    """
     import hashlib
 
     from ..utils.io import slug
@@ -145,9 +196,9 @@ def task_of(args: argparse.Namespace, model: Any, **options: Any) -> Any:
     """Return the task of a model: that of its run's recipe, or the one that the model names, or else classification.
 
     Args:
-        args: Of the command line.
-        model: The model.
-        **options: Settings that the command itself makes.
+        args: Arguments of the command line.
+        model: Model.
+        **options: Settings that the command itself chooses.
     """
     from ..evaluation.scoring import find_task
 
@@ -162,32 +213,32 @@ def task_of(args: argparse.Namespace, model: Any, **options: Any) -> Any:
 
 
 def takes_label_maps(args: argparse.Namespace) -> bool:
-    """Whether images come one by one, each with a label map of its own size."""
+    """Return whether images come one by one, each with a label map of its own size."""
     run = run_of(args)
     return run is not None and run.segmentation is not None
 
 
 def dataset_of(args: argparse.Namespace, task: Any) -> Any:
-    """Return the `DatasetSpec` of `add_images`: as given, else the test split of the run that is evaluated.
+    """Return the `DatasetSpec` of `add_images`: the given images, else the test split of the run that is evaluated.
 
     Raises:
-        ValueError: Options that do not go together.
+        ValueError: The options do not fit together.
     """
     from ..data.readers import check_columns, reads_from_a_place
     from ..evaluation.specs import DatasetSpec
 
     run = run_of(args)
-    own = run is not None and args.data in (None, run.data.name)  # the data that the run was trained on, wherever they lie
+    own = run is not None and args.data in (None, run.data.name)  # The data of the run, which may have moved.
     name = args.data or (run.data.name if run is not None else "folder")
     task.check_reader(name)
     if args.root is None and not own and reads_from_a_place(name):
-        raise ValueError(f"--data {name} reads from a place: give --root PATH.")
+        raise ValueError(f"--data {name} must have a --root, got none. Give --root PATH.")
     columns = {
         key: getattr(args, key, None) or (run.data.columns[key] if own else None) for key in ("image_column", "label_column")
     }
     check_columns(name, **columns)
     options: dict[str, Any] = {"limit": args.limit, "skip_broken": args.skip_broken, **columns}
-    if own and (args.root is None or name != "folder"):  # the very images that the run held out, wherever they lie now
+    if own and (args.root is None or name != "folder"):  # The test images of the run, which may have moved.
         options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
         return DatasetSpec(name, args.root or run.data.root, _split(args, run), **options)
     return DatasetSpec(name, args.root or "", args.split or "", **options)
@@ -196,18 +247,24 @@ def dataset_of(args: argparse.Namespace, task: Any) -> Any:
 def _split(args: argparse.Namespace, run: Any) -> str:
     split = run.data.test_split if args.split is None else args.split
     if split is None:
-        raise ValueError(f"The run {args.model} has no test split; give --split.")
+        raise ValueError(f"The run must have a test split, got {args.model}, which has none. Give --split.")
     return split
 
 
 def run_of(args: argparse.Namespace) -> Any:
-    """The recipe of the run that is evaluated; None if it is none."""
+    """Return the recipe of the run that is evaluated; None if the model is not a run.
+
+    Raises:
+        ValueError: The model is a path that is not an existing folder.
+    """
     from ..recipe import load_recipe
 
     model = Path(args.model.removeprefix("local-dir:"))
-    if len(model.parts) > 1 and not model.is_dir() and not args.model.startswith("hf-hub:"):  # timm's names have no slash
-        there = sorted(p.name for p in model.parent.iterdir() if p.is_dir()) if model.parent.is_dir() else []
-        raise ValueError(f"There is no folder {model}" + (f"; beside it are {', '.join(there[:8])}." if there else "."))
+    # Names of timm have no slash.
+    if len(model.parts) > 1 and not model.is_dir() and not args.model.startswith("hf-hub:"):
+        siblings = sorted(p.name for p in model.parent.iterdir() if p.is_dir()) if model.parent.is_dir() else []
+        remedy = f"Name one of these in it: {', '.join(siblings[:8])}." if siblings else "Check the path."
+        raise ValueError(f"The model must be a timm name or an existing folder, got {model}. {remedy}")
     folders = [folder for folder in (model, model.parent) if model.is_dir() and (folder / "recipe.yaml").is_file()]
     return load_recipe(folders[0]) if folders else None
 
@@ -218,41 +275,62 @@ def _option(text: str) -> tuple[str, Any]:
 
     key, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"{text!r} has no '='; write key=value.")
+        raise ValueError(f"An option must have the form key=value, got {text!r}. Add '='.")
     return key, free_value(value_of(value, text), key)
 
 
 def number(text: str) -> float:
-    """A number or a fraction, ``4/255``."""
+    """Parse a number or a fraction.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is neither.
+
+    Example:
+        >>> number("51/255")
+        0.2
+    """
     top, _, bottom = text.partition("/")
     try:
         return float(top) / float(bottom or 1)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction like 4/255") from None
+        raise argparse.ArgumentTypeError(f"must be a number or a fraction such as 4/255, got {text!r}") from None
 
 
 def share(text: str) -> float:
-    """A number above 0, up to 1."""
-    found = number(text)
-    if not 0 < found <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: above 0, up to 1")
-    return found
+    """Parse a number above 0 and up to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text!r}")
+    return value
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Whole numbers from there on."""
+    """Return a parser of whole numbers that are at least ``low``.
+
+    Example:
+        >>> at_least(1)("8")
+        8
+    """
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} on")
+            raise argparse.ArgumentTypeError(f"must be a whole number, at least {low}, got {text!r}")
         return int(text)
 
     return read
 
 
 def seed(text: str) -> int:
-    """A whole number that all random number generators take."""
-    found = at_least(0)(text)
-    if found >= SEEDS:
+    """Parse a seed, a whole number that all random number generators accept.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    value = at_least(0)(text)
+    if value >= SEEDS:
         raise argparse.ArgumentTypeError(f"a seed must be from 0 to {SEEDS - 1}, got {text}. Choose a smaller one.")
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""The command that measures speed and memory."""
+"""Command that measures speed and memory."""
 
 import argparse
 from pathlib import Path
@@ -6,25 +6,26 @@ from typing import Any
 
 from .arguments import HelpFormatter, at_least
 
-TOKENS = (196, 784, 3136)  # squares, as grids are
+__all__ = ["add_commands"]
 
+TOKENS = (196, 784, 3136)  # numbers of tokens of square grids
 
-MARK = "imgproc-attn benchmark"  # by which a result is known
+MARK = "imgproc-attn benchmark"  # value of written_by, by which a file of results is recognized
 
 
 def add_commands(commands: Any) -> None:
-    """Add it to the subparsers ``commands``."""
+    """Add the command to the subparsers ``commands``."""
     p = commands.add_parser(
         "benchmark",
-        help="speed and memory beside plain attention and timm's ViT",
+        help="measure speed and memory in comparison with plain attention and timm's ViT",
         formatter_class=HelpFormatter,
     )
     subjects = ["operators", "models", "memory", "filtering", "training", "evaluation", "corruptions"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=TOKENS, default=TOKENS)
-    models = "the first is what the others are compared with (default: ViT-S of timm and of each family)"
+    models = "models to measure; the first is the baseline (default: ViT-S of timm and of each family)"
     p.add_argument("--models", nargs="+", help=models)
-    p.add_argument("--runs", type=at_least(2), default=15, help="timed runs of each, interleaved; at least 2, for the spread")
+    p.add_argument("--runs", type=at_least(2), default=15, help="number of timed runs per case, interleaved; at least 2")
     p.add_argument("--device", default="cpu")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     p.add_argument("--output", type=Path, default=Path("runs/benchmark.json"))
@@ -58,23 +59,23 @@ def _benchmark(args: argparse.Namespace) -> None:
         ),
         "memory": (
             lambda: b.benchmark_memory(models, max(args.tokens), args.device, dtype),
-            "Peak memory of a training step, one image",
+            "Peak memory of a training step with one image",
             b.MEMORY_COLUMNS,
         ),
         "filtering": (
             lambda: b.benchmark_filtering(args.runs, args.device),
-            "Filters on a 512 x 512 photograph, 11 x 11 window",
+            "Filters on a 512 x 512 photograph with an 11 x 11 window",
             b.NAME_COLUMNS,
         ),
-        "training": (lambda: b.benchmark_training(args.runs, args.device), "An epoch of training", b.NAME_COLUMNS),
+        "training": (lambda: b.benchmark_training(args.runs, args.device), "One epoch of training", b.NAME_COLUMNS),
         "evaluation": (
             lambda: b.benchmark_evaluation(args.runs, args.device),
-            "Clean accuracy on 64 pictures",
+            "Clean accuracy on 64 images",
             b.NAME_COLUMNS,
         ),
         "corruptions": (
             lambda: b.benchmark_corruptions(args.runs),
-            "Corruptions of ImageNet-C, severity 3, one 224 x 224 picture",
+            "Corruptions of ImageNet-C, severity 3, one 224 x 224 image",
             b.CORRUPTION_COLUMNS,
         ),
     }

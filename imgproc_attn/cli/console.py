@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command: any encoding, and readers that leave early."""
+"""Standard output and standard error of a command, for any encoding and for readers that stop early."""
 
 import os
 import select
@@ -9,18 +9,20 @@ from io import TextIOWrapper, UnsupportedOperation
 
 from ..utils.errors import one_line
 
+__all__ = ["console", "reader_left"]
+
 CLOSED_PIPE = 141  # 128 + SIGPIPE: the status that a shell reports for a Unix tool whose reader has closed the pipe
 
 
 @contextmanager
 def console() -> Iterator[None]:
-    r"""Print whatever a command prints, each line at once, also into pipes and files.
+    r"""Print every line of a command at once, also to pipes and files.
 
-    Characters that the encoding of an output lacks are printed as escapes such as ``\u2026``, unless ``PYTHONIOENCODING`` names
-    another way. A command whose reader has closed the pipe (``| head``) ends without a message.
+    Characters that the encoding of an output lacks are printed as escapes such as ``\u2026``, unless ``PYTHONIOENCODING``
+    selects another error handler. A command whose reader has closed the pipe (``| head``) ends without a message.
 
     Raises:
-        SystemExit: Status 141 after a closed pipe, status 2 if output cannot be written, as on a full disk.
+        SystemExit: Status 141 after a closed pipe, status 2 if output cannot be written, for example on a full disk.
     """
     for stream in _streams():
         chosen = stream.errors not in ("strict", "surrogateescape")
@@ -41,20 +43,20 @@ def console() -> Iterator[None]:
 
 
 def reader_left() -> bool:
-    """Whether standard output or standard error is a pipe that nobody reads any more."""
+    """Return whether standard output or standard error is a pipe whose reader has closed it."""
     if not hasattr(select, "poll"):
-        return True  # Windows cannot tell
+        return True  # Windows has no poll, so a closed pipe cannot be told from other errors.
     poll = select.poll()
     for stream in _streams():
         try:
             poll.register(stream.fileno(), 0)
-        except UnsupportedOperation:  # no file, as in tests
+        except UnsupportedOperation:  # The stream is not a file, for example in tests.
             continue
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _discard_output() -> None:
-    """Write nothing more to outputs that fail, so that the interpreter can end without complaint."""
+    """Redirect outputs that fail to the null device, so that the interpreter ends without an error message."""
     for stream in _streams():
         try:
             stream.flush()
@@ -63,5 +65,5 @@ def _discard_output() -> None:
 
 
 def _streams() -> list[TextIOWrapper]:
-    """Return standard output and standard error, without those that are closed or replaced, as in notebooks."""
+    """Return standard output and standard error, except streams that are closed or replaced, as in notebooks."""
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper) and not stream.closed]

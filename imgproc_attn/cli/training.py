@@ -1,4 +1,4 @@
-"""Commands that train: train, quickstart, compare; and the recipes they run."""
+"""Commands for training: train, quickstart, compare and recipes."""
 
 import argparse
 from pathlib import Path
@@ -6,55 +6,67 @@ from typing import Any
 
 from .arguments import HelpFormatter, add_device, add_threads, at_least
 
+__all__ = ["add_commands"]
+
 
 def add_commands(commands: Any) -> None:
-    """Add them to the subparsers ``commands``."""
+    """Add the commands to the subparsers ``commands``."""
     t = commands.add_parser(
         "train",
-        help="train the model of a recipe; under torchrun in many processes",
+        help="train the model of a recipe, in one process or under torchrun",
         description="Train the model of a recipe. In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn train RECIPE ...",
         formatter_class=HelpFormatter,
     )
-    t.add_argument("recipe", help="a YAML file, a name that `imgproc-attn recipes` lists, or the folder of a run")
-    t.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. data.root=/data/imagenet")
-    t.add_argument("--variant", help="which model of a comparison")
-    t.add_argument("--output", type=Path, help="folder of the run (default: runs/RECIPE; of a variant, where `compare` looks)")
+    t.add_argument("recipe", help="YAML file, name that `imgproc-attn recipes` lists, or folder of a run")
+    t.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changes of the recipe, e.g. data.root=/data/imagenet"
+    )
+    t.add_argument("--variant", help="model of a comparison to train")
+    t.add_argument(
+        "--output", type=Path, help="folder of the run (default: runs/RECIPE; for a variant, the folder of `compare`)"
+    )
     held = t.add_mutually_exclusive_group()
-    held.add_argument("--restart", action="store_true", help="remove the run in the folder, once the new one can begin")
-    held.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last whole epoch")
+    held.add_argument("--restart", action="store_true", help="remove the run in the folder when the new one is ready to start")
+    held.add_argument("--resume", action="store_true", help="resume the run in the folder after its last finished epoch")
     add_device(t)
     add_threads(t)
     t.set_defaults(function=_train)
 
     q = commands.add_parser(
         "quickstart",
-        help="train models on real images, attack and corrupt them, report, within minutes",
-        description="Train models on real images, attack and corrupt them, report, within minutes.",
+        help="train, attack and corrupt small models on real images within minutes, and write a report",
+        description="Train, attack and corrupt small models on real images within minutes, and write a report.",
         formatter_class=HelpFormatter,
     )
     q.set_defaults(recipe="quickstart")
     c = commands.add_parser(
         "compare",
-        help="the same for any recipe of several models",
-        description="Train, attack, corrupt and report the models of a recipe, paired by seed.",
+        help="train, attack and corrupt the models of a recipe, and write a report",
+        description="Train, attack and corrupt the models of a recipe, and write a report of differences paired by seed.",
         formatter_class=HelpFormatter,
     )
-    c.add_argument("recipe", help="a YAML file with a section comparison, or the name of such a recipe of the package")
+    c.add_argument("recipe", help="YAML file with a section comparison, or name of such a recipe of the package")
     for p in (q, c):
-        p.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. comparison.seeds=[0]")
-        p.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
-        p.add_argument("--restart", action="store_true", help="forget the runs in the folder instead of going on with them")
         p.add_argument(
-            "--jobs", type=at_least(1), help="processes that train and examine models (default: one per core, or one per GPU)"
+            "overrides", nargs="*", metavar="section.key=value", help="changes of the recipe, e.g. comparison.seeds=[0]"
+        )
+        p.add_argument("--output", type=Path, help="folder of the report (default: runs/RECIPE)")
+        p.add_argument("--restart", action="store_true", help="remove the runs in the folder instead of resuming them")
+        p.add_argument(
+            "--jobs", type=at_least(1), help="number of processes that train and evaluate (default: one per core or per GPU)"
         )
         add_device(p)
         p.set_defaults(function=_compare)
 
-    r = commands.add_parser("recipes", help="list the recipes of the package, show or copy one", formatter_class=HelpFormatter)
+    r = commands.add_parser(
+        "recipes", help="list the recipes of the package, or show or copy one", formatter_class=HelpFormatter
+    )
     one = r.add_mutually_exclusive_group()
-    one.add_argument("--show", metavar="NAME", help="print this one, with all values that it inherits from files it extends")
-    one.add_argument("--copy", metavar="NAME", help="copy this one, likewise")
-    r.add_argument("--to", type=Path, help="where (default: its file name, here)")
+    one.add_argument(
+        "--show", metavar="NAME", help="print this recipe with all values that it inherits from files that it extends"
+    )
+    one.add_argument("--copy", metavar="NAME", help="copy this recipe with all values that it inherits")
+    r.add_argument("--to", type=Path, help="target of the copy (default: its file name in the current folder)")
     r.set_defaults(function=_recipes)
 
 
@@ -65,14 +77,14 @@ def _train(args: argparse.Namespace) -> None:
 
     recipe, output = load_recipe(args.recipe, args.overrides), _output(find_recipe(args.recipe))
     if args.variant is not None:
-        output /= run_folder(args.variant, recipe.run.seed)  # where a comparison looks for it
+        output /= run_folder(args.variant, recipe.run.seed)  # A comparison uses the same folder.
         recipe = recipe.variant(args.variant, recipe.run.seed)
     output = args.output or output
     train(recipe, output, args.device, args.resume, args.restart)
 
 
 def _output(recipe: Path) -> Path:
-    """``runs/NAME`` of the package's recipes, and of files; a run's own folder."""
+    """Return the default output: ``runs/NAME`` for recipes, and the folder itself for the recipe of a run."""
     from ..recipe import list_recipes
     from ..utils.manifest import MANIFEST
 
@@ -94,7 +106,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _recipes(args: argparse.Namespace) -> None:
     if args.to is not None and args.copy is None:
-        raise ValueError(f"--to must come with --copy, got --to {args.to} alone. Add --copy NAME.")
+        raise ValueError(f"--to must come with --copy, got only --to {args.to}. Add --copy NAME.")
     if args.copy is not None:
         _copy(args.copy, args.to)
     elif args.show is not None:
@@ -121,11 +133,11 @@ def _copy(name: str, to: Path | None) -> None:
     target = to or Path(path.name)
     target = target / path.name if target.is_dir() else target
     if target.exists():
-        raise FileExistsError(f"{target} exists; give another name with --to.")
+        raise FileExistsError(f"The copy must be a new file, got {target}, which exists. Give another name with --to.")
     check_output_file(target)
     from ..recipe import load_recipe
     from ..recipe.loading import recipe_text
 
     write_text(target, recipe_text(path))
     command = "train" if load_recipe(path).comparison is None else "compare"
-    print(f"Copied to {target}; run it with: imgproc-attn {command} {target}")
+    print(f"Copied to {target}. Run it with: imgproc-attn {command} {target}")

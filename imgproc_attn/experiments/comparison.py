@@ -221,8 +221,8 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
     assert recipe.comparison is not None
     if world_info_from_env()[2] > 1:
         raise ValueError(
-            "A comparison must be started in one process, got several from torchrun. It starts its own processes; for torchrun, "
-            "train its variants with `imgproc-attn train`."
+            "A comparison must be started in one process, got several from torchrun. It starts its own processes. With "
+            "torchrun, train its variants with `imgproc-attn train`."
         )
     check_output_folder(output)
     todo = [Job(label, seed) for seed in recipe.comparison.seeds for label in recipe.comparison.variants]

@@ -206,10 +206,10 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
         (("vit_tiny_patch16_224",), "random weights. Give --checkpoint FILE, or --pretrained"),
         (("vit_tinny", "--checkpoint", "w.pt"), "vit_tinny: Unknown model"),
         (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "Checkpoint must be an existing file, got none.pt"),
-        (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "'num_classes' has no '='"),
+        (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "An option must have the form key=value, got 'num_classes'"),
         (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),
         (("test_nlm_vit", "kernel={name", "--checkpoint", "w.pt"), "'kernel={name': the value is not YAML"),
-        (("test_nlm_vit", "--crop-pct", "87.5", "--checkpoint", "w.pt"), "'87.5' is no share: above 0, up to 1"),
+        (("test_nlm_vit", "--crop-pct", "87.5", "--checkpoint", "w.pt"), "must be above 0 and at most 1, got '87.5'"),
     ],
 )
 def test_mistakes(arguments, message, capsys):
@@ -259,7 +259,7 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
     assert "The reader must be folder, npz, digits or begin with" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "torch/cifar10")
-    assert "--data torch/cifar10 reads from a place: give --root PATH" in capsys.readouterr().err
+    assert "--data torch/cifar10 must have a --root, got none. Give --root PATH" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "ade20k", "--root", shots)
     assert "one label per image, which classifiers need, got 'ade20k', which has label maps" in capsys.readouterr().err

@@ -158,7 +158,10 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
         (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "exclude each other"),
         (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square: the norm must be Linf, got L2"),
         (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
-        (["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"], "argument --restarts: '0' is no whole number from 1 on"),
+        (
+            ["--attacks", "pgd", "--eps", "0.1", "--restarts", "0"],
+            "argument --restarts: must be a whole number, at least 1, got '0'",
+        ),
         (["--classes", "imagenet"], "imagenet: the model must have|one folder per class"),
     ],
 )

@@ -146,7 +146,7 @@ def test_jobs_in_parallel_are_stopped_go_on_and_give_the_same_numbers(output, tm
     words = ["quickstart", *recipe, "--output", str(tmp_path), "--device", "cpu", "--jobs", "2"]
     code, err = stop_by(signal.SIGINT, True, words)
     assert code == 130
-    assert err == "imgproc-attn: stopped. To go on, repeat the command; train also needs --resume.\n"
+    assert err == "imgproc-attn: stopped. Repeat the command to resume; train also needs --resume.\n"
     code, err = stop_by(signal.SIGKILL, False, [*words, "schedule.epochs=2"])
     assert code == -signal.SIGKILL
     compare(load_recipe(find_recipe("quickstart"), recipe), tmp_path, jobs=2)

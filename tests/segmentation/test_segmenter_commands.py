@@ -129,7 +129,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),
         (["evaluate", "RUN", "--root", "DATA", "--split", ""], "must hold images, got train, val. Name one of these"),
-        (["evaluate", "RUN", "--data", "camvid"], "--data camvid reads from a place: give --root"),
+        (["evaluate", "RUN", "--data", "camvid"], "--data camvid must have a --root, got none. Give --root"),
         (
             ["evaluate", "CLASSIFIER", "--data", "camvid"],
             "must have one label per image, .* got .camvid., which has label maps",

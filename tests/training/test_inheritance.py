@@ -258,7 +258,7 @@ def test_commands_show_and_copy_whole_recipes(tmp_path, capsys):
         (["--show", "quikstart"], "Did you mean one of quickstart"),
         (["--show", str(child(tmp_path, "", "none.yaml"))], "extends must be a file relative to this one"),
         (["--show", name, "--copy", name], "not allowed with argument"),
-        (["--show", name, "--to", "x.yaml"], "--to must come with --copy, got --to x.yaml alone. Add --copy NAME."),
+        (["--show", name, "--to", "x.yaml"], "--to must come with --copy, got only --to x.yaml. Add --copy NAME."),
     ):
         with pytest.raises(SystemExit) as end:
             cli.main(["recipes", *arguments])

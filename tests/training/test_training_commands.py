@@ -52,7 +52,7 @@ def test_commands(tmp_path, capsys):
         (["train", "quickstart", "--output", str(tmp_path / "x")], "Name one of its variants"),
         (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
-        (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "exists; give another name"),
+        (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "which exists. Give another name"),
     ):
         if "cuda:7" in arguments and torch.cuda.is_available():
             continue
@@ -112,7 +112,7 @@ def test_a_run_folder_is_enough(finished, tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(folder), "--data", "npz"])
-    assert "give --root PATH" in capsys.readouterr().err
+    assert "Give --root PATH" in capsys.readouterr().err
     # classes with the same number of other names
     config = json.loads((folder / "best" / "config.json").read_text())
     assert config["label_names"] == [str(i) for i in range(10)]
