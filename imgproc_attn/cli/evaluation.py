@@ -1,4 +1,4 @@
-"""Commands that evaluate: evaluate, attack, corrupt, shift, report."""
+"""Commands for evaluation: evaluate, segment, attack, corrupt, shift and report."""
 
 import argparse
 import re
@@ -28,33 +28,35 @@ from .arguments import (
     task_of,
 )
 
-ATTACK_TEXT = """\
-Accuracy of a classifier, or mIoU of a segmenter, under adversarial attacks, with sanity checks that say when not to believe
-it.
+__all__ = ["add_commands"]
 
-Images are attacked in [0, 1], with normalization inside the model; eps is in the same units (4/255: four gray levels). Random
-draws belong to the sample, so batch size and number of processes change nothing. Killed at any moment, the same command goes
-on where it was.
+ATTACK_TEXT = """\
+Measure the accuracy of a classifier, or the mIoU of a segmenter, under adversarial attacks. Sanity checks report results that
+are not reliable.
+
+Images are attacked in [0, 1], and normalization is part of the model. The unit of eps is the same (4/255: four gray levels).
+Random draws depend only on the seed and the sample, so results do not depend on batch size and number of processes. You can
+kill the command at any time. Repeat it to resume.
 In 8 processes: torchrun --nproc-per-node 8 -m imgproc_attn attack MODEL ...
 
 presets:
 """
 CORRUPT_TEXT = """\
-Accuracy of a classifier, or mIoU of a segmenter, on corrupted images: the 15 + 4 corruptions of ImageNet-C at 5 severities,
-generated on the fly for any images, or the published files of ImageNet-C and CIFAR-10-C (--files). Generated ones are not
-compressed as JPEG, as the published files are: do not compare the two. Frost needs photographs that do not come with this
-package (--frost-folder).
+Measure the accuracy of a classifier, or the mIoU of a segmenter, on corrupted images. These are the 15 + 4 corruptions of
+ImageNet-C at 5 severities, generated on the fly for any images, or the published files of ImageNet-C and CIFAR-10-C (--files).
+Do not compare the two: published files are compressed as JPEG, generated images are not. Frost needs photographs that are not
+part of this package (--frost-folder).
 """
 VALIDATION = "imagenet-val"
 SHIFT_TEXT = """\
-Accuracy on naturally shifted ImageNet: give the folders you have. Class folders are called by WordNet id or, as ImageNet-V2's,
-by number. ImageNet-A and -R count the logits of their 200 classes; ImageNet-O, with the validation set, the AUPR of telling its
-images by low confidence.
+Measure the accuracy on naturally shifted ImageNet. Give the folders that you have. Class folders must be named by WordNet id
+or, as in ImageNet-V2, by number. ImageNet-A and -R use only the logits of their 200 classes. ImageNet-O needs the validation
+set. Its metric is the AUPR of detecting its images by low confidence.
 """
 
 
 def add_commands(commands: Any) -> None:
-    """Add them to the subparsers ``commands``."""
+    """Add the commands to the subparsers ``commands``."""
     _add_evaluate(commands)
     _add_segment(commands)
     _add_attack(commands)
@@ -67,8 +69,8 @@ def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
         help="accuracy of any timm model or checkpoint on any images; mIoU of segmenters",
-        description="Top-1 and top-5 with confidence intervals, by class, of any timm model or checkpoint on any images; of "
-        "segmenters mIoU, pixel and mean accuracy.",
+        description="Measure top-1 and top-5 accuracy with confidence intervals, in total and per class, of any timm model or "
+        "checkpoint on any images. For segmenters, measure mIoU, pixel accuracy and mean accuracy.",
         formatter_class=HelpFormatter,
     )
     add_model(e)
@@ -79,10 +81,10 @@ def _add_evaluate(commands: Any) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="also count by ReaL labels, real.json or timm's copy (ImageNet validation)",
+        help="also use ReaL labels, from real.json or timm's copy (ImageNet validation)",
     )
-    e.add_argument("--label", help="name of the model in reports (default: its own); one label for all its seeds")
-    e.add_argument("--restart", action="store_true", help="remove the results in the folder instead of going on with them")
+    e.add_argument("--label", help="name of the model in reports, the same for all its seeds (default: its own)")
+    e.add_argument("--restart", action="store_true", help="remove the results in the folder instead of resuming")
     add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
 
@@ -90,69 +92,73 @@ def _add_evaluate(commands: Any) -> None:
 def _add_segment(commands: Any) -> None:
     s = commands.add_parser(
         "segment",
-        help="color overlays and label maps of pictures",
-        description="Segment pictures: overlays/NAME.png, colors over the picture with a legend, and labels/NAME.png, class "
+        help="write color overlays and label maps of images",
+        description="Segment images. Write overlays/NAME.png, colors over the image with a legend, and labels/NAME.png, class "
         "numbers as 8-bit gray.",
         formatter_class=HelpFormatter,
     )
-    s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="a picture, or a folder of pictures and folders")
-    s.add_argument("--checkpoint", dest="model", required=True, metavar="FOLDER", help="of a run, or of one of its checkpoints")
-    add_views(s, several=True, title="how it looks at pictures")
+    s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="image, or folder of images and subfolders")
+    s.add_argument(
+        "--checkpoint", dest="model", required=True, metavar="FOLDER", help="folder of a run or of one of its checkpoints"
+    )
+    add_views(s, several=True, title="views of images")
     s.add_argument("--output", type=Path, default=Path("runs/segment"), help="folder of the results")
     add_device(s)
     s.set_defaults(function=_segment)
 
 
 class _Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a description, and tells defaults."""
+    """Formatter that keeps the lines of a description and adds defaults."""
 
 
 def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=text, formatter_class=_Formatter)
     add_model(parser)
-    parser.add_argument("--label", help="what the model is called in reports (default: its name); one label for all its seeds")
-    parser.add_argument("--seed", type=seed, default=0, help="of the draws of attacks, corruptions and checks")
-    parser.add_argument("--restart", action="store_true", help="remove the results in the folder instead of going on with them")
-    parser.add_argument("--dry-run", action="store_true", help="print protocol, passes and estimated time, and do nothing")
-    # float16's small gradients vanish, and attacks with them
+    parser.add_argument("--label", help="name of the model in reports, the same for all its seeds (default: its own)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random draws of attacks, corruptions and checks")
+    parser.add_argument("--restart", action="store_true", help="remove the results in the folder instead of resuming")
+    parser.add_argument("--dry-run", action="store_true", help="only print protocol, passes and estimated time")
+    # Small gradients vanish in float16, so attacks would fail.
     add_place(parser, 64, f"runs/{name}", ["bfloat16"] if name == "attack" else ["bfloat16", "float16"])
     return parser
 
 
 def _add_attack(commands: Any) -> None:
     presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
-    presets += f"\nof segmenters, one:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
+    presets += f"\nfor segmenters only:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
     a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
     add_images(a)
     add_views(a, several=False)
-    a.add_argument("--preset", choices=PRESETS, help="a protocol by name (default: grid, unless --attacks are given)")
+    a.add_argument("--preset", choices=PRESETS, help="protocol by name (default: grid, unless --attacks is given)")
     a.add_argument(
         "--attacks",
         nargs="+",
         choices=dict.fromkeys([*ATTACKS, ENSEMBLE, *PIXEL_ATTACKS]),
         metavar="ATTACK",
-        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; of segmenters {', '.join(PIXEL_ATTACKS)}",
+        help=f"{', '.join(ATTACKS)}, {ENSEMBLE}; for segmenters {', '.join(PIXEL_ATTACKS)}",
     )
     a.add_argument("--eps", nargs="+", type=number, metavar="EPS", help="radii, e.g. 1/255 4/255")
-    a.add_argument("--norm", choices=NORMS, default="Linf", help="of the ball")
+    a.add_argument("--norm", choices=NORMS, default="Linf", help="norm of the ball")
     a.add_argument(
         "--space",
         choices=["images", "normalized"],
         default="images",
-        help="what eps is meant of; normalized is the convention of the attention papers' code: no range, the model's own "
-        "predictions for labels",
+        help="space in which eps is measured; normalized is the convention of the attention papers' code: no range, and the "
+        "model's own predictions as labels",
     )
-    a.add_argument("--targeted", action="store_true", help="towards a random other class, the same for every --seed")
-    a.add_argument("--steps", type=at_least(1), help="of attacks in steps (default: each attack's own)")
+    a.add_argument("--targeted", action="store_true", help="attack towards a random other class, the same for every --seed")
+    a.add_argument("--steps", type=at_least(1), help="number of steps (default: each attack's own)")
     a.add_argument(
-        "--step-size", type=number, help="of PGD, also of pixels (default: 2.5 eps / steps) and MI-FGSM (default: eps / steps)"
+        "--step-size",
+        type=number,
+        help="step size of PGD, also on pixels (default: 2.5 eps / steps), and MI-FGSM (default: eps / steps)",
     )
-    a.add_argument("--restarts", type=at_least(1), help="random starts a sample (default: each attack's own)")
-    a.add_argument("--queries", type=at_least(1), help="of Square")
+    a.add_argument("--restarts", type=at_least(1), help="random starts per sample (default: each attack's own)")
+    a.add_argument("--queries", type=at_least(1), help="number of queries of Square")
     a.add_argument(
-        "--checks", type=at_least(1), metavar="N", help="images that the sanity checks look at (default: 64; 8 of segmenters)"
+        "--checks", type=at_least(1), metavar="N", help="number of images for the sanity checks (default: 64; 8 for segmenters)"
     )
-    a._negative_number_matcher = re.compile(r"-[\d.]+(/[\d.]+)?$")  # -1/255 is a wrong number, not an unknown option
+    a._negative_number_matcher = re.compile(r"-[\d.]+(/[\d.]+)?$")  # Otherwise argparse would reject -1/255 as an option.
     a.set_defaults(function=_attack)
 
 
@@ -167,13 +173,13 @@ def _add_corrupt(commands: Any) -> None:
         "--corruptions",
         nargs="+",
         metavar="NAME",
-        help="names, common (15), extra (4), all (default: common, or what files there are)",
+        help="names, or common (15), extra (4), all (default: common, or all published files)",
     )
     c.add_argument(
-        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1-5", help="how strong"
+        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1-5", help="severities"
     )
-    c.add_argument("--frost-folder", type=Path, help="frost1.png to frost5.jpg of github.com/hendrycks/robustness")
-    c.add_argument("--files", action="store_true", help="--root holds published files; all that are there, by default")
+    c.add_argument("--frost-folder", type=Path, help="folder with frost1.png to frost5.jpg of github.com/hendrycks/robustness")
+    c.add_argument("--files", action="store_true", help="--root holds published files; all are used by default")
     c.set_defaults(function=_corrupt)
 
 
@@ -181,8 +187,8 @@ def _add_shift(commands: Any) -> None:
     s = _add_robustness(commands, "shift", SHIFT_TEXT, "accuracy on naturally shifted ImageNet: A, R, Sketch, V2, O, ReaL")
     for name, shift in SHIFTS.items():
         s.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"{shift.title} ({shift.source})")
-    s.add_argument("--imagenet-o", type=Path, metavar="FOLDER", help="ImageNet-O (arXiv 1907.07174); wants --imagenet-val too")
-    s.add_argument("--real-labels", nargs="?", const="", metavar="FILE", help="count --imagenet-val by ReaL labels too")
+    s.add_argument("--imagenet-o", type=Path, metavar="FOLDER", help="ImageNet-O (arXiv 1907.07174); needs --imagenet-val too")
+    s.add_argument("--real-labels", nargs="?", const="", metavar="FILE", help="also use ReaL labels for --imagenet-val")
     add_images(s, where=False)
     s.set_defaults(function=_shift)
 
@@ -190,14 +196,16 @@ def _add_shift(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     r = commands.add_parser(
         "report",
-        help="one page of many results: models side by side, paired where samples are the same",
-        description="One self-contained HTML page of the results of evaluate, attack, corrupt, shift and compare: "
-        "models side by side, differences to the first model paired by sample or, with several runs of one label, by training "
-        "seed.",
+        help="write one page of many results with paired differences between models",
+        description="Write one self-contained HTML page of the results of evaluate, attack, corrupt, shift and compare. It "
+        "shows models side by side. Differences to the first model are paired by sample or, with several runs of one label, by "
+        "training seed.",
         formatter_class=HelpFormatter,
     )
-    r.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of results, or of folders of results")
-    r.add_argument("--output", type=Path, default=Path("runs/report.html"))
+    r.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders of results, or folders that contain such folders"
+    )
+    r.add_argument("--output", type=Path, default=Path("runs/report.html"), help="file of the report")
     r.set_defaults(function=_report)
 
 
@@ -224,7 +232,10 @@ def _segment(args: argparse.Namespace) -> None:
     from ..training.distributed import start_processes
 
     if not Path(args.model).is_dir():
-        raise ValueError(f"--checkpoint {args.model} is no folder; name that of a run, or one with config.json and weights.")
+        raise ValueError(
+            f"--checkpoint must be an existing folder, got {args.model}. Name the folder of a run, or one with config.json and "
+            "weights."
+        )
     options = {key: getattr(args, key) for key in ("short_side", "window", "stride", "scales", "flip")}
     settings = SegmentationTask.views(run_of(args), **options)
     written = segment_pictures(ModelSpec(args.model), args.pictures, args.output, start_processes(args.device)[0], **settings)
@@ -235,9 +246,9 @@ def _session(args: argparse.Namespace, part: str = "", **options: Any) -> Any:
     """Return the `EvaluationSession` of a command.
 
     Args:
-        args: Of the command line.
-        part: Part of the output folder that is for this session.
-        **options: Settings of the task that the command itself makes.
+        args: Arguments of the command line.
+        part: Subfolder of the output for this session.
+        **options: Settings of the task that the command itself chooses.
     """
     import torch
 
@@ -245,7 +256,7 @@ def _session(args: argparse.Namespace, part: str = "", **options: Any) -> Any:
     from ..training.distributed import start_processes
     from ..training.loop import autocast
 
-    torch.backends.cudnn.allow_tf32 = False  # a recorded float32 is float32 in convolutions too
+    torch.backends.cudnn.allow_tf32 = False  # Convolutions must also use float32 if the record says so.
     device, world = start_processes(args.device)
     spec = model_of(args)
     batch_size = args.batch_size or (1 if takes_label_maps(args) else args.usual_batch_size)
@@ -269,11 +280,13 @@ def _attack(args: argparse.Namespace) -> None:
     if args.attacks is None:
         changed = [key for key, value in {**own, "eps": args.eps}.items() if value is not None]
         if changed or args.targeted or args.space != "images" or args.norm != "Linf":
-            raise ValueError("A preset fixes its attacks and their settings; name --attacks to set your own.")
+            raise ValueError(
+                "Settings of attacks must be left out with a preset, which fixes them, got some. Give --attacks too."
+            )
     elif args.preset is not None:
-        raise ValueError(f"--preset {args.preset} and --attacks exclude each other.")
+        raise ValueError(f"--preset must be left out with --attacks, got {args.preset}. Give only one of them.")
     elif not args.eps:
-        raise ValueError("--attacks need radii: give --eps, e.g. --eps 1/255 4/255.")
+        raise ValueError("--attacks must have radii, got none. Give --eps, e.g. --eps 1/255 4/255.")
     session = _session(args)
     task, preset = session.task, None if args.attacks else (args.preset or "grid")
     if preset is not None:
@@ -292,10 +305,10 @@ def _attack(args: argparse.Namespace) -> None:
 
 
 def _preset(task: Any, name: str) -> Any:
-    """Return the protocol of that name.
+    """Return the protocol of a name.
 
     Raises:
-        ValueError: It is of another task.
+        ValueError: The task has no such protocol.
     """
     if name not in task.presets:
         known = ", ".join(task.presets) or "none"
@@ -313,7 +326,9 @@ def _corrupt(args: argparse.Namespace) -> None:
     task, dataset = session.task, dataset_of(args, session.task)
     if args.files:
         if task.name != "classification":
-            raise ValueError("--files are of ImageNet-C and CIFAR-10-C, which have no label maps; leave it out.")
+            raise ValueError(
+                f"--files must be left out for {task.name}, because ImageNet-C and CIFAR-10-C have no label maps. Remove it."
+            )
         names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(dataset.root))
         session.about["data"] = {**dataset.record, **task.protocol}
         conditions = published_conditions(dataset, session.inner, task, session.preprocessing, names, args.severities)
@@ -321,7 +336,7 @@ def _corrupt(args: argparse.Namespace) -> None:
         asked = args.corruptions or ["common"]
         names = known_corruptions(asked, args.frost_folder)
         if session.runtime.world.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
-            print("Without --frost-folder, frost is left out, and with it the means over 15 corruptions.")
+            print("Without --frost-folder, frost and the means over 15 corruptions are left out.")
         corruptions = [ImageNetC(name, s, args.seed, args.frost_folder) for name in names for s in args.severities]
         samples = session.samples(dataset)
         conditions = [clean_condition(samples, task), *corruption_conditions(samples, corruptions, task)]
@@ -338,9 +353,11 @@ def _shift(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name.replace("-", "_")) for name in SHIFTS}
     asked = {name: folder for name, folder in given.items() if folder is not None}
     if not asked and args.imagenet_o is None:
-        raise ValueError(f"No data set given; name the folder of one: --{', --'.join(given)}, --imagenet-o.")
+        raise ValueError(f"At least one data set must be given, got none. Give --{', --'.join(given)} or --imagenet-o FOLDER.")
     if (args.imagenet_o is not None or args.real_labels is not None) and VALIDATION not in asked:
-        raise ValueError(f"--imagenet-o and --real-labels need ImageNet's validation images: give --{VALIDATION} FOLDER.")
+        raise ValueError(
+            f"--imagenet-o and --real-labels must come with ImageNet's validation images, got none. Give --{VALIDATION} FOLDER."
+        )
     datasets = {name: DatasetSpec("folder", str(folder), "", args.limit, args.skip_broken) for name, folder in asked.items()}
     for name, dataset in datasets.items():
         _shift_to(args, name, dataset)
@@ -364,7 +381,7 @@ def _shift_to(args: argparse.Namespace, name: str, dataset: Any) -> None:
 
 
 def _shift_to_unknown(args: argparse.Namespace, validation: Any) -> None:
-    """Tell images of ImageNet-O from validation images of the classes they resemble."""
+    """Measure how well images of ImageNet-O are detected among validation images of the classes that they resemble."""
     from ..data import find_root
     from ..evaluation.imagenet_subsets import classes_of
     from ..evaluation.protocols import run_unknown, unknown_conditions
@@ -390,7 +407,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, session: Any, conditions: Any, preface: str = "") -> None:
-    """Print what would be done."""
+    """Print the plan of an evaluation."""
     from ..evaluation.planning import plan
 
     if session.runtime.world.rank == 0:
@@ -398,7 +415,7 @@ def _plan(args: argparse.Namespace, session: Any, conditions: Any, preface: str 
 
 
 def _print_result(result: dict[str, Any], session: Any) -> None:
-    """Print the table of results, in the process that has it."""
+    """Print the table of results in the process that has it."""
     if result:
         print((session.output / "result.md").read_text(encoding="utf-8"))
         print(f"Written: {session.output}\n")

@@ -141,7 +141,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     assert "preprocessing: " in printed
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "Without --frost-folder, frost is left out" in printed
+    assert "Without --frost-folder, frost and the means" in printed
     assert len(re.findall(r"_?\w+ 1 2 3 4 5 +360 ", printed)) == 18
     assert re.search(r"fog 1 2 3 4 5: .*corruption.severity=1, 2, 3, 4, 5; corruption.seed=0", printed)
     assert not (tmp_path / "out").exists()
@@ -153,9 +153,9 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
         (["--attacks", "fgsm", "--eps", "0"], "eps must be positive and finite, got 0.0"),
         (["--attacks", "fgsm", "--eps", "8"], "8 gray levels are eps=8/255"),
         (["--attacks", "fgsm", "--eps", "a/255"], "no number and no fraction"),
-        (["--attacks", "fgsm"], "need radii: give --eps"),
-        (["--steps", "3"], "A preset fixes its attacks"),
-        (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "exclude each other"),
+        (["--attacks", "fgsm"], "must have radii, got none. Give --eps"),
+        (["--steps", "3"], "must be left out with a preset"),
+        (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "--preset must be left out with --attacks, got grid"),
         (["--attacks", "square", "--eps", "0.5", "--norm", "L2"], "Square: the norm must be Linf, got L2"),
         (["--attacks", "pdg", "--eps", "0.1"], "invalid choice: 'pdg'"),
         (

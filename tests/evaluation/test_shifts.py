@@ -96,8 +96,8 @@ def test_unknown_classes_and_real_labels(imagenet_model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        ([], "No data set given"),
-        (["--imagenet-o", "x"], "need ImageNet's validation images"),
+        ([], "At least one data set must be given"),
+        (["--imagenet-o", "x"], "must come with ImageNet's validation images"),
         (["--imagenet-a", "/nowhere"], "The root must be an existing folder or file, got /nowhere"),
     ],
 )

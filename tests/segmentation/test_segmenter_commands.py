@@ -148,7 +148,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
             ["segment", "DATA", "--checkpoint", "CLASSIFIER"],
             "must be a segmentation model, got .*classifier",
         ),
-        (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "is no folder; name that of a run"),
+        (["segment", "DATA", "--checkpoint", "vit_tiny_patch16_224"], "--checkpoint must be an existing folder"),
         (["segment", "TWICE", "--checkpoint", "RUN"], "Names of images must differ not only in their ending"),
     ],
 )
