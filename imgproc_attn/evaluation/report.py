@@ -1,4 +1,4 @@
-"""One page of many results: models side by side, paired where samples are the same."""
+"""Report of several results on one page: models side by side, with paired differences on the same samples."""
 
 import base64
 import io
@@ -35,17 +35,20 @@ from .results import (
 )
 from .statistics import mean_and_std, normal_interval, paired_difference, paired_interval
 
-PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every file of that type
-GENERATOR = "imgproc-attn report"  # by which a page is known
+__all__ = ["Column", "Entry", "ModelRun", "find_entries", "group", "summary_table", "tables", "write_report"]
+
+PNG = b"\x89PNG\r\n\x1a\n"  # Every PNG file begins with these bytes.
+GENERATOR = "imgproc-attn report"  # Identifies pages that may be overwritten.
+REMEDY = "Run the evaluation again, which reuses finished results."
 
 
 class Column(NamedTuple):
-    """What numbers must share to stand side by side.
+    """Key of numbers that are comparable, and stand side by side in a table.
 
     Attributes:
-        condition: Its name.
-        metric: Its key.
-        protocol: Attack or corruption, images, type and classes, as JSON.
+        condition: Name of the condition.
+        metric: Key of the metric.
+        protocol: Attack or corruption, images, dtype and classes, as JSON.
     """
 
     condition: str
@@ -55,13 +58,13 @@ class Column(NamedTuple):
 
 @dataclass
 class Entry:
-    """A folder of results.
+    """Content of a folder of results.
 
     Attributes:
-        folder: The folder.
-        result: Its ``result.json``.
-        per_sample: Its ``per_sample.csv``: ``{condition: {image: value}}``.
-        draws: Of metrics that are no means over images, ``{(condition, metric): values}`` under a bootstrap.
+        folder: Path of the folder.
+        result: Content of ``result.json``.
+        per_sample: Content of ``per_sample.csv``: ``{condition: {image: value}}``.
+        draws: Bootstrap values ``{(condition, metric): values}`` of metrics that are not means over images.
     """
 
     folder: Path
@@ -71,101 +74,103 @@ class Entry:
 
     @cached_property
     def rows(self) -> dict[Column, dict[str, Any]]:
-        """The numbers, by what they may be compared on."""
+        """Rows of numbers by their `Column`."""
         rows, metrics = self.result["conditions"], self.metrics
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
     @property
     def metrics(self) -> dict[str, dict[str, str]]:
-        """Metrics by key: ``title`` and ``unit``."""
+        """Metrics by key, with ``title`` and ``unit``."""
         return {metric["key"]: metric for metric in self.result["metrics"]}
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
         common: dict[str, Any] = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
-        common |= {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}  # not the same for all models
+        common |= (
+            {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}
+        )  # The same eps differs on images between models.
         return json.dumps({**common, **{key: row[key] for key in ("scorer", "corruption", "images")}}, sort_keys=True)
 
     @cached_property
     def summary(self) -> dict[tuple[str, str], float]:
-        """Means over conditions, by name and by what they may be compared on."""
+        """Means over conditions by name and protocol."""
         protocol = json.dumps([column.protocol for column in self.rows])
         return {(name, protocol): value for name, (value, _) in summary_values(self.result).items()}
 
     @property
     def model(self) -> str:
-        """Equal for the same model: its weights, modules and options, and how it wants its images (sizes of pictures apart)."""
+        """Key that is equal for equal models: weights, modules, options and preprocessing, without the size of the images."""
         preprocessing = {key: value for key, value in self.result["preprocessing"].items() if key != "short_side"}
         return json.dumps([preprocessing, *(self.result[key] for key in ("weights_sha256", "architecture_sha256", "options"))])
 
 
 @dataclass
 class ModelRun:
-    """Everything known of one set of weights.
+    """All results of one set of weights.
 
     Attributes:
-        seed: Of its training; None if unknown.
-        entries: Its results.
+        seed: Seed of the training; None if unknown.
+        entries: Results of the weights.
     """
 
     seed: int | None
     entries: list[Entry]
 
     def row(self, column: Column) -> dict[str, Any] | None:
-        """The numbers of a column."""
+        """Return the row of a column; None if no result has it."""
         return next((entry.rows[column] for entry in self.entries if column in entry.rows), None)
 
     def per_sample(self, column: Column) -> dict[str, float]:
-        """``{image: value}`` of a column."""
+        """Return ``{image: value}`` of a column."""
         return next(entry.per_sample[column.condition] for entry in self.entries if column in entry.rows)
 
     def summary(self, key: tuple[str, str]) -> float | None:
-        """A mean over conditions."""
+        """Return a mean over conditions; None if no result has it."""
         return next((entry.summary[key] for entry in self.entries if key in entry.summary), None)
 
     def draws(self, column: Column) -> list[float]:
-        """Values of a column under a bootstrap; none of a mean over images."""
-        place = (column.condition, column.metric)
-        return next(entry.draws.get(place, []) for entry in self.entries if column in entry.rows)
+        """Return the bootstrap values of a column; empty for means over images."""
+        key = (column.condition, column.metric)
+        return next(entry.draws.get(key, []) for entry in self.entries if column in entry.rows)
 
 
 def find_entries(folders: Sequence[Path]) -> list[Entry]:
-    """All results in the folders, and in folders below them.
+    """Return all results in the folders and in folders below them.
 
     Raises:
-        FileNotFoundError: A folder without any.
-        ValueError: A damaged one.
+        FileNotFoundError: A folder has no results.
+        ValueError: Results are damaged.
     """
-    found: dict[Path, Entry] = {}
+    entries: dict[Path, Entry] = {}
     for folder in folders:
-        places = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / PER_SAMPLE).is_file())
-        if not places:
+        with_results = sorted(file.parent for file in folder.rglob(RESULT) if (file.parent / PER_SAMPLE).is_file())
+        if not with_results:
             raise FileNotFoundError(
-                f"{folder} must hold the results of evaluate, attack, corrupt, shift or compare, got no {RESULT}."
+                f"{folder} must hold the results of evaluate, attack, corrupt, shift or compare, got no {RESULT}. Check "
+                "the path."
             )
-        found |= {place: _read(place) for place in places if place not in found}
-    return list(found.values())
+        entries |= {path: _read(path) for path in with_results if path not in entries}
+    return list(entries.values())
 
 
 def _read(folder: Path) -> Entry:
     entry = Entry(folder, read_result(folder), read_per_sample(folder), read_draws(folder))
     for column, row in entry.rows.items():
         if entry.result["bootstrap"] and not entry.draws.get((row["name"], column.metric)):
-            raise ValueError(
-                f"{folder}: {BOOTSTRAP} has nothing of {row['name']}; run the evaluation again, which uses what is done."
-            )
+            raise ValueError(f"{folder / BOOTSTRAP} must hold values of {row['name']}, got none. {REMEDY}")
         values = entry.per_sample.get(row["name"], {})
         if len(values) != row["n"] or ("correct" in row and sum(values.values()) != row["correct"]):
             raise ValueError(
-                f"{folder}: {RESULT} and {PER_SAMPLE} are not of one evaluation; run it again, which uses what is done."
+                f"{folder}: {RESULT} and {PER_SAMPLE} must be of one evaluation, got different numbers for {row['name']}. "
+                f"{REMEDY}"
             )
     return entry
 
 
 def group(entries: Sequence[Entry]) -> dict[str, list[ModelRun]]:
-    """``{label: runs}``: a run a model, in the order of their training seeds.
+    """Return ``{label: runs}``, with one run per set of weights, in the order of their training seeds.
 
-    Several models of one label are several trainings of one; where their seeds are not known or not different, each is a model
-    of its own, with its folder for a label.
+    Models with one label are trainings of one model with different seeds. If their seeds are unknown or equal, each becomes a
+    model of its own, with its folder in the label.
     """
     labels: dict[str, dict[str, ModelRun]] = {}
     for entry in entries:
@@ -182,24 +187,27 @@ def group(entries: Sequence[Entry]) -> dict[str, list[ModelRun]]:
 
 
 def values(runs: Sequence[ModelRun], column: Column) -> list[float]:
-    """Of the runs that have the column."""
+    """Return the values of a column, for the runs that have it."""
     return [row[column.metric] for run in runs if (row := run.row(column)) is not None]
 
 
 def cell(runs: Sequence[ModelRun], column: Column) -> str:
-    """A value: with its interval, if it has one, for one run, with the standard deviation over seeds for several."""
-    found = values(runs, column)
-    if not found:
+    """Return the text of a cell: value and 95 % interval for one run, mean and standard deviation over seeds for several."""
+    numbers = values(runs, column)
+    if not numbers:
         return ""
-    if len(found) == 1:
+    if len(numbers) == 1:
         row = next(row for run in runs if (row := run.row(column)) is not None)
         low, high = interval(row, column.metric)
-        return f"{found[0]:.1f} ({low:.1f} to {high:.1f})"
-    return _mean_of(found, "")
+        return f"{numbers[0]:.1f} ({low:.1f} to {high:.1f})"
+    return _mean_of(numbers, "")
 
 
 def difference(runs: Sequence[ModelRun], baseline: Sequence[ModelRun], column: Column) -> str:
-    """To the baseline: by sample for one run of each, by seed for several; empty where nothing pairs."""
+    """Return the text of the difference to the baseline.
+
+    It is paired by sample for one run of each model, by training seed for several, and empty if nothing can be paired.
+    """
     ours, theirs = ([run for run in side if run.row(column) is not None] for side in (runs, baseline))
     if len(ours) == len(theirs) == 1:
         samples = [side[0].per_sample(column) for side in (ours, theirs)]
@@ -210,12 +218,12 @@ def difference(runs: Sequence[ModelRun], baseline: Sequence[ModelRun], column: C
         return _by_draw(mean, *draws) if samples[0].keys() == samples[1].keys() else ""
     if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
-    found = paired_difference(values(ours, column), values(theirs, column))
-    return f"{found.mean:+.1f} ± {found.std:.1f}, n = {len(ours)}"
+    paired = paired_difference(values(ours, column), values(theirs, column))
+    return f"{paired.mean:+.1f} ± {paired.std:.1f}, n = {len(ours)}"
 
 
 def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """Return the mean difference on common samples with its 95 % interval: Newcombe's of shares, else the normal one."""
+    """Return the mean difference on common samples with its 95 % interval (Newcombe's for shares, else normal)."""
     common = [name for name in ours if name in theirs]
     if not common:
         return ""
@@ -231,21 +239,21 @@ def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
 
 
 def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """A difference in points, and its 95 % interval under the same draws of samples."""
+    """Return the text of a difference in points with its 95 % interval from paired bootstrap draws."""
     low, high = normal_interval(mean, [a - b for a, b in zip(ours, theirs)])
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def tables(models: Mapping[str, list[ModelRun]]) -> dict[str, list[dict[str, Any]]]:
-    """``{kind: rows}``: of each condition its cells and differences, by model."""
+    """Return ``{kind: rows}``, with one row of cells and differences per condition."""
     baseline, *others = models
     every = [entry for runs in models.values() for run in runs for entry in run.entries]
     titles = {key: metric["title"] for entry in every for key, metric in entry.metrics.items()}
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for kind, columns in _columns(models).items():
         for column in columns:
             rows = [row for runs in models.values() for run in runs if (row := run.row(column)) is not None]
-            found.setdefault(kind, []).append(
+            by_kind.setdefault(kind, []).append(
                 {
                     "name": column.condition + _apart(column, columns),
                     "metric": titles[column.metric],
@@ -256,58 +264,56 @@ def tables(models: Mapping[str, list[ModelRun]]) -> dict[str, list[dict[str, Any
                     "differences": [difference(models[label], models[baseline], column) for label in others],
                 }
             )
-    return found
+    return by_kind
 
 
 def summary_table(models: Mapping[str, list[ModelRun]]) -> list[dict[str, Any]]:
-    """Means over conditions, a row each: its cells and differences, by model; paired by training seed."""
+    """Return one row per mean over conditions, with cells and differences that are paired by training seed."""
     every = [entry for runs in models.values() for run in runs for entry in run.entries]
     rows = []
     for key in dict.fromkeys(key for entry in every for key in entry.summary):
         by_seed = [{run.seed: v for run in runs if (v := run.summary(key)) is not None} for runs in models.values()]
         baseline, *others = by_seed
-        paired = [found if found and found.keys() == baseline.keys() else {} for found in others]
-        differences = [{seed: value - baseline[seed] for seed, value in found.items()} for found in paired]
-        cells = [_mean_of(list(found.values()), "") for found in by_seed]
-        rows.append(
-            {"name": key[0], "cells": cells, "differences": [_mean_of(list(found.values()), "+") for found in differences]}
-        )
+        paired = [numbers if numbers and numbers.keys() == baseline.keys() else {} for numbers in others]
+        differences = [[value - baseline[seed] for seed, value in numbers.items()] for numbers in paired]
+        cells = [_mean_of(list(numbers.values()), "") for numbers in by_seed]
+        rows.append({"name": key[0], "cells": cells, "differences": [_mean_of(numbers, "+") for numbers in differences]})
     return rows
 
 
-def _mean_of(found: Sequence[float], sign: str) -> str:
-    """Over seeds, with the standard deviation; empty of nothing."""
-    if len(found) < 2:
-        return "".join(f"{value:{sign}.1f}" for value in found)
-    mean, std = mean_and_std(found)
-    return f"{mean:{sign}.1f} ± {std:.1f}, n = {len(found)}"
+def _mean_of(numbers: Sequence[float], sign: str) -> str:
+    """Return the text of the mean and standard deviation over seeds; empty without numbers."""
+    if len(numbers) < 2:
+        return "".join(f"{value:{sign}.1f}" for value in numbers)
+    mean, std = mean_and_std(numbers)
+    return f"{mean:{sign}.1f} ± {std:.1f}, n = {len(numbers)}"
 
 
 def _apart(column: Column, columns: Sequence[Column]) -> str:
-    """In what a condition differs from others of its name, if there are any."""
+    """Return the settings by which a condition differs from others with its name; empty if there are no others."""
     others = [json.loads(c.protocol) for c in columns if c.condition == column.condition and c.protocol != column.protocol]
     own = json.loads(column.protocol)
     keys = dict.fromkeys(key for other in others for key in changes(other, own))
-    told = [f"{key.rpartition('.')[2]}={str(flat(own).get(key, '-'))[:12]}" for key in keys]
-    return f" ({', '.join(told)})" if told else ""
+    settings = [f"{key.rpartition('.')[2]}={str(flat(own).get(key, '-'))[:12]}" for key in keys]
+    return f" ({', '.join(settings)})" if settings else ""
 
 
 def _columns(models: Mapping[str, list[ModelRun]]) -> dict[str, list[Column]]:
-    """By kind, in the order they are met."""
-    found: dict[str, dict[Column, None]] = {}
+    """Return ``{kind: columns}`` in the order of the results."""
+    by_kind: dict[str, dict[Column, None]] = {}
     for entry in (entry for runs in models.values() for run in runs for entry in run.entries):
-        found.setdefault(entry.result["kind"], {}).update(dict.fromkeys(entry.rows))
-    return {kind: list(columns) for kind, columns in found.items()}
+        by_kind.setdefault(entry.result["kind"], {}).update(dict.fromkeys(entry.rows))
+    return {kind: list(columns) for kind, columns in by_kind.items()}
 
 
 def _attacked(models: Mapping[str, list[ModelRun]]) -> list[Column]:
-    """Return the columns of attacks, and of the clean images beside them."""
+    """Return the columns of attacks and of the clean images in the same results."""
     by_kind = _columns(models)
     return [column for kind in ("attack", "compare") for column in by_kind.get(kind, [])]
 
 
 def _curves(models: Mapping[str, list[ModelRun]]) -> list[Figure]:
-    """Metrics over eps, a picture each; nothing if nothing was attacked."""
+    """Return one figure of a metric over eps per metric; empty without attacks."""
     entries = [entry for runs in models.values() for run in runs for entry in run.entries]
     metrics = {next(iter(entry.metrics)): next(iter(entry.metrics.values())) for entry in entries}
     labels = {key: f"{metric['title']} / {metric['unit']}" for key, metric in metrics.items()}
@@ -315,7 +321,7 @@ def _curves(models: Mapping[str, list[ModelRun]]) -> list[Figure]:
 
 
 def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) -> Figure | None:
-    """A panel an attack with its settings and images."""
+    """Return a figure with one panel per attack, with its settings and images; None without attacks."""
     panels: dict[tuple[str, str, str], dict[str, dict[float, list[float]]]] = {}
     columns = [column for column in _attacked(models) if column.metric == metric]
     cleans = [column for column in columns if column.condition == CLEAN]
@@ -339,64 +345,65 @@ def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) ->
 
 
 def _as_looked_at(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a protocol with the sliding window of its scorer only."""
+    """Return a protocol in which the scorer is reduced to its sliding windows."""
     scorer, rest = protocol["scorer"], {key: value for key, value in protocol.items() if key != "pixel_eps"}
     task = scorer.get("task") if isinstance(scorer, Mapping) else None
     return {**rest, "scorer": task.get("windows") if isinstance(task, Mapping) else None}
 
 
 def _at_any_radius(settings: Any, eps: float) -> Any:
-    """Settings without the radius, and with steps and what it is on images in units of it."""
+    """Return settings without the radius, with step sizes and radii on images in units of it."""
     if isinstance(settings, list):
         return [_at_any_radius(value, eps) for value in settings]
     if not isinstance(settings, dict):
         return settings
-    found = {key: _at_any_radius(value, eps) for key, value in settings.items() if key != "eps"}
-    if found.get("step_size"):
-        found["step_size"] = round(found["step_size"] / eps, 6)
-    if "pixel_eps" in found:
-        found["pixel_eps"] = [round(value / eps, 6) for value in found["pixel_eps"]]
-    return found
+    relative = {key: _at_any_radius(value, eps) for key, value in settings.items() if key != "eps"}
+    if relative.get("step_size"):
+        relative["step_size"] = round(relative["step_size"] / eps, 6)
+    if "pixel_eps" in relative:
+        relative["pixel_eps"] = [round(value / eps, 6) for value in relative["pixel_eps"]]
+    return relative
 
 
-def _embedded(picture: Path | Figure) -> str:
-    """A picture as part of the page."""
-    if isinstance(picture, Figure):
+def _embedded(figure: Path | Figure) -> str:
+    """Return a figure as a data URL, so that the page is one file."""
+    if isinstance(figure, Figure):
         content = io.BytesIO()
-        picture.savefig(content, format="png", dpi=120)
+        figure.savefig(content, format="png", dpi=120)
         data = content.getvalue()
     else:
-        data = picture.read_bytes()
+        data = figure.read_bytes()
         if not data.startswith(PNG):
-            raise ValueError(f"{picture} must be a PNG image. Run the evaluation again, which uses what is done.")
+            raise ValueError(f"{figure} must be a PNG image, got other content. {REMEDY}")
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def _picture(folder: Path, name: str) -> Path:
-    """A picture that the evaluation wrote into its folder.
+def _figure_file(folder: Path, name: str) -> Path:
+    """Return the path of a figure that the evaluation wrote into its folder.
 
     Raises:
-        ValueError: ``result.json``, which may be somebody else's, names another file of this machine.
+        ValueError: ``result.json``, which may come from another person, names another file of this machine.
     """
     file = (folder / name).resolve()
     if file.parent != folder.resolve() or file.suffix != ".png" or not file.is_file():
-        raise ValueError(
-            f"{folder / RESULT}: pictures must be PNG files in its own folder, got {name!r}. Run the evaluation again, which "
-            "uses what is done."
-        )
+        raise ValueError(f"{folder / RESULT}: pictures must be PNG files in its own folder, got {name!r}. {REMEDY}")
     return file
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page.
+    """Write the report as one HTML page.
 
     Args:
-        folders: Of results, or of folders of results; the first model found is what the others are compared with.
-        output: The page; its folder is made if need be.
+        folders: Folders of results, or folders above them. The first model is the baseline of the differences.
+        output: Path of the page. Its folder is created if it does not exist.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        FileNotFoundError: A folder without results.
-        ValueError: Damaged results.
+        FileNotFoundError: A folder has no results.
+        FileExistsError: ``output`` is a file that this function did not write.
+        ValueError: Results are damaged.
     """
     check_output_file(output, GENERATOR)
     entries = find_entries(folders)
@@ -420,7 +427,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
                 "folder": entry.folder.name,
                 "result": entry.result,
                 "means": [*means(entry.result), *cautions(entry.result)],
-                "pictures": {name: _embedded(_picture(entry.folder, name)) for name in entry.result["pictures"]},
+                "pictures": {name: _embedded(_figure_file(entry.folder, name)) for name in entry.result["pictures"]},
             }
             for entry in entries
         ],

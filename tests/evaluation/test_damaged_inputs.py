@@ -134,7 +134,7 @@ def result(change):
         (lambda r: r["conditions"][0]["intervals"].update(accuracy=[1]), "result.json .*intervals.accuracy: .*at least 2"),
         (lambda r: r["conditions"][1].pop("norm"), "result.json .*FGSM 10/255: the settings of the attack are missing"),
         (lambda r: r["conditions"][1].update(eps=0), "result.json .*FGSM 10/255: the settings of the attack are missing"),
-        (lambda r: r["conditions"][1].update(n=5), "not of one evaluation"),
+        (lambda r: r["conditions"][1].update(n=5), "must be of one evaluation"),
         (lambda r: r["preprocessing"].update(input_size=3), "result.json .*preprocessing.input_size"),
     ],
 )  # fmt: skip

@@ -163,7 +163,7 @@ def test_a_result_and_samples_of_two_evaluations_are_refused(folder, tmp_path, c
     (tmp_path / "per_sample.csv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(SystemExit):
         run("report", tmp_path, "--output", tmp_path / "r.html")
-    assert "result.json and per_sample.csv are not of one evaluation" in capsys.readouterr().err
+    assert "result.json and per_sample.csv must be of one evaluation" in capsys.readouterr().err
 
 
 def test_interrupted_results_are_named(folder, tmp_path, capsys):

@@ -107,7 +107,7 @@ def test_lost_draws_are_named(run, tmp_path):
         with pytest.raises(ValueError, match="bootstrap.csv .*un the evaluation again"):
             find_entries([tmp_path])
     file.unlink()
-    with pytest.raises(ValueError, match="bootstrap.csv has nothing of clean"):
+    with pytest.raises(ValueError, match="bootstrap.csv must hold values of clean, got none"):
         find_entries([tmp_path])
     command(*words)
     assert find_entries([tmp_path])
