@@ -113,9 +113,8 @@ def check_images(images: Tensor, bounds: tuple[float, float] | None = BOUNDS, wh
         )
     if not images.numel():
         return images
-    low, high = torch.stack(
-        images.aminmax()
-    ).tolist()  # aminmax passes over the images once, and returns NaN twice if there is any.
+    # aminmax passes over the images once, and returns NaN twice if there is any.
+    low, high = torch.stack(images.aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{what} must be finite, got values from {low} to {high}. Repair or leave out those images.")
     if bounds is None or bounds[0] <= low <= high <= bounds[1]:

@@ -85,9 +85,8 @@ class Entry:
 
     def _protocol(self, row: Mapping[str, Any]) -> str:
         common: dict[str, Any] = {key: self.result[key] for key in ("dtype", "classes", "short_side") if key in self.result}
-        common |= (
-            {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}
-        )  # The same eps differs on images between models.
+        # The same eps on normalized tensors differs on images between models.
+        common |= {"pixel_eps": row["pixel_eps"]} if row.get("space") == "normalized" else {}
         return json.dumps({**common, **{key: row[key] for key in ("scorer", "corruption", "images")}}, sort_keys=True)
 
     @cached_property

@@ -77,7 +77,7 @@ class AttackProbe:
 
     @cached_property
     def withstand_pgd(self) -> Tensor:
-        """``[B]`` bool, whether each sample withstands PGD with 20 steps, which several checks compare with."""
+        """Robustness ``[B]`` bool under PGD with 20 steps, which several checks compare with."""
         return self.robust(self.pgd)
 
     @property
@@ -87,7 +87,7 @@ class AttackProbe:
 
     @cached_property
     def withstand_long_pgd(self) -> Tensor:
-        """``[B]`` bool, whether each sample withstands PGD with 100 steps from each of two random starts."""
+        """Robustness ``[B]`` bool under PGD with 100 steps from each of two random starts."""
         return self.robust(PGD(self.threat, 100, restarts=2, seed=self.seed))
 
     @cached_property

@@ -169,6 +169,11 @@ class APGDCE(_APGD):
         steps: Gradient steps per restart.
         seed: Seed of the starting points. They depend only on it, the restart and the sample's id.
         restarts: Random starting points per sample.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+        >>> APGDCE(8 / 255, steps=5)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     restarts: int = 1
@@ -182,6 +187,11 @@ class APGDDLR(_APGD):
     """Auto-PGD on the difference of logits ratio (APGD-DLR), for untargeted attacks on at least 3 classes.
 
     The arguments are those of `APGDCE`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+        >>> APGDDLR(8 / 255, steps=5)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     restarts: int = 1
@@ -205,6 +215,11 @@ class TargetedAPGD(_APGD):
         steps: Gradient steps per class.
         seed: Seed of the starting points.
         targets: Number of classes to aim at. If the model has fewer, the last one is repeated.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).eval()
+        >>> TargetedAPGD(8 / 255, steps=5, targets=3)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     targets: int = 9

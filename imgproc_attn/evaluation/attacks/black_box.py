@@ -51,6 +51,11 @@ class Square(Attack):
         share: Share of the image that the first squares cover, in (0, 1].
         restarts: Searches per sample.
         seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+        >>> Square(8 / 255, queries=10)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     queries: int = 5000
@@ -135,6 +140,11 @@ class SPSA(Attack):
         batch: Maximum number of images per forward pass (at least one pair).
         restarts: Random starting points per sample.
         seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+        >>> SPSA(8 / 255, steps=2, samples=4)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     steps: int = 40

@@ -123,9 +123,8 @@ class PGD(_Stepwise):
         adversarial, left = self._start(images, ids, restart), torch.arange(len(images), device=images.device)
         for step in range(self.steps):
             moved, logits = self._step(step, model, adversarial[left], images[left], labels[left])
-            stays = ~self.threat.succeeded(
-                logits.argmax(dim=1), labels[left]
-            )  # Judging the points before the step needs no extra pass.
+            # Judging the points before the step needs no extra pass.
+            stays = ~self.threat.succeeded(logits.argmax(dim=1), labels[left])
             left = left[stays]
             adversarial[left] = moved[stays]
             if len(left) == 0:
@@ -152,6 +151,11 @@ class MIFGSM(_Stepwise):
         start_at_random: Start at a random point of the ball. Default: at the image itself, as published.
         seed: Seed of the starting points.
         decay: Factor of the sum of earlier gradients in each step.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+        >>> MIFGSM(8 / 255, steps=5)(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1])).success.shape
+        torch.Size([2])
     """
 
     steps: int = 10
