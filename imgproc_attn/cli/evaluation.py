@@ -125,7 +125,7 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
 
 def _add_attack(commands: Any) -> None:
     presets = "\n".join(f"  {name}: {preset.purpose}" for name, preset in PRESETS.items())
-    presets += f"\nfor segmenters only:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
+    presets += f"\npreset for segmenters:\n  grid: {PIXEL_PRESETS['grid'].purpose}"
     a = _add_robustness(commands, "attack", ATTACK_TEXT + presets, "accuracy under FGSM, PGD and stronger attacks")
     add_images(a)
     add_views(a, several=False)

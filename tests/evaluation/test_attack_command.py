@@ -152,7 +152,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     [
         (["--attacks", "fgsm", "--eps", "0"], "eps must be positive and finite, got 0.0"),
         (["--attacks", "fgsm", "--eps", "8"], "8 gray levels are eps=8/255"),
-        (["--attacks", "fgsm", "--eps", "a/255"], "no number and no fraction"),
+        (["--attacks", "fgsm", "--eps", "a/255"], "must be a number or a fraction such as 4/255"),
         (["--attacks", "fgsm"], "must have radii, got none. Give --eps"),
         (["--steps", "3"], "must be left out with a preset"),
         (["--preset", "grid", "--attacks", "fgsm", "--eps", "0.1"], "--preset must be left out with --attacks, got grid"),

@@ -139,7 +139,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
             ["evaluate", "CLASSIFIER", "--data", "labeled", "--root", "DATA", "--split", "val"],
             "must have one label per image, which classifiers need, got .labeled., which has label maps",
         ),
-        (["corrupt", "RUN", "--files"], "which have no label maps"),
+        (["corrupt", "RUN", "--files"], "--files must be left out for segmentation"),
         (
             ["evaluate", "CLASSIFIER", "--root", "SIX", "--window", "32", "--scales", "0.5", "1"],
             "--scales and --window are for segmenters, but a FilterVisionTransformer gives one label per image",
