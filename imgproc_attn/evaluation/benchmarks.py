@@ -73,6 +73,7 @@ def benchmark(
     device: str | torch.device = "cpu",
     output: str | Path | None = None,
     seed: int = 0,
+    verbose: bool = True,
 ) -> BenchmarkResult:
     """Measure clean and robust accuracy, with intervals, sanity checks and per-sample results.
 
@@ -94,6 +95,7 @@ def benchmark(
         device: Device of the model.
         output: Folder for results that can be resumed and that ``imgproc-attn report`` reads. Default: none.
         seed: Seed of all draws.
+        verbose: Whether to show progress.
 
     Raises:
         TypeError: Data of another type.
@@ -104,9 +106,7 @@ def benchmark(
         >>> from imgproc_attn.evaluation import benchmark
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)).eval()
         >>> data = torch.rand(8, 1, 8, 8), torch.randint(4, (8,))
-        >>> result = benchmark(model, data, eps=0.01, attack="pgd", num_checked=4)
-        clean: 0 of 16 images, ...
-        Sanity checks on 4 images
+        >>> result = benchmark(model, data, eps=0.01, attack="pgd", num_checked=4, verbose=False)
         >>> result.robust_accuracy <= result.clean_accuracy
         True
     """
@@ -115,6 +115,7 @@ def benchmark(
         torch.device(device), batch_size=batch_size, workers=workers, output=None if output is None else Path(output)
     )
     session, samples = _opened(model, _dataset(data, root, split, num_samples, seed), runtime, seed)
+    session.progress = session.progress if verbose else _quiet
     if num_samples is not None and num_samples < len(samples):
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:num_samples]
         samples = samples.only(samples.ids[chosen])
@@ -135,6 +136,10 @@ def benchmark(
         for i, label, c, r, size in rows
     ]
     return BenchmarkResult(name, clean, clean_interval, robust, robust_interval, report.findings, per_sample)
+
+
+def _quiet(condition: str, samples: int) -> None:
+    """Show no progress."""
 
 
 def _norm(name: str) -> Any:

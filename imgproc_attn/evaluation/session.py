@@ -91,7 +91,7 @@ class EvaluationSession:
         if runtime.output is not None:
             check_output_folder(runtime.output)
         self.model, self.task, self.preprocessing, self.runtime = model, task, preprocessing, runtime
-        self.about, self._protocol, self.seed, self._progress = dict(about or {}), dict(protocol or {}), seed, progress
+        self.about, self._protocol, self.seed, self.progress = dict(about or {}), dict(protocol or {}), seed, progress
         self.inner: Any = model  # the bare model, where `open` built it
         self.model_preprocessing: Any = preprocessing
         self._group: Any = None
@@ -190,8 +190,8 @@ class EvaluationSession:
             raise ValueError(f"Each condition must have its own name, got {', '.join(names)}. Rename one.")
         folder = None if self.runtime.output is None else self.runtime.output / LOG_FOLDER
         with locked(folder) if folder is not None and self.runtime.world.rank == 0 else nullcontext():
-            if self._progress is not None:
-                return self._run(conditions, self._progress)
+            if self.progress is not None:
+                return self._run(conditions, self.progress)
             total = sum(len(condition.samples) for condition in conditions)
             with progress_bar(total or None, shown=self.runtime.world.rank == 0) as bar:
 
@@ -287,7 +287,7 @@ class EvaluationSession:
             few = samples.random(count, self.seed)
             batches = few.batches(preprocessing or self.preprocessing, runtime.batch_size, 0, runtime.device)
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
-            if attacks and self._progress is None:  # many attacks on few images: else it would look like a standstill
+            if attacks and self.progress is None:  # many attacks on few images: else it would look like a standstill
                 print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
             known = {"key": key, **asdict(self.task.check(self.model, kept, attacks, self.seed))}
             if file is not None:

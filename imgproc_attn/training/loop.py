@@ -247,7 +247,7 @@ class Trainer:
                 names, update = self.batch_names(batch), batch // self.recipe.run.grad_accum_steps + 1
                 raise NotFinite(
                     f"The loss must be finite, got {value} in epoch {epoch + 1}, update {update}/{self.updates}; "
-                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self._remedy}",
+                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self.remedy}",
                     names,
                 )
         return sum(values)
@@ -260,11 +260,11 @@ class Trainer:
         weights = unwrap_model(self.task.get_trainable_module()).parameters()
         if not torch.stack([w.detach().isfinite().all() for w in weights]).all():
             raise NotFinite(
-                f"The weights must be finite, got inf or nan after the last update of epoch {epoch + 1}. {self._remedy}", []
+                f"The weights must be finite, got inf or nan after the last update of epoch {epoch + 1}. {self.remedy}", []
             )
 
     @property
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         o = self.recipe.optimizer
         return f"Lower optimizer.lr, now {o.lr}, or optimizer.clip_grad, now {o.clip_grad}."
 

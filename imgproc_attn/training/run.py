@@ -175,7 +175,11 @@ class Run:
         trained = self.trainer.train_epoch(epoch)
         record: dict[str, Any] = {"epoch": epoch, "train_loss": trained.pop("loss"), **trained}
         if self.splits.validation is not None:
-            record |= {f"validation_{k}": v for k, v in self.evaluate(self.splits.validation).items()}
+            try:
+                numbers = self.evaluate(self.splits.validation)
+            except FloatingPointError as error:  # float16 overflows, for one
+                raise NotFinite(f"Validation after epoch {epoch + 1}: {error} {self.trainer.remedy}", []) from error
+            record |= {f"validation_{key}": value for key, value in numbers.items()}
         if self.world.rank == 0:
             record |= self.watch(self.model) if self.watch else {}
             record["unreadable_images"] = len(self.unreadable.names())

@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from runs import quiet, run_of, same, small, stop_after, weights
 
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.checkpoints import load_state, state_file
 from imgproc_attn.training.model_factory import build_model
+from imgproc_attn.training.run import Run
 from imgproc_attn.utils.manifest import Manifest
 
 
@@ -44,6 +46,24 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
         quiet(recipe, tmp_path, resume=True)
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
     assert len(json.loads((tmp_path / "not-finite-0.json").read_text())["images"]) == 128
+
+
+def test_outputs_that_are_not_finite_in_validation_name_the_last_good_checkpoint(tmp_path, monkeypatch):
+    recipe = small("schedule.epochs=2", "data.validation_images=100")
+    stop_after(recipe, tmp_path, 1)
+    evaluate = Run.evaluate
+
+    def overflow(run, images):
+        with torch.no_grad():
+            run.evaluated.head.bias.fill_(float("inf"))
+        return evaluate(run, images)
+
+    monkeypatch.setattr(Run, "evaluate", overflow)
+    with pytest.raises(
+        FloatingPointError, match=r"Validation after epoch 2: Logits must be finite.*Lower optimizer.lr.*last, of epoch 1"
+    ):
+        quiet(recipe, tmp_path, resume=True)
+    assert all(t.isfinite().all() for t in weights(tmp_path).values())
 
 
 def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(tmp_path, monkeypatch):
