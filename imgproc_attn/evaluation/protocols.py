@@ -158,7 +158,7 @@ def _gallery(
     """Draw samples that the strongest attack has harmed; nothing if no attack harmed any."""
     sign = 1 if session.task.metrics[0].higher_is_better else -1
     for condition in sorted(conditions[1:], key=lambda c: sign * _headline(session, results[c.name])):
-        harmed = session.task.harmed(results[CLEAN], results[condition.name])[: min(count, session.runtime.batch_size)]
+        harmed = session.task.harmed(results[CLEAN], results[condition.name])[: min(count, session.batch_size)]
         if len(harmed):
             batch = images_of(condition.samples, session.preprocessing, session.runtime.device, harmed)
             return {"gallery": session.task.draw_attacked(session.model, batch, condition, session.about["label"])}

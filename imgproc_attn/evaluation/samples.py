@@ -1,7 +1,6 @@
 """Samples keep their ids through loaders, batches and processes: every random draw and every result belongs to an id."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,10 +122,10 @@ class SampleSet(ABC):
         return ValueError(f"At least one of the {len(self)} images must be readable, got none. Give other images.")
 
     def corrupted(self, corruption: Any) -> "SampleSet":
-        """Return the same samples, corrupted when they are read.
+        """Return the same samples, corrupted when they are read, under the same identity.
 
         Raises:
-            ValueError: These samples cannot be read again.
+            ValueError: These samples cannot be corrupted.
         """
         raise ValueError(f"{type(self).__name__} cannot be corrupted while they are read. Use a reader of numbered images.")
 
@@ -235,15 +234,20 @@ class TensorSamples(SampleSet):
         class_names: Mapping[int, str] | None = None,
     ) -> None:
         self.images, self.labels, self._names = images, labels, names
-        self.ids = torch.arange(len(images)) if ids is None else ids
+        self.all_ids = torch.arange(len(images)) if ids is None else ids
         self._class_names = dict(class_names or {})
+        self._positions = torch.arange(len(images))
+        self.ids = self.all_ids
 
     def name(self, sample_id: int) -> str:
         return str(sample_id) if self._names is None else self._names[sample_id]
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        content = hashlib.sha256(self.images.detach().cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes())
+        content = hashlib.sha256()
+        for part in self._positions.split(256):
+            content.update(self.images[part].detach().cpu().numpy().tobytes())
+            content.update(self.labels[part].cpu().numpy().tobytes())
         names = names_hash([self.name(i) for i in self.ids.tolist()])
         return {"n": len(self), "names_sha256": names, "content_sha256": content.hexdigest()}
 
@@ -252,7 +256,11 @@ class TensorSamples(SampleSet):
         return self._class_names
 
     def _at(self, kept: Any) -> "TensorSamples":
-        return TensorSamples(self.images[kept], self.labels[kept], self.ids[kept], self._names, self._class_names)
+        """Return some of these samples, with the same tensors in memory."""
+        samples = TensorSamples(self.images, self.labels, self.all_ids, self._names, self._class_names)
+        samples.corruption, samples._positions = self.corruption, self._positions[kept]
+        samples.ids = samples.all_ids[samples._positions]
+        return samples
 
     def without(self, ids: Tensor) -> "TensorSamples":
         return self._at(~torch.isin(self.ids, ids))
@@ -260,34 +268,43 @@ class TensorSamples(SampleSet):
     def share(self, rank: int, size: int) -> "TensorSamples":
         return self._at(slice(rank, None, size))
 
+    def corrupted(self, corruption: Any) -> "TensorSamples":
+        samples = self._at(slice(None))
+        samples.corruption = corruption
+        samples.__dict__["identity"] = self.identity  # hashed once for all corruptions
+        return samples
+
     def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
         if len(self) == 0:  # split would give one empty batch
             return
-        for images, labels, ids in zip(*(part.split(batch_size) for part in (self.images, self.labels, self.ids))):
-            yield images.to(device), labels.to(device), ids
+        for part in self._positions.split(batch_size):
+            images, ids = self.images[part], self.all_ids[part]
+            if self.corruption is not None:
+                images = self.corruption(images, ids)
+            yield images.to(device), self.labels[part].to(device), ids
 
 
 class StreamSamples(SampleSet):
     """Samples of a stream, numbered in the order in which they come.
 
+    The order depends on the number of workers. So a stream is evaluated on images as they are only, and from its start each time.
+
     Args:
-        images: The stream. Samples that are left out are read and dropped.
-        wanted: Ids of the samples. Default: all.
-        left_out: Ids of samples to leave out.
+        images: The stream.
+        source: Name, split and columns of the data, which tell streams apart.
+        first: Number of samples, from the start. Default: all.
     """
 
-    def __init__(self, images: StreamedImages, wanted: Tensor | None = None, left_out: Tensor | None = None) -> None:
-        self.images, self._wanted = images, wanted
-        self._left_out = torch.empty(0, dtype=torch.int64) if left_out is None else left_out
-        ids = torch.arange(images.announced) if wanted is None else wanted  # a guess: streams may give more or fewer
-        self.ids = ids[~torch.isin(ids, self._left_out)]
+    def __init__(self, images: StreamedImages, source: Mapping[str, Any] | None = None, first: int | None = None) -> None:
+        self.images, self._source, self._first = images, dict(source or {}), first
+        self.ids = torch.arange(images.announced if first is None else first)  # a guess: streams may give more or fewer
 
     def name(self, sample_id: int) -> str:
         return str(sample_id)
 
     @property
     def identity(self) -> dict[str, Any]:
-        entries = [os.fspath(str(entry)) for entry in self.images.entries()]
+        entries = [str(self._source), *map(str, self.images.entries())]
         return {"n": self.images.announced, "names_sha256": names_hash(entries), "content_sha256": ""}
 
     @property
@@ -295,14 +312,13 @@ class StreamSamples(SampleSet):
         return {label: printable(name) for name, label in (self.images.classes or {}).items()}
 
     def without(self, ids: Tensor) -> "StreamSamples":
-        return StreamSamples(self.images, self._wanted, torch.cat([self._left_out, ids]))
-
-    def only(self, ids: Tensor) -> "StreamSamples":
-        return StreamSamples(self.images, ids, self._left_out)
+        if len(ids):
+            raise ValueError(f"A stream cannot leave out samples, got {len(ids)} ids. Use a reader of numbered images.")
+        return self
 
     def random(self, count: int, seed: int) -> "StreamSamples":
         """Return the first samples: others would take another pass through the stream."""
-        return self.only(torch.arange(count))
+        return StreamSamples(self.images, self._source, count)
 
     def share(self, rank: int, size: int) -> "StreamSamples":
         if size > 1:
@@ -313,18 +329,12 @@ class StreamSamples(SampleSet):
         return self
 
     def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
-        start = 0
-        for images, labels in evaluation_loader(
-            self.images, preprocessing.without_normalization(), batch_size, workers, device
-        ):
-            ids = torch.arange(start, start + len(images))
-            start += len(images)
-            new = ~torch.isin(ids, self._left_out)
-            if self._wanted is not None:
-                new &= torch.isin(ids, self._wanted)
-            if new.any():
-                yield images[new.to(device)], labels[new.to(device)], ids[new]
-            if self._wanted is not None and (self._wanted < start).all():
+        start, loader = 0, preprocessing.without_normalization()
+        for images, labels in evaluation_loader(self.images, loader, batch_size, workers, device):
+            left = len(images) if self._first is None else min(len(images), self._first - start)
+            yield images[:left], labels[:left], torch.arange(start, start + left)
+            start += left
+            if start == self._first:
                 return
 
 
@@ -336,9 +346,7 @@ def only_readable(batch: Batch) -> Batch:
 
 def images_of(samples: SampleSet, preprocessing: PreprocessingLike, device: torch.device, ids: Tensor) -> Batch:
     """Return the readable ones of a few samples of one size as a batch."""
-    batches = samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)  # several of a stream
-    images, labels, found = (torch.cat(parts) for parts in zip(*batches))
-    return only_readable((images, labels, found))
+    return only_readable(next(samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)))
 
 
 def in_memory(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..data import SINGLE_PROCESS, PreprocessingLike, World, readable
+from ..data import SINGLE_PROCESS, PreprocessingLike, StreamedImages, World, readable
 from ..utils.environment import arithmetic, environment, sources_hash, versions
 from ..utils.io import check_output_folder, printable, read_json, write_atomically, write_csv, write_json
 from ..utils.locks import locked
@@ -35,6 +35,7 @@ from .specs import DatasetSpec, ModelSpec, model_hashes
 __all__ = ["LOG_FOLDER", "EvaluationSession", "Runtime", "clear_results"]
 
 LOG_FOLDER = "log"
+BATCH_SIZE = 64  # by default
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Runtime:
     Attributes:
         device: Device of this process.
         world: Rank of this process and number of processes.
-        batch_size: Batch size of this process.
+        batch_size: Batch size of this process. Default: 64, or 1 for tasks whose images have sizes of their own.
         workers: Number of processes that read images.
         output: Folder of the results, one for all processes; None to keep results in memory.
     """
 
     device: torch.device
     world: World = SINGLE_PROCESS
-    batch_size: int = 64
+    batch_size: int | None = None
     workers: int = 0
     output: Path | None = None
 
@@ -92,6 +93,7 @@ class EvaluationSession:
             check_output_folder(runtime.output)
         self.model, self.task, self.preprocessing, self.runtime = model, task, preprocessing, runtime
         self.about, self._protocol, self.seed, self.progress = dict(about or {}), dict(protocol or {}), seed, progress
+        self.batch_size: int = runtime.batch_size or task.batch_limit or BATCH_SIZE
         self.inner: Any = model  # the bare model, where `open` built it
         self.model_preprocessing: Any = preprocessing
         self._group: Any = None
@@ -143,15 +145,25 @@ class EvaluationSession:
         session.inner, session.model_preprocessing = inner, preprocessing
         return session
 
-    def samples(self, dataset: DatasetSpec) -> SampleSet:
+    def samples(self, dataset: DatasetSpec, streams: bool = False) -> SampleSet:
         """Open images that fit the model, and record where they come from.
+
+        Args:
+            dataset: Which images.
+            streams: Whether a stream will do: for images as they are.
 
         Raises:
             FileNotFoundError: There are none.
-            ValueError: Their classes are not the model's.
+            ValueError: Their classes are not the model's; or a stream, which will not do.
         """
         images = self.task.open_dataset(dataset, self.inner, len(self.preprocessing.mean))
         self.about["data"] = {**dataset.record, **self.task.protocol}
+        if isinstance(images, StreamedImages):
+            if not streams:
+                raise ValueError(
+                    f"{dataset.data!r} gives no images by number, which attacks and corruptions need; use another reader."
+                )
+            return StreamSamples(images, {"name": dataset.data, "split": dataset.split, **dataset.columns})
         return self.task.samples_of(images)
 
     @property
@@ -214,7 +226,7 @@ class EvaluationSession:
         return {condition.name: self._read(condition, logs[condition.name]) for condition in conditions}
 
     def _log(self, condition: Condition) -> ResultsLog | MemoryLog:
-        if self.runtime.output is None:
+        if self.runtime.output is None or isinstance(condition.samples, StreamSamples):
             return MemoryLog(condition.name, self.runtime.world)
         protocol = {
             **self.protocol,
@@ -223,18 +235,15 @@ class EvaluationSession:
             "condition": {"name": condition.name, **condition.settings},
         }
         log = ResultsLog(self.runtime.output / LOG_FOLDER, condition.name, protocol, self.runtime.world.rank)
-        if not isinstance(condition.samples, StreamSamples):
-            log.check_ids(condition.samples.ids)
+        log.check_ids(condition.samples.ids)
         return log
 
     @torch.no_grad()
     def _score(
         self, condition: Condition, samples: SampleSet, log: ResultsLog | MemoryLog, progress: Callable[[str, int], Any]
     ) -> None:
-        runtime, preprocessing, workers = self.runtime, condition.preprocessing or self.preprocessing, self.runtime.workers
-        if isinstance(samples, StreamSamples) and runtime.output is not None:
-            workers = min(workers, 1)  # the order, hence the ids, would depend on the number of workers and the batch size
-        for images, labels, ids in samples.batches(preprocessing, runtime.batch_size, workers, runtime.device):
+        runtime, preprocessing = self.runtime, condition.preprocessing or self.preprocessing
+        for images, labels, ids in samples.batches(preprocessing, self.batch_size, runtime.workers, runtime.device):
             kept = readable(labels)
             there = kept.to(ids.device)
             result = condition.scorer(self.model, images[kept], labels[kept], ids[there]) if kept.any() else None
@@ -247,8 +256,10 @@ class EvaluationSession:
             results = log.read()
         except NoneReadableError as error:
             raise condition.samples.none_readable() from error
+        if isinstance(condition.samples, StreamSamples):
+            return results
         missing = condition.samples.without(torch.cat([results.ids, torch.tensor(results.unreadable, dtype=torch.int64)]))
-        if len(missing) and not isinstance(condition.samples, StreamSamples):
+        if len(missing):
             raise ValueError(
                 f"{condition.name}: {len(missing)} of {len(condition.samples)} samples have no result in {self.output}. All "
                 "processes must see one folder; give an --output that they share."
@@ -285,7 +296,7 @@ class EvaluationSession:
         if known.get("key") != key:
             runtime = self.runtime
             few = samples.random(count, self.seed)
-            batches = few.batches(preprocessing or self.preprocessing, runtime.batch_size, 0, runtime.device)
+            batches = few.batches(preprocessing or self.preprocessing, self.batch_size, 0, runtime.device)
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
             if attacks and self.progress is None:  # many attacks on few images: else it would look like a standstill
                 print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
@@ -344,23 +355,27 @@ class EvaluationSession:
         """Keep the folder, if there is one, to this session from `run` to `write`; the first process sees to that."""
         if self.runtime.world.rank or self.runtime.output is None:
             return nullcontext()
-        return claimed(self.runtime.output, OUTPUTS)
+        return claimed(self.runtime.output, [*OUTPUTS, *self.task.files])
 
     def clear(self) -> None:
         """Remove what an earlier evaluation left in the folder. Call it before `run`, in all processes."""
         if self.runtime.world.rank == 0:
-            clear_results(self.output)
+            clear_results(self.output, self.task.files)
 
 
-def clear_results(folder: Path) -> None:
+def clear_results(folder: Path, more: Sequence[str] = ()) -> None:
     """Remove the results and logs of an evaluation in a folder, and nothing else.
+
+    Args:
+        folder: Folder of the results.
+        more: Further files of the task.
 
     Raises:
         ValueError: Another process writes to it.
     """
     with locked(folder):
         remove_results(folder / LOG_FOLDER)
-        Manifest(folder).remove(OUTPUTS)
+        Manifest(folder).remove([*OUTPUTS, *more])
 
 
 def _read_checks(file: Path) -> dict[str, Any]:
