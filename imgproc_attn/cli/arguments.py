@@ -23,9 +23,11 @@ __all__ = [
     "run_of",
     "seed",
     "share",
-    "takes_label_maps",
     "task_of",
 ]
+
+TASK_OPTIONS = ("short_side", "window", "stride", "scales", "flip", "classes")  # settings of tasks
+DATA_OPTIONS = ("image_column", "label_column", "crop_pct", "input_size", "skip_broken", "real_labels")  # not of all tasks
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -137,19 +139,17 @@ def _pixels(word: str) -> Callable[[str], int | str]:
     return lambda text: text if text == word else at_least(1)(text)
 
 
-def add_place(parser: argparse.ArgumentParser, batch_size: int, output: str, precisions: list[str]) -> None:
+def add_place(parser: argparse.ArgumentParser, output: str, precisions: list[str]) -> None:
     """Add batch size, workers, precision, output and device.
 
     Args:
         parser: Parser of the command.
-        batch_size: Default batch size.
         output: Folder in which default outputs are created.
         precisions: Allowed values of ``--amp``.
     """
     parser.add_argument(
-        "--batch-size", type=at_least(1), help=f"batch size per process (default: {batch_size}; 1 for images with label maps)"
+        "--batch-size", type=at_least(1), help="batch size per process (default: 64; 1 for images with label maps)"
     )
-    parser.set_defaults(usual_batch_size=batch_size)
     parser.add_argument("--workers", type=at_least(0), default=2, help="number of processes that read images")
     parser.add_argument("--amp", choices=precisions, help="precision of autocast (default: float32)")
     parser.add_argument(
@@ -199,23 +199,21 @@ def task_of(args: argparse.Namespace, model: Any, **options: Any) -> Any:
         args: Arguments of the command line.
         model: Model.
         **options: Settings that the command itself chooses.
+
+    Raises:
+        ValueError: An option that the task does not have.
     """
     from ..evaluation.scoring import find_task
 
     run = run_of(args)
     task = find_task(run.task if run is not None else getattr(model, "task", "classification"))
-    names = ["short_side", "window", "stride", "classes", "image_column", "label_column", "crop_pct", "real_labels"]
-    names += ["skip_broken", "input_size", "flip", "scales"]
-    given = {name: getattr(args, name, None) for name in names}
+    given = {name: getattr(args, name, None) for name in (*TASK_OPTIONS, *DATA_OPTIONS)}
     given |= {"scales": None} if given["scales"] == [1.0] else {}
     given = {name: value for name, value in {**given, **options}.items() if value is not None and value is not False}
-    return task.for_model(model, run, **given)
-
-
-def takes_label_maps(args: argparse.Namespace) -> bool:
-    """Return whether images come one by one, each with a label map of its own size."""
-    run = run_of(args)
-    return run is not None and run.segmentation is not None
+    refused = [f"--{name.replace('_', '-')}" for name in given if name in task.refused_options]
+    if refused:
+        raise ValueError(f"{' and '.join(refused)} must be left out: the task {task.name} has no use for them.")
+    return task.for_model(model, run, **{name: value for name, value in given.items() if name not in DATA_OPTIONS})
 
 
 def dataset_of(args: argparse.Namespace, task: Any) -> Any:

@@ -24,7 +24,6 @@ from .arguments import (
     output_of,
     run_of,
     seed,
-    takes_label_maps,
     task_of,
 )
 
@@ -85,7 +84,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     e.add_argument("--label", help="name of the model in reports, the same for all its seeds (default: its own)")
     e.add_argument("--restart", action="store_true", help="remove the results in the folder instead of resuming")
-    add_place(e, 128, "runs/evaluate", ["bfloat16", "float16"])
+    add_place(e, "runs/evaluate", ["bfloat16", "float16"])
     e.set_defaults(function=_evaluate)
 
 
@@ -119,7 +118,7 @@ def _add_robustness(commands: Any, name: str, text: str, help: str) -> argparse.
     parser.add_argument("--restart", action="store_true", help="remove the results in the folder instead of resuming")
     parser.add_argument("--dry-run", action="store_true", help="only print protocol, passes and estimated time")
     # Small gradients vanish in float16, so attacks would fail.
-    add_place(parser, 64, f"runs/{name}", ["bfloat16"] if name == "attack" else ["bfloat16", "float16"])
+    add_place(parser, f"runs/{name}", ["bfloat16"] if name == "attack" else ["bfloat16", "float16"])
     return parser
 
 
@@ -213,7 +212,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ..evaluation.protocols import evaluate_clean
 
     session = _session(args)
-    samples = session.samples(dataset_of(args, session.task))
+    samples = session.samples(dataset_of(args, session.task), streams=True)
     if args.restart:
         session.clear()
     real = args.real_labels is not None
@@ -259,11 +258,10 @@ def _session(args: argparse.Namespace, part: str = "", **options: Any) -> Any:
     torch.backends.cudnn.allow_tf32 = False  # Convolutions must also use float32 if the record says so.
     device, world = start_processes(args.device)
     spec = model_of(args)
-    batch_size = args.batch_size or (1 if takes_label_maps(args) else args.usual_batch_size)
     return EvaluationSession.open(
         spec,
         lambda model: task_of(args, model, **options),
-        Runtime(device, world, batch_size, args.workers, output_of(args, spec) / part),
+        Runtime(device, world, args.batch_size, args.workers, output_of(args, spec) / part),
         label=args.label,
         autocast=None if args.amp is None else autocast(device.type, args.amp),
         dtype=args.amp or "float32",

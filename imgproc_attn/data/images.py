@@ -86,7 +86,7 @@ def readable(labels: torch.Tensor) -> torch.Tensor:
         >>> readable(torch.tensor([3, UNREADABLE_LABEL]))
         tensor([ True, False])
     """
-    known = labels.long() != UNREADABLE_LABEL
+    known = (labels if labels.is_floating_point() else labels.long()) != UNREADABLE_LABEL
     return known if known.ndim == 1 else known.flatten(1).any(dim=1)
 
 

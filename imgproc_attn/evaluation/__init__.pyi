@@ -15,15 +15,15 @@ from .attacks import (
     WorstOf,
     strong_ensemble,
 )
-from .benchmarks import BenchmarkResult, benchmark
 from .corruptions import GaussianBlur, GaussianNoise
 from .normalization import NormalizedModel
-from .protocol import Evaluation, evaluate
 from .results_log import SampleResults
+from .robust_accuracy import BenchmarkResult, benchmark
 from .sanity import sanity_checks
 from .session import EvaluationSession, Runtime
 from .specs import DatasetSpec, ModelSpec
 from .statistics import PairedDifference, paired_difference
+from .tensors import Evaluation, evaluate
 from .threat import L2_NORM, LINF, ThreatModel
 
 __all__ = [

@@ -10,7 +10,7 @@ from ..utils.serialization import describe
 from .corruption_names import COMMON, EXTRA
 from .imagenet_c import ImageNetC
 from .samples import SampleSet
-from .scorers import AnyAttack, Scorer
+from .scorers import AnyAttack, CleanScorer, Scorer
 from .threat import LINF
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Condition:
 
 
 def clean_condition(samples: SampleSet, task: "Scoring", name: str = CLEAN) -> Condition:
-    """Return the condition of images as they are."""
-    return Condition(name, samples, task.clean)
+    """Return the condition of images as they are, with all details that the task keeps."""
+    return Condition(name, samples, CleanScorer(task, details=True))
 
 
 def attack_conditions(samples: SampleSet, attacks: Mapping[str, AnyAttack], task: "Scoring") -> list[Condition]:

@@ -18,7 +18,9 @@ class _Form(BaseModel):
 class LineForm(_Form):
     """Line of a log of results. Each further key is a column with one value per id."""
 
-    __pydantic_extra__: dict[str, list[float] | list[list[int]] | list[list[list[int]]]]
+    __pydantic_extra__: dict[
+        str, list[float] | list[bool] | list[str] | list[list[float]] | list[list[list[int]]] | list[dict[str, Any]]
+    ]
 
     ids: list[int]
     unreadable: list[int]

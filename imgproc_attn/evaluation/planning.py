@@ -27,7 +27,7 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checke
     """
     runtime, passes = session.runtime, [condition.scorer.passes for condition in conditions]
     known = max(len(condition.samples) for condition in conditions)  # Streams may have an unknown length, which is 0 here.
-    size = min(runtime.batch_size, known or runtime.batch_size)
+    size = min(session.batch_size, known or session.batch_size)
     forward, backward = _seconds(session, conditions[0], size)
     share = size * runtime.world.size
     seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, passes))

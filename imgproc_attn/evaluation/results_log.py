@@ -42,7 +42,15 @@ class NoneReadableError(ValueError):
 
 
 class ProtocolMismatchError(ValueError):
-    """Results under another protocol, which new ones cannot be mixed with."""
+    """Results under another protocol, which new ones cannot be mixed with.
+
+    Attributes:
+        file: The file that holds them.
+    """
+
+    def __init__(self, message: str, file: Path) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class SampleResults(NamedTuple):
@@ -76,30 +84,36 @@ class SampleResults(NamedTuple):
         """
         if name not in self.columns:
             known = ", ".join(self.columns)
-            raise ValueError(
-                f"SampleResults must have {name!r}, got {known}. They are damaged: compute them anew with --restart."
-            )
+            raise ValueError(f"Per-sample results must have {name!r}, got {known}. Compute them again with --restart.")
         return self.columns[name]
+
+    def _tensor(self, name: str) -> Tensor:
+        """Return a column of numbers as a tensor."""
+        values = self.column(name)
+        try:
+            return torch.tensor(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Per-sample results must have numbers as {name!r}. Compute them again with --restart.") from error
 
     @property
     def labels(self) -> Tensor:
         """``[n]`` class indices."""
-        return torch.tensor(self.column("labels"))
+        return self._tensor("labels")
 
     @property
     def correct(self) -> Tensor:
         """``[n]`` bool, whether the sample counts as correct."""
-        return torch.tensor(self.column("correct")).bool()
+        return self._tensor("correct").bool()
 
     @property
     def predictions(self) -> Tensor:
         """``[n]`` predicted classes; attacks keep none."""
-        return torch.tensor(self.column("predictions"))
+        return self._tensor("predictions")
 
     @property
     def scores(self) -> Tensor:
         """``[n]``: the largest probability, or under attack the size of the perturbation."""
-        return torch.tensor(self.column("scores"))
+        return self._tensor("scores")
 
 
 def of_common_samples(results: Mapping[str, SampleResults]) -> dict[str, SampleResults]:
@@ -234,7 +248,8 @@ class ResultsLog:
             raise ProtocolMismatchError(
                 f"{file} holds results under another protocol, which cannot be mixed with these: "
                 + "; ".join(f"{key}: {change}" for key, change in list(found.items())[:5])
-                + ". Give another --output, or start again with --restart."
+                + ". Give another --output, or start again with --restart.",
+                file,
             )
         return lines[1:]
 

@@ -287,7 +287,7 @@ class TensorSamples(SampleSet):
 class StreamSamples(SampleSet):
     """Samples of a stream, numbered in the order in which they come.
 
-    The order depends on the number of workers. So a stream is evaluated on images as they are only, and from its start each time.
+    The order depends on the number of workers. So a stream serves for images as they are only, and is read from its start.
 
     Args:
         images: The stream.

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
@@ -58,9 +58,11 @@ class CleanScorer(Scorer):
 
     Args:
         task: Scores outputs.
+        details: Whether to keep the columns in the task's ``details``.
     """
 
     task: "Scoring"
+    details: bool = field(default=False, metadata={"setting": False})
 
     @property
     def passes(self) -> Passes:
@@ -68,7 +70,9 @@ class CleanScorer(Scorer):
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:
         images = check_batch(model, images, labels if labels.ndim == 1 else None)
-        return BatchResult(images, self.task.score(model, images, self.task.targets(images, labels)))
+        columns = self.task.score(model, images, self.task.targets(images, labels))
+        dropped = () if self.details else self.task.details
+        return BatchResult(images, {name: values for name, values in columns.items() if name not in dropped})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """How the answers of a model are scored: the part of a task that evaluations need."""
 
 import importlib
-import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -74,6 +73,9 @@ class Scoring(ABC):
     num_checked: ClassVar[int] = 64  # default number of samples for the sanity checks
     sample_noun: ClassVar[str] = "images"  # how messages call samples
     batch_limit: ClassVar[int | None] = None  # largest batch in evaluation; None for any
+    details: ClassVar[tuple[str, ...]] = ()  # columns that are kept of clean images only
+    files: ClassVar[tuple[str, ...]] = ()  # names of `tables`
+    refused_options: ClassVar[tuple[str, ...]] = ()  # options of the commands that mean nothing to the task
     bootstrapped: ClassVar[bool] = False  # whether intervals come from `bootstrap`
 
     @property
@@ -203,11 +205,13 @@ class Scoring(ABC):
         return {"n": len(values), self.metrics[0].key: factor * statistics.fmean(values)}
 
     def intervals(self, results: SampleResults) -> dict[str, list[float]]:
-        """Return 95 % intervals of the metrics. Default: normal, of a mean over samples."""
+        """Return 95 % intervals of the metrics. Default: normal, of a mean over two or more samples."""
         metric, values = self.metrics[0], self.per_sample(results)
         factor = 100 if metric.unit == "%" else 1
-        half = factor * 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.inf
         mean = factor * statistics.fmean(values)
+        if len(values) == 1:  # nothing is known of the spread
+            return {metric.key: [0.0, 100.0] if metric.unit == "%" else [mean, mean]}
+        half = factor * 1.96 * statistics.stdev(values) / len(values) ** 0.5
         return {metric.key: [mean - half, mean + half]}
 
     def bootstrap(self, results: SampleResults) -> dict[str, list[float]]:
@@ -226,8 +230,9 @@ class Scoring(ABC):
 
     # trust
 
+    @torch.no_grad()
     def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[AnyAttack], seed: int) -> SanityReport:
-        """Run sanity checks on a few samples.
+        """Run sanity checks on a few samples. Default: two passes must give equal outputs.
 
         Args:
             model: Maps images in [0, 1] to outputs, in evaluation mode.

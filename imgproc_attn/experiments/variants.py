@@ -17,12 +17,12 @@ from ..evaluation.corruptions import GaussianBlur, GaussianNoise
 from ..evaluation.imagenet_c import ImageNetC
 from ..evaluation.normalization import NormalizedModel
 from ..evaluation.presets import attack_name
-from ..evaluation.protocol import announcing
-from ..evaluation.results_log import ProtocolMismatchError, SampleResults, remove_results
-from ..evaluation.samples import SampleSet, TensorSamples
+from ..evaluation.results_log import ProtocolMismatchError, SampleResults
+from ..evaluation.samples import SampleSet
 from ..evaluation.scorers import AnyAttack, CorruptedScorer
-from ..evaluation.session import LOG_FOLDER, EvaluationSession, Runtime
+from ..evaluation.session import EvaluationSession, Runtime
 from ..evaluation.specs import model_hashes
+from ..evaluation.tensors import announcing
 from ..recipe import Recipe
 from ..tasks.base import Loading, task_of
 from ..training.model_factory import build_model
@@ -93,7 +93,7 @@ class VariantEvaluation:
         return kind(eps, **settings)
 
     @cached_property
-    def worst_cases(self) -> dict[str, AnyAttack]:
+    def worst_cases(self) -> dict[str, WorstOf]:
         """Ensembles of the recipe by name, ``"worst case 0.1"``; the cheap attacks come first."""
         e, classes = self.recipe.evaluation, self.task.num_outputs
         cheap = dict(self.task.attacks[key] for key in ("fgsm", "pgd") if e.worst_case)
@@ -114,9 +114,6 @@ class VariantEvaluation:
         corruptions: dict[str, Any] = {f"noise {strength_text(std)}": GaussianNoise(std) for std in e.gaussian_noise}
         corruptions |= {f"blur {strength_text(sigma)}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
         published = [ImageNetC(name, int(severity)) for name, severity in map(str.split, e.corruptions)]
-        if isinstance(samples, TensorSamples):  # in memory: corrupted as tensors
-            corruptions |= {f"{c.name} {c.severity}": c for c in published}
-            published = []
         return [
             clean_condition(self.samples, task),
             *([clean_condition(samples, task, CLEAN_PERTURBED)] if len(samples) < len(self.samples) else []),
@@ -141,22 +138,25 @@ class VariantEvaluation:
             log: Called with the name of each condition when it begins.
             about: What ``result.json`` says of the model beside its numbers.
         """
-        batch_size = self.task.batch_limit or 256
-        runtime = Runtime(self.device, SINGLE_PROCESS, batch_size, self.recipe.data.workers, folder / FOLDER)
+        runtime = Runtime(self.device, SINGLE_PROCESS, self.task.batch_limit or 256, self.recipe.data.workers, folder / FOLDER)
         protocol = {**model_hashes(model.model), "options": {}, **self.task.protocol}
         session = EvaluationSession(
             model, self.task, self.preprocessing, runtime, about=about, protocol=protocol, progress=announcing(log)
         )
         with session.claimed():
-            try:
-                results = session.run(self.conditions)
-            except ProtocolMismatchError:
-                remove_results(session.output / LOG_FOLDER)
-                results = session.run(self.conditions)
-            results = self._with_pgd(results)
+            results = self._with_pgd(self._run(session, log))
             report = session.check(self.samples, list(self.attacks.values()), min(NUM_CHECKED, self.task.num_checked))
             result = session.write("compare", self.conditions, results, report)
         return self._summarized(result, results)
+
+    def _run(self, session: EvaluationSession, log: Callable[[str], Any]) -> dict[str, SampleResults]:
+        """Return the results of all conditions. Those under another protocol are computed again."""
+        while True:
+            try:
+                return session.run(self.conditions)
+            except ProtocolMismatchError as error:
+                log(f"Computed again: {error}")
+                error.file.unlink()
 
     def _with_pgd(self, results: Mapping[str, SampleResults]) -> dict[str, SampleResults]:
         """Count images that PGD fooled in another batch as fooled in the worst case too: it may round differently."""
@@ -165,7 +165,10 @@ class VariantEvaluation:
             pgd = self._pgd_beside(name)
             if pgd in results:
                 robust = results[name].correct & results[pgd].only(results[name].ids).correct
-                changed[name] = results[name]._replace(columns={**results[name].columns, "correct": robust.int().tolist()})
+                by = torch.tensor(results[name].column("by"))
+                by[results[name].correct & ~robust] = list(self.worst_cases[name].attacks).index("PGD")
+                columns = {**results[name].columns, "correct": robust.int().tolist(), "by": by.tolist()}
+                changed[name] = results[name]._replace(columns=columns)
         return changed
 
     def _pgd_beside(self, worst_case: str) -> str:

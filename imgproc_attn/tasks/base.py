@@ -63,14 +63,14 @@ class Task(Scoring):
         Args:
             model: The model.
             recipe: Recipe of the run that trained it; None if unknown.
-            **options: Settings from the command line, which take precedence. None is no setting.
+            **options: Settings of the task from the command line, which take precedence.
 
         Raises:
             ValueError: An option that the task does not have.
         """
-        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
-        if given:
-            raise ValueError(f"{' and '.join(given)} must be left out: the task {cls.name} has no such option.")
+        if options:
+            given = ", ".join(options)
+            raise ValueError(f"The task {cls.name} must have no settings but those of its recipe, got {given}. Leave them out.")
         if recipe is None:
             raise ValueError(f"The task {cls.name} evaluates runs; name the folder of one.")
         return cls.from_recipe(recipe)

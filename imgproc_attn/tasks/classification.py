@@ -27,7 +27,7 @@ from ..evaluation.per_sample_rng import mix_seeds
 from ..evaluation.presets import ATTACKS, PRESETS
 from ..evaluation.results import BY_CLASS, PREDICTIONS
 from ..evaluation.results_log import SampleResults, of_common_samples
-from ..evaluation.samples import Batch, SampleSet
+from ..evaluation.samples import Batch, SampleSet, only_readable
 from ..evaluation.sanity import check_rows, sanity_checks
 from ..evaluation.scorers import AnyAttack, BatchResult, Scorer
 from ..evaluation.scoring import Metric
@@ -52,6 +52,7 @@ __all__ = [
 
 TOP = 5  # predictions that are kept per image
 NUM_WORST = 5  # classes that are named as the worst ones
+NUM_DRAWN = 8  # classes of which adversarial images are drawn
 
 
 @register_task("classification")
@@ -71,6 +72,8 @@ class ClassificationTask(Task):
     metrics: ClassVar = (Metric("accuracy", "accuracy"),)
     attacks: ClassVar = ATTACKS
     presets: ClassVar = PRESETS
+    refused_options: ClassVar = ("short_side", "window", "stride", "scales", "flip")
+    details: ClassVar = ("top", "loss")
 
     num_classes: int = field(default=0, metadata={"setting": False})
     classes: ClassMap | None = field(default=None, metadata={"setting": False})
@@ -89,12 +92,6 @@ class ClassificationTask(Task):
     def for_model(cls, model: Any, recipe: Recipe | None = None, **options: Any) -> Self:
         """As `Task.for_model`, with ``classes``: a `ClassMap` or the name of one."""
         classes = options.pop("classes", None)
-        of_segmenters = {"short_side", "window", "stride", "scales", "flip"} & options.keys()
-        if of_segmenters:
-            given = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(of_segmenters))
-            raise ValueError(
-                f"{given} are for segmenters, but a {type(model).__name__} gives one label per image: leave them out."
-            )
         found = class_map(classes) if isinstance(classes, str) else classes
         return cls(model.num_classes if found is None else found.num_classes, found)
 
@@ -280,20 +277,28 @@ class ClassificationTask(Task):
         self, recipe: Recipe, models: Mapping[str, NormalizedModel], samples: SampleSet, loading: Loading
     ) -> dict[str, Figure]:
         """Draw adversarial images of all models, and rows of the kernels of models with positions."""
-        images, labels, ids = (
-            torch.cat(parts) for parts in zip(*samples.batches(loading.preprocessing, 256, 0, loading.device))
-        )
+        first = _first_of_classes(samples, loading)
+        image = next(iter(first.values()))[0]
         figures = {}
         if recipe.evaluation.pgd:
-            first = torch.stack([(labels == c).nonzero()[0, 0] for c in labels.unique()[:8]])
-            figures["adversarial"] = _draw_middle_radius(recipe, models, images[first], labels[first], ids[first.cpu()])
+            images, labels, ids = (torch.stack(parts) for parts in zip(*(first[c] for c in sorted(first)[:NUM_DRAWN])))
+            figures["adversarial"] = _draw_middle_radius(recipe, models, images, labels, ids.cpu())
         for label, model in models.items():
             if isinstance(model.model, FilterVisionTransformer) and _has_positions(model.model):
                 rows, columns = model.model.patch_embed.grid_size
                 patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
-                figure = draw_kernel_rows(model.model, images[0].cpu(), model.normalize(images[0]), 0, patches)
+                figure = draw_kernel_rows(model.model, image.cpu(), model.normalize(image), 0, patches)
                 figures[f"kernel-rows-{slug(label)}"] = figure
         return figures
+
+
+def _first_of_classes(samples: SampleSet, loading: Loading) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """Return the first readable image of each class with its label and id, in the order of the samples."""
+    first: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for batch in samples.batches(loading.preprocessing, 256, 0, loading.device):
+        for image, label, sample_id in zip(*only_readable(batch)):
+            first.setdefault(int(label), (image, label, sample_id))
+    return first
 
 
 def _draw_middle_radius(

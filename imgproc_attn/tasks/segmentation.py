@@ -41,6 +41,7 @@ from .splits import Splits, shares
 
 __all__ = ["PixelCrossEntropy", "SegmentationTask"]
 
+_REFUSED_OPTIONS = ("image_column", "label_column", "crop_pct", "input_size", "skip_broken", "real_labels", "classes")
 CHECKED_SIDE = 512  # pixels of the middle of an image that sanity checks look at, without sliding windows
 
 
@@ -70,6 +71,7 @@ class SegmentationTask(Task):
     num_checked: ClassVar = 8
     bootstrapped: ClassVar = True
     sample_noun: ClassVar = "pictures"
+    refused_options: ClassVar = _REFUSED_OPTIONS
     batch_limit: ClassVar = 1  # images have sizes of their own
 
     num_classes: int = field(metadata={"setting": False})
@@ -97,17 +99,13 @@ class SegmentationTask(Task):
         """As `Task.for_model`, with the options of `views`.
 
         Raises:
-            ValueError: An option of other tasks, or a model that does not segment.
+            ValueError: A model that does not segment.
         """
-        views = {key: options.pop(key) for key in ("short_side", "window", "stride", "scales", "flip") if key in options}
-        if options:
-            given = " and ".join(f"--{name.replace('_', '-')}" for name in options)
-            raise ValueError(f"{given} are for classifiers; pictures with label maps have no use for them.")
         if not isinstance(model, Segmenter):
             raise ValueError(
                 f"A {type(model).__name__} gives no label per pixel, which label maps are for; name a segmenter's run."
             )
-        return cls(model.num_classes, **cls.views(recipe, **views))
+        return cls(model.num_classes, **cls.views(recipe, **options))
 
     @staticmethod
     def views(

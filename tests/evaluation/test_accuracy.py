@@ -13,12 +13,12 @@ from skimage import data as photographs
 
 from imgproc_attn import cli
 from imgproc_attn.evaluation.conditions import clean_condition
-from imgproc_attn.evaluation.protocol import as_given
 from imgproc_attn.evaluation.real_labels import count_real, load_real
 from imgproc_attn.evaluation.results_log import SampleResults
 from imgproc_attn.evaluation.samples import TensorSamples
 from imgproc_attn.evaluation.session import EvaluationSession, Runtime
 from imgproc_attn.evaluation.statistics import wilson_interval
+from imgproc_attn.evaluation.tensors import as_given
 from imgproc_attn.tasks import ClassificationTask
 from imgproc_attn.training.checkpoints import save_weights
 

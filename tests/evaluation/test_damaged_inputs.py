@@ -87,7 +87,7 @@ def test_a_column_that_all_lines_lack(folder, copy, capsys):
     for which in (1, 2):
         in_line(lambda line: line.pop("correct"), which)(copy)
     error = error_of(capsys, "attack", *arguments(folder), ATTACK, copy)
-    assert "SampleResults must have 'correct', got labels, scores. They are damaged: compute them anew with --restart" in error
+    assert "Per-sample results must have 'correct', got labels, scores. Compute them again with --restart" in error
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from imgproc_attn.evaluation.conditions import Condition, clean_condition
 from imgproc_attn.evaluation.imagenet_c import ImageNetC
 from imgproc_attn.evaluation.results import row
 from imgproc_attn.evaluation.results_log import remove_results
-from imgproc_attn.evaluation.samples import Samples, StreamSamples, images_of
+from imgproc_attn.evaluation.samples import Samples, StreamSamples
 from imgproc_attn.evaluation.session import EvaluationSession
 from imgproc_attn.evaluation.specs import DatasetSpec, architecture_hash
 from imgproc_attn.utils.serialization import describe
@@ -101,28 +101,42 @@ class Stream:
 
 
 @pytest.mark.parametrize("announced", [360, 0])
-def test_a_stream_goes_on_where_it_was_however_it_is_read(announced, exact_model, samples, tmp_path):
-    stream, attack = StreamSamples(StreamedImages(Stream(announced), "L")), {"FGSM 20/255": FGSM(20 / 255)}
-    expected = session(exact_model, tmp_path / "numbered").run(conditions_of(samples, attack))
-    session(exact_model, tmp_path / "stream", batch_size=50, workers=2).run(conditions_of(stream, attack))
-    (file,) = (tmp_path / "stream" / "log").glob("FGSM*")
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:3]) + lines[3][:70])
-    found = session(exact_model, tmp_path / "stream", batch_size=128, workers=3).run(conditions_of(stream, attack))
-    for name, results in found.items():
-        assert torch.equal(results.ids, samples.ids)
-        assert torch.equal(results.labels, expected[name].labels)
-        assert torch.equal(results.correct, expected[name].correct)
+def test_a_stream_gives_every_image_once_however_it_is_read(announced, exact_model, samples, tmp_path):
+    """Each time from its start: the order, hence the numbers of the images, depends on the number of workers."""
+    stream = StreamSamples(StreamedImages(Stream(announced), "L"))
+    expected = session(exact_model, tmp_path / "numbered").run(conditions_of(samples, {}))["clean"]
+    wanted = sorted(zip(expected.column("labels"), expected.column("loss")))
+    for workers in (0, 3):
+        read = session(exact_model, tmp_path / "stream", batch_size=50, workers=workers)
+        found = read.run(conditions_of(stream, {}))["clean"]
+        assert torch.equal(found.ids, samples.ids)
+        for ours, theirs in zip(sorted(zip(found.column("labels"), found.column("loss"))), wanted, strict=True):
+            assert ours == pytest.approx(theirs)
+    assert not list((tmp_path / "stream").rglob("*.jsonl"))
 
 
-def test_some_samples_of_a_stream_are_those(samples):
-    stream, ids = StreamSamples(StreamedImages(Stream(), "L")), torch.tensor([3, 50, 200])
-    for of in (stream, stream.without(torch.arange(3))):
-        images, labels, found = images_of(of, PREPROCESSING, torch.device("cpu"), ids)
-        assert torch.equal(found, ids)
-        assert torch.equal(images, tensors("test")[0][ids])
-        assert torch.equal(labels, tensors("test")[1][ids])
-    assert stream.random(8, 0).ids.tolist() == list(range(8))
+def test_the_first_samples_of_a_stream_are_looked_at():
+    stream = StreamSamples(StreamedImages(Stream(), "L")).random(70, 0)
+    assert stream.ids.tolist() == list(range(70))
+    batches = list(stream.batches(PREPROCESSING, 32, 0, torch.device("cpu")))
+    assert [len(batch[0]) for batch in batches] == [32, 32, 6]
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), tensors("test")[0][:70])
+
+
+def test_streams_of_other_data_are_told_apart():
+    def identity(**source):
+        return StreamSamples(StreamedImages(Stream(), "L"), source).identity
+
+    assert identity(name="hfids/a", split="test") == identity(name="hfids/a", split="test")
+    assert identity(name="hfids/a", split="test") != identity(name="hfids/b", split="test")
+
+
+def test_what_attacks_needs_numbers(exact_model, tmp_path):
+    stream = StreamSamples(StreamedImages(Stream(), "L"))
+    with pytest.raises(ValueError, match="Use a reader of numbered images"):
+        stream.corrupted(object())
+    with pytest.raises(ValueError, match="Use a reader of numbered images"):
+        stream.only(torch.tensor([3]))
 
 
 @pytest.mark.parametrize("options", [{"limit": 9, "skip_broken": True}, {}])

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Preprocessing
+from ..utils.environment import without_tf32
 from ..utils.markdown import markdown_table
 from .conditions import CLEAN, attack_conditions, clean_condition
+from .contract import check_evaluation_mode
 from .findings import Finding
 from .normalization import NormalizedModel
 from .presets import NORMS, build_attacks
-from .protocol import as_given
+from .results_log import of_common_samples
 from .samples import SampleSet, TensorSamples
 from .scoring import find_task
 from .session import EvaluationSession, Runtime
 from .specs import DatasetSpec, ModelSpec, model_hashes
+from .tensors import as_given
 from .threat import ThreatModel
 
 __all__ = ["BenchmarkResult", "benchmark"]
@@ -61,7 +64,7 @@ def benchmark(
     model: nn.Module | str | ModelSpec,
     data: tuple[Tensor, Tensor] | str | DatasetSpec,
     threat_model: str | ThreatModel = "Linf",
-    eps: float = 4 / 255,
+    eps: float | None = None,
     *,
     attack: str = "ensemble",
     root: str = "",
@@ -83,7 +86,7 @@ def benchmark(
         data: Images ``[n, C, H, W]`` in [0, 1] with labels ``[n]``; or a reader's name (``folder``, ``digits``, …), read from
             ``root`` and ``split``; or a `DatasetSpec`.
         threat_model: ``Linf``, ``L2``, or a `ThreatModel`, which brings its own radius.
-        eps: Radius of the ball, in units of images in [0, 1].
+        eps: Radius of the ball, in units of images in [0, 1]. Default: 4/255 for ``Linf``; for ``L2`` it must be given.
         attack: ``ensemble`` (`strong_ensemble`), ``autoattack`` where the official package is installed, or ``pgd``,
             ``apgd-ce`` and so on.
         root: Folder or file of the images, for a reader.
@@ -110,7 +113,7 @@ def benchmark(
         >>> result.robust_accuracy <= result.clean_accuracy
         True
     """
-    threat = threat_model if isinstance(threat_model, ThreatModel) else ThreatModel(eps, _norm(threat_model))
+    threat = threat_model if isinstance(threat_model, ThreatModel) else _ball(threat_model, eps)
     runtime = Runtime(
         torch.device(device), batch_size=batch_size, workers=workers, output=None if output is None else Path(output)
     )
@@ -121,16 +124,16 @@ def benchmark(
         samples = samples.only(samples.ids[chosen])
     attacks = build_attacks([attack], [threat], session.task.num_outputs, seed)
     conditions = [clean_condition(samples, session.task), *attack_conditions(samples, attacks, session.task)]
-    with session.claimed():
+    with session.claimed(), without_tf32():
         results = session.run(conditions)
         report = session.check(samples, list(attacks.values()), num_checked)
         if output is not None:
             session.write("attack", conditions, results, report)
     name = conditions[1].name
     (clean, clean_interval), (robust, robust_interval) = (_accuracy(session, results[n]) for n in (CLEAN, name))
-    kept = results[name].ids.tolist()
-    columns = (results[CLEAN].only(results[name].ids).correct, results[name].correct, results[name].scores)
-    rows = zip(kept, results[name].labels.tolist(), *(column.tolist() for column in columns))
+    common = of_common_samples(results)
+    columns = (common[CLEAN].correct, common[name].correct, common[name].scores)
+    rows = zip(common[name].ids.tolist(), common[name].labels.tolist(), *(column.tolist() for column in columns))
     per_sample = [
         {"image": samples.name(i), "label": label, "clean": int(c), "robust": int(r), "perturbation": size}
         for i, label, c, r, size in rows
@@ -142,10 +145,13 @@ def _quiet(condition: str, samples: int) -> None:
     """Show no progress."""
 
 
-def _norm(name: str) -> Any:
-    if name not in NORMS:
-        raise ValueError(f"threat_model must be one of {', '.join(NORMS)}, got {name!r}. Or give a ThreatModel.")
-    return NORMS[name]()
+def _ball(norm: str, eps: float | None) -> ThreatModel:
+    """Return the threat model of a norm by name."""
+    if norm not in NORMS:
+        raise ValueError(f"threat_model must be one of {', '.join(NORMS)}, got {norm!r}. Or give a ThreatModel.")
+    if eps is None and norm != "Linf":
+        raise ValueError(f"eps must be given for {norm}, got none. RobustBench uses 0.5 for CIFAR.")
+    return ThreatModel(4 / 255 if eps is None else eps, NORMS[norm]())
 
 
 def _dataset(data: Any, root: str, split: str, limit: int | None, seed: int) -> DatasetSpec | tuple[Tensor, Tensor]:
@@ -176,6 +182,7 @@ def _opened(
 
 
 def _session_of_module(model: nn.Module, data: Any, runtime: Runtime, seed: int) -> EvaluationSession:
+    check_evaluation_mode(model)
     has_statistics = {"mean", "std"} <= set(getattr(model, "pretrained_cfg", None) or {})
     if isinstance(data, DatasetSpec):
         if not has_statistics:
