@@ -201,5 +201,5 @@ def test_an_ensemble_tells_who_fooled(folder, tmp_path):
     run("attack", *arguments(folder), "--attacks ensemble --eps 40/255 --limit 30 --checks 2", "--output", tmp_path)
     clean, attacked = result(tmp_path)["conditions"]
     assert list(attacked["fooled_by"]) == ["APGD-CE", "APGD-T", "Square"]
-    assert "It is not AutoAttack: FAB is left out." in (tmp_path / "result.md").read_text()
+    assert "It is not AutoAttack, because it has no FAB." in (tmp_path / "result.md").read_text()
     assert sum(attacked["fooled_by"].values()) == clean["correct"] - attacked["correct"] > 0, "the others were wrong before"
