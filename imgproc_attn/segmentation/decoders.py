@@ -125,8 +125,8 @@ def mask_decoder(
         block_residual: As in `FilterVisionTransformer`.
 
     Raises:
-        ValueError: A component is unknown, positions belong to the input, ``num_heads`` does not divide the width, there
-            are fewer than 3 classes, or another option is out of its range.
+        ValueError: A component is unknown, or positions belong to the input. ``num_heads`` does not divide the width. There
+            are fewer than 3 classes. Another option is out of its range.
 
     Example:
         >>> mask_decoder(32, 5, grid_size=(4, 6), kernel="elliptical")(torch.rand(1, 32, 4, 6)).shape

@@ -300,8 +300,8 @@ def segment(
 
     Raises:
         TypeError: A setting has the wrong type; or as `check_logits`.
-        ValueError: The model is in training mode, the image is not floating point ``[C, H, W]``, or a window, stride, scale
-            or size is out of its range; or as `check_logits`.
+        ValueError: The model is in training mode. The image is not floating point ``[C, H, W]``. A window, stride, scale or
+            size is out of its range; or as `check_logits`.
         FloatingPointError: Some logits are not finite.
 
     Example:

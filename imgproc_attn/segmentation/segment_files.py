@@ -41,7 +41,7 @@ def segment_pictures(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
 ) -> list[Path]:
-    """Segment pictures: ``overlays/NAME.png`` with a legend, ``labels/NAME.png`` with class numbers as 8-bit gray.
+    """Segment image files: ``overlays/NAME.png`` with a legend, ``labels/NAME.png`` with class numbers as 8-bit gray.
 
     Args:
         subject: The segmentation model.

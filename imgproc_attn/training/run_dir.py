@@ -71,8 +71,8 @@ def not_finite(rank: int) -> str:
 def recipe_file(recipe: Recipe) -> Files:
     """Return the file of the recipe.
 
-    It is written to the folder of the run and to the folders of its weights, so that copied weights keep their data and
-    settings of sliding windows.
+    It is written to the folder of the run and to the folders of its weights. Copied weights thus keep the settings of their
+    data and sliding windows.
     """
     return {RECIPE: partial(Path.write_text, data=write_yaml(recipe.model_dump()), encoding="utf-8")}
 
