@@ -62,6 +62,18 @@ def test_commands(run, tmp_path, capsys):
     assert "SegPGD-2 4/255" in capsys.readouterr().out
 
 
+def test_a_folder_without_a_recipe_is_a_segmenters_by_its_model(run, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run / "last" / name, tmp_path / "model" / name)
+    data = ["--data", "labeled", "--root", run.parent / "data", "--split", "val"]
+    more = ["--short-side", 64, "--device", "cpu", "--workers", 0]
+    command("evaluate", tmp_path / "model", *data, *more, "--output", tmp_path / "without")
+    command("evaluate", run, *more, "--window", "whole", "--output", tmp_path / "with")
+    found, known = (json.loads((tmp_path / name / "result.json").read_text())["conditions"][0] for name in ("without", "with"))
+    assert found["miou"] == known["miou"]
+
+
 def test_windows_are_part_of_the_protocol(run, tmp_path, capsys):
     words = ["evaluate", run, "--device", "cpu", "--workers", "0", "--output", tmp_path]
     command(*words, "--window", "64")
