@@ -197,7 +197,7 @@ class VariantEvaluation:
 
     @property
     def description(self) -> str:
-        """Which images these are, as the beginning of a report says it."""
+        """Description of the images for the beginning of a report."""
         noun, parts = self.task.sample_noun, [_count(self.task, len(self.samples), f"held-out {self.task.sample_noun}")]
         if len(self.perturbed) < len(self.samples):
             few = len(self.perturbed)
@@ -213,7 +213,7 @@ class VariantEvaluation:
 
     @property
     def checked(self) -> str:
-        """How many images the sanity checks look at."""
+        """Number of images for the sanity checks, with their noun."""
         return f"{min(NUM_CHECKED, self.task.num_checked, len(self.samples))} {self.task.sample_noun}"
 
 

@@ -57,8 +57,8 @@ def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.test_split=train", "The splits train and test share pictures"),
-        ("data.validation_split=val", "The splits validation and test share pictures"),
+        ("data.test_split=train", "The splits train and test must not share images"),
+        ("data.validation_split=val", "The splits validation and test must not share images"),
         ("evaluation.corruptions=[frost 3]", "corruptions must not include frost"),
         ("data.crop_pct=0.9", "segmentation must not have the settings crop_pct"),
         ("data.num_classes=7", "data.num_classes is 7, but .* names 6 classes"),
