@@ -212,7 +212,7 @@ def task_of(args: argparse.Namespace, model: Any, **options: Any) -> Any:
     given = {name: value for name, value in {**given, **options}.items() if value is not None and value is not False}
     refused = [f"--{name.replace('_', '-')}" for name in given if name in task.refused_options]
     if refused:
-        raise ValueError(f"{' and '.join(refused)} must be left out: the task {task.name} has no use for them.")
+        raise ValueError(f"{' and '.join(refused)} must be left out for {task.name}, which does not use them.")
     return task.for_model(model, run, **{name: value for name, value in given.items() if name not in DATA_OPTIONS})
 
 

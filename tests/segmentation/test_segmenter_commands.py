@@ -129,7 +129,10 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["segment", "DATA", "--checkpoint", "RUN", "--stride", "40"], "The stride must be left out without a window, got 40"),
         (["evaluate", "RUN", "--scales", "-1", "0"], "The scales must be one or more positive, finite factors"),
         (["evaluate", "RUN", "--scales", "nan"], "The scales must be .*positive, finite .*nan"),
-        (["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"], "--classes and --crop-pct are for classifiers"),
+        (
+            ["evaluate", "RUN", "--classes", "imagenet", "--crop-pct", "0.9"],
+            "--classes and --crop-pct must be left out for segmentation",
+        ),
         (
             ["evaluate", "RUN", "--data", "folder", "--root", "SIX"],
             "The data .folder. has no label maps, which segmenters need; there are .*labeled",
@@ -154,7 +157,7 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         (["corrupt", "RUN", "--files"], "--files must be left out for segmentation"),
         (
             ["evaluate", "CLASSIFIER", "--root", "SIX", "--window", "32", "--scales", "0.5", "1"],
-            "--scales and --window are for segmenters, but a FilterVisionTransformer gives one label per image",
+            "--window and --scales must be left out for classification",
         ),
         (
             ["segment", "DATA", "--checkpoint", "CLASSIFIER"],
