@@ -71,7 +71,7 @@ def test_commands_look_at_the_output_before_they_work(name, output, here, capsys
 @pytest.mark.parametrize("output", ["file/below.x", "link/x", "/proc/x", f"{'x' * 300}/x", "/dev/null"], ids=range(5))
 def test_commands_look_at_the_file_that_they_will_write(name, output, here, capsys):
     error = refused(FILES[name], capsys, OPTION.get(name, "--output"), output)
-    assert any(remedy in error for remedy in ("hoose another output", "give another name", "Choose a shorter name")), error
+    assert any(remedy in error for remedy in ("hoose another output", "ive another name", "Choose a shorter name")), error
     assert sorted(p.name for p in here.iterdir()) == ["file", "link"]
     assert Path("/dev/null").is_char_device()
 

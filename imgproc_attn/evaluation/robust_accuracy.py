@@ -196,7 +196,7 @@ def _session_of_module(model: nn.Module, data: Any, runtime: Runtime, seed: int)
         preprocessing = as_given(data[0])
         with torch.no_grad():
             num_classes = model.to(runtime.device)(data[0][:1].to(runtime.device)).shape[1]
-    asked = NormalizedModel(model) if has_statistics else model
+    asked = NormalizedModel(model).eval() if has_statistics else model
     about = {
         "label": type(model).__name__,
         "model": type(model).__name__,

@@ -233,11 +233,21 @@ class TensorSamples(SampleSet):
         names: Mapping[int, str] | None = None,
         class_names: Mapping[int, str] | None = None,
     ) -> None:
-        self.images, self.labels, self._names = images, labels, names
-        self.all_ids = torch.arange(len(images)) if ids is None else ids
+        self._images, self._labels, self._names = images, labels, names
+        self._all_ids = torch.arange(len(images)) if ids is None else ids
         self._class_names = dict(class_names or {})
         self._positions = torch.arange(len(images))
-        self.ids = self.all_ids
+        self.ids = self._all_ids
+
+    @property
+    def images(self) -> Tensor:
+        """``[n, C, H, W]`` images of these samples, copied, without the corruption."""
+        return self._images[self._positions]
+
+    @property
+    def labels(self) -> Tensor:
+        """``[n, …]`` labels of these samples."""
+        return self._labels[self._positions]
 
     def name(self, sample_id: int) -> str:
         return str(sample_id) if self._names is None else self._names[sample_id]
@@ -246,8 +256,8 @@ class TensorSamples(SampleSet):
     def identity(self) -> dict[str, Any]:
         content = hashlib.sha256()
         for part in self._positions.split(256):
-            content.update(self.images[part].detach().cpu().numpy().tobytes())
-            content.update(self.labels[part].cpu().numpy().tobytes())
+            content.update(self._images[part].detach().cpu().numpy().tobytes())
+            content.update(self._labels[part].cpu().numpy().tobytes())
         names = names_hash([self.name(i) for i in self.ids.tolist()])
         return {"n": len(self), "names_sha256": names, "content_sha256": content.hexdigest()}
 
@@ -257,9 +267,9 @@ class TensorSamples(SampleSet):
 
     def _at(self, kept: Any) -> "TensorSamples":
         """Return some of these samples, with the same tensors in memory."""
-        samples = TensorSamples(self.images, self.labels, self.all_ids, self._names, self._class_names)
+        samples = TensorSamples(self._images, self._labels, self._all_ids, self._names, self._class_names)
         samples.corruption, samples._positions = self.corruption, self._positions[kept]
-        samples.ids = samples.all_ids[samples._positions]
+        samples.ids = samples._all_ids[samples._positions]
         return samples
 
     def without(self, ids: Tensor) -> "TensorSamples":
@@ -278,10 +288,10 @@ class TensorSamples(SampleSet):
         if len(self) == 0:  # split would give one empty batch
             return
         for part in self._positions.split(batch_size):
-            images, ids = self.images[part], self.all_ids[part]
+            images, ids = self._images[part], self._all_ids[part]
             if self.corruption is not None:
                 images = self.corruption(images, ids)
-            yield images.to(device), self.labels[part].to(device), ids
+            yield images.to(device), self._labels[part].to(device), ids
 
 
 class StreamSamples(SampleSet):

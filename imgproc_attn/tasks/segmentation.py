@@ -167,7 +167,9 @@ class SegmentationTask(Task):
         splits = {"train": train, "validation": validation, "test": test}
         for (name, one), (other_name, other) in combinations([(n, s) for n, s in splits.items() if s is not None], 2):
             if set(one.pairs) & set(other.pairs):
-                raise ValueError(f"The splits {name} and {other_name} must not share images, got some in both. Name another split.")
+                raise ValueError(
+                    f"The splits {name} and {other_name} must not share images, got some in both. Name another split."
+                )
         kept, held_out = shares(data, train)
         few = None if test is None else random_subset(len(test), data.test_images, data.seed)
         return Splits(

@@ -54,6 +54,17 @@ def test_models_without_statistics_take_images_as_they_are(model, data):
     )
 
 
+def test_modules_with_statistics_are_normalized(model, data):
+    inner = model.model
+    known = inner.pretrained_cfg
+    inner.pretrained_cfg = {**known, "mean": (0.5,), "std": (0.5,)}
+    try:
+        found = benchmark(inner, data, eps=EPS, attack="fgsm", num_checked=4, verbose=False)
+    finally:
+        inner.pretrained_cfg = known
+    assert found.per_sample == benchmark(model, data, eps=EPS, attack="fgsm", num_checked=4, verbose=False).per_sample
+
+
 def test_models_by_name_read_their_data(folder, tmp_path):
     options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
     spec = ModelSpec("nlm_vit_tiny", folder / "weights.safetensors", options=options, input_size=(1, 8, 8))
