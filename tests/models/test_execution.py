@@ -121,15 +121,19 @@ def test_meta_device_then_initialised(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_empty_batches_simply_work(name, dtype):
-    """The logits of the models depend on their filters. Without them, they differ by four standard deviations."""
+    """The error of the logits is a small part of what tells one image from another: that has a size which any seed gives."""
     model = sharpened(timm.create_model(name))
     x = torch.randn(2, 3, 160, 160)
     expected = model(x)
-    largest = {torch.float16: 0.5, torch.bfloat16: 2.0}[dtype] * expected.std()
+
+    def size(difference):
+        return difference.square().mean().sqrt()
+
+    largest = {torch.float16: 0.2, torch.bfloat16: 0.6}[dtype] * size(model(torch.randn_like(x)) - expected)
     with torch.autocast("cpu", dtype):
-        assert (model(x).float() - expected).abs().max() < largest
+        assert size(model(x).float() - expected) < largest
     model.to(dtype)
-    assert (model(x.to(dtype)).float() - expected).abs().max() < largest
+    assert size(model(x.to(dtype)).float() - expected) < largest
     assert model(x[:0].to(dtype)).shape == (0, 1000)
 
 
