@@ -95,7 +95,6 @@ class EvaluationSession:
         self.about, self._protocol, self.seed, self.progress = dict(about or {}), dict(protocol or {}), seed, progress
         self.batch_size: int = runtime.batch_size or task.batch_limit or BATCH_SIZE
         self.inner: Any = model  # the bare model, where `open` built it
-        self.model_preprocessing: Any = preprocessing
         self._group: Any = None
 
     @classmethod
@@ -142,7 +141,7 @@ class EvaluationSession:
         options = {key: str(value) for key, value in spec.options.items()}
         protocol = {**model_hashes(inner), "options": options, **task.protocol, "dtype": dtype}
         session = cls(model, task, task.preprocess(preprocessing), runtime, about=about, protocol=protocol, seed=seed)
-        session.inner, session.model_preprocessing = inner, preprocessing
+        session.inner = inner
         return session
 
     def samples(self, dataset: DatasetSpec, streams: bool = False) -> SampleSet:
