@@ -53,7 +53,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model that is evaluated."""
+    """Add the arguments that select the model to evaluate."""
     parser.add_argument("model", help="name in timm, folder of a run, or folder with timm's config.json and weights")
     parser.add_argument("options", nargs="*", metavar="key=value", help="keyword arguments of the model, e.g. img_size=384")
     parser.add_argument("--checkpoint", type=Path, help="weights, saved by safetensors or torch.save (never unpickled)")
@@ -65,11 +65,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
-    """Add the images of the evaluation.
+    """Add the options that select the images to evaluate.
 
     Args:
         parser: Parser of the command.
-        where: Whether to add the location of the images. Leave it out for commands with their own options for this.
+        where: Whether to add the options for the location of the images. Use False for commands with their own options for it.
     """
     if where:
         parser.add_argument(
@@ -281,7 +281,7 @@ def number(text: str) -> float:
     """Parse a number or a fraction.
 
     Raises:
-        argparse.ArgumentTypeError: The text is neither.
+        argparse.ArgumentTypeError: The text is neither a number nor a fraction.
 
     Example:
         >>> number("51/255")
@@ -295,10 +295,10 @@ def number(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse a number above 0 and up to 1.
+    """Parse a number or fraction above 0 and at most 1.
 
     Raises:
-        argparse.ArgumentTypeError: The text is no such number.
+        argparse.ArgumentTypeError: The text is not a number in this range.
     """
     value = number(text)
     if not 0 < value <= 1:
@@ -323,10 +323,10 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def seed(text: str) -> int:
-    """Parse a seed, a whole number that all random number generators accept.
+    """Parse a seed, a whole number from 0 to ``SEEDS - 1``. All random number generators accept this range.
 
     Raises:
-        argparse.ArgumentTypeError: The text is no such number.
+        argparse.ArgumentTypeError: The text is not a whole number in this range.
     """
     value = at_least(0)(text)
     if value >= SEEDS:

@@ -79,7 +79,8 @@ class FilterBlock(nn.Module):
     ) -> tuple[Tensor, LayerState | None]:
         """Return the new tokens ``[B, N, C]`` and the state for the next block. Arguments are those of `FilterAttention`.
 
-        Each step of a block residual reads the state of earlier blocks. The new state holds the values of the first evaluation.
+        Each step of a block residual evaluates the branch again, with the state of earlier blocks. The new state holds the
+        values of the first evaluation.
         """
         last = self.block_residual.entry(x, state)
         u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state)

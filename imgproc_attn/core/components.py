@@ -263,7 +263,7 @@ class Positions:
 
 
 def position_specs(spec: Spec | Iterable[Spec] | None) -> list[tuple[str | None, Spec]]:
-    """Return ``positions=`` as a list of members, each with its name, or None for your own factory.
+    """Return the members of ``positions=`` as pairs (name, specification). The name of your own factory is None.
 
     Raises:
         ValueError: A name is unknown, a member is given twice, or ``"none"`` is given with other members.

@@ -278,7 +278,10 @@ def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def log_weights(terms: Terms) -> Tensor:
-    """Return dense ``log K`` up to a constant per row, ``[B, H, N, M]``, in float32 or float64."""
+    """Return log K as a dense tensor ``[B, H, N, M]``, in float32 or float64.
+
+    Each row may differ from log K by a constant. The softmax over the row removes this constant.
+    """
     q, k = lift(terms)
     dense = _products(q, k, terms.scale)
     for bias in terms.biases:

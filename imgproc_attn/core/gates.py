@@ -44,7 +44,7 @@ class Gate(nn.Module):
             nn.init.constant_(self.strength, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``g x`` for x ``[..., H, M, N]``."""
+        """Multiply ``x`` ``[..., H, M, N]`` by g. A learned g has one value per head."""
         if self.strength is not None:
             return self.strength[:, None, None].to(x.dtype) * x
         if self.initial == 1.0:

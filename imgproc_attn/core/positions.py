@@ -115,7 +115,7 @@ def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
     largest = max(norm, float(max(grid_size) - 1)) / floor**2
     if largest > limit:
         raise ValueError(
-            f"spatial_bandwidth: columns must be at most {limit:.3g} in float16, got {largest:.3g} on a grid of "
+            f"spatial_bandwidth: scaled position values must be at most {limit:.3g} in float16, got {largest:.3g} on a grid of "
             f"{grid_size[0]} x {grid_size[1]} patches with floor {floor}. Use bfloat16 or float32, or a floor= of at least "
             f"{floor * (largest / limit) ** 0.5:.3g}."
         )

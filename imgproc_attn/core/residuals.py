@@ -67,15 +67,16 @@ class Plain(Residual):
 
 
 class Boosting(Residual):
-    """Base class of the rules with a gate.
+    """Base class of the rules with a gate, a factor g on the term that the rule adds.
 
     Args:
-        num_heads: Number of heads, 1 for a block residual.
+        num_heads: Number of heads. Use 1 for a block residual.
         steps: Number of times that A is applied again.
         gate: Strength g. 1 is the published strength, 0 is plain filtering.
         learned: Whether g is a parameter, one per head, that starts at ``gate``. Otherwise it is a constant.
 
     Raises:
+        TypeError: ``learned`` is not a bool.
         ValueError: ``gate`` is not finite.
     """
 

@@ -166,7 +166,10 @@ class HuggingFaceImages(Reader):
         try:
             dataset = dataset.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{name}: the column {columns.image!r} must hold images, got {error}. Name another.") from error
+            raise ValueError(
+                f"{name}: the column {columns.image!r} must hold images, got a column of another type ({error}). Name another "
+                "one: data.image_column=NAME in a recipe, --image-column NAME in a command."
+            ) from error
         self._dataset = dataset
         values = dataset[columns.label][:]
         self.class_to_idx = number_classes(name, columns.label, dataset.features[columns.label], values)

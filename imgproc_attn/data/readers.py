@@ -124,11 +124,15 @@ class PackedImages(Reader):
                 ends = np.cumsum(pack[f"{name}_lengths"].astype(np.int64))  # The type of the lengths would overflow.
                 classes = [str(name) for name in pack["classes"]]
         except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} must be a complete .npz pack of images, got {error}. Copy or pack it again.") from error
+            raise ValueError(
+                f"{file} must be a complete .npz pack of images, got an unreadable file ({error}). Copy the file again, or "
+                "create it again."
+            ) from error
         if len(ends) != len(self._labels) or len(ends) == 0 or ends[-1] != len(self._bytes):
             raise ValueError(
                 f"{file} must hold one length and one label per image, and as many bytes as the sum of the lengths, got "
-                f"{len(ends)} lengths, {len(self._labels)} labels and {len(self._bytes)} bytes. Copy or pack it again."
+                f"{len(ends)} lengths, {len(self._labels)} labels and {len(self._bytes)} bytes. Copy the file again, or "
+                "create it again."
             )
         self._starts, self._ends, self._split = np.r_[0, ends[:-1]], ends, name
         self.class_to_idx = {class_name: i for i, class_name in enumerate(classes)}
@@ -276,8 +280,12 @@ def open_images(
             return stream_shards(mode, label_column, **options)
         return StreamedImages(create_dataset(name, input_img_mode=mode, **options).reader, mode)
     except (AssertionError, ImportError, RuntimeError) as error:
-        hint = " Give data.download=true in a recipe." if "download=True" in str(error) else ""
-        raise ValueError(f"data.name={name!r}, root {Path(root).absolute()}, split {split!r}: {error}{hint}") from error
+        missing = "download=True" in str(error)
+        remedy = "Give data.download=true in a recipe." if missing else "Check the name, the root and the split."
+        raise ValueError(
+            f"data.name={name!r} must be a data set with the split {split!r} at the root {Path(root).absolute()}, got the "
+            f"error: {str(error).rstrip('. ')}. {remedy}"
+        ) from error
 
 
 def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:

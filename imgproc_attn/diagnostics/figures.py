@@ -32,12 +32,12 @@ def _array(image: Tensor) -> np.ndarray:
 def draw_curves(
     curves: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], units: Mapping[str, str], label: str = "accuracy / %"
 ) -> Figure:
-    """Draw a metric against the strength of disturbances, with one panel per disturbance.
+    """Draw a metric against the strength of attacks or corruptions, with one panel for each.
 
     Args:
-        curves: ``{disturbance: {model: {strength: [value per seed in percent]}}}``. Lines show the mean over seeds, bands show
-            the range.
-        units: ``{disturbance: label of the horizontal axis}``.
+        curves: ``{name: {model: {strength: [value per seed in percent]}}}``, with the name of the attack or corruption. Lines
+            show the mean over seeds, bands show the range.
+        units: ``{name: label of the horizontal axis}``.
         label: Label of the metric, with its unit.
 
     Example:
@@ -87,11 +87,11 @@ def draw_learning(losses: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def draw_run(records: Sequence[Mapping[str, float]], titles: Mapping[str, str] | None = None) -> Figure:
-    """Draw loss, validation metrics and learning rate of one run per epoch.
+    """Draw the loss, validation metrics and learning rate of one run against the epoch.
 
     Args:
         records: One record per epoch, as in the file ``metrics.jsonl`` of a run.
-        titles: Labels of the metrics by key; their records are called ``validation_KEY``.
+        titles: ``{key: label}`` of the validation metrics. Records hold them as ``validation_<key>``. Default: no metrics.
     """
     epochs = [record["epoch"] + 1 for record in records]
     panels = [

@@ -25,7 +25,7 @@ class ClassMap:
         name: Name of the data set, for messages.
         indices: Indices of the logits that count, ascending. The label of a class is its position among them.
         complete: Whether folders of all these classes must exist.
-        skip_others: Leave out the folders of other classes; otherwise they are an error.
+        skip_others: Skip the folders of other classes. Otherwise they are an error.
 
     Example:
         >>> ClassMap("three classes", (0, 1, 7)).labels(["n01440764", "1", "7"])
@@ -57,21 +57,24 @@ class ClassMap:
         missing = set(range(self.num_classes)) - set(labels.values()) if self.complete else set()
         if unknown or missing:
             problems = [f"unknown folders {_some(unknown)}"] if unknown else []
-            problems += [f"none of {_some([names[self.indices[label]] for label in sorted(missing)])}"] if missing else []
+            problems += [f"no folder for {_some([names[self.indices[label]] for label in sorted(missing)])}"] if missing else []
             raise ValueError(
-                f"{self.name} must have one folder per class of its {len(self.indices)} classes, got {' and '.join(problems)}. "
+                f"{self.name} must have one folder per class ({len(self.indices)} classes), got {' and '.join(problems)}. "
                 "Name the folders by WordNet id or by number in ImageNet-1k."
             )
         return labels
 
     def relabel(self, reader: Any) -> "Relabeled":
-        """Return the reader of class folders with the labels of this map.
+        """Return a reader of the class folders with the labels of this map.
+
+        Args:
+            reader: Reader of class folders.
 
         Raises:
-            ValueError: As `labels`, or the reader has no names of classes.
+            ValueError: A folder is unknown or missing (see `labels`), or the reader has no class names.
         """
         if getattr(reader, "class_to_idx", None) is None:
-            raise ValueError(f"{self.name}: the reader must have names of classes, got none. Use a reader of class folders.")
+            raise ValueError(f"{self.name}: the reader must have class names, got none. Use a reader of class folders.")
         labels = self.labels(reader.class_to_idx)
         return Relabeled(SomeClasses(reader, labels) if self.skip_others else reader, labels)
 
@@ -124,7 +127,7 @@ class Relabeled(Reader):
 
 
 class SomeClasses(Reader):
-    """Reader of only some class folders of another reader.
+    """Reader of selected class folders of another reader.
 
     Args:
         reader: Reader of class folders.
@@ -189,7 +192,7 @@ def classes_of(name: str, folders: Iterable[str]) -> ClassMap:
         folders: Names of the class folders.
 
     Raises:
-        ValueError: As `ClassMap.labels`.
+        ValueError: A folder is not a class of ImageNet-1k.
     """
     return ClassMap(
         name, tuple(sorted(ClassMap(name, tuple(range(IMAGENET_CLASSES)), complete=False).labels(folders).values()))

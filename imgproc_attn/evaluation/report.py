@@ -74,7 +74,7 @@ class Entry:
 
     @cached_property
     def rows(self) -> dict[Column, dict[str, Any]]:
-        """Rows of numbers by their `Column`."""
+        """Rows of numbers: ``{column: row}``."""
         rows, metrics = self.result["conditions"], self.metrics
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
@@ -91,7 +91,7 @@ class Entry:
 
     @cached_property
     def summary(self) -> dict[tuple[str, str], float]:
-        """Means over conditions by name and protocol."""
+        """Means over conditions: ``{(name, protocol): mean}``."""
         protocol = json.dumps([column.protocol for column in self.rows])
         return {(name, protocol): value for name, (value, _) in summary_values(self.result).items()}
 
@@ -115,7 +115,7 @@ class ModelRun:
     entries: list[Entry]
 
     def row(self, column: Column) -> dict[str, Any] | None:
-        """Return the row of a column; None if no result has it."""
+        """Return the row of a column, or None if no result has this column."""
         return next((entry.rows[column] for entry in self.entries if column in entry.rows), None)
 
     def per_sample(self, column: Column) -> dict[str, float]:
@@ -123,11 +123,11 @@ class ModelRun:
         return next(entry.per_sample[column.condition] for entry in self.entries if column in entry.rows)
 
     def summary(self, key: tuple[str, str]) -> float | None:
-        """Return a mean over conditions; None if no result has it."""
+        """Return the mean over conditions for ``key`` (name, protocol), or None if no result has this key."""
         return next((entry.summary[key] for entry in self.entries if key in entry.summary), None)
 
     def draws(self, column: Column) -> list[float]:
-        """Return the bootstrap values of a column; empty for means over images."""
+        """Return the bootstrap values of a column. The list is empty for metrics that are means over images."""
         key = (column.condition, column.metric)
         return next(entry.draws.get(key, []) for entry in self.entries if column in entry.rows)
 

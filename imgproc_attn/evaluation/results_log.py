@@ -42,7 +42,7 @@ class NoneReadableError(ValueError):
 
 
 class ProtocolMismatchError(ValueError):
-    """Results under another protocol, which new ones cannot be mixed with.
+    """Error of a log that holds results under another protocol. New results cannot be mixed with them.
 
     Attributes:
         file: The file that holds them.
@@ -71,7 +71,7 @@ class SampleResults(NamedTuple):
     unreadable: list[int]
 
     def only(self, ids: Tensor) -> "SampleResults":
-        """Return the results of those of these samples that are here."""
+        """Return the results of the samples with these ids. Ids without a result are ignored."""
         kept = torch.isin(self.ids, ids).nonzero()[:, 0].tolist()
         columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
         return self._replace(ids=self.ids[kept], columns=columns)
@@ -93,7 +93,10 @@ class SampleResults(NamedTuple):
         try:
             return torch.tensor(values)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Per-sample results must have numbers as {name!r}. Compute them again with --restart.") from error
+            raise ValueError(
+                f"Per-sample results must have numbers as {name!r}, got other values ({error}). Compute them again with "
+                "--restart."
+            ) from error
 
     @property
     def labels(self) -> Tensor:
@@ -107,35 +110,40 @@ class SampleResults(NamedTuple):
 
     @property
     def predictions(self) -> Tensor:
-        """``[n]`` predicted classes; attacks keep none."""
+        """``[n]`` predicted classes. Classification attacks on images in [0, 1] do not store them."""
         return self._tensor("predictions")
 
     @property
     def scores(self) -> Tensor:
-        """``[n]``: the largest probability, or under attack the size of the perturbation."""
+        """``[n]`` scores of the samples.
+
+        - Classification without attack: the largest class probability.
+        - Segmentation without attack: 0.
+        - Under attack: the size of the perturbation, in the norm of the threat model.
+        """
         return self._tensor("scores")
 
 
 def of_common_samples(results: Mapping[str, SampleResults]) -> dict[str, SampleResults]:
-    """Keep the samples that all conditions have: an image may have become unreadable between two of them."""
+    """Keep only the samples that all conditions have. An image may become unreadable between two conditions."""
     counts = Counter(i for result in results.values() for i in result.ids.tolist())
     ids = torch.tensor(sorted(i for i, count in counts.items() if count == len(results)), dtype=torch.int64)
     return {name: result if len(result.ids) == len(ids) else result.only(ids) for name, result in results.items()}
 
 
 def merge_lines(lines: Sequence[Mapping[str, Any]], name: str) -> SampleResults:
-    """Merge the lines of a log; of a sample that stands there twice, the first counts.
+    """Merge the lines of a log into the results of a condition. If a sample occurs twice, its first result counts.
 
     Args:
-        lines: One per batch: ``ids``, ``unreadable``, ``range`` and the scorer's columns.
-        name: Name of the condition or file, for the error.
+        lines: One mapping per batch, with ``ids``, ``unreadable``, ``range`` and the scorer's columns.
+        name: Name of the condition or file, for the error message.
 
     Raises:
         NoneReadableError: No image could be read.
     """
     scored = [line for line in lines if line["ids"]]
     if not scored:
-        raise NoneReadableError(f"{name}: none of the images could be read. Give others.")
+        raise NoneReadableError(f"{name}: at least one image must be readable, got none. Give other images.")
     ids, first = np.unique([i for line in scored for i in line["ids"]], return_index=True)
     names = [column for column in scored[0] if column not in _OF_THE_LINE]
     columns = {column: [value for line in scored for value in line[column]] for column in names}
@@ -184,7 +192,7 @@ class MemoryLog:
         """Do nothing: there is no file."""
 
     def read(self) -> SampleResults:
-        """Merge the results of all processes; each must call this."""
+        """Merge the results of all processes. Each process must call this method."""
         shares = [self._lines]
         if self._world.size > 1:
             shares = [self._lines] * self._world.size
@@ -198,7 +206,7 @@ class ResultsLog:
     The first line holds the protocol. A last line that a crash left incomplete is dropped.
 
     Args:
-        folder: Folder of the log; made if need be.
+        folder: Folder of the log. It is created if it does not exist.
         name: Name of the condition.
         protocol: Everything that the results depend on.
         rank: Rank of this process.
@@ -238,7 +246,7 @@ class ResultsLog:
             checked = [LineForm.model_validate(line) for line in lines[1:]]
             columns = {frozenset(line.model_extra or ()) for line in checked if line.ids}
             if len(columns) > 1:
-                raise ValueError("lines have different columns")
+                raise ValueError(f"all lines must have the same columns, got {sorted(map(sorted, columns))}")
         except (ValueError, KeyError, TypeError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise ValueError(
@@ -254,10 +262,10 @@ class ResultsLog:
         return lines[1:]
 
     def check_ids(self, ids: Tensor) -> None:
-        """Check that all results are of these samples.
+        """Check that all results belong to these samples.
 
         Raises:
-            ValueError: Some are of others.
+            ValueError: Some results belong to other samples.
         """
         unknown = self.done[~torch.isin(self.done, ids)].tolist()
         if unknown:
@@ -303,7 +311,7 @@ class ResultsLog:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the logs in ``folder`` and below, and folders that are empty then; nothing else."""
+    """Remove the logs in ``folder`` and its subfolders, and then the folders that are empty. Other files stay."""
     ours = [file for file in folder.rglob(LOG_FILES) if file.is_file() and _is_ours(file)]
     for file in ours:
         file.unlink()
@@ -313,7 +321,7 @@ def remove_results(folder: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether it begins as a `ResultsLog` does; one that a kill left without a whole line is empty."""
+    """Return whether a file begins like a `ResultsLog`. A log that a kill left without a complete line is empty."""
     with file.open("rb") as lines:
         first = lines.readline()
     return not first or first.startswith(b'{"protocol": ')

@@ -68,11 +68,11 @@ def names_hash(names: Sequence[str]) -> str:
 
 
 class SampleSet(ABC):
-    """Samples with ids.
+    """Base class of samples with ids.
 
     Attributes:
-        ids: ``[n]`` int64 ids in the data set: the same in a subset as in the whole.
-        corruption: Corruption of the images when they are read; None for none.
+        ids: ``[n]`` int64 ids in the data set. A subset keeps the ids of the whole data set.
+        corruption: Corruption that is applied when images are read. None: no corruption.
     """
 
     ids: Tensor
@@ -97,32 +97,32 @@ class SampleSet(ABC):
 
     @abstractmethod
     def without(self, ids: Tensor) -> "SampleSet":
-        """Return the samples that have other ids."""
+        """Return all samples except those with these ids."""
 
     @abstractmethod
     def share(self, rank: int, size: int) -> "SampleSet":
-        """Return every ``size``-th sample, from ``rank`` on."""
+        """Return every ``size``-th sample, starting at ``rank``."""
 
     @abstractmethod
     def batches(self, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device) -> Iterator[Batch]:
         """Yield images in [0, 1], labels and ids on the device. Unreadable images have the label -1."""
 
     def only(self, ids: Tensor) -> "SampleSet":
-        """Return the samples that have these ids."""
+        """Return the samples with these ids."""
         return self.without(self.ids[~torch.isin(self.ids, ids)])
 
     def random(self, count: int, seed: int) -> "SampleSet":
-        """Return random samples."""
+        """Return at most ``count`` random samples."""
         return self.only(self.ids[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]])
 
     def none_readable(self) -> ValueError:
-        """Return the error of samples of which none can be read."""
+        """Return the error for samples without a readable image."""
         if not len(self):
             return ValueError("There must be at least 1 image to evaluate on, got 0. Give other images.")
         return ValueError(f"At least one of the {len(self)} images must be readable, got none. Give other images.")
 
     def corrupted(self, corruption: Any) -> "SampleSet":
-        """Return the same samples, corrupted when they are read, under the same identity.
+        """Return the same samples with a corruption that is applied when they are read. The identity does not change.
 
         Raises:
             ValueError: These samples cannot be corrupted.
@@ -131,11 +131,11 @@ class SampleSet(ABC):
 
 
 class Samples(SampleSet, Dataset):
-    """Samples of a data set, read in 8 bits in the size that a model wants.
+    """Samples of a data set, read as 8-bit images in the input size of a model.
 
     Args:
         images: Data set of numbered images.
-        corruption: Function ``corrupt(pixels, sample_id)`` of 8-bit pixels, run in the processes that read.
+        corruption: Function ``corrupt(pixels, sample_id)`` of 8-bit pixels. It runs in the processes that read.
         positions: Positions of the samples in ``images``. Default: all.
     """
 
@@ -161,7 +161,7 @@ class Samples(SampleSet, Dataset):
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the samples in the order of `ids`; equal names are told apart by the id."""
+        """Names of the samples in the order of `ids`. Samples with equal names get their id as a suffix."""
         names = [self.images.name(i) for i in self._positions]
         count = Counter(names)
         return [name if count[name] == 1 else f"{name}#{i}" for name, i in zip(names, self.ids.tolist())]
@@ -186,7 +186,7 @@ class Samples(SampleSet, Dataset):
 
     @property
     def transform(self) -> Callable[..., Any] | None:
-        """Transform of the images; loaders set it."""
+        """Transform of the images. Loaders set it."""
         return self.images.transform
 
     @transform.setter
@@ -221,7 +221,7 @@ class TensorSamples(SampleSet):
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n, …]``.
         ids: ``[n]``. Default: 0 to n - 1.
-        names: Names by id. Default: the ids.
+        names: ``{id: name}``. Default: the ids.
         class_names: ``{label: name}``.
     """
 
@@ -295,14 +295,15 @@ class TensorSamples(SampleSet):
 
 
 class StreamSamples(SampleSet):
-    """Samples of a stream, numbered in the order in which they come.
+    """Samples of a stream. Their ids are the numbers in the order of reading.
 
-    The order depends on the number of workers. So a stream serves for images as they are only, and is read from its start.
+    The order depends on the number of workers. Therefore, samples of a stream cannot be corrupted or selected by id, and every
+    pass starts at the first image.
 
     Args:
-        images: The stream.
-        source: Name, split and columns of the data, which tell streams apart.
-        first: Number of samples, from the start. Default: all.
+        images: Stream of images and labels.
+        source: Name, split and columns of the data. They distinguish this stream from others.
+        first: Number of samples to read from the start. Default: all.
     """
 
     def __init__(self, images: StreamedImages, source: Mapping[str, Any] | None = None, first: int | None = None) -> None:
@@ -327,14 +328,14 @@ class StreamSamples(SampleSet):
         return self
 
     def random(self, count: int, seed: int) -> "StreamSamples":
-        """Return the first samples: others would take another pass through the stream."""
+        """Return the first ``count`` samples. Random samples would need another pass through the stream."""
         return StreamSamples(self.images, self._source, count)
 
     def share(self, rank: int, size: int) -> "StreamSamples":
         if size > 1:
             raise ValueError(
-                "A set that can only be iterated over cannot be shared out exactly; evaluate it in one process, without "
-                "torchrun."
+                f"A stream must be evaluated in one process, because it cannot be split exactly, got {size} processes. Start "
+                "the command without torchrun."
             )
         return self
 
@@ -355,17 +356,17 @@ def only_readable(batch: Batch) -> Batch:
 
 
 def images_of(samples: SampleSet, preprocessing: PreprocessingLike, device: torch.device, ids: Tensor) -> Batch:
-    """Return the readable ones of a few samples of one size as a batch."""
+    """Return the readable images among the samples with these ids as one batch. All images must have one size."""
     return only_readable(next(samples.only(ids).batches(preprocessing, max(len(ids), 1), 0, device)))
 
 
 def in_memory(
     samples: SampleSet, preprocessing: PreprocessingLike, batch_size: int, workers: int, device: torch.device
 ) -> TensorSamples:
-    """Read all samples once, and keep those that can be read in memory.
+    """Read all samples once, and keep the readable ones in memory.
 
     Raises:
-        ValueError: None can be read.
+        ValueError: None of the samples is readable.
     """
     batches = [only_readable(batch) for batch in samples.batches(preprocessing, batch_size, workers, device)]
     batches = [batch for batch in batches if len(batch[0])]

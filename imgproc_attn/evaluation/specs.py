@@ -137,10 +137,10 @@ class DatasetSpec:
 
     Attributes:
         data: Name of the reader, as in a recipe's ``data.name``.
-        root: Folder or file.
-        split: Split of the data; empty for ``root`` itself.
-        limit: Number of images, drawn at random from ``seed``. Default: all.
-        skip_broken: Leave out unreadable images and name them; otherwise they stop the evaluation.
+        root: Folder or file of the data.
+        split: Split of the data. Empty for ``root`` itself.
+        limit: Number of images in a random subset, drawn with ``seed``. Default: all images.
+        skip_broken: Skip unreadable images and list them. Otherwise an unreadable image stops the evaluation.
         seed: Seed of the random subset, and of the split of ``digits``.
         image_column: Column of images in Hugging Face data, as in the section ``data`` of a recipe.
         label_column: Column of labels in Hugging Face data, as in the section ``data`` of a recipe.

@@ -1,4 +1,4 @@
-"""Evaluation from Python on tensors: `evaluate`, a thin wrapper of the evaluation session."""
+"""Evaluation of tensors from Python: `evaluate`, a thin wrapper of the evaluation session."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +23,9 @@ class Evaluation:
     """Which samples a model classifies correctly, by condition.
 
     Attributes:
-        correct: ``{condition: [n] bool}``; ``"clean"`` is always there. Under attack: correct on the clean image and not
-            fooled; under attacks on normalized tensors, as published: the label is predicted for the adversarial image.
+        correct: ``{condition: [n] bool}``. ``"clean"`` is always present. Under attack, a sample is correct if the model
+            classifies its clean image correctly and the attack fails. Under an attack on normalized tensors (the published
+            convention), it is correct if the model predicts the label for the adversarial image.
         largest_perturbation: ``{attack: largest distance of an adversarial image}``, in the norm of its threat model.
     """
 
@@ -56,16 +57,18 @@ def evaluate(
         model: Maps images in [0, 1] to logits, in evaluation mode.
         images: ``[n, C, H, W]`` in [0, 1].
         labels: ``[n]`` class indices.
-        attacks: By name.
-        corruptions: By name: functions of images and their ids ``[B]`` that return one image in [0, 1] for each.
-        batch_size: Images at a time. No number depends on it, except by rounding.
+        attacks: ``{name: attack}``.
+        corruptions: ``{name: function}``. A function takes images and their ids ``[B]``, and returns one image in [0, 1] per
+            image.
+        batch_size: Number of images per batch. Results depend on it only through rounding.
         progress: Called with the name of each condition when it begins.
 
     Raises:
-        TypeError: Attacks or corruptions that are none, or what `check_batch` and `check_logits` refuse so.
-        ValueError: As `check_batch` and `check_logits`; no images, for which no accuracy exists; two conditions of one name; or
-            a corruption that leaves [0, 1], the number or the size of the images.
-        FloatingPointError: Logits or gradients that are not finite.
+        TypeError: A value of ``attacks`` is not an attack, a value of ``corruptions`` is not a corruption, or `check_batch` or
+            `check_logits` rejects a type.
+        ValueError: `check_batch` or `check_logits` rejects a value, there are no images, two conditions have one name, or a
+            corruption leaves [0, 1] or changes the number or size of the images.
+        FloatingPointError: Logits or gradients are not finite.
 
     Example:
         >>> import torch
@@ -78,15 +81,15 @@ def evaluate(
     """
     images = check_batch(model, images, labels)
     if check_whole("evaluate: batch_size", batch_size) < 1:
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}. Give the number of images at a time.")
+        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}. Give the number of images per batch.")
     attacks, corruptions = {} if attacks is None else attacks, {} if corruptions is None else corruptions
     _check_kinds(attacks, corruptions)
     if len(images) == 0:
-        raise ValueError("evaluate: 0 images given; an accuracy needs at least one.")
+        raise ValueError("evaluate: images must hold at least 1 image, got 0. Give the images to evaluate.")
     names = [CLEAN, *attacks, *corruptions]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"evaluate: {twice!r} names two conditions, of which one would be lost; rename one.")
+        raise ValueError(f"evaluate: each condition must have its own name, got {twice!r} for two conditions. Rename one.")
     task, samples = find_task("classification")(), TensorSamples(images, labels)
     conditions = [Condition(CLEAN, samples, task.clean)]
     conditions += [Condition(name, samples, task.under(attack)) for name, attack in attacks.items()]
@@ -100,7 +103,7 @@ def evaluate(
 
 
 def as_given(images: Tensor) -> Preprocessing:
-    """Return the preprocessing of images that are in memory already."""
+    """Return the preprocessing of images that are already in memory."""
     channels, height, width = images.shape[1:]
     return Preprocessing((channels, height, width), (0.0,) * channels, (1.0,) * channels, "bilinear", 1.0)
 
@@ -119,7 +122,7 @@ def announcing(progress: Callable[[str], None] | None) -> Callable[[str, int], N
 
 
 def _check_kinds(attacks: Mapping[str, AnyAttack], corruptions: Mapping[str, Corruption]) -> None:
-    """Refuse what is no attack, or no corruption, or not in a mapping."""
+    """Fail if attacks or corruptions have another type, or are not in a mapping."""
     for what, given in (("attacks", attacks), ("corruptions", corruptions)):
         if not isinstance(given, Mapping):
             raise TypeError(f"evaluate: {what} must be a mapping of names to {what}, got {given!r}. Give {{'name': ...}}.")

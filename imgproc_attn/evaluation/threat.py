@@ -178,7 +178,9 @@ class ThreatModel:
 
     @classmethod
     def normalized(cls, eps: float, norm: Norm = LINF) -> "ThreatModel":
-        """Return a threat model on normalized tensors: eps is in their units, and there is no range.
+        """Return a threat model on normalized tensors.
+
+        ``eps`` is in units of these tensors. Adversarial tensors are not clipped to a range.
 
         The code of some attention papers uses this convention (see `pixel_eps`).
         """

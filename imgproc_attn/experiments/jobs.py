@@ -51,7 +51,7 @@ Work = Callable[[Job, Callable[[str], Any], Callable[[int], Any]], Any]
 
 
 class JobFailed(RuntimeError):
-    """Error of a job that failed, or whose process ended."""
+    """Error of a job that failed or whose process ended early."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,17 @@ def run_jobs(
 ) -> dict[Job, Any]:
     """Run jobs, and return their results in the order of ``jobs``.
 
-    With one device, jobs run in this process, else in one process per device. The processes end when this one ends, even if
-    it is killed.
+    With one device, jobs run in this process. With several devices, they run in one process per device. These processes end
+    when this process ends, even if it is killed.
 
     Args:
         start: Picklable function that is called once in each process with its device. It returns a function that runs a job.
         jobs: Jobs to run.
         devices: Device of each process.
-        progress: Display of lines and steps.
+        progress: Display of the jobs' log lines and finished steps.
 
     Raises:
-        JobFailed: A job failed, or its process ended. The message names the job and the reason. Other jobs are stopped.
+        JobFailed: A job failed, or its process ended early. The message names the job and the reason. Other jobs are stopped.
     """
     others = OtherPrograms(len(devices)) if devices[0] == "cpu" else None
 

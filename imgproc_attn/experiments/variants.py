@@ -213,7 +213,7 @@ class VariantEvaluation:
 
     @property
     def checked(self) -> str:
-        """Number of images for the sanity checks, with their noun."""
+        """Number of images in the sanity checks, followed by the task's noun for them."""
         return f"{min(NUM_CHECKED, self.task.num_checked, len(self.samples))} {self.task.sample_noun}"
 
 
@@ -223,7 +223,7 @@ def _count(task: Any, n: int, noun: str) -> str:
 
 
 def _random(samples: SampleSet, wanted: int | None, seed: int) -> SampleSet:
-    """Return random samples: the first ones of a folder are all of one class."""
+    """Return random samples. The first samples of a folder would all be of one class."""
     chosen = random_subset(len(samples), wanted, seed)
     return samples if chosen is None else samples.only(samples.ids[chosen])
 

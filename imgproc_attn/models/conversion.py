@@ -109,7 +109,7 @@ def from_timm(
     source.__class__ = _CLASSES[type(source)]
     source._take_over(blocks, False, [], drop_rate)
     for module in source.modules():
-        if module not in kept:  # Modules of the source may have their own mode, as a frozen norm.
+        if module not in kept:  # Modules of the source may have their own mode, such as a frozen norm.
             module.training = model.training
     _rename(
         source,
@@ -139,22 +139,23 @@ def converted_vit(
     pretrained_cfg: Any = None,
     **kwargs: Any,
 ) -> FilterVisionTransformer:
-    """Create a source model and convert it with `from_timm`. Recipes and checkpoints use it by name.
+    """Create a source model and convert it with `from_timm`. Recipes and checkpoints refer to this function by its name.
 
-    ``timm.create_model("converted_vit", pretrained=True, source="vit_small_patch16_224.augreg_in1k", residual="twicing")`` is
+    ``timm.create_model("converted_vit", pretrained=True, source="vit_small_patch16_224.augreg_in1k", residual="twicing")``
+    builds the same model as
     ``from_timm(timm.create_model("vit_small_patch16_224.augreg_in1k", pretrained=True), residual="twicing")``.
 
     Args:
-        pretrained: Load the trained weights of ``source``. From a folder (``local-dir:``) or the hub (``hf-hub:``), load the
-            weights that are there.
-        source: timm's name of the model to convert.
+        pretrained: Load the trained weights of ``source``. If the model comes from a folder (``local-dir:``) or the hub
+            (``hf-hub:``), load the weights stored there instead.
+        source: Name in timm of the model to convert.
         kernel: As in `from_timm`.
         positions: As in `from_timm`.
         filter: As in `from_timm`.
         residual: As in `from_timm`.
         block_residual: As in `from_timm`.
-        pretrained_cfg: timm's configuration of a folder or the hub.
-        **kwargs: Arguments of the source, as ``num_classes`` and ``img_size``.
+        pretrained_cfg: Configuration that timm passes for a model from a folder or the hub.
+        **kwargs: Keyword arguments of the source model, such as ``num_classes`` and ``img_size``.
 
     Example:
         >>> model = timm.create_model("converted_vit", source="test_vit", kernel="gaussian_range", num_classes=5)

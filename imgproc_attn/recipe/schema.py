@@ -191,7 +191,8 @@ class Data(_Section):
                 )
         if self.iterates and self.on_broken_image == "stop":
             raise ValueError(
-                f"on_broken_image must be 'skip' for {self.name!r}, which skips broken images, got 'stop'. Change it."
+                f"on_broken_image must be 'skip' for {self.name!r}, because this reader always skips broken images, got "
+                "'stop'. Give data.on_broken_image=skip."
             )
         return self
 

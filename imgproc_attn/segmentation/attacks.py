@@ -41,10 +41,10 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy ``[B]`` with weighted pixels (SegPGD, arXiv 2207.12391).
+    """Return the weighted cross-entropy ``[B]`` of SegPGD, averaged over the labeled pixels of each image (arXiv 2207.12391).
 
     Args:
-        share: Weight of wrong pixels. Right pixels have the weight ``1 - share``.
+        share: Weight of misclassified pixels. Correctly classified pixels have the weight ``1 - share``.
         logits: ``[B, classes, h, w]``, interpolated bilinearly to the size of the labels.
         labels: ``[B, H, W]``. Pixels with the label 255 are ignored.
     """
@@ -54,7 +54,7 @@ def wrong_pixels_weighted(share: float, logits: Tensor, labels: Tensor) -> Tenso
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy ``[B]`` of right pixels, divided by the number of labeled pixels.
+    """Return the summed cross-entropy ``[B]`` of correctly classified pixels, divided by the number of labeled pixels.
 
     This is L_MCE of arXiv 2306.12941. Arguments are those of `pixel_cross_entropy`.
     """
@@ -74,7 +74,7 @@ def _mean_of_labeled(values: Tensor, labels: Tensor) -> Tensor:
 
 
 class PixelAttack(TargetAttack):
-    """Attack on labels of pixels. It increases their loss to lower the number of right pixels."""
+    """Attack on pixel labels. It increases their loss to lower the number of correctly classified pixels."""
 
     def objective_at(self, step: int) -> Objective:
         return pixel_cross_entropy
@@ -84,16 +84,16 @@ class PixelAttack(TargetAttack):
 
 
 def right_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the number of labeled pixels per image ``[B]`` that are predicted right.
+    """Return the number ``[B]`` of correctly classified pixels per image. Unlabeled pixels do not count.
 
     Args:
         model: Maps images to logits ``[B, classes, h, w]``.
-        images: ``[B, C, H, W]``.
-        labels: ``[B, H', W']``. Pixels with the label 255 are ignored.
+        images: ``[B, C, H, W]`` that the model takes.
+        labels: ``[B, H', W']`` class indices. Pixels with the label 255 are ignored.
 
     Raises:
-        TypeError: As `check_logits`.
-        ValueError: As `check_logits`, or the labels are not one map of classes per image.
+        TypeError: `check_logits` rejects the type of the output.
+        ValueError: `check_logits` rejects the output, or the labels are not one map of class indices per image.
         FloatingPointError: Some logits are not finite.
     """
     logits = finite_logits(model, images, 4)
@@ -123,17 +123,19 @@ class PixelMIFGSM(PixelAttack, MIFGSM):
 
 
 class SegPGD(PixelPGD):
-    """PGD on pixels that are still right at first, and increasingly also on pixels that are wrong (arXiv 2207.12391)."""
+    """PGD with a weighted loss (arXiv 2207.12391).
+
+    At first, only correctly classified pixels count. The weight of misclassified pixels grows with each step.
+    """
 
     def objective_at(self, step: int) -> Objective:
         return partial(wrong_pixels_weighted, step / (2 * self.steps))  # lambda of algorithm 1; its steps count from 1
 
 
 class MaskedPGD(PixelPGD):
-    """PGD on pixels that are still right (arXiv 2306.12941).
+    """PGD on pixels that are still correctly classified (arXiv 2306.12941).
 
-    In a large ball, most pixels are soon wrong. The mean loss over all pixels would then be dominated by pixels that are
-    already wrong.
+    In a large ball, most pixels are soon misclassified. They would then dominate the mean loss over all pixels.
     """
 
     def objective_at(self, step: int) -> Objective:

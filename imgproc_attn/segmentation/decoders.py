@@ -42,7 +42,7 @@ class LinearDecoder(nn.Module):
         return set()
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to ``[B, classes, h, w]``."""
+        """Return the logits ``[B, classes, h, w]`` of features ``[B, C, h, w]``."""
         return self.head(features.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -78,7 +78,7 @@ class MaskDecoder(nn.Module):
         return {"class_tokens"} | {name for name, _ in self.named_parameters() if name.endswith(".table")}
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to ``[B, classes, h, w]``."""
+        """Return the logits ``[B, classes, h, w]`` of features ``[B, C, h, w]``."""
         count, _, height, width = features.shape
         patches = self.embed(features.flatten(2).transpose(1, 2))
         x = torch.cat([self.class_tokens.expand(count, -1, -1), patches], dim=1)

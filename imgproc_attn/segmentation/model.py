@@ -260,7 +260,7 @@ def segmenter(
     try:
         head = DECODERS[name](channels, num_classes, grid, **parts)
     except TypeError as error:
-        raise ValueError(f"decoder={name!r}: {error}") from error
+        raise ValueError(f"decoder={name!r} must get valid options, got {parts} ({error}). Correct the options.") from error
     head = head.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
     model = Segmenter(encoder, head, num_classes, whole if of_one_size else None, norm)
     model.pretrained_cfg = {

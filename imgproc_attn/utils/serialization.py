@@ -11,7 +11,7 @@ SEEDS = 2**32  # Seeds must be below this limit of scikit-learn and NumPy.
 
 
 def strength_text(value: float) -> str:
-    """Return a strength as text: decimal, or as a fraction of 255 if that is shorter (only below 0.25).
+    """Return a strength as decimal text. Below 0.25, return a fraction of 255 if that is shorter.
 
     Example:
         >>> strength_text(0.05), strength_text(4 / 255)
@@ -21,7 +21,7 @@ def strength_text(value: float) -> str:
 
 
 def describe(thing: Any) -> Any:
-    """Return the settings of an object, JSON-serializable.
+    """Return the settings of an object as JSON-serializable values.
 
     A dataclass becomes a dictionary of its fields and the name of its ``class``. A dataclass without fields becomes that name.
     Paths and fields with the metadata ``setting: False`` are omitted, because they do not affect results.

@@ -68,7 +68,7 @@ def add_999(line):
     [
         (in_line(lambda line: line.pop("range")), "log/FGSM.*range is missing"),
         (in_line(lambda line: line.update(range=[0])), "log/FGSM.*damaged"),
-        (in_line(lambda line: line.pop("correct")), "log/FGSM.*lines have different columns"),
+        (in_line(lambda line: line.pop("correct")), "log/FGSM.*lines must have the same columns"),
         (in_line(lambda line: line["correct"].pop()), "log/FGSM.*correct has 5 values for 6 ids"),
         (in_line(lambda line: line.update(correct="all")), "log/FGSM.*damaged"),
         (in_line(lambda line: line.update(scores=[None] * 6)), "log/FGSM.*damaged"),
