@@ -120,8 +120,7 @@ def benchmark(
     session, samples = _opened(model, _dataset(data, root, split, num_samples, seed), runtime, seed)
     session.progress = session.progress if verbose else _quiet
     if num_samples is not None and num_samples < len(samples):
-        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:num_samples]
-        samples = samples.only(samples.ids[chosen])
+        samples = samples.random(num_samples, seed)
     attacks = build_attacks([attack], [threat], session.task.num_outputs, seed)
     conditions = [clean_condition(samples, session.task), *attack_conditions(samples, attacks, session.task)]
     with session.claimed(), without_tf32():

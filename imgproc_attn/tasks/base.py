@@ -1,4 +1,4 @@
-"""What a task is: the scoring of answers, and the data and loss they are learned from."""
+"""Base class of tasks: the scoring of answers, and the data and loss they are learned from."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping

@@ -90,7 +90,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def for_model(cls, model: Any, recipe: Recipe | None = None, **options: Any) -> Self:
-        """As `Task.for_model`, with ``classes``: a `ClassMap` or the name of one."""
+        """Return the task of a model. The option ``classes`` is a `ClassMap` or the name of one."""
         classes = options.pop("classes", None)
         found = class_map(classes) if isinstance(classes, str) else classes
         return cls(model.num_classes if found is None else found.num_classes, found)
@@ -202,10 +202,11 @@ class ClassificationTask(Task):
     def tables(self, results: SampleResults, row: Mapping[str, Any], samples: SampleSet) -> dict[str, list[list[Any]]]:
         """Return ``per_class.csv`` and ``predictions.csv``."""
         names, labels = samples.class_names, results.labels
+        in_top1_and_top5 = results.correct, self._in_top(results)
         by_class: list[list[Any]] = [["label", "name", "n", "top1", "top5"]]
         for label in labels.unique().tolist():
             of_class = labels == label
-            shares = (100 * right[of_class].double().mean().item() for right in (results.correct, self._in_top(results)))
+            shares = (100 * right[of_class].double().mean().item() for right in in_top1_and_top5)
             by_class.append([label, names.get(label, str(label)), int(of_class.sum()), *shares])
         top = results.column("top")
         predictions = [[samples.name(i), *rest] for i, rest in zip(results.ids.tolist(), zip(labels.tolist(), *zip(*top)))]

@@ -96,7 +96,7 @@ class SegmentationTask(Task):
 
     @classmethod
     def for_model(cls, model: Any, recipe: Recipe | None = None, **options: Any) -> Self:
-        """As `Task.for_model`, with the options of `views`.
+        """Return the task of a model. The options are those of `views`.
 
         Raises:
             ValueError: A model that does not segment.

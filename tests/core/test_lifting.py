@@ -90,7 +90,7 @@ BANDWIDTHS = [0.5, 0.77, 1.5, 3.0, 10.0, 100.0]
 @pytest.mark.parametrize("prefix", [0, 1])
 @torch.no_grad()
 def test_error_at_most_twice_that_of_explicit_differences(dtype, grid, prefix):
-    """As in flash-attention's tests, the error against float64 is at most twice that of plain code in the same dtype."""
+    """Error against float64 at most twice that of plain code in the same dtype, as in flash-attention's tests."""
     fused, largest_ratios = SoftmaxFilter(), []
     large = grid[0] * grid[1] > 1000
     for h in BANDWIDTHS[::2] if large else BANDWIDTHS:

@@ -1,4 +1,4 @@
-"""What tests of the evaluations share: sessions and the commands on small models, class folders of real pictures."""
+"""Helpers of the evaluation tests: sessions and the commands on small models, class folders of real pictures."""
 
 import copy
 import json

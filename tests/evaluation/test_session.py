@@ -227,7 +227,7 @@ def test_a_damaged_file_is_named(model, samples, tmp_path):
 
 
 def test_processes_share_a_folder(exact_model, samples, tmp_path, monkeypatch):
-    """What two processes leave is one set of results, for any number of processes that go on with it."""
+    """Two processes leave one set of results, for any number of processes that go on with it."""
     model = exact_model
     conditions = conditions_of(samples, {"PGD": PGD(20 / 255, 3)})
     alone = session(model, tmp_path / "alone").run(conditions)
@@ -298,7 +298,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
             if status:
                 kills += 1
                 progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "log").glob("*")))
-            else:  # it was done before: the next attempts begin anew, and sooner
+            else:  # it was done before: the next attempts begin again, and sooner
                 killed.append(tmp_path / f"killed-{len(killed)}")
                 length *= 0.8
         assert attempt(killed[-1])[0] == 0
