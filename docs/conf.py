@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import matplotlib
-from sphinx_gallery.sorting import ExplicitOrder
 
 import imgproc_attn
 

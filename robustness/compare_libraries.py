@@ -86,25 +86,26 @@ def agreement(attack: str, model: nn.Module, batches: Callable[[], Iterator[Batc
     for x, y, ids in tqdm(batches(), f"{attack} {strength_text(eps)}", unit="batch", dynamic_ncols=True):
         right = is_correct(model, x, y)
         for library, find in attacks.items():
-            flags = right.clone()
+            robust_ones = right.clone()
             if right.any():
-                flags[right] = robust(model, find, x[right], y[right], ids[right.cpu()])
-            found.setdefault(library, []).append(flags)
-    flags_of = {library: torch.cat(parts).cpu() for library, parts in found.items()}
+                robust_ones[right] = robust(model, find, x[right], y[right], ids[right.cpu()])
+            found.setdefault(library, []).append(robust_ones)
+    results_of = {library: torch.cat(parts).cpu() for library, parts in found.items()}
     return [
-        _row(flags_of[OURS], flags, attack=attack, eps=strength_text(eps), library=name) for name, flags in flags_of.items()
+        _row(results_of[OURS], robust_ones, attack=attack, eps=strength_text(eps), library=name)
+        for name, robust_ones in results_of.items()
     ]
 
 
-def _row(ours: Tensor, flags: Tensor, **about: str) -> dict[str, Any]:
-    share = flags.double().mean().item()
+def _row(ours: Tensor, robust_ones: Tensor, **about: str) -> dict[str, Any]:
+    share = robust_ones.double().mean().item()
     return {
         **about,
-        "images": len(flags),
+        "images": len(robust_ones),
         "robust / %": 100 * share,
-        "standard error": 100 * math.sqrt(share * (1 - share) / len(flags)),
-        "same flags as ours / %": 100 * (flags == ours).double().mean().item(),
-        "robust by ours alone / %": 100 * (ours & ~flags).double().mean().item(),
+        "standard error": 100 * math.sqrt(share * (1 - share) / len(robust_ones)),
+        "same results as ours / %": 100 * (robust_ones == ours).double().mean().item(),
+        "robust by ours alone / %": 100 * (ours & ~robust_ones).double().mean().item(),
     }
 
 

@@ -43,4 +43,4 @@ def test_rows_of_patches_outside_the_grid_are_refused():
     for patch in ((0, 4), (4, 0), (0, -1)):
         with pytest.raises(ValueError, match=r"must be inside the grid of 4 x 4, got"):
             draw_kernel_rows(model, image, image, 0, [patch])
-    assert len(draw_kernel_rows(model, image, image, 0, [(0, 3), (3, 0)]).axes) == 6
+    assert len(draw_kernel_rows(model, image, image, 0, [(0, 3), (3, 0)])[0].axes) == 6

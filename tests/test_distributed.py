@@ -114,7 +114,7 @@ def test_two_processes_go_on_to_the_same_weights(runs, tmp_path):
     assert records(runs[1])[3]["train_loss"] == records(tmp_path / "run")[3]["train_loss"]
 
 
-def test_two_processes_test_anew(runs):
+def test_two_processes_test_again(runs):
     out = launch(
         2,
         "train",

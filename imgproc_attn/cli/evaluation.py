@@ -96,7 +96,7 @@ def _add_segment(commands: Any) -> None:
         "numbers as 8-bit gray.",
         formatter_class=HelpFormatter,
     )
-    s.add_argument("pictures", type=Path, metavar="IMAGE|FOLDER", help="image, or folder of images and subfolders")
+    s.add_argument("images", type=Path, metavar="IMAGE|FOLDER", help="image, or folder of images and subfolders")
     s.add_argument(
         "--checkpoint", dest="model", required=True, metavar="FOLDER", help="folder of a run or of one of its checkpoints"
     )
@@ -226,7 +226,7 @@ def _file(name: str | None) -> Path | None:
 
 def _segment(args: argparse.Namespace) -> None:
     from ..evaluation.specs import ModelSpec
-    from ..segmentation.segment_files import segment_pictures
+    from ..segmentation.segment_files import segment_images
     from ..tasks import SegmentationTask
     from ..training.distributed import start_processes
 
@@ -237,7 +237,7 @@ def _segment(args: argparse.Namespace) -> None:
         )
     options = {key: getattr(args, key) for key in ("short_side", "window", "stride", "scales", "flip")}
     settings = SegmentationTask.views(run_of(args), **options)
-    written = segment_pictures(ModelSpec(args.model), args.pictures, args.output, start_processes(args.device)[0], **settings)
+    written = segment_images(ModelSpec(args.model), args.images, args.output, start_processes(args.device)[0], **settings)
     print(f"Written: {len(written)} overlays and label maps to {args.output}")
 
 

@@ -24,7 +24,7 @@ def fingerprint(split: Any) -> Fingerprint:
     """Compute the fingerprint of a split without decoding an image.
 
     Args:
-        split: Opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabeledPictures`.
+        split: Opened split: `Images`, `StreamedImages`, or `imgproc_attn.segmentation.data.LabeledImages`.
 
     Returns:
         JSON-serializable record.

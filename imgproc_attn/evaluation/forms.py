@@ -138,7 +138,7 @@ class ResultForm(_Form):
     conditions: Annotated[list[_AttackedRow | _Row], Field(min_length=1)]
     checked: _Checked
     findings: list[FindingForm]
-    pictures: list[str]
+    figures: list[str]
     environment: _Environment
     summary: _Summary = _Summary()
 

@@ -99,7 +99,7 @@ def run_corruptions(session: EvaluationSession, conditions: Sequence[Condition],
                 by_name.setdefault(c.family, {})[int(c.strength)] = _headline(session, results[c.name])
         report = session.check(conditions[0].samples, preprocessing=conditions[0].preprocessing)
         figures = {
-            "corruptions": draw_heat_map(by_name, session.about["label"], session.task.metrics[0].label),
+            "corruptions": draw_heat_map(by_name, session.about["label"], session.task.metrics[0].label)[0],
             "gallery": _corruption_gallery(session, conditions, results),
         }
         summary = session.task.summarize(by_name)
@@ -149,19 +149,19 @@ def _curves(session: EvaluationSession, conditions: Sequence[Condition], results
             points[label][c.strength] = values[c.name]
             threat = c.scorer.attack.threat  # type: ignore[attr-defined]
             units[c.family] = eps_unit(threat.norm.name, threat.space)
-    return draw_curves(curves, units, session.task.metrics[0].label)
+    return draw_curves(curves, units, session.task.metrics[0].label)[0]
 
 
 def _gallery(
     session: EvaluationSession, conditions: Sequence[Condition], results: Mapping[str, SampleResults], count: int = 6
 ) -> dict[str, Figure]:
     """Draw samples that the strongest attack has harmed; nothing if no attack harmed any."""
-    sign = 1 if session.task.metrics[0].higher_is_better else -1
+    sign = session.task.metrics[0].sign
     for condition in sorted(conditions[1:], key=lambda c: sign * _headline(session, results[c.name])):
         harmed = session.task.harmed(results[CLEAN], results[condition.name])[: min(count, session.batch_size)]
         if len(harmed):
             batch = images_of(condition.samples, session.preprocessing, session.runtime.device, harmed)
-            return {"gallery": session.task.draw_attacked(session.model, batch, condition, session.about["label"])}
+            return {"gallery": session.task.attacked_figure(session.model, batch, condition, session.about["label"])}
     return {}
 
 
@@ -175,4 +175,4 @@ def _corruption_gallery(
             first, preprocessing = results[c.name].ids[:1], c.preprocessing or session.preprocessing
             image = images_of(c.samples, preprocessing, session.runtime.device, first)[0][0]
             images.setdefault(c.family, {})[f"severity {c.strength:g}"] = image
-    return draw_grid(images)
+    return draw_grid(images)[0]

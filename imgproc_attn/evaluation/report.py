@@ -340,7 +340,7 @@ def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) ->
     families = Counter(family for family, *_ in panels)
     titles = [family if families[family] == 1 else f"{family}, protocol {i + 1}" for i, (family, *_) in enumerate(panels)]
     units = {title: unit for title, (_, unit, _) in zip(titles, panels)}
-    return draw_curves(dict(zip(titles, panels.values())), units, label) if panels else None
+    return draw_curves(dict(zip(titles, panels.values())), units, label)[0] if panels else None
 
 
 def _as_looked_at(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -385,7 +385,7 @@ def _figure_file(folder: Path, name: str) -> Path:
     """
     file = (folder / name).resolve()
     if file.parent != folder.resolve() or file.suffix != ".png" or not file.is_file():
-        raise ValueError(f"{folder / RESULT}: pictures must be PNG files in its own folder, got {name!r}. {REMEDY}")
+        raise ValueError(f"{folder / RESULT}: figures must be PNG files in its own folder, got {name!r}. {REMEDY}")
     return file
 
 
@@ -426,7 +426,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
                 "folder": entry.folder.name,
                 "result": entry.result,
                 "means": [*means(entry.result), *cautions(entry.result)],
-                "pictures": {name: _embedded(_figure_file(entry.folder, name)) for name in entry.result["pictures"]},
+                "figures": {name: _embedded(_figure_file(entry.folder, name)) for name in entry.result["figures"]},
             }
             for entry in entries
         ],

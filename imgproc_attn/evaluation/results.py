@@ -10,7 +10,7 @@ from ..utils.markdown import markdown_table, markdown_text
 from .conditions import Condition
 from .forms import ResultForm
 from .results_log import SampleResults
-from .scoring import Scoring
+from .scoring import Metric, Scoring
 
 __all__ = [
     "OUTPUTS",
@@ -167,12 +167,12 @@ def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
         remarks: Paragraphs to add below the table.
     """
     attacked = any("eps" in r for r in result["conditions"])
-    first, *others = result["metrics"]
-    heads = ["condition", _label(first), "95 % interval", *map(_label, others), "images"]
+    first, *others = (Metric(**metric) for metric in result["metrics"])
+    heads = ["condition", first.label, "95 % interval", *(metric.label for metric in others), "images"]
     rows = []
     for r in result["conditions"]:
-        low, high = interval(r, first["key"])
-        cells = [f"{r[first['key']]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric['key']]:.2f}" for metric in others)]
+        low, high = interval(r, first.key)
+        cells = [f"{r[first.key]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric.key]:.2f}" for metric in others)]
         rows.append([markdown_text(r["name"]), *cells, r["n"], *([perturbation(r)] if attacked else [])])
     table = markdown_table(heads + ["largest perturbation"] * attacked, rows)
     parts = [table, *remarks, *means(result), *map(markdown_text, cautions(result))]
@@ -182,10 +182,6 @@ def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
     else:
         parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")
     return "\n\n".join(parts) + "\n"
-
-
-def _label(metric: Mapping[str, str]) -> str:
-    return f"{metric['title']} / {metric['unit']}"
 
 
 def interval(row: Mapping[str, Any], metric: str) -> tuple[float, float]:

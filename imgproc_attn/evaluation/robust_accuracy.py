@@ -21,7 +21,7 @@ from .results_log import of_common_samples
 from .samples import SampleSet, TensorSamples
 from .scoring import find_task
 from .session import EvaluationSession, Runtime
-from .specs import DatasetSpec, ModelSpec, model_hashes
+from .specs import DatasetSpec, ModelSpec, about_model, model_hashes
 from .tensors import as_given
 from .threat import ThreatModel
 
@@ -196,13 +196,7 @@ def _session_of_module(model: nn.Module, data: Any, runtime: Runtime, seed: int)
         with torch.no_grad():
             num_classes = model.to(runtime.device)(data[0][:1].to(runtime.device)).shape[1]
     asked = NormalizedModel(model).eval() if has_statistics else model
-    about = {
-        "label": type(model).__name__,
-        "model": type(model).__name__,
-        "checkpoint": None,
-        "training_seed": None,
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    about = about_model(type(model).__name__, sum(p.numel() for p in model.parameters()))
     task = find_task("classification")(num_classes)
     protocol = {**model_hashes(model), "options": {}, **task.protocol}
     session = EvaluationSession(

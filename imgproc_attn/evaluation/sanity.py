@@ -30,7 +30,7 @@ from .threat import LINF, ThreatModel
 __all__ = [
     "AttackProbe",
     "Scaled",
-    "check_flags",
+    "check_attack_order",
     "check_outputs",
     "check_repeats",
     "check_rows",
@@ -155,7 +155,7 @@ def check_repeats(first: Tensor, second: Tensor) -> list[Finding]:
     ]
 
 
-def check_flags(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
+def check_attack_order(robust: Mapping[str, Tensor], white_box: Sequence[str], black_box: Sequence[str]) -> list[Finding]:
     """Return findings from comparing several attacks under one threat model.
 
     Args:
@@ -204,7 +204,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], correct: Mapping[str, Tensor])
         findings += _check_ensemble(row)
     for ball, robust in at_one_radius.items():
         kinds = [[name for name in names if name in robust] for names in (STEPWISE, BLACK_BOX)]
-        findings += [Finding(f.check, f"At {ball}: {f.message}") for f in check_flags(robust, *kinds)]
+        findings += [Finding(f.check, f"At {ball}: {f.message}") for f in check_attack_order(robust, *kinds)]
     for less, more in itertools.permutations([row for row in rows if row["name"].startswith(STEPWISE)], 2):
         alike = all(less[key] == more[key] for key in ("family", "norm", "space"))
         if alike and less["eps"] < more["eps"] and _differ(correct[more["name"]], correct[less["name"]], POINTS):
@@ -380,7 +380,7 @@ def sanity_checks(
         [
             *findings,
             *check_gradients(model, few),
-            *check_flags(robust, ["FGSM", "PGD", "PGD of 100 steps"], black_box),
+            *check_attack_order(robust, ["FGSM", "PGD", "PGD of 100 steps"], black_box),
             *check_strength(probe),
             *check_saturation(probe),
         ],

@@ -32,7 +32,7 @@ from .sanity import POINTS, check_repeats
 from .scorers import AnyAttack, AttackScorer, CleanScorer, Scorer
 from .specs import DatasetSpec
 
-__all__ = ["TASKS", "Metric", "Scoring", "check_attacked_rows", "find_task"]
+__all__ = ["TASKS", "Metric", "Scoring", "check_attacked_rows", "check_trained_classes", "find_task"]
 
 DOUBT = "; find out why before you believe either number"
 
@@ -56,6 +56,11 @@ class Metric(NamedTuple):
     def label(self) -> str:
         """Title and unit, for axes and table heads."""
         return f"{self.title} / {self.unit}"
+
+    @property
+    def sign(self) -> int:
+        """1 if larger values are better, else -1."""
+        return 1 if self.higher_is_better else -1
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,7 @@ class Scoring(ABC):
             ValueError: Their classes are not the model's.
         """
         reader = self.open_reader(spec, channels)
-        known = model.pretrained_cfg.get("label_names")
-        trained = {name: label for label, name in enumerate(known)} if known else None
-        check_classes(
-            getattr(reader, "class_to_idx", None), model.num_classes, trained, (spec.split or spec.data, "trained on")
-        )
+        check_trained_classes(getattr(reader, "class_to_idx", None), model, spec)
         return self.numbered(reader, spec, model.num_classes, channels)
 
     def open_reader(self, spec: DatasetSpec, channels: int) -> Any:
@@ -257,12 +258,10 @@ class Scoring(ABC):
     def harmed(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
         """Return ids of the samples that an attack made worse, the worst ones first."""
         clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
-        sign = 1 if self.metrics[0].higher_is_better else -1
-        change = torch.tensor(self.per_sample(attacked)) - torch.tensor(self.per_sample(clean))
-        order = (sign * change).nan_to_num(0).argsort()
-        return clean.ids[order[: int((sign * change < 0).sum())]]
+        change = self.metrics[0].sign * (torch.tensor(self.per_sample(attacked)) - torch.tensor(self.per_sample(clean)))
+        return clean.ids[change.nan_to_num(0).argsort()[: int((change < 0).sum())]]
 
-    def draw_attacked(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
+    def attacked_figure(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
         """Draw samples beside their adversarial versions.
 
         Args:
@@ -273,7 +272,7 @@ class Scoring(ABC):
         """
         adversarial = condition.scorer(model, *batch).images
         rows = {f"{int(i)}": {"image": x, condition.name: a} for i, x, a in zip(batch[2], batch[0], adversarial)}
-        return draw_grid(rows)
+        return draw_grid(rows)[0]
 
     def tables(self, results: SampleResults, row: Mapping[str, Any], samples: Any) -> dict[str, list[list[Any]]]:
         """Return further tables of clean images, ``{file name: rows}``."""
@@ -284,6 +283,22 @@ class Scoring(ABC):
         return []
 
 
+def check_trained_classes(classes: Mapping[str, int] | None, model: Any, spec: DatasetSpec) -> None:
+    """Check that the classes of a data set are those that the model was trained on.
+
+    Args:
+        classes: ``{name: label}`` of the data set; None if its reader has no class names.
+        model: The model. A model without class names passes if the number of classes agrees.
+        spec: The data set, for messages.
+
+    Raises:
+        ValueError: They differ.
+    """
+    names = model.pretrained_cfg.get("label_names")
+    trained = {name: label for label, name in enumerate(names)} if names else None
+    check_classes(classes, model.num_classes, trained, (spec.split or spec.data, "trained on"))
+
+
 def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[Finding]:
     """Compare the numbers of attacks with each other and with the clean one.
 
@@ -291,10 +306,10 @@ def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> li
         rows: Numbers of the conditions; the first one of the same images is clean.
         metric: The metric to compare.
     """
-    sign, word = (1, "more") if metric.higher_is_better else (-1, "less")
+    word = "more" if metric.higher_is_better else "less"
 
     def better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        return sign * (row[metric.key] - other[metric.key]) > POINTS
+        return metric.sign * (row[metric.key] - other[metric.key]) > POINTS
 
     def value(row: Mapping[str, Any]) -> str:
         return f"{row[metric.key]:.1f} {metric.unit}".strip()

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import SINGLE_PROCESS, PreprocessingLike, StreamedImages, World, readable
 from ..utils.environment import arithmetic, environment, sources_hash, versions
-from ..utils.io import check_output_folder, printable, read_json, write_atomically, write_csv, write_json
+from ..utils.io import check_output_folder, read_json, write_atomically, write_csv, write_json
 from ..utils.locks import locked
 from ..utils.manifest import Manifest, claimed
 from ..utils.progress import print_line, progress_bar
@@ -30,7 +30,7 @@ from .results_log import MemoryLog, NoneReadableError, ResultsLog, SampleResults
 from .samples import SampleSet, StreamSamples, only_readable
 from .scorers import AnyAttack
 from .scoring import Scoring
-from .specs import DatasetSpec, ModelSpec, model_hashes
+from .specs import DatasetSpec, ModelSpec, about_model, model_hashes
 
 __all__ = ["LOG_FOLDER", "EvaluationSession", "Runtime", "clear_results"]
 
@@ -131,13 +131,8 @@ class EvaluationSession:
         asked = task.restrict(inner)
         asked = asked if autocast is None else InPrecision(asked, autocast)
         model = NormalizedModel(asked, preprocessing.mean, preprocessing.std).to(runtime.device).eval()
-        about = {
-            "label": printable(label or spec.label),
-            "model": spec.model,
-            "checkpoint": None if spec.checkpoint is None else str(spec.checkpoint),
-            "training_seed": spec.training_seed,
-            "parameters": sum(p.numel() for p in inner.parameters()),
-        }
+        parameters = sum(p.numel() for p in inner.parameters())
+        about = about_model(spec.model, parameters, label or spec.label, spec.checkpoint, spec.training_seed)
         options = {key: str(value) for key, value in spec.options.items()}
         protocol = {**model_hashes(inner), "options": options, **task.protocol, "dtype": dtype}
         session = cls(model, task, task.preprocess(preprocessing), runtime, about=about, protocol=protocol, seed=seed)
@@ -340,7 +335,7 @@ class EvaluationSession:
             "conditions": rows,
             "checked": {"what": ", ".join(report.done), "images": report.images},
             "findings": [asdict(finding) for finding in findings],
-            "pictures": [f"{name}.png" for name in figures],
+            "figures": [f"{name}.png" for name in figures],
             "environment": {**environment(str(self.runtime.device)), "processes": self.runtime.world.size},
             **more,
         }

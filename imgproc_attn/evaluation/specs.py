@@ -19,7 +19,7 @@ from ..utils import plugins
 from ..utils.checks import check_flag, check_whole
 from ..utils.io import printable
 
-__all__ = ["DatasetSpec", "ModelSpec", "architecture_hash", "model_hashes", "weights_hash"]
+__all__ = ["DatasetSpec", "ModelSpec", "about_model", "architecture_hash", "model_hashes", "weights_hash"]
 
 
 @dataclass
@@ -197,6 +197,35 @@ def architecture_hash(model: nn.Module) -> str:
         for module in model.modules()
     ]
     return hashlib.sha256(f"{model!r}{settings}".encode()).hexdigest()
+
+
+def about_model(
+    name: str,
+    parameters: int,
+    label: str | None = None,
+    checkpoint: Path | None = None,
+    training_seed: int | None = None,
+) -> dict[str, Any]:
+    """Return what a result says about its model.
+
+    Args:
+        name: Name of the model.
+        parameters: Number of parameters.
+        label: Label in tables and figures. Default: ``name``.
+        checkpoint: File or folder of its weights. Default: none.
+        training_seed: Seed of its training, which pairs models in reports. Default: unknown.
+
+    Example:
+        >>> about_model("nlm_vit_tiny", 5_717_416)["label"]
+        'nlm_vit_tiny'
+    """
+    return {
+        "label": printable(label or name),
+        "model": name,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "training_seed": training_seed,
+        "parameters": parameters,
+    }
 
 
 def model_hashes(model: nn.Module) -> dict[str, str]:

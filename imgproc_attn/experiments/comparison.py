@@ -16,6 +16,7 @@ from timm.utils import world_info_from_env
 from ..diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from ..evaluation import NormalizedModel, paired_difference
 from ..evaluation.session import clear_results
+from ..evaluation.specs import about_model
 from ..evaluation.statistics import mean_and_std
 from ..recipe import Recipe
 from ..training import train
@@ -124,24 +125,18 @@ class Experimenter:
         """Evaluation on the held-out images, which are read once."""
         return VariantEvaluation(self.recipe, self.device)
 
-    def __call__(self, job: Job, say: Callable[[str], Any], progress: Callable[[int], Any]) -> VariantRun:
+    def __call__(self, job: Job, log: Callable[[str], Any], progress: Callable[[int], Any]) -> VariantRun:
         """Train and evaluate one model. Finished parts in its folder are not repeated."""
         single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SaturationWarning)  # The report has a finding instead.
-            final = train(single, folder, self.device, resume=True, say=say, progress=progress)
+            final = train(single, folder, self.device, resume=True, log=log, progress=progress)
         progress(single.schedule.epochs)
         model = self.model(job)
         with without_tf32():
-            about = {
-                "label": job.label,
-                "model": single.model.name,
-                "checkpoint": None,
-                "training_seed": job.seed,
-                "parameters": final["parameters"],
-                "data": {"name": single.data.name, "root": single.data.root, "split": single.data.test_split},
-            }
-            result = self.evaluation(model, folder, say, about)
+            about = about_model(single.model.name, final["parameters"], job.label, training_seed=job.seed)
+            about["data"] = {"name": single.data.name, "root": single.data.root, "split": single.data.test_split}
+            result = self.evaluation(model, folder, log, about)
         return VariantRun(
             job.label,
             job.seed,
@@ -368,7 +363,7 @@ def _mean_seconds(results: list[VariantRun], label: str) -> float:
 def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
-    figures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})}
+    figures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})[0]}
     curves, units = {}, {}
     for key, (family, unit) in PERTURBATIONS.items():
         strengths = getattr(recipe.evaluation, key)
@@ -381,8 +376,8 @@ def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str,
                 for label in labels
             }
     if curves:
-        figures["curves"] = draw_curves(curves, units, label)
+        figures["curves"] = draw_curves(curves, units, label)[0]
     learned = {label: runs[label][0].bandwidths for label in labels if runs[label][0].bandwidths}
     if learned:
-        figures["bandwidths"] = draw_bandwidths(learned)
+        figures["bandwidths"] = draw_bandwidths(learned)[0]
     return figures

@@ -122,7 +122,7 @@ def _here(
         work = start(devices[0])
         for job in jobs:
             try:
-                results[job] = work(job, partial(progress.say, job), partial(progress.step, job))
+                results[job] = work(job, partial(progress.log, job), partial(progress.step, job))
             except Exception as error:
                 raise JobFailed(f"{job}: {_line(error)}") from error
             progress.end(job)
@@ -149,7 +149,7 @@ def _in_processes(
                 message, job = worker.receive()
                 match message:
                     case _Line(text):
-                        progress.say(job, text)
+                        progress.log(job, text)
                     case _Warning(text):
                         print_line(f"{job}: warning: {text}")
                     case _Steps(done):

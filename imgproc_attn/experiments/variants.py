@@ -193,7 +193,7 @@ class VariantEvaluation:
     def figures(self, models: Mapping[str, NormalizedModel]) -> dict[str, Figure]:
         """Draw all models side by side."""
         loading = Loading(self.model_preprocessing, 1, 0, self.device, SINGLE_PROCESS)
-        return self.task.draw_comparison(self.recipe, models, self.samples, loading)
+        return self.task.comparison_figures(self.recipe, models, self.samples, loading)
 
     @property
     def description(self) -> str:

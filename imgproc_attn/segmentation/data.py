@@ -24,14 +24,14 @@ from .palettes import CAMVID
 
 __all__ = [
     "LABEL_MAP_READERS",
-    "LabeledPictures",
-    "find_pictures",
+    "LabeledImages",
+    "find_images",
     "lookup_table",
     "open_ade20k",
     "open_camvid",
     "open_labeled_folder",
+    "read_image",
     "read_label",
-    "read_picture",
 ]
 
 NOT_A_CLASS = 254  # entry of lookup tables for values that must not occur in label maps
@@ -39,7 +39,7 @@ NOT_A_CLASS = 254  # entry of lookup tables for values that must not occur in la
 Pair = tuple[Path, Path]
 
 
-class LabeledPictures(Dataset):
+class LabeledImages(Dataset):
     """Data set of images with label maps of equal size.
 
     Args:
@@ -80,9 +80,9 @@ class LabeledPictures(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def some(self, indices: Iterable[int]) -> "LabeledPictures":
+    def some(self, indices: Iterable[int]) -> "LabeledImages":
         """Return the subset at these indices."""
-        return LabeledPictures(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
+        return LabeledImages(self.pairs, list(self.classes), self.lookup, [self.indices[i] for i in indices])
 
     def name(self, index: int) -> str:
         """Return the file name of an image."""
@@ -109,12 +109,12 @@ class LabeledPictures(Dataset):
                 not a class.
         """
         file, label_file = self._files(index)
-        picture = read_picture(file)
+        pixels = read_image(file)
         label = self.lookup[read_label(label_file)]
-        _check_sizes(file, picture.shape[1::-1], label_file, label.shape[::-1])
+        _check_sizes(file, pixels.shape[1::-1], label_file, label.shape[::-1])
         if (label == NOT_A_CLASS).any():
             self._refuse_strange(np.unique(read_label(label_file)), f"{label_file} has")
-        image, mask = tv_tensors.Image(torch.tensor(picture).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
+        image, mask = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
 
     def _refuse_strange(self, values: np.ndarray, where: str) -> None:
@@ -166,12 +166,12 @@ def _check_headers(pair: Pair) -> tuple[ValueError | None, bool]:
     """Return an error in the headers of an image and its label map, if any, and whether EXIF data would rotate the image."""
     file, label_file = pair
     try:
-        with _opened(file) as picture, _opened(label_file) as label:
-            _check_picture(file, picture)
+        with _opened(file) as image, _opened(label_file) as label:
+            _check_image(file, image)
             _check_label(label_file, label)
-            _check_sizes(file, picture.size, label_file, label.size)
+            _check_sizes(file, image.size, label_file, label.size)
             # For PNG files, getexif would read all pixels.
-            turned = picture.format != "PNG" and picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
             return None, turned
     except ValueError as error:
         return error, False
@@ -185,7 +185,7 @@ def _check_sizes(file: Path, size: Sequence[int], label_file: Path, label_size: 
         raise ValueError(f"{file} must have the size of its labels {label_file}, {there}, got {here}. {remedy}")
 
 
-def read_picture(file: Path, upright: bool = False) -> np.ndarray:
+def read_image(file: Path, upright: bool = False) -> np.ndarray:
     """Read an image as RGB ``[H, W, 3]``, 8 bits.
 
     Args:
@@ -196,14 +196,14 @@ def read_picture(file: Path, upright: bool = False) -> np.ndarray:
     Raises:
         ValueError: The file cannot be read, or has more than 8 bits per value, which would be cut off.
     """
-    with _opened(file) as picture:
-        _check_picture(file, picture)
-        return np.array(to_8_bits(ImageOps.exif_transpose(picture) if upright else picture, "RGB"))
+    with _opened(file) as image:
+        _check_image(file, image)
+        return np.array(to_8_bits(ImageOps.exif_transpose(image) if upright else image, "RGB"))
 
 
-def _check_picture(file: Path, picture: Any) -> None:
+def _check_image(file: Path, image: Any) -> None:
     try:
-        check_bit_depth(picture)
+        check_bit_depth(image)
     except ValueError as error:
         raise ValueError(f"{file}: {error}.") from error
 
@@ -246,7 +246,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise ValueError(f"Cannot read {file}: {error}. Replace the file.") from error
 
 
-def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
+def find_images(folder: Path, deep: bool = True) -> list[Path]:
     """Return the image files of a folder. Files that are left out are reported.
 
     Args:
@@ -268,26 +268,26 @@ def find_pictures(folder: Path, deep: bool = True) -> list[Path]:
     return files
 
 
-def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
+def _pairs(images: Path, labels: Path, deep: bool = True) -> list[Pair]:
     """Return pairs of image and label map of the same name below two folders.
 
     Args:
-        pictures: Folder of the images.
+        images: Folder of the images.
         labels: Folder of the label maps.
         deep: Whether to search subfolders too.
 
     Raises:
         FileNotFoundError: A folder, images or label maps are missing. The message lists them.
     """
-    for folder in (pictures, labels):
+    for folder in (images, labels):
         if not folder.is_dir():
             siblings = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
             remedy = (
                 f"Name one of these as the split: {', '.join(siblings[:8])}." if siblings else "Check the root and the split."
             )
             raise FileNotFoundError(f"The data set must have the folder {folder}, got no such folder. {remedy}")
-    files = find_pictures(pictures, deep)
-    pairs = [(file, (labels / file.relative_to(pictures)).with_suffix(".png")) for file in files]
+    files = find_images(images, deep)
+    pairs = [(file, (labels / file.relative_to(images)).with_suffix(".png")) for file in files]
     missing = [str(label.relative_to(labels)) for _, label in pairs if not label.is_file()]
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -295,13 +295,11 @@ def _pairs(pictures: Path, labels: Path, deep: bool = True) -> list[Pair]:
             f"{labels} must hold {len(pairs)} label maps, got {len(missing)} missing: {', '.join(missing[:10])}{more}. Add "
             "them, or remove their images."
         )
-    below = sorted(p.name for p in pictures.iterdir() if p.is_dir())
+    below = sorted(p.name for p in images.iterdir() if p.is_dir())
     if not pairs and not deep and below:
-        raise FileNotFoundError(f"{pictures} must hold images, got {', '.join(below[:8])}. Name one of these as the split.")
+        raise FileNotFoundError(f"{images} must hold images, got {', '.join(below[:8])}. Name one of these as the split.")
     if not pairs:
-        raise FileNotFoundError(
-            f"{pictures} must hold images ({', '.join(sorted(IMAGE_EXTENSIONS))}), got none. Check the root."
-        )
+        raise FileNotFoundError(f"{images} must hold images ({', '.join(sorted(IMAGE_EXTENSIONS))}), got none. Check the root.")
     return pairs
 
 
@@ -330,7 +328,7 @@ def lookup_table(classes: Mapping[int, int]) -> np.ndarray:
     return table
 
 
-def open_ade20k(root: str, split: str) -> LabeledPictures:
+def open_ade20k(root: str, split: str) -> LabeledImages:
     """Open ADE20K, the scene parsing benchmark (``ADEChallengeData2016``), with 150 classes.
 
     The value 0 in the files is ignored, and the value 1 is label 0.
@@ -352,10 +350,10 @@ def open_ade20k(root: str, split: str) -> LabeledPictures:
         )
     names = [line.split("\t")[-1].split(",")[0].strip() for line in info.read_text(encoding="utf-8").splitlines()[1:]]
     table = lookup_table({0: IGNORE_INDEX, **{value: value - 1 for value in range(1, len(names) + 1)}})
-    return LabeledPictures(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
+    return LabeledImages(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
 
 
-def open_camvid(root: str, split: str) -> LabeledPictures:
+def open_camvid(root: str, split: str) -> LabeledImages:
     """Open CamVid in SegNet's version: 11 classes; the twelfth is ignored.
 
     Args:
@@ -371,10 +369,10 @@ def open_camvid(root: str, split: str) -> LabeledPictures:
     folder = find_root(root)
     names = list(CAMVID)
     table = lookup_table({**{label: label for label in range(11)}, 11: IGNORE_INDEX})
-    return LabeledPictures(_pairs(folder / split, folder / f"{split}annot"), names, table)
+    return LabeledImages(_pairs(folder / split, folder / f"{split}annot"), names, table)
 
 
-def open_labeled_folder(root: str, split: str) -> LabeledPictures:
+def open_labeled_folder(root: str, split: str) -> LabeledImages:
     """Open any data set in ``images/SPLIT`` and ``annotations/SPLIT``.
 
     Label maps are 8-bit gray PNG files of class numbers; 255 is ignored. For Cityscapes, copy its ``labelTrainIds.png``
@@ -392,7 +390,7 @@ def open_labeled_folder(root: str, split: str) -> LabeledPictures:
     folder = find_root(root)
     names = _names(folder / "classes.txt")
     table = lookup_table({**{label: label for label in range(len(names))}, IGNORE_INDEX: IGNORE_INDEX})
-    return LabeledPictures(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
+    return LabeledImages(_pairs(folder / "images" / split, folder / "annotations" / split, deep=bool(split)), names, table)
 
 
 def _names(file: Path) -> list[str]:
@@ -407,7 +405,7 @@ def _names(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-LABEL_MAP_READERS: Mapping[str, Callable[[str, str], LabeledPictures]] = {
+LABEL_MAP_READERS: Mapping[str, Callable[[str, str], LabeledImages]] = {
     "ade20k": open_ade20k,
     "camvid": open_camvid,
     "labeled": open_labeled_folder,

@@ -1,7 +1,7 @@
 """Overlays and figures of label maps: colors over images, with a legend."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .palettes import palette_of
 if TYPE_CHECKING:  # Matplotlib takes a second to import, so it is imported only when a figure is drawn.
     from matplotlib.figure import Figure
 
-__all__ = ["colored", "draw_looks", "draw_segmented", "overlay", "with_legend"]
+__all__ = ["colored", "draw_predictions", "draw_segmented", "overlay", "with_legend"]
 
 SHOWN = 20  # largest number of classes in a legend
 
@@ -27,11 +27,11 @@ def colored(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return table[labels]
 
 
-def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Blend the colors of labels with an image. Ignored pixels show the image alone.
 
     Args:
-        picture: RGB image ``[H, W, 3]``, 8 bits.
+        image: RGB image ``[H, W, 3]``, 8 bits.
         labels: Class numbers ``[H, W]``, 8 bits, 255 for ignored pixels.
         palette: RGB colors ``[classes, 3]``, 8 bits, as `palette_of` returns.
         opacity: Weight of the colors, from 0 to 1.
@@ -45,14 +45,14 @@ def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacit
         [[[64, 64, 64], [0, 0, 0]]]
     """
     share = np.where(labels == IGNORE_INDEX, 0, opacity)[..., None]
-    return np.rint(picture * (1 - share) + colored(labels, palette) * share).astype(np.uint8)
+    return np.rint(image * (1 - share) + colored(labels, palette) * share).astype(np.uint8)
 
 
-def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+def with_legend(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return an overlay and, below it, a legend of the classes with their share of the image, largest first.
 
     Args:
-        picture: RGB image ``[H, W, 3]``, 8 bits.
+        image: RGB image ``[H, W, 3]``, 8 bits.
         labels: Class numbers ``[H, W]``, 8 bits, 255 for ignored pixels.
         names: Names of the classes.
     """
@@ -66,7 +66,7 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     columns = max(1, width // cell)
     rows = -(-len(entries) // columns)
     canvas = Image.new("RGB", (max(width, cell), height + rows * line + 6), "white")
-    canvas.paste(Image.fromarray(overlay(picture, labels, palette)))
+    canvas.paste(Image.fromarray(overlay(image, labels, palette)))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for i, (color, text) in enumerate(entries):
         x, y = 6 + (i % columns) * cell, height + 4 + (i // columns) * line
@@ -75,12 +75,14 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     return canvas
 
 
-def _pixels(picture: Tensor) -> np.ndarray:
+def _pixels(image: Tensor) -> np.ndarray:
     """Convert an image ``[3, H, W]`` in [0, 1] to ``[H, W, 3]`` in 8 bits."""
-    return np.rint(255 * rearrange(picture.detach().cpu().numpy(), "c h w -> h w c").clip(0, 1)).astype(np.uint8)
+    return np.rint(255 * rearrange(image.detach().cpu().numpy(), "c h w -> h w c").clip(0, 1)).astype(np.uint8)
 
 
-def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> "Figure":
+def draw_segmented(
+    title: str, columns: Mapping[str, Sequence[Tensor]], names: Sequence[str], axes: Any = None
+) -> "tuple[Figure, np.ndarray]":
     """Draw images and label maps side by side with a legend: one row per image, one column per version of it.
 
     Args:
@@ -88,51 +90,60 @@ def draw_segmented(title: str, columns: Mapping[str, Sequence[Tensor]], names: S
         columns: ``{title: one tensor per row}``: images ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``. Maps are
             drawn over the images of the first column.
         names: Names of the classes.
+        axes: Axes to draw in, ``[rows, columns]``. Default: those of a new figure.
+
+    Returns:
+        Figure and axes ``[rows, columns]``.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+
+    from ..diagnostics.figures import panels
 
     palette, count = palette_of(names), len(next(iter(columns.values())))
     height, width = next(iter(columns.values()))[0].shape[-2:]
-    figure = Figure(figsize=(3 * len(columns), 3 * count * height / width + 1), layout="constrained")
-    axes = figure.subplots(count, len(columns), squeeze=False)
+    figure, axes = panels(count, len(columns), (3 * len(columns), 3 * count * height / width + 1), axes)
     areas = np.zeros(256, dtype=np.int64)
     for j, (name, tensors) in enumerate(columns.items()):
         axes[0, j].set_title(name, fontsize="small")
-        for ax, tensor, picture in zip(axes[:, j], tensors, next(iter(columns.values()))):
+        for ax, tensor, image in zip(axes[:, j], tensors, next(iter(columns.values()))):
             ax.set(xticks=[], yticks=[])
             array = tensor.detach().cpu().numpy()
             if array.ndim == 3:
                 ax.imshow(_pixels(tensor))
             else:
-                below = F.interpolate(picture[None], size=array.shape, mode="bilinear")[0]
+                below = F.interpolate(image[None], size=array.shape, mode="bilinear")[0]
                 ax.imshow(overlay(_pixels(below), array, palette, 0.7))
                 areas += np.bincount(array.ravel(), minlength=256)
     shown = [label for label in np.argsort(-areas, kind="stable") if areas[label] > 0 and label < len(names)][:SHOWN]
     patches = [Patch(color=palette[label] / 255, label=names[label]) for label in sorted(shown)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8) or 1, fontsize="small")
     figure.suptitle(title)
-    return figure
+    return figure, axes
 
 
-def draw_looks(
+def draw_predictions(
     title: str,
-    pictures: Iterable[tuple[Tensor, Tensor]],
-    looks: Mapping[str, Callable[[Tensor, tuple[int, int]], Tensor]],
+    images: Iterable[tuple[Tensor, Tensor]],
+    predictors: Mapping[str, Callable[[Tensor, tuple[int, int]], Tensor]],
     names: Sequence[str],
-) -> "Figure":
+    axes: Any = None,
+) -> "tuple[Figure, np.ndarray]":
     """Draw images, their labels and the predictions of models.
 
     Args:
         title: Title of the figure.
-        pictures: Pairs of an image ``[3, H, W]`` in [0, 1] and labels ``[H', W']``.
-        looks: ``{title: function}``. Each function takes an image and (height, width) of the labels, and returns classes
+        images: Pairs of an image ``[3, H, W]`` in [0, 1] and labels ``[H', W']``.
+        predictors: ``{title: function}``. Each function takes an image and (height, width) of the labels, and returns classes
             of that size.
         names: Names of the classes.
+        axes: Axes to draw in, ``[number of images, 2 + number of models]``. Default: those of a new figure.
+
+    Returns:
+        Figure and axes ``[number of images, 2 + number of models]``.
     """
-    columns: dict[str, list[Tensor]] = {"image": [], "labels": [], **{label: [] for label in looks}}
-    for picture, labels in pictures:
-        predictions = [look(picture, (labels.shape[-2], labels.shape[-1])) for look in looks.values()]
-        for column, tensor in zip(columns.values(), (picture, labels, *predictions)):
+    columns: dict[str, list[Tensor]] = {"image": [], "labels": [], **{label: [] for label in predictors}}
+    for image, labels in images:
+        predictions = [predict(image, (labels.shape[-2], labels.shape[-1])) for predict in predictors.values()]
+        for column, tensor in zip(columns.values(), (image, labels, *predictions)):
             column.append(tensor)
-    return draw_segmented(title, columns, names)
+    return draw_segmented(title, columns, names, axes)

@@ -17,15 +17,15 @@ __all__ = ["check_strength", "pixel_checks"]
 
 WIDENING = 4  # factor by which kernels are widened in the backward pass of the adaptive attack
 
-Pictures = Sequence[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], side: int, seed: int) -> SanityReport:
+def pixel_checks(model: nn.Module, batches: Batches, attacks: Sequence[PixelAttack], side: int, seed: int) -> SanityReport:
     """Run all checks on a few images.
 
     Args:
         model: Model in evaluation mode that maps images in [0, 1] to one vector of logits per pixel.
-        pictures: Batches of images and labels.
+        batches: Batches of images and labels.
         attacks: Attacks whose results are checked. Without attacks, only the outputs are checked.
         side: Side of the central crop that is checked, in pixels. Whole images may take too much memory.
         seed: Seed of all random draws.
@@ -33,7 +33,7 @@ def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAt
     Returns:
         A report with one finding per known sign of masked gradients; no findings if there is no such sign.
     """
-    parts = [_middle(images, labels, side) for images, labels in pictures]
+    parts = [_middle(images, labels, side) for images, labels in batches]
     kept = [(images, labels) for images, labels in parts if (labels != IGNORE_INDEX).any()]
     if not kept:
         nothing = Finding("nothing to check", "None of the images to check has a labeled pixel in its central crop.")
@@ -50,7 +50,7 @@ def pixel_checks(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAt
     return SanityReport(done, len(kept), list({finding.check: finding for finding in findings}.values()))
 
 
-def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[PixelAttack], seed: int) -> list[Finding]:
+def check_strength(model: nn.Module, batches: Batches, attacks: Sequence[PixelAttack], seed: int) -> list[Finding]:
     """Check whether the attacks are close to the worst case.
 
     The mean loss over pixels is dominated by pixels that are already wrong, and the best objective depends on the model.
@@ -62,7 +62,7 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
 
     Args:
         model: As in `pixel_checks`.
-        pictures: Batches of images and labels.
+        batches: Batches of images and labels.
         attacks: Attacks of one threat model.
         seed: Seed of all random draws.
 
@@ -70,7 +70,7 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
         One finding if another attack leaves clearly fewer pixels right, else an empty list.
     """
     threat = attacks[0].threat
-    left = {type(attack).__name__.removeprefix("Pixel"): _right(model, model, attack, pictures) for attack in attacks}
+    left = {type(attack).__name__.removeprefix("Pixel"): _right(model, model, attack, batches) for attack in attacks}
     others: dict[str, tuple[nn.Module | None, PixelAttack]] = {
         "SegPGD of 30 steps": (model, SegPGD(threat, 30, seed=seed)),
         "MaskedPGD of 30 steps": (model, MaskedPGD(threat, 30, seed=seed)),
@@ -81,7 +81,7 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
         ),
     }
     stronger = {
-        name: _right(model, attacked, attack, pictures) for name, (attacked, attack) in others.items() if attacked is not None
+        name: _right(model, attacked, attack, batches) for name, (attacked, attack) in others.items() if attacked is not None
     }
     name = min(stronger, key=lambda name: stronger[name])
     if min(left.values()) - stronger[name] <= MORE_POINTS:
@@ -96,10 +96,10 @@ def check_strength(model: nn.Module, pictures: Pictures, attacks: Sequence[Pixel
     ]
 
 
-def _right(model: nn.Module, attacked: nn.Module, attack: PixelAttack, pictures: Pictures) -> float:
+def _right(model: nn.Module, attacked: nn.Module, attack: PixelAttack, batches: Batches) -> float:
     """Return the percentage of labeled pixels that ``model`` labels right under an attack on ``attacked``."""
     right = labeled = 0
-    for images, labels in pictures:
+    for images, labels in batches:
         perturbed = attack.worst(attacked, images, labels, torch.arange(len(images)))
         right += int(right_pixels(model, perturbed, labels).sum())
         labeled += int((labels != IGNORE_INDEX).sum())

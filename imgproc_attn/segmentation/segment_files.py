@@ -14,13 +14,13 @@ from ..evaluation.specs import ModelSpec
 from ..utils.io import check_output_folder, write_atomically
 from ..utils.manifest import claimed
 from ..utils.progress import progress_bar
-from .data import find_pictures, read_picture
+from .data import find_images, read_image
 from .inference import SlidingWindow, check_scales, segment
 from .model import Segmenter
 from .overlays import with_legend
 from .transforms import resized
 
-__all__ = ["segment_pictures"]
+__all__ = ["segment_images"]
 
 
 def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
@@ -31,7 +31,7 @@ def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
             bar.update()
 
 
-def segment_pictures(
+def segment_images(
     subject: ModelSpec,
     source: Path,
     output: Path,
@@ -66,8 +66,8 @@ def segment_pictures(
     check_output_folder(output)
     check_scales(scales)
     own = output.resolve()
-    pictures = find_pictures(source) if source.is_dir() else [source] * source.is_file()
-    files = [f for f in pictures if f == source or not f.resolve().is_relative_to(own)]
+    found = find_images(source) if source.is_dir() else [source] * source.is_file()
+    files = [f for f in found if f == source or not f.resolve().is_relative_to(own)]
     if not files:
         raise FileNotFoundError(
             f"The source must be an image or a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))}), got {source}. Check "
@@ -87,16 +87,16 @@ def segment_pictures(
     with claimed(output, [f"{kind}/{name}" for name in names_of_results.values() for kind in ("labels", "overlays")]):
         for file in _with_progress(files):
             try:
-                picture = read_picture(file, upright=True)
+                pixels = read_image(file, upright=True)
             except ValueError as error:
                 broken.append(str(error))
                 continue
-            image = torch.from_numpy(picture).permute(2, 0, 1)
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
             image = image if short_side is None else resized(image, short_side)
-            size = (picture.shape[0], picture.shape[1])
+            size = (pixels.shape[0], pixels.shape[1])
             classes = segment(model, image.to(device) / 255, view.window, view.stride, size=size, scales=scales, flip=flip)
             labels = classes.cpu().numpy().astype(np.uint8)
-            results = {"labels": Image.fromarray(labels), "overlays": with_legend(picture, labels, list(names))}
+            results = {"labels": Image.fromarray(labels), "overlays": with_legend(pixels, labels, list(names))}
             for kind, result in results.items():
                 write_atomically(output / kind / names_of_results[file], partial(result.save, format="PNG"))
             written.append(output / "overlays" / names_of_results[file])

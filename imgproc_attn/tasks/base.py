@@ -116,11 +116,11 @@ class Task(Scoring):
         four = Images(images.reader, images.num_classes, images.indices[:4], preprocessing.input_size[0], "ignore")
         return next(iter(evaluation_loader(four, preprocessing, 4, 0, device)))[0]
 
-    def draw_examples(self, recipe: Recipe, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
+    def examples_figure(self, recipe: Recipe, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
         """Draw the outputs for a few images after an epoch; None if there is nothing worth a figure."""
         return None
 
-    def draw_comparison(
+    def comparison_figures(
         self, recipe: Recipe, models: Mapping[str, NormalizedModel], samples: SampleSet, loading: Loading
     ) -> dict[str, Figure]:
         """Draw the models of a comparison side by side, ``{name: figure}``."""

@@ -262,7 +262,7 @@ class ClassificationTask(Task):
         clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
         return clean.ids[clean.correct & ~attacked.correct]
 
-    def draw_attacked(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
+    def attacked_figure(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
         images, labels, _ = batch
         adversarial = condition.scorer(model, *batch).images
         if isinstance(condition.scorer, PublishedAttackScorer):
@@ -272,9 +272,9 @@ class ClassificationTask(Task):
         title, names = f"{label}\n{condition.name}", condition.samples.class_names
         truth, answers = ([names.get(i, str(i)) for i in which.tolist()] for which in (labels, predictions))
         largest = (adversarial - images).abs().max().item()
-        return draw_adversarial(images, {title: adversarial}, truth, {title: answers}, largest)
+        return draw_adversarial(images, {title: adversarial}, truth, {title: answers}, largest)[0]
 
-    def draw_comparison(
+    def comparison_figures(
         self, recipe: Recipe, models: Mapping[str, NormalizedModel], samples: SampleSet, loading: Loading
     ) -> dict[str, Figure]:
         """Draw adversarial images of all models, and rows of the kernels of models with positions."""
@@ -288,7 +288,7 @@ class ClassificationTask(Task):
             if isinstance(model.model, FilterVisionTransformer) and _has_positions(model.model):
                 rows, columns = model.model.patch_embed.grid_size
                 patches = [(rows // 2, columns // 2), (rows // 4, columns // 4)]
-                figure = draw_kernel_rows(model.model, image.cpu(), model.normalize(image), 0, patches)
+                figure, _ = draw_kernel_rows(model.model, image.cpu(), model.normalize(image), 0, patches)
                 figures[f"kernel-rows-{slug(label)}"] = figure
         return figures
 
@@ -312,7 +312,7 @@ def _draw_middle_radius(
     adversarial = {label: attack(model, images, labels, ids).adversarial for label, model in models.items()}
     with torch.no_grad():
         predictions = {label: models[label](points).argmax(1).tolist() for label, points in adversarial.items()}
-    return draw_adversarial(images, adversarial, labels.tolist(), predictions, eps)
+    return draw_adversarial(images, adversarial, labels.tolist(), predictions, eps)[0]
 
 
 def _has_positions(model: FilterVisionTransformer) -> bool:

@@ -15,7 +15,7 @@ from timm.task import ClassificationTask as TimmClassification
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from ..data import Preprocessing, Unreadable, check_classes, evaluation_loader, random_subset, training_loader
+from ..data import Preprocessing, Unreadable, evaluation_loader, random_subset, training_loader
 from ..evaluation.attacks import Passes
 from ..evaluation.findings import SanityReport
 from ..evaluation.normalization import NormalizedModel
@@ -23,16 +23,16 @@ from ..evaluation.results import BY_CLASS
 from ..evaluation.results_log import SampleResults
 from ..evaluation.samples import Batch, SampleSet
 from ..evaluation.scorers import AnyAttack, AttackScorer, Scorer
-from ..evaluation.scoring import Metric
+from ..evaluation.scoring import Metric, check_trained_classes
 from ..evaluation.specs import DatasetSpec
 from ..evaluation.statistics import normal_interval
 from ..recipe import Recipe
 from ..segmentation.attacks import PixelAttack
-from ..segmentation.data import LABEL_MAP_READERS, LabeledPictures
+from ..segmentation.data import LABEL_MAP_READERS, LabeledImages
 from ..segmentation.inference import SlidingWindow, check_scales, segment
 from ..segmentation.metrics import IGNORE_INDEX, bootstrap, count_pixels, metrics_of
 from ..segmentation.model import Segmenter
-from ..segmentation.overlays import draw_looks, draw_segmented
+from ..segmentation.overlays import draw_predictions, draw_segmented
 from ..segmentation.presets import PIXEL_ATTACKS, PIXEL_PRESETS
 from ..segmentation.sanity import pixel_checks
 from ..segmentation.transforms import SegmentationPreprocessing, joint_transform
@@ -70,7 +70,7 @@ class SegmentationTask(Task):
     presets: ClassVar = PIXEL_PRESETS
     num_checked: ClassVar = 8
     bootstrapped: ClassVar = True
-    sample_noun: ClassVar = "pictures"
+    sample_noun: ClassVar = "images"
     refused_options: ClassVar = _REFUSED_OPTIONS
     batch_limit: ClassVar = 1  # images have sizes of their own
 
@@ -178,14 +178,12 @@ class SegmentationTask(Task):
             test if test is None or few is None else test.some(few),
         )
 
-    def open_dataset(self, spec: DatasetSpec, model: Any, channels: int) -> LabeledPictures:
+    def open_dataset(self, spec: DatasetSpec, model: Any, channels: int) -> LabeledImages:
         if channels != 3:
-            raise ValueError(f"The model takes {channels} channels, but pictures with label maps are read in color.")
+            raise ValueError(f"The model takes {channels} channels, but images with label maps are read in color.")
         self.check_reader(spec.data)
         images = LABEL_MAP_READERS[spec.data](spec.root, spec.split)
-        known = model.pretrained_cfg.get("label_names")
-        trained = {name: label for label, name in enumerate(known)} if known else None
-        check_classes(images.classes, model.num_classes, trained, (spec.split or spec.data, "trained on"))
+        check_trained_classes(images.classes, model, spec)
         chosen = random_subset(len(images), spec.limit, spec.seed)
         images = images if chosen is None else images.some(chosen)
         images.check()
@@ -218,7 +216,7 @@ class SegmentationTask(Task):
         try:
             model(torch.empty(1, channels, *size, device=device))
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            looked_at = "whole pictures" if window is None else f"windows of {window}"
+            looked_at = "whole images" if window is None else f"windows of {window}"
             raise ValueError(
                 f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not "
                 f"take ({error}); train on square crops and set segmentation.window to their side."
@@ -310,25 +308,25 @@ class SegmentationTask(Task):
         return first[..., :height, :width]
 
     @torch.no_grad()
-    def draw_examples(self, recipe: Recipe, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
+    def examples_figure(self, recipe: Recipe, model: nn.Module, images: Any, loading: Loading) -> Figure | None:
         """Draw three images, their labels, and the model's."""
         three = images.some(range(0, len(images), -(-len(images) // 3)))
         whole = self.preprocess(loading.preprocessing)
         asked = NormalizedModel(model, whole.mean, whole.std).to(loading.device).eval()
         batches = evaluation_loader(three, whole.without_normalization(), 1, 0, loading.device)
         pairs = ((image[0], labels[0]) for image, labels in batches)
-        return draw_looks("", pairs, {"model": partial(self.classes, asked)}, list(images.classes))
+        return draw_predictions("", pairs, {"model": partial(self.classes, asked)}, list(images.classes))[0]
 
-    def draw_attacked(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
+    def attacked_figure(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
         images, labels, _ = batch
         adversarial, size = condition.scorer(model, *batch).images, (images.shape[-2], images.shape[-1])
         clean, attacked = ([self.one_view.classes(model, x, size) for x in inputs] for inputs in (images, adversarial))
-        columns = {"picture": list(images), "labels": list(labels), "clean": clean}
-        columns |= {f"{condition.name}, picture": list(adversarial), condition.name: attacked}
-        return draw_segmented(label, columns, self._names(condition.samples))
+        columns = {"image": list(images), "labels": list(labels), "clean": clean}
+        columns |= {f"{condition.name}, image": list(adversarial), condition.name: attacked}
+        return draw_segmented(label, columns, self._names(condition.samples))[0]
 
     @torch.no_grad()
-    def draw_comparison(
+    def comparison_figures(
         self, recipe: Recipe, models: Mapping[str, NormalizedModel], samples: SampleSet, loading: Loading
     ) -> dict[str, Figure]:
         """Draw three images, their labels, and those of all models."""
@@ -336,7 +334,7 @@ class SegmentationTask(Task):
         batches = few.batches(self.preprocess(loading.preprocessing), 1, 0, loading.device)
         pairs = ((images[0], labels[0]) for images, labels, _ in batches)
         looks = {label: partial(self.classes, model) for label, model in models.items()}
-        return {"segmented": draw_looks(recipe.title, pairs, looks, self._names(samples))}
+        return {"segmented": draw_predictions(recipe.title, pairs, looks, self._names(samples))[0]}
 
     def _names(self, samples: SampleSet) -> list[str]:
         return [samples.class_names.get(label, f"class {label}") for label in range(self.num_classes)]
@@ -354,7 +352,7 @@ def _crop(recipe: Recipe) -> tuple[int, int]:
     return recipe.data.input_size[1], recipe.data.input_size[2]
 
 
-def _open_split(recipe: Recipe, split: str) -> LabeledPictures:
+def _open_split(recipe: Recipe, split: str) -> LabeledImages:
     data = recipe.data
     images = LABEL_MAP_READERS[data.name](data.root, split)
     if len(images.classes) != data.num_classes:

@@ -47,7 +47,7 @@ class Run:
         folder: Folder of the run.
         device: Device of this process.
         world: Rank of this process and number of processes.
-        say: Function that prints a line.
+        log: Function that prints a line.
 
     Attributes:
         trainer: Trainer of the run.
@@ -61,7 +61,7 @@ class Run:
     folder: Path
     device: torch.device
     world: World
-    say: Callable[[str], Any] = print_line
+    log: Callable[[str], Any] = print_line
     best: float | None = None
     trainer: Trainer = field(init=False)
 
@@ -86,7 +86,7 @@ class Run:
         self.model = build_model(recipe)
         if recipe.model.checkpoint:
             notes = str(start_from(self.model, checkpoint_of(Path(recipe.model.checkpoint))))
-            self.say(f"From {recipe.model.checkpoint}{notes and '; '}{notes}.")
+            self.log(f"From {recipe.model.checkpoint}{notes and '; '}{notes}.")
         self.preprocessing = Preprocessing.of(self.model.pretrained_cfg)
         self.model.to(self.device, memory_format=torch.channels_last if recipe.run.channels_last else torch.contiguous_format)
         if recipe.run.grad_checkpointing:
@@ -131,10 +131,6 @@ class Run:
         return f"validation_{self.task.metrics[0].key}"
 
     @property
-    def _sign(self) -> int:
-        return 1 if self.task.metrics[0].higher_is_better else -1
-
-    @property
     def chosen(self) -> str:
         """Name of the checkpoint that the run ends with. It is the same in every process."""
         return LAST if self.splits.validation is None else BEST
@@ -163,12 +159,12 @@ class Run:
         splits: dict[str, Any] = {"training": self.splits.train}
         splits |= {"validation": self.splits.validation, "test": self.splits.test}
         counts = ", ".join(f"{len(images)} {name}" for name, images in splits.items() if images is not None)
-        self.say(f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.world.size} process(es)")
-        self.say(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates per epoch; {self.folder}")
+        self.log(f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.world.size} process(es)")
+        self.log(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates per epoch; {self.folder}")
         if records:
-            self.say(f"Resuming after epoch {len(records)} of {recipe.schedule.epochs}.")
+            self.log(f"Resuming after epoch {len(records)} of {recipe.schedule.epochs}.")
         elif resume:
-            self.say(f"Nothing to resume in {self.folder}. Starting a new run.")
+            self.log(f"Nothing to resume in {self.folder}. Starting a new run.")
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch, validate, check the filters for saturation, and return the record of the epoch."""
@@ -188,7 +184,7 @@ class Run:
     def keep(self, record: dict[str, Any], journal: RunLogger) -> None:
         """Write checkpoints and logs. A crash at any point leaves the complete state of this epoch or of the one before."""
         metric = record.get(self.metric)
-        better = metric is not None and (self.best is None or self._sign * (metric - self.best) > 0)
+        better = metric is not None and (self.best is None or self.task.metrics[0].sign * (metric - self.best) > 0)
         self.best = metric if better else self.best
         classes = getattr(self.splits.train, "classes", None)
         kept = weight_files(self.evaluated.state_dict(), self.model, model_kwargs(self.recipe), classes)
@@ -196,7 +192,7 @@ class Run:
         for part in [BEST] * better + [LAST]:
             files |= below(part, kept | recipe_file(self.recipe))
         self.manifest.write(files | self.state([*journal.records, record]))
-        journal.add(record, self.task.draw_examples(self.recipe, self.evaluated.eval(), self.seen, self._loading))
+        journal.add(record, self.task.examples_figure(self.recipe, self.evaluated.eval(), self.seen, self._loading))
 
     def state(self, records: list[dict[str, Any]]) -> Files:
         """Return the file of the state from which a run resumes after the epochs of ``records``."""
@@ -222,7 +218,7 @@ class Run:
     def conclude(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Test the best checkpoint, or the last one without validation, and return the result of the run."""
         self.evaluated.load_state_dict(load_file(self.folder / self.chosen / WEIGHTS))
-        values = [self._sign * r[self.metric] for r in records] if self.best is not None else []
+        values = [self.task.metrics[0].sign * r[self.metric] for r in records] if self.best is not None else []
         return {
             "title": self.recipe.title,
             "model": self.recipe.model.name,
@@ -244,7 +240,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     restart: bool = False,
-    say: Callable[[str], Any] = print_line,
+    log: Callable[[str], Any] = print_line,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
     """Train the model of a recipe. All results are written to ``output``.
@@ -267,7 +263,7 @@ def train(
         device: ``cpu``, ``cuda`` or a device such as ``cuda:1``; ``auto`` for a GPU if there is one, else the CPU.
         resume: Whether to resume the run in ``output`` after its last finished epoch.
         restart: Whether to remove the run in ``output``. It is removed when model and data of the new run are ready.
-        say: Function that prints a line of text.
+        log: Function that prints a line of text.
         progress: Function that is called with the number of finished epochs, instead of a progress bar on the terminal.
 
     Returns:
@@ -296,7 +292,7 @@ def train(
     dry_run(recipe)
     own_device, world = start_processes(device)
     with locked(output) if world.rank == 0 else nullcontext():
-        return _train_in(RunDir(output, recipe, resume, restart), own_device, world, resume, restart, say, progress)
+        return _train_in(RunDir(output, recipe, resume, restart), own_device, world, resume, restart, log, progress)
 
 
 def _train_in(
@@ -305,7 +301,7 @@ def _train_in(
     world: World,
     resume: bool,
     restart: bool,
-    say: Callable[[str], Any],
+    log: Callable[[str], Any],
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     """Train in a locked folder."""
@@ -314,9 +310,9 @@ def _train_in(
     wait(world)  # All processes have checked the folder before one writes to it.
     if finished is not None:
         if first:
-            say(f"{output} is finished. {_summary(finished, output, task_of(recipe).metrics)}")
+            log(f"{output} is finished. {_summary(finished, output, task_of(recipe).metrics)}")
         return finished
-    run = _build(folder, device, world, say)
+    run = _build(folder, device, world, log)
     if first and not folder.begun:
         check_round_trip(recipe, run.model, output)
     if restart and first:  # The old run is removed only when data and model of the new run are ready.
@@ -338,11 +334,11 @@ def _train_in(
     result = run.conclude(records)
     if first:
         folder.finish(result, run.splits)
-    run.say(_summary(result, output, run.task.metrics))
+    run.log(_summary(result, output, run.task.metrics))
     return result
 
 
-def _build(folder: RunDir, device: torch.device, world: World, say: Callable[[str], Any]) -> Run:
+def _build(folder: RunDir, device: torch.device, world: World, log: Callable[[str], Any]) -> Run:
     """Build the run.
 
     The first process lists the files of the run in the manifest before, because opening the data may write a list of
@@ -352,7 +348,7 @@ def _build(folder: RunDir, device: torch.device, world: World, say: Callable[[st
     if first:
         folder.claim()
     try:
-        return Run(folder.recipe, folder.path, device, world, say if first else lambda line: None)
+        return Run(folder.recipe, folder.path, device, world, log if first else lambda line: None)
     except BaseException:
         if first:
             folder.manifest.settle()
@@ -370,7 +366,7 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
     done = progress or (lambda epochs: None)
     with progress_bar(epochs * images, "images", initial=len(records) * images, shown=shown, unit_scale=True) as bar:
         run.trainer.progress = bar.update
-        run.trainer.report = bar.set_postfix_str if shown else run.say
+        run.trainer.report = bar.set_postfix_str if shown else run.log
         done(len(records))
         for epoch in range(len(records), epochs):
             start = time.perf_counter()
@@ -387,10 +383,10 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
             records.append(record)
             if journal is not None:
                 run.keep(record, journal)
-                run.say(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1), run.task.metrics))
+                run.log(_line(record, epochs, (time.perf_counter() - start) * (epochs - epoch - 1), run.task.metrics))
             done(len(records))
             if others is not None and (remark := others.remark()):
-                run.say(remark + " Use --threads 1 so that threads do not wait for each other." * (torch.get_num_threads() > 1))
+                run.log(remark + " Use --threads 1 so that threads do not wait for each other." * (torch.get_num_threads() > 1))
     if journal is not None:
         journal.close()
 

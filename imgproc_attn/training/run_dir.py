@@ -24,7 +24,7 @@ from ..utils.io import dump_json, printable, read_json, remove_unfinished, slug,
 from ..utils.manifest import Manifest
 from ..utils.serialization import changes
 from .checkpoints import STATE, Files, load_state
-from .run_logger import METRICS, PICTURE, RunLogger
+from .run_logger import FIGURE, METRICS, RunLogger
 
 __all__ = ["RunDir", "run_folder"]
 
@@ -32,7 +32,7 @@ RECIPE, DATA, ENVIRONMENT, FINAL = "recipe.yaml", "data.json", "environment.json
 UNREADABLE = "unreadable.txt"
 BEST, LAST = "best", "last"
 # Files of a run, besides TensorBoard's curves. They are removed in this order, and a run cannot resume without the first ones.
-RUN_FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, PICTURE, UNREADABLE]
+RUN_FILES = [RECIPE, DATA, FINAL, STATE, METRICS, ENVIRONMENT, FIGURE, UNREADABLE]
 RUN_FILES += [f"{part}/{name}" for part in (BEST, LAST) for name in (WEIGHTS, CONFIG, RECIPE)]
 # These settings may change in a resumed run, but they change its random draws.
 CHANGES_DRAWS = ("data.workers", "data.on_broken_image")

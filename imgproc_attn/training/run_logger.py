@@ -18,7 +18,7 @@ from ..utils.io import write_atomically, write_text
 
 __all__ = ["RunLogger"]
 
-METRICS, CURVES, PICTURE = "metrics.jsonl", "tensorboard", "learning.png"
+METRICS, CURVES, FIGURE = "metrics.jsonl", "tensorboard", "learning.png"
 OWN = ".imgproc-attn"  # ending of the names of this package's TensorBoard files
 DRAW_EVERY = 60  # seconds between two drawings of the learning curve
 
@@ -72,7 +72,7 @@ class RunLogger:
             (folder / CURVES).rmdir()
 
     def _draw(self) -> None:
-        write_atomically(self._folder / PICTURE, partial(draw_run(self.records, self._titles).savefig, dpi=120))
+        write_atomically(self._folder / FIGURE, partial(draw_run(self.records, self._titles)[0].savefig, dpi=120))
         self._drawn = time.monotonic()
 
     def _write(self) -> None:

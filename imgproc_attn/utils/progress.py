@@ -108,7 +108,7 @@ class JobsProgress:
         # Without smoothing, the rate is that of the whole run. Evaluations are slower than epochs and would distort it.
         self._bar: tqdm = tqdm(total=jobs * steps, unit="step", smoothing=0, dynamic_ncols=True, disable=self._lines)
 
-    def say(self, job: object, text: str) -> None:
+    def log(self, job: object, text: str) -> None:
         """Show the state of ``job``, as ``epoch 2/50``."""
         if self._states.get(job) == text:
             return

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imgproc_attn.data import Images, PackedImages, Unreadable, open_images
 from imgproc_attn.data.decoding import to_8_bits
-from imgproc_attn.segmentation.data import read_picture
+from imgproc_attn.segmentation.data import read_image
 
 
 def gray():
@@ -67,7 +67,7 @@ def test_segmentation_has_the_same_rule(deep, tmp_path):
     name, content = deep
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: it has {REFUSED}"):
-        read_picture(tmp_path / name)
+        read_image(tmp_path / name)
 
 
 def test_torchvision_and_hugging_face_have_the_same_rule(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_sixteen_bits_per_pixel_are_not_per_value(tmp_path):
     header = (54 + 32).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
     header += (4).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (16).to_bytes(2, "little") + bytes(24)
     (tmp_path / "x.bmp").write_bytes(b"BM" + header + pixels)
-    assert read_picture(tmp_path / "x.bmp").shape == (4, 4, 3)
+    assert read_image(tmp_path / "x.bmp").shape == (4, 4, 3)
 
 
 def test_the_reason_is_told_where_no_image_can_be_read(deep, tmp_path):

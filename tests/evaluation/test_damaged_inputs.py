@@ -119,7 +119,7 @@ def result(change):
     [
         *((lambda r, key=key: r.pop(key), f"result.json .*{key}: Field required") for key in (
             "findings", "kind", "label", "conditions", "metrics", "parameters", "weights_sha256", "options", "dtype", "data",
-            "preprocessing", "checked", "pictures", "environment", "seed", "training_seed")),
+            "preprocessing", "checked", "figures", "environment", "seed", "training_seed")),
         (lambda r: r.update(kind="x"), "result.json .*kind: Input should be 'evaluate'"),
         (lambda r: r.update(conditions=[]), "result.json .*conditions: .*at least 1"),
         (lambda r: r.update(conditions={}), "result.json .*conditions: "),
@@ -162,13 +162,13 @@ def test_a_report_holds_no_other_file_of_the_machine(way, copy, tmp_path, capsys
     (copy / "text.png").write_text("private")
     name = {"absolute": str(secret), "above": "../secret.png", "link": "link.png", "link to a folder": "linked/secret.png",
             "below": "sub/secret.png", "no image": "text.png", "gone": "gone.png"}[way]  # fmt: skip
-    result(lambda r: r.update(pictures=[name]))(copy)
+    result(lambda r: r.update(figures=[name]))(copy)
     error = error_of(capsys, "report", copy, "--output", tmp_path / "r.html")
     assert re.search("must be (PNG files in its own folder|a PNG image)", error), error
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_report_holds_its_own_pictures(copy, tmp_path):
+def test_a_report_embeds_only_figures_of_its_own_folder(copy, tmp_path):
     (tmp_path / "alias").symlink_to(copy)  # a folder may be given by a link
     run("report", tmp_path / "alias", "--output", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -83,7 +83,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("trained") / "runs" / "m"
     few = [f"model.{key}={value}" for key, value in SMALL.items() if key in ("embed_dim", "depth", "num_heads")]
     few += ["schedule.epochs=2", "schedule.warmup_epochs=1", "data.train_images=128", "data.test_images=50"]
-    train(load_recipe(find_recipe("quickstart"), few).variant("plain", 0), place, say=lambda line: None)
+    train(load_recipe(find_recipe("quickstart"), few).variant("plain", 0), place, log=lambda line: None)
     return place
 
 

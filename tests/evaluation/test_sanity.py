@@ -16,7 +16,7 @@ from imgproc_attn.evaluation.bpda import StraightThrough, widened, with_wider_gr
 from imgproc_attn.evaluation.gradient_checks import check_gradients
 from imgproc_attn.evaluation.sanity import (
     AttackProbe,
-    check_flags,
+    check_attack_order,
     check_outputs,
     check_rows,
     check_saturation,
@@ -249,12 +249,12 @@ def test_an_attack_that_stands_still_is_caught(models, test_set):
 
 def test_flags_against_each_other():
     yes, no = torch.ones(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
-    assert names(check_flags({"FGSM": no, "PGD": yes}, ["PGD"], [])) == {"PGD weaker than FGSM"}
+    assert names(check_attack_order({"FGSM": no, "PGD": yes}, ["PGD"], [])) == {"PGD weaker than FGSM"}
     fgsm, pgd = torch.arange(17) < 7, torch.arange(17) < 8
-    assert check_flags({"FGSM": fgsm, "PGD": pgd}, ["PGD"], []) == [], "one image of few may be chance"
-    assert names(check_flags({"FGSM": fgsm, "PGD": torch.arange(17) < 14}, ["PGD"], [])) == {"PGD weaker than FGSM"}
-    assert names(check_flags({"PGD": yes, "Square": no}, ["PGD"], ["Square"])) == {"black box beats white box"}
-    assert check_flags({"FGSM": yes, "PGD": no, "Square": yes}, ["PGD"], ["Square"]) == []
+    assert check_attack_order({"FGSM": fgsm, "PGD": pgd}, ["PGD"], []) == [], "one image of few may be chance"
+    assert names(check_attack_order({"FGSM": fgsm, "PGD": torch.arange(17) < 14}, ["PGD"], [])) == {"PGD weaker than FGSM"}
+    assert names(check_attack_order({"PGD": yes, "Square": no}, ["PGD"], ["Square"])) == {"black box beats white box"}
+    assert check_attack_order({"FGSM": yes, "PGD": no, "Square": yes}, ["PGD"], ["Square"]) == []
 
 
 class Recorded(AttackProbe):

@@ -100,7 +100,7 @@ def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output, tmp_pa
     assert all(v != worst[k] for k, v in times(output, "worst-case-0.1.process-0.jsonl").items())
     assert times(output, "PGD-3-0.05.process-0.jsonl").keys() == trained.keys()
     assert "PGD-3 0.05" in (output / "report.md").read_text()
-    # other images under the same names: evaluated anew
+    # other images under the same names: evaluated again
     compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.num_perturbed=90"]), output, jobs=1)
     assert times(output, "state.pt") == trained
     assert all(v != again[k] for k, v in times(output, FGSM_LOG).items())

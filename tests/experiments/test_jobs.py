@@ -22,8 +22,8 @@ class Look:
     def __init__(self, device):
         pass
 
-    def __call__(self, job, say, progress):
-        say("looks")
+    def __call__(self, job, log, progress):
+        log("looks")
         if job == JOBS[1]:
             warnings.warn("looks twice", stacklevel=1)
         progress(1)
@@ -39,7 +39,7 @@ class Fail:
     def __init__(self, device):
         pass
 
-    def __call__(self, job, say, progress):
+    def __call__(self, job, log, progress):
         open(f"{job.label}-{os.getpid()}", "w").close()
         while len(os.listdir()) < 2 or job.label == "b":
             time.sleep(0.05)

@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     """A run: two photographs, their gray levels for classes, and a small filter segmenter trained on them."""
     place = tmp_path_factory.mktemp("run")
     recipe = recipe_of(shapes_folder(place / "data"), "optimizer.lr=3e-3").variant("bilateral + twicing", seeding.number)
-    train(recipe, place / "run", "cpu", say=lambda line: None)
+    train(recipe, place / "run", "cpu", log=lambda line: None)
     return place / "run"
 
 

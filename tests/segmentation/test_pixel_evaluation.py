@@ -141,7 +141,7 @@ def test_models_of_a_comparison_keep_their_own_statistics(run, tmp_path):
 def test_clean_numbers_are_of_all_pictures_whatever_is_perturbed(run, model, tmp_path):
     recipe = recipe_of(run.parent / "data", "evaluation.num_perturbed=1", "evaluation.pgd=[1/255]", "evaluation.pgd_steps=2")
     evaluation = VariantEvaluation(recipe, "cpu")
-    assert "2 held-out pictures. A random subset of 1 pictures is attacked and corrupted" in evaluation.description
+    assert "2 held-out images. A random subset of 1 images is attacked and corrupted" in evaluation.description
     found = evaluation(model, tmp_path, lambda text: None, ABOUT).metrics["miou"]
     assert list(found)[:3] == ["clean", "clean, perturbed images", "PGD-2 1/255"]
     sizes = {condition.name: len(condition.samples) for condition in evaluation.conditions}

@@ -74,7 +74,7 @@ def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
 def test_recipes_refuse(change, message, tmp_path):
     root = shapes_folder(tmp_path / "data")
     with pytest.raises(ValueError, match=message):
-        train(recipe_of(root, change).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+        train(recipe_of(root, change).variant("plain", 0), tmp_path / "run", "cpu", log=lambda line: None)
 
 
 def test_a_misspelt_backbone():
@@ -102,6 +102,6 @@ def test_recipes_on_real_pictures(data_folder, tmp_path):
     changes = [f"data.root={data_folder / 'camvid'}", "data.train_images=16", "data.test_images=4", "schedule.epochs=1"]
     changes += ["schedule.warmup_epochs=0", "segmentation.window=128", "segmentation.stride=96"]
     recipe = load_recipe(find_recipe("camvid/comparison_half"), changes).variant("untied + twicing", 0)
-    result = train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
+    result = train(recipe, tmp_path / "run", "cpu", log=lambda line: None)
     assert result["test"]["pixels"] > 4 * 360 * 480 * 0.8
     assert len(result["test"]["iou"]) == 11

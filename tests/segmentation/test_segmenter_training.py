@@ -28,7 +28,7 @@ def test_crops_need_not_be_whole_patches(tmp_path):
     """The look at saturated filters pads as the model does."""
     more = ["data.input_size=[3,50,66]", "model.img_size=[56,72]", "schedule.epochs=1", "schedule.warmup_epochs=0"]
     recipe = recipe_of(shapes_folder(tmp_path / "data"), *more).variant("bilateral + twicing", 0)
-    assert train(recipe, tmp_path / "run", "cpu", say=lambda line: None)["test"]["pixels"] > 0
+    assert train(recipe, tmp_path / "run", "cpu", log=lambda line: None)["test"]["pixels"] > 0
 
 
 @pytest.mark.parametrize("variant", ["plain", "bilateral + twicing"])
@@ -36,7 +36,7 @@ def test_it_learns(variant, tmp_path):
     """Two photographs, their gray levels for classes: better than the commonest class, by the checkpoint that timm loads."""
     root = shapes_folder(tmp_path / "data")
     recipe = recipe_of(root, "optimizer.lr=3e-3").variant(variant, seeding.number)
-    result = train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
+    result = train(recipe, tmp_path / "run", "cpu", log=lambda line: None)
     assert result["losses"][-1] < 0.7 * result["losses"][0]
     test = result["test"]
     labels = np.concatenate([np.asarray(Image.open(file)).ravel() for file in (root / "annotations" / "val").glob("*.png")])
@@ -65,7 +65,7 @@ def test_it_learns(variant, tmp_path):
 def test_it_shows_what_it_makes_of_examples(tmp_path):
     """Overlays in TensorBoard, an epoch each."""
     recipe = recipe_of(shapes_folder(tmp_path / "data"), "schedule.epochs=3").variant("plain", 0)
-    train(recipe, tmp_path / "run", "cpu", say=lambda line: None)
+    train(recipe, tmp_path / "run", "cpu", log=lambda line: None)
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0}).Reload()
     shown = board.Images("examples")
     assert [event.step for event in shown] == [0, 1, 2]
@@ -111,7 +111,7 @@ def test_a_comparison_of_segmenters(tmp_path):
     text = report.read_text()
     assert "In mIoU:" in text
     assert "In pixel accuracy:" in text
-    assert "on 2 held-out pictures" in text
+    assert "on 2 held-out images" in text
     results = json.loads((report.parent / "results.json").read_text())["results"]
     conditions = ["clean", "PGD-2 2/255", "SegPGD-2 1/255", "MaskedPGD-2 2/255", "fog 3"]
     assert all(list(r["metrics"][metric]) == conditions for r in results for metric in ("miou", "pixel_accuracy"))
@@ -123,7 +123,7 @@ def test_a_comparison_of_segmenters(tmp_path):
     compare(recipe, tmp_path / "report", "cpu", jobs=1)
     assert evaluated.stat().st_mtime_ns == before
     fewer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test_images": 1})})
-    assert "on 1 held-out pictures" in compare(fewer, tmp_path / "report", "cpu", jobs=1).read_text()
+    assert "on 1 held-out images" in compare(fewer, tmp_path / "report", "cpu", jobs=1).read_text()
     assert evaluated.stat().st_mtime_ns != before, "other pictures, other numbers"
 
 
@@ -131,10 +131,10 @@ def test_it_goes_on_where_it_was(tmp_path):
     root = shapes_folder(tmp_path / "data")
     more = ["schedule.epochs=4", "data.test_split=null", "data.validation_images=1", "run.batch_size=1"]
     recipe = recipe_of(root, *more).variant("plain", 0)
-    whole = train(recipe, tmp_path / "whole", "cpu", say=lambda line: None)
+    whole = train(recipe, tmp_path / "whole", "cpu", log=lambda line: None)
     assert whole["validation"] > 0
     run_epochs(recipe, tmp_path / "parts", 2)
-    again = train(recipe, tmp_path / "parts", "cpu", resume=True, say=lambda line: None)
+    again = train(recipe, tmp_path / "parts", "cpu", resume=True, log=lambda line: None)
     assert again["losses"] == whole["losses"]
 
 
@@ -149,4 +149,4 @@ def run_epochs(recipe, folder, epochs):
             raise Enough
 
     with pytest.raises(Enough):
-        train(recipe, folder, "cpu", say=stop)
+        train(recipe, folder, "cpu", log=stop)

@@ -10,5 +10,5 @@ from imgproc_attn.training import train
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     lines = []
-    result = train(small(), folder, say=lines.append)
+    result = train(small(), folder, log=lines.append)
     return folder, result, lines

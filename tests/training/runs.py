@@ -28,7 +28,7 @@ def small(*overrides, label="bilateral + twicing", seed=0):
 
 
 def quiet(recipe, folder, **kwargs):
-    return train(recipe, folder, say=lambda line: None, **kwargs)
+    return train(recipe, folder, log=lambda line: None, **kwargs)
 
 
 def weights(folder, which="last"):
@@ -54,9 +54,9 @@ class Stop(Exception):
 
 
 def stop_after(recipe, folder, epochs):
-    def say(line):
+    def log(line):
         if line.startswith(f"epoch {epochs}/"):
             raise Stop
 
     with pytest.raises(Stop):
-        train(recipe, folder, say=say)
+        train(recipe, folder, log=log)

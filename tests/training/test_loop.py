@@ -206,7 +206,7 @@ def test_a_hundred_thousand_steps_hold_memory_flat(tmp_path):
         "def resident(line):\n"
         "    status = Path('/proc/self/status').read_text()\n"
         "    seen.append(int(status.partition('VmRSS:')[2].split()[0]) / 1024)\n"
-        f"train(recipe, Path({str(tmp_path / 'run')!r}), say=resident)\n"
+        f"train(recipe, Path({str(tmp_path / 'run')!r}), log=resident)\n"
         "print(json.dumps(seen))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -57,7 +57,7 @@ for line in sys.stdin:
         if job["kill_after"]:
             signal.setitimer(signal.ITIMER_PROF, job["kill_after"])  # SIGPROF, which ends a process as abruptly as SIGKILL
         recipe = load_recipe(find_recipe("quickstart"), job["overrides"]).variant("bilateral + twicing", 0)
-        train(recipe, Path(job["folder"]), resume=True, say=lambda line: None)
+        train(recipe, Path(job["folder"]), resume=True, log=lambda line: None)
         os._exit(0)
     _, status, usage = os.wait4(child, 0)
     print(json.dumps({"status": status, "seconds": usage.ru_utime + usage.ru_stime}), flush=True)

@@ -115,7 +115,7 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert not list(tmp_path.glob(f"{UNFINISHED}*"))
 
 
-def test_a_run_without_its_state_is_not_begun_anew(finished, tmp_path):
+def test_a_run_without_its_state_does_not_start_again(finished, tmp_path):
     """It would be trained over."""
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "state.pt").unlink()
@@ -148,11 +148,11 @@ def test_a_folder_that_holds_no_epoch_is_free(tmp_path):
     RunDir(tmp_path, recipe, False).prepare(run.model, run.splits, "cpu", 1)
     run.manifest.write(run.state([]))
     lines = []
-    train(small("schedule.epochs=2"), str(tmp_path), resume=True, say=lines.append)
+    train(small("schedule.epochs=2"), str(tmp_path), resume=True, log=lines.append)
     assert f"Nothing to resume in {tmp_path}. Starting a new run." in lines
 
 
-def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
+def test_workers_may_change_and_restart_starts_again(finished, tmp_path):
     folder, result, _ = finished
     stop_after(small("schedule.epochs=2"), tmp_path, 1)
     with pytest.warns(UserWarning, match="data.workers: 0 -> 1. The next epochs will differ"):
@@ -161,8 +161,8 @@ def test_workers_may_change_and_restart_begins_anew(finished, tmp_path):
     before = weights(tmp_path)
     with pytest.raises(FileNotFoundError):
         quiet(small("data.name=npz", "data.root=/nowhere/x.npz"), tmp_path, restart=True)
-    assert same(before, weights(tmp_path)), "what cannot begin anew ends nothing"
-    assert train(small(), tmp_path, restart=True, say=lambda line: None)["test"] == result["test"]
+    assert same(before, weights(tmp_path)), "what cannot start again ends nothing"
+    assert train(small(), tmp_path, restart=True, log=lambda line: None)["test"] == result["test"]
     assert same(weights(folder), weights(tmp_path))
     assert (tmp_path / "mine.txt").exists()
 

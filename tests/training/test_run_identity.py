@@ -209,14 +209,14 @@ def test_a_second_training_into_one_folder_is_refused_at_once(tmp_path):
     pytest.importorskip("fcntl")
     refused = []
 
-    def say(line):
+    def log(line):
         if line.startswith("epoch 1/"):
             for how in ({}, {"resume": True}, {"restart": True}):
                 with pytest.raises(ValueError, match=r"run must be free, but it is in use by process \d+ on .*Wait") as found:
                     quiet(small("run.seed=7"), tmp_path / "run", **how)
                 refused.append(found.value)
 
-    train(TWO, tmp_path / "run", say=say)
+    train(TWO, tmp_path / "run", log=log)
     assert len(refused) == 3
     assert json.loads((tmp_path / "run" / "final.json").read_text())["seed"] == seeding.number
     assert not (tmp_path / "run" / LOCK).exists()
@@ -300,7 +300,7 @@ def test_data_may_move_and_test_data_may_change(photographs, tmp_path):
     moved = Path(shutil.move(photographs, tmp_path / "elsewhere"))
     there = load_recipe(tmp_path / "r.yaml", [f"data.root={moved}"])
     lines = []
-    assert train(there, run, resume=True, say=lines.append) == first
+    assert train(there, run, resume=True, log=lines.append) == first
     assert "is finished" in lines[0]
     (moved / "val/a/0.png").unlink()
     assert quiet(there, run, resume=True)["test"]["n"] == first["test"]["n"] - 1

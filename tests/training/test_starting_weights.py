@@ -99,7 +99,7 @@ def test_a_headless_backbone_in_a_recipe(tmp_path):
     words += ["comparison.variants={own: {name: converted_vit, residual: twicing}}", "schedule.epochs=1", "data.mean=null"]
     words += ["schedule.warmup_epochs=0", "data.std=null", "model.class_token=true", "model.global_pool=token"]
     lines = []
-    result = train(small(*words, label="own"), tmp_path / "run", "cpu", say=lines.append)
+    result = train(small(*words, label="own"), tmp_path / "run", "cpu", log=lines.append)
     assert lines[0] == (
         f"From {tmp_path / 'w.safetensors'}; new: head.weight, head.bias (10 classes), blocks.*.attn.residual.gate.strength; "
         "resampled: pos_embed; adapted to other input channels: patch_embed.proj.weight."
@@ -146,7 +146,7 @@ def test_the_fine_tuning_recipe_on_trained_weights(data_folder, vit_weights, tmp
         ],
     )
     lines = []
-    result = train(recipe, tmp_path / "run", "cpu", say=lines.append)
+    result = train(recipe, tmp_path / "run", "cpu", log=lines.append)
     assert lines[0].startswith(f"From {vit_weights}; new: head.weight, head.bias (10 classes), blocks.*.attn.positions.0.gate")
     assert "resampled: pos_embed" in lines[0]
     losses = [json.loads(line)["train_loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

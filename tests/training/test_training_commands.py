@@ -134,7 +134,7 @@ def test_changes_may_stand_after_options(tmp_path, capsys):
 
 def test_progress_in_a_log(tmp_path):
     lines = []
-    train(small("run.log_every=2", "schedule.epochs=2"), tmp_path, say=lines.append)
+    train(small("run.log_every=2", "schedule.epochs=2"), tmp_path, log=lines.append)
     assert [line for line in lines if line.startswith("epoch 1, update 2/4: loss ")]
 
 

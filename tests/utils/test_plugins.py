@@ -111,7 +111,7 @@ def test_numbers_know_the_code_of_ones_own(tmp_path):
     assert refused.returncode == 2, "flags of another model are not gone on with"
     assert "sources" in refused.stderr
     assert train_own(tmp_path, "forgetful_vit", "damped_vit", "--restart").returncode == 2
-    assert (tmp_path / "damped_vit" / "final.json").exists(), "what cannot begin anew ends nothing"
+    assert (tmp_path / "damped_vit" / "final.json").exists(), "what cannot start again ends nothing"
 
 
 def test_without_its_module_the_name_is_unknown(capsys):

@@ -68,8 +68,8 @@ def run_two_jobs():
     with JobsProgress(2, 3) as shown:
         for step in range(3):
             for job in ("plain, seed 0", "twicing, seed 0"):
-                shown.say(job, f"epoch {step + 1}/3")
-                shown.say(job, f"epoch {step + 1}/3")
+                shown.log(job, f"epoch {step + 1}/3")
+                shown.log(job, f"epoch {step + 1}/3")
                 shown.step(job, step + 1)
         shown.end("plain, seed 0")
 

@@ -143,7 +143,7 @@ def test_mistakes_show_before_training(spoil, message, tmp_path):
     root = shapes_folder(tmp_path / "data")
     spoil(root)
     with pytest.raises(ValueError, match=message):
-        train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", say=lambda line: None)
+        train(recipe_of(root).variant("plain", 0), tmp_path / "run", "cpu", log=lambda line: None)
     assert not (tmp_path / "run" / "last").exists()
     with pytest.raises(ValueError, match=message):
         SegmentationTask(6).open_dataset(
@@ -155,7 +155,7 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
     """Unless evaluation looks at windows of it."""
     changes = ["data.input_size=[3,64,64]", "model.img_size=64", "segmentation.short_side=80"]
     recipe = recipe_of(shapes_folder(tmp_path), *changes)
-    for window, refused in ((None, "evaluation looks at whole pictures"), (80, "evaluation looks at windows of 80"), (64, "")):
+    for window, refused in ((None, "evaluation looks at whole images"), (80, "evaluation looks at windows of 80"), (64, "")):
         beit = {**recipe.model.model_dump(), "backbone": "beit_base_patch16_224"}
         single = recipe.model_copy(
             update={
