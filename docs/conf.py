@@ -29,6 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "matplotlib.sphinxext.plot_directive",
+    "api",
 ]
 exclude_patterns = ["_build", "gallery/README.txt", "gallery/*.py", "auto_gallery/*.ipynb"]
 templates_path = ["_templates"]
@@ -45,6 +46,8 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
+default_role = "py:obj"
 
 plot_html_show_source_link = False
 plot_html_show_formats = False
