@@ -137,7 +137,7 @@ BAD = [
         "kernel: member must be one of .*, got 'gausian_range'. Did you mean 'gaussian_range'",
     ),
     ({"residual": "twiceing"}, ValueError, "Did you mean 'twicing'"),
-    ({"positions": "absolut"}, ValueError, "Did you mean 'absolute'"),
+    ({"positions": "absolut"}, ValueError, "Did you mean 'absolute'"),  # codespell:ignore
     ({"residual": {"name": "twicing", "step": 2}}, ValueError, "option must be one of .*, got 'step'. Did you mean 'steps'"),
     ({"residual": {"name": "twicing", "layers": [3]}}, ValueError, "block indices must be from -3 to 2, got 3"),
     ({"residual": {"name": "twicing", "steps": 0}}, ValueError, "steps must be a whole number of at least 1, got 0"),
@@ -184,7 +184,7 @@ BAD = [
     ({"residual": "l2_boosting"}, ValueError, "residual: member must be one of .*, got 'l2_boosting'"),
     ({"block_residual": "neutreno"}, ValueError, "block_residual: member must be one of .*, got 'neutreno'"),
     ({"positions": ["sincos", "absolute"]}, ValueError, "at most one of .* got .*absolute.*sincos"),
-    ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),
+    ({"positions": {"name": "sincos", "temprature": 1.0}}, ValueError, "Did you mean 'temperature'"),  # codespell:ignore
     ({"kernel": DotProduct(16)}, TypeError, "kernel must be a factory, .*, got DotProduct"),
     ({"residual": Twicing}, TypeError, "residual must be a factory, .*, got Twicing"),
     (

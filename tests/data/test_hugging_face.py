@@ -70,7 +70,7 @@ def test_columns_are_found(stored, kind, image, labels, named):
     [
         ("img", {"fine_label": "classes", "coarse_label": "classes"}, {}, "no name, and 2 columns of type ClassLabel"),
         ("img", {"kind": "numbers"}, {}, "no name, and 0 columns of type ClassLabel"),
-        ("img", {"label": "classes"}, {"label_column": "lable"}, "'lable'"),
+        ("img", {"label": "classes"}, {"label_column": "lable"}, "'lable'"),  # codespell:ignore
         ("img", {"label": "classes"}, {"image_column": "image"}, "'image'"),
     ],
 )

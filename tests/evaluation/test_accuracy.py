@@ -207,7 +207,7 @@ def test_columns_can_be_named(tmp_path, capsys, monkeypatch):
         (("vit_tinny", "--checkpoint", "w.pt"), "vit_tinny: Unknown model"),
         (("vit_tiny_patch16_224", "--checkpoint", "none.pt"), "Checkpoint must be an existing file, got none.pt"),
         (("test_nlm_vit", "num_classes", "--checkpoint", "w.pt"), "An option must have the form key=value, got 'num_classes'"),
-        (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),
+        (("test_nlm_vit", "widht=2", "--checkpoint", "w.pt"), "widht"),  # codespell:ignore
         (("test_nlm_vit", "kernel={name", "--checkpoint", "w.pt"), "'kernel={name': the value is not YAML"),
         (("test_nlm_vit", "--crop-pct", "87.5", "--checkpoint", "w.pt"), "must be above 0 and at most 1, got '87.5'"),
     ],

@@ -141,7 +141,7 @@ def test_a_folder_loads_by_timm(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decoder": "maks"}, "decoder must be one of linear, mask, got 'maks'"),
+        ({"decoder": "maks"}, "decoder must be one of linear, mask, got 'maks'"),  # codespell:ignore
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
         ({"num_classes": 2}, "num_classes of the mask decoder must be at least 3, got 2: .* Use decoder='linear'"),
