@@ -27,6 +27,7 @@ extensions = [
     "sphinx-mathjax-offline",
     "sphinx_design",
     "sphinx_copybutton",
+    "recipe_keys",
     "sphinx_gallery.gen_gallery",
     "matplotlib.sphinxext.plot_directive",
     "api",
