@@ -30,7 +30,7 @@ Values = dict[str, dict[str, list[float]]]
 def take(results: Path) -> None:
     """Write the accuracies of a comparison's ``results.json`` to ``digits.csv``."""
     runs = json.loads(results.read_text(encoding="utf-8"))["results"]
-    rows = [(r["label"], r["seed"], name, f"{value:.4f}") for r in runs for name, value in r["metrics"]["top1"].items()]
+    rows = [(r["label"], r["seed"], name, f"{value:.4f}") for r in runs for name, value in r["metrics"]["accuracy"].items()]
     with DIGITS.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("model", "seed", "condition", "accuracy"), *rows])
 
