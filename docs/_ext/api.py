@@ -57,21 +57,24 @@ PAGE = """{title}
 
 def write_pages(app: Sphinx, config: Any) -> None:
     """Write ``api/modules/MODULE.rst`` for each module, unless the file already has this content."""
-    folder, seen = Path(app.srcdir) / "api" / "modules", set[int]()
+    folder, seen, pages = Path(app.srcdir) / "api" / "modules", set[int](), set[str]()
     folder.mkdir(exist_ok=True)
     for name, title in MODULES.items():
         module = importlib.import_module(name)
         values = {key: getattr(module, key) for key in sorted(module.__all__, key=str.lower)}
         own = {key: v for key, v in values.items() if id(v) not in seen and not _is_module(v) and not key.startswith("_")}
         seen |= {id(v) for v in own.values()}
-        text = PAGE.format(title=title, line="=" * len(title), name=name) + "".join(
-            f"   {key}\n" for key in own if f"{name}.{key}" not in CONSTANTS
-        )
+        listed = [key for key in own if f"{name}.{key}" not in CONSTANTS]
+        pages |= {f"{name}.{key}" for key in listed}
+        text = PAGE.format(title=title, line="=" * len(title), name=name) + "".join(f"   {key}\n" for key in listed)
         constants = {key: CONSTANTS[f"{name}.{key}"] for key in own if f"{name}.{key}" in CONSTANTS}
         text += "".join(f"\n.. py:data:: {key}\n\n   {about}\n" for key, about in constants.items())
         file = folder / f"{name}.rst"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+    for page in (folder.parent / "generated").glob("*.rst"):  # pages of names that are gone
+        if page.stem not in pages:
+            page.unlink()
 
 
 def skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:

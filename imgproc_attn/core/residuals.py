@@ -235,7 +235,7 @@ class NeuTRENO(Boosting):
 
 
 class PID(Boosting):
-    """PID controller: ``u = A v + g (P e_l + I (e_1 + ... + e_l) + D (e_l - e_(l - 1)))`` with ``e_l = v_0 - v_l`` in layer l.
+    """PID controller: ``u = A v + g (P e_l + I (e_1 + … + e_l) + D (e_l - e_(l - 1)))`` with ``e_l = v_0 - v_l`` in layer l.
 
     The rule follows PIDformer (arXiv 2402.15989), whose code is not public. Formula and gains come from secondary sources and
     are not verified. The published scale of the reference is left out. `NeuTRENO` uses P only.
