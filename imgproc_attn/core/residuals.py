@@ -109,9 +109,9 @@ class Iterated(Boosting):
 class Twicing(Iterated):
     """Tukey's twicing: add back the filtered residual, in k steps.
 
-    Each step is ``u <- u + g A (v - u)``. For g = 1, ``u = (I - (I - A)^(k + 1)) v``. One step is ``(2 A - A^2) v``, the Twicing
-    Attention of arXiv 2503.00687. k steps are L2 boosting (Buhlmann and Yu 2003). The added residual lowers the bias of the
-    kernel estimate. An eigenvalue a of A becomes ``1 - (1 - a)^(k + 1)``.
+    Each step is ``u <- u + g A (v - u)``. For g = 1, ``u = (I - (I - A)^(k + 1)) v``. One step is ``(2 A - A^2) v``, the
+    Twicing Attention of arXiv 2503.00687. k steps are L2 boosting (Buhlmann and Yu 2003). The added residual lowers the bias of
+    the kernel estimate. An eigenvalue a of A becomes ``1 - (1 - a)^(k + 1)``.
 
     Arguments and errors are those of `Iterated`.
 
