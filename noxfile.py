@@ -79,7 +79,7 @@ def data(session):
     """Run the tests on real images and weights (needs IMGPROC_ATTN_DATA)."""
     prepare(session)
     if "IMGPROC_ATTN_DATA" not in os.environ:
-        session.error("IMGPROC_ATTN_DATA must be set to a folder of data, got nothing. Set it, and repeat the command.")
+        session.error("IMGPROC_ATTN_DATA must be set to a folder of data, got nothing. Set it, and repeat the command")
     session.run("pytest", "-m", "data", *session.posargs)
 
 
@@ -103,7 +103,7 @@ def contract(session):
 def floor(session):
     """Run the tests with the oldest torch, torchvision and timm that pyproject.toml allows (makes an environment)."""
     if not session.virtualenv.is_sandboxed:
-        session.error("The session floor must have its own environment, got --no-venv. Run it without this option.")
+        session.error("The session floor must have its own environment, got --no-venv. Run it without this option")
     prepare(session, *(f"{name}=={version}.*" for name, version in floors().items()))
     session.run("pytest", *session.posargs)
 
