@@ -306,6 +306,11 @@ def resolve_positions(spec: Spec | Iterable[Spec] | None, depth: int) -> Positio
     embedded = []
     for name, s in members:
         options = {key: value for key, value in s.items() if key != "name"} if isinstance(s, Mapping) else {}
+        if name in ("absolute", *EMBEDDED_POSITIONS) and "layers" in options:
+            raise ValueError(
+                f"positions={name!r}: layers must be left out, got {options['layers']!r}. This member acts once, on the "
+                "tokens, before the first layer."
+            )
         if name == "absolute" and options:
             raise ValueError(f"positions: 'absolute' must have no options, got {sorted(options)}. Leave them out.")
         if name in EMBEDDED_POSITIONS:

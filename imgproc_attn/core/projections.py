@@ -29,9 +29,9 @@ class QueryKeyValue(nn.Linear):
         dim: Width of the tokens.
         num_heads: Number of heads. ``dim`` must be divisible by it.
         bias: Whether there is a learned bias.
-        qk_dim: Width d of the queries and keys of a head. Default: ``dim / num_heads``, the width of the values. The lifted
-            columns of a bilateral filter are 64 wide if d is 59, and those of non-local means if d is 63. GPUs need no
-            padding for a width of 64.
+        qk_dim: Width d of the queries and keys of a head. Default: ``dim / num_heads``, the width of the values. A filter adds
+            columns to d. Their number depends on the kernel and on the precision. In float32, the columns of non-local means
+            are 64 wide if d is 63, and those of a bilateral filter if d is 56. GPUs need no padding for a width of 64.
 
     Raises:
         TypeError: ``qk_dim`` is not a whole number.

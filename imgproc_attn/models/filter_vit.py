@@ -45,7 +45,7 @@ class FilterVisionTransformer(VisionTransformer):
             ``"neutreno"`` or ``"pid"``.
         block_residual: Boosting of the attention branch of a block. Each step computes the filter again: ``"plain"``,
             ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
-        projection: Input and output projection of attention: ``"qkv"``, or ``{"name": "qkv", "qk_dim": 59}`` for narrower
+        projection: Input and output projection of attention: ``"qkv"``, or ``{"name": "qkv", "qk_dim": 56}`` for narrower
             queries and keys.
         mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
         depth: Number of blocks.

@@ -156,7 +156,8 @@ BAD = [
         ValueError,
         "hold each member once, got 'spatial_gaussian' twice",
     ),
-    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, "must have no options"),
+    ({"positions": [{"name": "absolute", "layers": [0]}]}, ValueError, r"layers must be left out, got \[0\]"),
+    ({"positions": {"name": "sincos", "layers": [1]}}, ValueError, "acts once, on the tokens"),
     (
         {"kernel": {"name": "gaussian_range", "range_bandwidth": -1.0}},
         ValueError,
