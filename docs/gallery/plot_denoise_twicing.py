@@ -22,7 +22,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from imgproc_attn import non_local_means
 from imgproc_attn.core import GaussianRange, Operator, WindowedFilter
 
-SIDE, PATCH, WINDOW, SIGMA = 104, 5, 15, 0.1
+SIDE, PATCH, WINDOW, SIGMA = 100, 5, 15, 0.1
 clean = torch.from_numpy(data.camera()[70 : 70 + SIDE, 170 : 170 + SIDE].copy())[None] / 255
 noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 padded = F.pad(noisy, (PATCH // 2,) * 4, mode="reflect")

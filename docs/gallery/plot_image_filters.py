@@ -22,8 +22,8 @@ from skimage.restoration import denoise_bilateral, denoise_nl_means
 
 from imgproc_attn import bilateral_filter, non_local_means
 
-SIDE = 84
-clean = torch.from_numpy(data.chelsea()[82 : 82 + SIDE, 122 : 122 + SIDE].copy()).double().movedim(-1, 0) / 255
+SIDE = 80
+clean = torch.from_numpy(data.chelsea()[84 : 84 + SIDE, 124 : 124 + SIDE].copy()).double().movedim(-1, 0) / 255
 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 image = (clean + 0.08 * noise).clamp(0, 1)
 array = np.ascontiguousarray(image.movedim(0, -1))  # scikit-image takes [H, W, C]

@@ -92,7 +92,7 @@ for h, by_rule in layers.items():
 # ------------------
 
 shown, h = (1, 4, 12), bandwidths[1]
-fig, axes = plt.subplots(3, len(shown), figsize=(4.8, 5), layout="constrained")
+fig, axes = plt.subplots(3, len(shown), figsize=(4.4, 4.6), layout="constrained")
 for row, rule in zip(axes, rules):
     row[0].set_ylabel(rule)
     for ax, layer in zip(row, shown):
