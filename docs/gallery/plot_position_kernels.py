@@ -1,0 +1,136 @@
+"""
+What each position member sees
+==============================
+
+A member of ``positions`` is a kernel on the places of two patches. It does not look at what the patches show. This script
+draws one row of each member on a grid: the weights of all patches in the output of one marked patch.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+from imgproc_attn.core import (
+    Alibi2D,
+    DenseFilter,
+    DotProduct,
+    RelativeTable,
+    Rotary,
+    SpatialGaussian,
+    Terms,
+    UntiedPositions,
+    grid_geometry,
+    product,
+)
+
+torch.manual_seed(0)
+height, width, num_heads, head_dim = 14, 14, 4, 16
+geometry = grid_geometry(height, width, num_prefix_tokens=0, like=torch.empty(0))
+like = torch.empty(0)  # The dtype of this tensor is the dtype of the kernels.
+
+# %%
+# Five members
+# ------------
+# A kernel on positions maps the places of queries and keys to log-weights. A filter turns log-weights into weights whose rows
+# sum to 1. You need no model and no image for this. In a model, a kernel on the content is multiplied with them. Here a
+# constant kernel takes its place.
+#
+# - ``spatial_gaussian`` has one bandwidth per head. By default the bandwidths are log-spaced, from 1.5 patches to twice the
+#   side of the grid.
+# - ``alibi`` is a Laplace kernel. It has a sharp peak and long tails.
+# - ``relative_table`` learns one log-weight per offset of two patches. It starts at zero, where all rows are flat. Here it
+#   gets random values, in place of learned ones.
+# - ``untied`` compares learned position vectors with a dot product. Here the vectors and the projections are random.
+# - ``rotary`` turns queries and keys by angles that depend on their places. Its row depends on the content too. Here all
+#   patches have the same random query and key, so that only the places matter.
+
+spatial_gaussian = SpatialGaussian(num_heads, (height, width))
+alibi = Alibi2D(num_heads, spatial_bandwidth=[1.0, 2.0, 4.0, 8.0])
+relative_table = RelativeTable(num_heads, (height, width))
+torch.nn.init.normal_(relative_table.table)
+untied = UntiedPositions(64, num_heads, head_dim)
+rotary = Rotary(head_dim)
+
+vectors = 0.02 * torch.randn(1, height * width, 64)  # timm draws the position vectors of its models like this.
+content = 2 * torch.randn(1, num_heads, 1, head_dim).expand(-1, -1, height * width, -1)
+turned = rotary.rotate(content, content, geometry, geometry)
+
+terms = {
+    "spatial_gaussian": spatial_gaussian(geometry, geometry, like),
+    "alibi": alibi(geometry, geometry, like),
+    "relative_table\n(random)": relative_table(geometry, geometry, like),
+    "untied\n(random)": untied(*2 * [geometry._replace(position_embeddings=vectors)], like),
+    "rotary\n(equal content)": DotProduct(head_dim)(*turned),
+}
+
+
+def weights_of(terms, num_tokens):
+    """Return the weights [heads, queries, keys] of log-weights."""
+    constant = Terms([torch.zeros(1, num_heads, num_tokens, 1)], [torch.zeros(1, num_heads, num_tokens, 1)])
+    with torch.no_grad():
+        return DenseFilter()(product(terms, constant)).dense()[0]
+
+
+weights = {name: weights_of(term, height * width) for name, term in terms.items()}
+print({name.split("\n")[0]: tuple(a.shape) for name, a in weights.items()})
+
+# %%
+# One row per member and head. The color scale of each panel begins at 0 and ends at the largest weight of its row. The number
+# above a panel is this largest weight. A flat row has 1 / 196 = 0.005 everywhere.
+
+
+def draw_row(ax, kernel, row, column):
+    """Draw the weights of all patches for the patch in ``row`` and ``column``."""
+    weights_of_patch = kernel[row * width + column].reshape(height, width)
+    ax.imshow(weights_of_patch, cmap="inferno", vmin=0)
+    ax.plot(column, row, "c+", markersize=8)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(f"{weights_of_patch.max():.3f}", fontsize="small")
+
+
+fig, axes = plt.subplots(len(weights), num_heads, figsize=(6, 7.6), layout="constrained")
+for line, (name, a) in zip(axes, weights.items()):
+    for ax, kernel in zip(line, a):
+        draw_row(ax, kernel, 4, 5)
+    line[0].set_ylabel(name)
+fig.suptitle("One member per line, one head per column; the cross marks the patch", fontsize="medium")
+
+# %%
+# Does only the offset count?
+# ---------------------------
+# Move the patch, and the row moves with it, if the kernel depends on the offset of the two patches only. Then an object is
+# filtered in the same way everywhere in the image.
+
+fig, axes = plt.subplots(2, len(weights), figsize=(7.5, 3.6), layout="constrained")
+for line, place in zip(axes, [(4, 5), (9, 10)]):
+    for ax, a in zip(line, weights.values()):
+        draw_row(ax, a[1], *place)
+for ax, name in zip(axes[1], weights):
+    ax.set_xlabel(name)
+fig.suptitle("Rows of two patches, second head", fontsize="medium")
+
+# %%
+# The same question in numbers: compare the log-weight of two neighbors in each place of the grid. It is measured from the
+# log-weight of the patch with itself. If only the offset counts, it is the same number everywhere, and its standard deviation
+# over the grid is 0 except for rounding.
+
+for name, a in weights.items():
+    log_a = a.log().reshape(num_heads, height, width, height, width)
+    diagonal = torch.einsum("hyxyx->hyx", log_a)
+    neighbor = torch.stack([log_a[:, y, x, y, x + 1] - diagonal[:, y, x] for y in range(height) for x in range(width - 1)])
+    print(f"{' '.join(name.split()):26} standard deviation over places {neighbor.std(dim=0).mean():.6f}")
+
+# %%
+# Only ``untied`` depends on the place itself. It can learn that the sky is at the top. The others see offsets only.
+#
+# Tokens without a place
+# ----------------------
+# A class token has no place. Its log-weight is 0 with every token. It therefore counts as much as the patch itself.
+
+with_class_token = grid_geometry(height, width, num_prefix_tokens=1, like=torch.empty(0))
+a = weights_of(spatial_gaussian(with_class_token, with_class_token, like), 1 + height * width)
+print("weights of the class token and of the patch itself, per head:")
+print(torch.stack([a[:, 100, 0], a[:, 100, 100]], dim=1))
+
+# %%
+# To see more, change ``head_dim``, the bandwidths, or ``temperature`` of :class:`~imgproc_attn.core.positions.Rotary`; in a
+# model you name the members: ``timm.create_model("nlm_vit_tiny", positions=["absolute", "alibi"])``.
