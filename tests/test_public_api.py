@@ -9,7 +9,18 @@ import inspect
 from pathlib import Path
 
 FILE = Path(__file__).with_name("public_api.txt")
-PACKAGES = ("", ".image_filters", ".models", ".tasks", ".recipe", ".training", ".evaluation", ".segmentation", ".diagnostics")
+PACKAGES = (
+    "",
+    ".image_filters",
+    ".models",
+    ".data",
+    ".tasks",
+    ".recipe",
+    ".training",
+    ".evaluation",
+    ".segmentation",
+    ".diagnostics",
+)
 CORE = ("attention", "bandwidths", "block", "components", "filters", "gates", "geometry", "kernels", "layer_state", "lifting")
 CORE += ("positions", "projections", "residuals", "terms")
 MODULES = [*(f"imgproc_attn{package}" for package in PACKAGES), *(f"imgproc_attn.core.{module}" for module in CORE)]

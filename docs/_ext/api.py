@@ -18,6 +18,7 @@ MODULES = {
     "imgproc_attn.training": "Training",
     "imgproc_attn.recipe": "Recipes",
     "imgproc_attn.tasks": "Tasks",
+    "imgproc_attn.data": "Readers and loaders of images",
     "imgproc_attn.diagnostics": "Bandwidths, saturation, figures",
     "imgproc_attn.core.kernels": "Kernels",
     "imgproc_attn.core.positions": "Positions",
@@ -37,9 +38,13 @@ MODULES = {
 
 CONSTANTS = {
     "imgproc_attn.models.FAMILIES": "Families of models: per name, its default components and its docstring.",
+    "imgproc_attn.evaluation.COMMON": "Names of the 15 corruptions of ImageNet-C.",
+    "imgproc_attn.evaluation.EXTRA": "Names of its 4 extra corruptions.",
     "imgproc_attn.evaluation.LINF": "The L-infinity norm of a `ThreatModel`, the default.",
     "imgproc_attn.evaluation.L2_NORM": "The L2 norm of a `ThreatModel`.",
     "imgproc_attn.diagnostics.SATURATED_SHARE": "Share of saturated filter rows above which a model is reported.",
+    "imgproc_attn.data.UNREADABLE_LABEL": "Label of images that cannot be read.",
+    "imgproc_attn.data.SINGLE_PROCESS": "The `World` of a run in one process.",
     "imgproc_attn.core.components.Spec": "Type of a component's keyword: name, dictionary, factory, or a list of these.",
 }
 

@@ -19,7 +19,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from imgproc_attn.diagnostics import draw_grid
-from imgproc_attn.evaluation.imagenet_c import COMMON, EXTRA, ImageNetC
+from imgproc_attn.evaluation import COMMON, EXTRA, ImageNetC
 
 pixels = torch.from_numpy(data.coffee()[30:366, 130:466].copy()).movedim(-1, 0)[None] / 255
 image = F.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from skimage import data
 
 import imgproc_attn  # noqa: F401  registers the models with timm
-from imgproc_attn.core import GaussianRange, NeuTRENO, SoftmaxFilter, Twicing
+from imgproc_attn.core import GaussianRange, LayerState, NeuTRENO, Plain, Residual, SoftmaxFilter, Twicing
 
 SIDE, PATCH, DEPTH = 256, 8, 12
 image = torch.from_numpy(data.coffee()[80 : 80 + SIDE, 150 : 150 + SIDE].copy()).movedim(-1, 0) / 255
@@ -45,29 +45,24 @@ def photograph(x: torch.Tensor) -> torch.Tensor:
 # ----------------------
 # Each layer computes the range kernel of its own tokens, as a transformer does. Twicing adds the filtered residual, ``u + A (v
 # - u)``. NeuTRENO adds a share of the difference to the tokens of the first layer, ``u + g (v_0 - v)``. Both rules are those
-# of the library. Twicing makes its step with the methods ``operand`` and ``update``.
+# of the library.
 
-twicing, neutreno = Twicing(num_heads=1), NeuTRENO(num_heads=1, gate=0.6)
+rules = {"plain": Plain(), "twicing": Twicing(num_heads=1), "NeuTRENO": NeuTRENO(num_heads=1, gate=0.6)}
 
 
-def filtered(rule: str, range_bandwidth: float) -> list[torch.Tensor]:
+def filtered(rule: Residual, range_bandwidth: float) -> list[torch.Tensor]:
     """Return the tokens after 0 to ``DEPTH`` layers."""
     kernel = GaussianRange(1, tokens.shape[-1], range_bandwidth, learned=False)
     layers = [tokens]
     for _ in range(DEPTH):
         v = layers[-1]
-        a = SoftmaxFilter()(kernel(v, v))
-        u = a.apply(v)
-        if rule == "twicing":
-            u = twicing.update(u, a.apply(twicing.operand(u, v, v)))
-        if rule == "NeuTRENO":
-            u = u + neutreno.gate(tokens - v)
-        layers.append(u)
+        operator = SoftmaxFilter()(kernel(v, v))
+        layers.append(rule(operator.apply, v, LayerState(first=tokens)))
     return layers
 
 
-bandwidths, rules = (2.0, 3.0, 4.0), ("plain", "twicing", "NeuTRENO")
-layers = {h: {rule: filtered(rule, h) for rule in rules} for h in bandwidths}
+bandwidths = (2.0, 3.0, 4.0)
+layers = {h: {name: filtered(rule, h) for name, rule in rules.items()} for h in bandwidths}
 
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 3), layout="constrained", sharey=True)
 for ax, (h, by_rule) in zip(axes, layers.items()):

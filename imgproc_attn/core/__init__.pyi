@@ -4,7 +4,7 @@ from .attention import FilterAttention
 from .bandwidths import Bandwidth
 from .block import FilterBlock
 from .components import LayerSpec
-from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter
+from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter, log_weights
 from .geometry import Geometry, grid_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
 from .layer_state import LayerState
@@ -49,5 +49,6 @@ __all__ = [
     "UntiedPositions",
     "WindowedFilter",
     "grid_geometry",
+    "log_weights",
     "product",
 ]

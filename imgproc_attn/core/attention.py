@@ -107,13 +107,7 @@ class FilterAttention(nn.Module):
         """
         q, k, v = self.qkv(x)
         operator = self._operator(q, k, v, geometry, attn_mask, is_causal, state)
-        u = operator.apply(v)
-        last = v
-        for _ in range(self.residual.steps):
-            last = self.residual.operand(u, v, last)
-            u = self.residual.update(u, operator.apply(last))
-        u = self.residual.feedback(u, v, state)
-        u = u.transpose(1, 2).flatten(2)
+        u = self.residual(operator.apply, v, state).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
 
     def operator(

@@ -14,6 +14,7 @@ layer, as the *block residual*, A is the whole branch (norm, attention, projecti
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ class Residual(nn.Module):
 
     Args:
         steps: Number of times that A is applied again.
+
+    Example:
+        >>> import torch
+        >>> rule, v = Twicing(num_heads=1), torch.ones(1, 1, 9, 4)
+        >>> rule(lambda x: 0.5 * x, v)[0, 0, 0, 0].item()  # the eigenvalue 0.5 becomes 1 - (1 - 0.5)^2
+        0.75
     """
 
     needs_state: ClassVar[bool] = False
@@ -38,6 +45,21 @@ class Residual(nn.Module):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
+
+    def forward(self, smooth: Callable[[Tensor], Tensor], v: Tensor, state: LayerState | None = None) -> Tensor:
+        """Return the boosted estimate of the values.
+
+        Args:
+            smooth: The filter as a function of values, such as ``operator.apply``.
+            v: Values ``[B, H, N, D]``.
+            state: State of earlier layers, for rules with ``needs_state``.
+        """
+        u = smooth(v)
+        last = v
+        for _ in range(self.steps):
+            last = self.operand(u, v, last)
+            u = self.update(u, smooth(last))
+        return self.feedback(u, v, state)
 
     def entry(self, v: Tensor, state: LayerState | None) -> Tensor:
         """Return the first operand. Only blocks call it: rules for filters must not override it."""

@@ -16,6 +16,7 @@ from .attacks import (
     strong_ensemble,
 )
 from .corruptions import GaussianBlur, GaussianNoise
+from .imagenet_c import COMMON, EXTRA, ImageNetC
 from .normalization import NormalizedModel
 from .results_log import SampleResults
 from .robust_accuracy import BenchmarkResult, benchmark
@@ -29,6 +30,8 @@ from .threat import L2_NORM, LINF, ThreatModel
 __all__ = [
     "APGDCE",
     "APGDDLR",
+    "COMMON",
+    "EXTRA",
     "FGSM",
     "L2_NORM",
     "LINF",
@@ -44,6 +47,7 @@ __all__ = [
     "EvaluationSession",
     "GaussianBlur",
     "GaussianNoise",
+    "ImageNetC",
     "ModelSpec",
     "NormalizedModel",
     "PairedDifference",
