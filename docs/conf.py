@@ -39,7 +39,6 @@ nitpicky = False
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
 autosummary_imported_members = False
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "forward, training"}
 autodoc_typehints = "none"

@@ -77,6 +77,7 @@ def write_pages(app: Sphinx, config: Any) -> None:
         file = folder / f"{name}.rst"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+    config.autosummary_generate = [f"api/modules/{name}.rst" for name in MODULES]
     for page in (folder.parent / "generated").glob("*.rst"):  # pages of names that are gone
         if page.stem not in pages:
             page.unlink()
