@@ -119,7 +119,8 @@ def settings(session):
 def coverage(session):
     """Run the tests and report which lines and branches they execute (.cache/coverage/html/index.html)."""
     prepare(session)
-    session.run("pytest", "--cov", "--cov-report=term", "--cov-report=html", "--cov-report=xml", *session.posargs)
+    reports = [f"--cov-report={kind}" for kind in ("term", "html", "xml")]
+    session.run("pytest", "--cov", *reports, "--timeout=1200", *session.posargs)  # tracing makes tests slower
 
 
 @nox.session
