@@ -6,6 +6,8 @@ Attack a model from Python
 attack, and checks it. The last part shows a model whose gradients are masked, and what the checks report.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import timm
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 import imgproc_attn  # noqa: F401  # registers the models
 from imgproc_attn.evaluation import FGSM, PGD, GaussianNoise, NormalizedModel, Square, benchmark, evaluate, sanity_checks
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %%
 # A model of digits
@@ -53,7 +55,7 @@ for _ in range(8):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-model.eval()
+_ = model.eval()
 
 # %%
 # Attacks and corruptions of your choice
@@ -75,7 +77,7 @@ for name in ("FGSM", "PGD"):
     ax.plot([0, *radii], accuracies, marker="o", label=name)
 ax.set(title=f"{len(images)} test digits", xlabel="eps (images in [0, 1])", ylabel="accuracy / %", ylim=(0, 100))
 ax.grid(alpha=0.3)
-ax.legend()
+_ = ax.legend()
 
 # %%
 # One number, checked
@@ -85,7 +87,8 @@ ax.legend()
 # images.
 
 scores = benchmark(model, (images[:64], labels[:64]), eps=0.1, attack="apgd-ce", num_checked=24, verbose=False)
-print(scores)
+for line in str(scores).splitlines():
+    print(textwrap.fill(line, 88))
 
 # %%
 # Per-sample results tell which image fell.
@@ -123,7 +126,7 @@ for name, victim in {"model": model, "rounded": rounded}.items():
 
 report = sanity_checks(rounded, few, few_labels, threat=0.15)
 for finding in report.findings:
-    print(f"* {finding.check}\n  {finding.message}\n")
+    print(textwrap.fill(str(finding), 88), end="\n\n")
 
 # %%
 # An attack that fits the model

@@ -19,7 +19,7 @@ from torch import nn
 import imgproc_attn
 from imgproc_attn.models import component_names
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %%
 # A trained source model
@@ -93,8 +93,8 @@ print(f"logits up to {exact[1].abs().max():.0f}; largest difference {single:.1e}
 
 gaussian = imgproc_attn.from_timm(source, kernel="gaussian_range")
 with torch.no_grad():
-    print(f"gaussian_range: difference of logits up to {(gaussian(test_x) - source(test_x)).abs().max():.1f}", end=", ")
-print(f"accuracy {accuracy(source):.1f} % before, {accuracy(gaussian):.1f} % after the conversion, without training")
+    print(f"gaussian_range: logits differ by up to {(gaussian(test_x) - source(test_x)).abs().max():.1f}")
+print(f"accuracy without training: {accuracy(source):.1f} % -> {accuracy(gaussian):.1f} %")
 
 # %%
 # Train the new parts

@@ -75,7 +75,7 @@ def lifted(q, k, v):
 
 q, k, v = tokens(196)
 reference = explicit(q, k, v)
-print(f"largest filtered value: {reference.abs().max():.2f}; largest error of")
+print(f"largest filtered value: {reference.abs().max():.2f}; largest errors:")
 for offset in (0.0, 10.0, 100.0):
     shifted = q + offset, k + offset, v
     single = [t.float() for t in shifted]
@@ -86,7 +86,8 @@ for offset in (0.0, 10.0, 100.0):
         "explicit, float32": explicit(*single) - exact,
         "cdist, float32": with_cdist(*single) - exact,
     }
-    print(f"  offset {offset:3g}: " + "; ".join(f"{name} {error.abs().max():.1e}" for name, error in errors.items()))
+    print(f"offset {offset:g}")
+    print("\n".join(f"    {name:17} {error.abs().max():.1e}" for name, error in errors.items()))
 
 # %%
 # The same holds for a product with a spatial kernel, the bilateral filter. Positions become columns too.
@@ -151,8 +152,8 @@ axes[0].legend(fontsize="small")
 
 for i, n in enumerate(counts):
     slow, cdist = (milliseconds[name][i] / milliseconds["lifted, fused"][i] for name in ("explicit distances", "torch.cdist"))
-    memory = f"the matrix takes {num_heads * n**2 * 4 / 2**20:5.1f} MiB"
-    print(f"{n:5} tokens: explicit {slow:4.1f} times and cdist {cdist:4.1f} times the time of the lifted form; {memory}")
+    megabytes = num_heads * n**2 * 4 / 2**20
+    print(f"{n:4} tokens: explicit / lifted {slow:4.1f}, cdist / lifted {cdist:4.1f}, matrix {megabytes:4.1f} MiB")
 
 # %%
 # To see more, change ``head_dim`` and ``counts``, or move the tensors to a GPU; ``imgproc-attn benchmark`` measures whole

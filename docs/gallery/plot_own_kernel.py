@@ -28,7 +28,7 @@ from imgproc_attn.core import (
 )
 from imgproc_attn.diagnostics import bandwidths
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %%
 # The kernel

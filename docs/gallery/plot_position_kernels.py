@@ -71,7 +71,7 @@ def weights_of(terms, num_tokens):
 
 
 weights = {name: weights_of(term, height * width) for name, term in terms.items()}
-print({name.split("\n")[0]: tuple(a.shape) for name, a in weights.items()})
+print("shape of each:", {tuple(a.shape) for a in weights.values()})
 
 # %%
 # One row per member and head. The color scale of each panel begins at 0 and ends at the largest weight of its row. The number
@@ -92,7 +92,7 @@ for line, (name, a) in zip(axes, weights.items()):
     for ax, kernel in zip(line, a):
         draw_row(ax, kernel, 4, 5)
     line[0].set_ylabel(name)
-fig.suptitle("One member per line, one head per column; the cross marks the patch", fontsize="medium")
+_ = fig.suptitle("One member per line, one head per column; the cross marks the patch", fontsize="medium")
 
 # %%
 # Does only the offset count?
@@ -106,7 +106,7 @@ for line, place in zip(axes, [(4, 5), (9, 10)]):
         draw_row(ax, a[1], *place)
 for ax, name in zip(axes[1], weights):
     ax.set_xlabel(name)
-fig.suptitle("Rows of two patches, second head", fontsize="medium")
+_ = fig.suptitle("Rows of two patches, second head", fontsize="medium")
 
 # %%
 # The same question in numbers: compare the log-weight of two neighbors in each place of the grid. It is measured from the
@@ -117,7 +117,7 @@ for name, a in weights.items():
     log_a = a.log().reshape(num_heads, height, width, height, width)
     diagonal = torch.einsum("hyxyx->hyx", log_a)
     neighbor = torch.stack([log_a[:, y, x, y, x + 1] - diagonal[:, y, x] for y in range(height) for x in range(width - 1)])
-    print(f"{' '.join(name.split()):26} standard deviation over places {neighbor.std(dim=0).mean():.6f}")
+    print(f"{' '.join(name.split()):24} standard deviation {neighbor.std(dim=0).mean():.6f}")
 
 # %%
 # Only ``untied`` depends on the place itself. It can learn that the sky is at the top. The others see offsets only.

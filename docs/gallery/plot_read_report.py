@@ -41,9 +41,9 @@ for name, variant in {"plain": "plain", "filter": "untied + twicing"}.items():
 # -----------
 # On the command line, which finds the test images in the folder of the run:
 
-command = f"attack {runs}/plain --attacks pgd --eps 0.1 --checks 8 --workers 0 --device cpu --output {runs}/plain-pgd"
+command = f"attack {runs}/plain --attacks pgd --eps 0.1 --checks 8 --workers 0 --output {runs}/plain-pgd"
 print("imgproc-attn", command.replace(str(runs), "runs"))
-subprocess.run([sys.executable, "-m", "imgproc_attn", *command.split()], check=True, capture_output=True)
+_ = subprocess.run([sys.executable, "-m", "imgproc_attn", *command.split()], check=True, capture_output=True)
 
 # %%
 # The same from Python, for the other model. ``output`` names the folder of the results.
@@ -54,7 +54,7 @@ test_images = DatasetSpec("digits", "", split="test", seed=recipe.data.seed)
 options = {"eps": 0.1, "attack": "pgd", "num_checked": 8, "workers": 0, "verbose": False}
 scores = benchmark(f"{runs}/filter", test_images, output=runs / "filter-pgd", **options)
 print(f"{scores.attack}: {scores.robust_accuracy:.1f} %")
-print(sorted(file.name for file in (runs / "filter-pgd").iterdir()))
+print(*sorted(file.name for file in (runs / "filter-pgd").iterdir()), sep="\n")
 
 # %%
 # ``result.md`` is the table for people.
@@ -76,7 +76,8 @@ for name in ("plain", "filter"):
         rows = list(csv.DictReader(file))
     correct[name] = {c["name"]: {row["image"]: float(row[c["name"]]) for row in rows} for c in results[name]["conditions"]}
 print("first row:", rows[0])
-print("settings of the attack:", {key: results["plain"]["conditions"][1][key] for key in ("name", "eps", "norm", "space", "n")})
+condition = results["plain"]["conditions"][1]
+print("attack:", {key: condition[key] for key in ("name", "eps", "norm", "space", "n")})
 
 # %%
 # Count the accuracy and its 95 % interval again. Wilson's interval for k of n follows from
@@ -133,7 +134,7 @@ for (i, j), count in np.ndenumerate(table):
     axes[1].text(j, i, str(count), ha="center", va="center")
 axes[1].set_xticks([0, 1], ["plain robust", "plain fooled"])
 axes[1].set_yticks([0, 1], ["filter robust", "filter fooled"])
-axes[1].set_title("number of images")
+_ = axes[1].set_title("number of images")
 
 # %%
 # The difference is of two models with one training seed each, and the plain ViT would need more epochs. It says which of
