@@ -42,8 +42,9 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checke
     )
     lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
     lines.append(
-        f"estimated: at most {_duration(seconds)}, without reading and corrupting images, and without the sanity checks, "
-        f"which run many attacks on {num_checked} images"
+        f"estimated: at most {_duration(seconds)}, without reading and corrupting images, and without the "
+        + ("sanity checks, which run many attacks" if any(p.backward for p in passes) else "checks of outputs")
+        + f" on {num_checked} images"
     )
     return "\n".join(lines)
 

@@ -172,8 +172,8 @@ PRESETS: Mapping[str, Preset] = {
     "robustbench-cifar-l2": Preset(f"CIFAR, L2, 0.5. {_L2}", _ensemble("L2", 0.5)),
     "twicing-paper": Preset(
         "FGSM, PGD and SPSA with the settings of the code of arXiv 2503.00687 and 2406.13770, at 1/255 and 4/255 of NORMALIZED "
-        "tensors, about 4.4 times weaker than gray levels. Labels are the model's predictions. SPSA is that of arXiv "
-        "1802.05666; it finds more than SPSA of cleverhans, which estimates its gradients at twice the image",
+        "tensors, with ImageNet's statistics about 4.4 times weaker than gray levels. Labels are the model's predictions. SPSA "
+        "is that of arXiv 1802.05666; it finds more than SPSA of cleverhans, which estimates its gradients at twice the image",
         _as_published((1, 4)),
     ),
     "elliptical-paper": Preset(

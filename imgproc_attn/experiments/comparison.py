@@ -130,7 +130,7 @@ class Experimenter:
         single, folder = self.recipe.variant(job.label, job.seed), self.output / run_folder(job.label, job.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SaturationWarning)  # The report has a finding instead.
-            final = train(single, folder, self.device, resume=True, log=log, progress=progress)
+            final = train(single, folder, self.device, resume=folder.is_dir(), log=log, progress=progress)
         progress(single.schedule.epochs)
         model = self.model(job)
         with without_tf32():
@@ -343,7 +343,7 @@ def write_report(
         f"Clean {next(iter(metrics.values()))} against the baseline:\n\n" + clean_accuracy_test(recipe, results)
         if len(_variants(recipe)) > 1
         else "",
-        f"Sanity checks on {evaluation.checked} per model (`imgproc_attn.evaluation.sanity`): "
+        f"Sanity checks on {evaluation.checked} per model: "
         + ("no finding." if not doubts else "\n\n" + "\n".join(f"- {markdown_text(d)}" for d in doubts)),
         *(f"![{name}]({name}.png)" for name in figures),
         "Mean training time: "

@@ -218,9 +218,10 @@ class ClassificationTask(Task):
     def remarks(self, row: Mapping[str, Any], tables: Mapping[str, list[list[Any]]]) -> list[str]:
         """Return the top-5 accuracy and the worst classes."""
         low, high = row["top5_interval"]
-        by_class = sorted(tables[BY_CLASS][1:], key=lambda cells: (cells[3], cells[0]))[:NUM_WORST]
-        worst = ", ".join(f"{markdown_text(name)} {top1:.0f} % of {n}" for _, name, n, top1, _ in by_class)
-        return [f"Top-5 accuracy: {row['top5']:.2f} % ({low:.2f} to {high:.2f}).", f"Worst classes, top-1: {worst}."]
+        by_class = sorted(tables[BY_CLASS][1:], key=lambda cells: (cells[3], cells[0]))
+        missed = [f"{markdown_text(name)} {top1:.0f} % of {n}" for _, name, n, top1, _ in by_class if top1 < 100]
+        worst = f"Worst classes, top-1: {', '.join(missed[:NUM_WORST])}." if missed else "No image of any class is wrong."
+        return [f"Top-5 accuracy: {row['top5']:.2f} % ({low:.2f} to {high:.2f}).", worst]
 
     # trust
 

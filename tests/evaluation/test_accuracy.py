@@ -50,7 +50,7 @@ def test_counts():
         [2, "cow", 1, 100.0, 100.0],
     ]
     assert tables["predictions.csv"][:3] == [["image", "label", "top1", "top2"], ["0", 0, 0, 1], ["1", 0, 1, 0]]
-    assert task.remarks(row, tables)[1] == "Worst classes, top-1: dog 0 % of 1, cat 50 % of 2, cow 100 % of 1."
+    assert task.remarks(row, tables)[1] == "Worst classes, top-1: dog 0 % of 1, cat 50 % of 2."
 
 
 def test_real_labels(tmp_path):
