@@ -196,11 +196,13 @@ def test_error_of_boosting(residual, dtype):
 def test_gradient_error(dtype, prefix):
     """In float32, the error is at most twice that of explicit differences. In bfloat16, it is at most 2.5 %.
 
-    The fused backward pass of softmax attention alone has an error of 1.08 % in the query gradient at this offset.
+    The statement is about the mean over draws, so the batch holds 16 of them: one draw at a bandwidth of 0.5 gives ratios from
+    1.7 to 2.2 in the key gradient, 16 draws give 1.90 to 1.96. The fused backward pass of softmax attention alone has an error
+    of 1.08 % in the query gradient at this offset.
     """
     grid, fused = (14, 9), SoftmaxFilter()
     for h in BANDWIDTHS:
-        geometry, *qkv = operands(dtype, grid, prefix, offset=3.0)
+        geometry, *qkv = operands(dtype, grid, prefix, offset=3.0, batch=16)
         cotangent = torch.randn_like(qkv[0])
         kernel, positions = GaussianRange(2, 64), SpatialGaussian(2, grid, h)
 
