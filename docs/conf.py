@@ -62,6 +62,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "image_scrapers": ("matplotlib", "figures.scrape_figures"),
     "min_reported_time": 30,
+    "capture_repr": (),
     "show_memory": False,
     "download_all_examples": False,
     "backreferences_dir": "auto_gallery/backreferences",

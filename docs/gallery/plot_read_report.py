@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from imgproc_attn.evaluation import DatasetSpec, benchmark
-from imgproc_attn.recipe import find_recipe, load_recipe
+from imgproc_attn.evaluation import benchmark
+from imgproc_attn.recipe import find_recipe, load_recipe, run_dataset
 from imgproc_attn.training import train
 
 temporary = tempfile.TemporaryDirectory()
@@ -47,10 +47,9 @@ _ = subprocess.run([sys.executable, "-m", "imgproc_attn", *command.split()], che
 
 # %%
 # The same from Python, for the other model. ``output`` names the folder of the results.
-# :func:`~imgproc_attn.evaluation.benchmark` does not read the data of the run, so name them. The seed of the split must be
-# that of the recipe. With another seed, test images would be training images.
+# :func:`~imgproc_attn.recipe.run_dataset` returns the images that the run held out.
 
-test_images = DatasetSpec("digits", "", split="test", seed=recipe.data.seed)
+test_images = run_dataset(f"{runs}/filter")
 options = {"eps": 0.1, "attack": "pgd", "num_checked": 8, "workers": 0, "verbose": False}
 scores = benchmark(f"{runs}/filter", test_images, output=runs / "filter-pgd", **options)
 print(f"{scores.attack}: {scores.robust_accuracy:.1f} %")

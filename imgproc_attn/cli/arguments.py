@@ -224,6 +224,7 @@ def dataset_of(args: argparse.Namespace, task: Any) -> Any:
     """
     from ..data.readers import check_columns, reads_from_a_place
     from ..evaluation.specs import DatasetSpec
+    from ..recipe import run_dataset
 
     run = run_of(args)
     own = run is not None and args.data in (None, run.data.name)  # The data of the run, which may have moved.
@@ -237,16 +238,10 @@ def dataset_of(args: argparse.Namespace, task: Any) -> Any:
     check_columns(name, **columns)
     options: dict[str, Any] = {"limit": args.limit, "skip_broken": args.skip_broken, **columns}
     if own and (args.root is None or name != "folder"):  # The test images of the run, which may have moved.
-        options |= {"limit": args.limit or run.data.test_images, "seed": run.data.seed}
-        return DatasetSpec(name, args.root or run.data.root, _split(args, run), **options)
+        if run.data.test_split is None and args.split is None:
+            raise ValueError(f"The run must have a test split, got {args.model}, which has none. Give --split.")
+        return run_dataset(run, args.split, args.root, **options)
     return DatasetSpec(name, args.root or "", args.split or "", **options)
-
-
-def _split(args: argparse.Namespace, run: Any) -> str:
-    split = run.data.test_split if args.split is None else args.split
-    if split is None:
-        raise ValueError(f"The run must have a test split, got {args.model}, which has none. Give --split.")
-    return split
 
 
 def run_of(args: argparse.Namespace) -> Any:

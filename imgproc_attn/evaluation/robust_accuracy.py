@@ -84,7 +84,8 @@ def benchmark(
         model: A timm name with pretrained weights, the folder of a run, a `ModelSpec`, or a module in evaluation mode. A module
             takes normalized images if it has a ``pretrained_cfg`` with mean and std, otherwise images in [0, 1].
         data: Images ``[n, C, H, W]`` in [0, 1] with labels ``[n]``; or a reader's name (``folder``, ``digits``, …), read from
-            ``root`` and ``split``; or a `DatasetSpec`.
+            ``root`` and ``split``; or a `DatasetSpec`. For the folder of a run, give
+            `imgproc_attn.recipe.run_dataset`, which knows the images that the run held out.
         threat_model: ``Linf``, ``L2``, or a `ThreatModel`, which brings its own radius.
         eps: Radius of the ball, in units of images in [0, 1]. Default: 4/255 for ``Linf``; for ``L2`` it must be given.
         attack: ``ensemble`` (`strong_ensemble`), ``autoattack`` where the official package is installed, or ``pgd``,
@@ -102,7 +103,7 @@ def benchmark(
 
     Raises:
         TypeError: Data of another type.
-        ValueError: Model, data and attack do not fit each other.
+        ValueError: Model, data and attack do not fit each other, or the model is a run and ``data`` the name of a reader.
 
     Example:
         >>> import torch
@@ -117,6 +118,7 @@ def benchmark(
     runtime = Runtime(
         torch.device(device), batch_size=batch_size, workers=workers, output=None if output is None else Path(output)
     )
+    _check_run(model, data)
     session, samples = _opened(model, _dataset(data, root, split, num_samples, seed), runtime, seed)
     session.progress = session.progress if verbose else _quiet
     if num_samples is not None and num_samples < len(samples):
@@ -151,6 +153,17 @@ def _ball(norm: str, eps: float | None) -> ThreatModel:
     if eps is None and norm != "Linf":
         raise ValueError(f"eps must be given for {norm}, got none. RobustBench uses 0.5 for CIFAR.")
     return ThreatModel(4 / 255 if eps is None else eps, NORMS[norm]())
+
+
+def _check_run(model: Any, data: Any) -> None:
+    """Refuse a reader by name for a run: with another seed, it may give images that the run was trained on."""
+    if isinstance(model, str) and isinstance(data, str):
+        folder = Path(model.removeprefix("local-dir:"))
+        if any((place / "recipe.yaml").is_file() for place in (folder, folder.parent) if folder.is_dir()):
+            raise ValueError(
+                f"data must be a DatasetSpec or tensors for the folder of a run, got {data!r}. Give "
+                f"imgproc_attn.recipe.run_dataset({str(folder)!r}), the images that the run held out."
+            )
 
 
 def _dataset(data: Any, root: str, split: str, limit: int | None, seed: int) -> DatasetSpec | tuple[Tensor, Tensor]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..evaluation.specs import DatasetSpec
 from .inheritance import EXTENDS, read_recipe, section_at, without_none
 from .library import find_recipe
 from .schema import Recipe
 from .yaml_text import SHORT, read_yaml, write_section
 
-__all__ = ["check_recipe", "load_recipe", "recipe_text", "value_of"]
+__all__ = ["check_recipe", "load_recipe", "recipe_text", "run_dataset", "value_of"]
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -35,6 +36,46 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(content, override)
     return check_recipe(content, _origin(files))
+
+
+def run_dataset(
+    run: str | Path | Recipe,
+    split: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    skip_broken: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DatasetSpec:
+    """Return the images that a run tests on, for `imgproc_attn.evaluation.benchmark`.
+
+    The seed of the recipe is part of it. It decides which images of a data set without splits were held out.
+
+    Args:
+        run: Folder of the run, or its recipe.
+        split: Split. Default: the test split of the recipe.
+        root: Folder or file of the images, if they have moved. Default: that of the recipe.
+        limit: Number of random images. Default: that of the recipe.
+        skip_broken: Whether to leave out images that cannot be read.
+        image_column: Column of the images in a Hugging Face set. Default: that of the recipe.
+        label_column: Column of the labels. Default: that of the recipe.
+
+    Raises:
+        FileNotFoundError: The folder holds no recipe.
+        ValueError: The recipe has no test split, and none is given.
+
+    Example:
+        >>> run_dataset("quickstart").seed, run_dataset("quickstart").split  # a recipe by name, instead of a run
+        (1, 'test')
+    """
+    data = (run if isinstance(run, Recipe) else load_recipe(run)).data
+    chosen = data.test_split if split is None else split
+    if chosen is None:
+        raise ValueError("The run must have a test split, got a recipe without one. Give split=, as 'validation'.")
+    columns = {"image_column": image_column or data.image_column, "label_column": label_column or data.label_column}
+    return DatasetSpec(
+        data.name, root or data.root, chosen, limit or data.test_images, skip_broken=skip_broken, seed=data.seed, **columns
+    )
 
 
 def recipe_text(name: str | Path) -> str:

@@ -17,6 +17,8 @@ from imgproc_attn.evaluation import (
 )
 from imgproc_attn.evaluation.report import write_report
 from imgproc_attn.evaluation.statistics import wilson_interval
+from imgproc_attn.recipe import load_recipe, run_dataset
+from imgproc_attn.training import train
 
 EPS = 0.05
 
@@ -133,3 +135,20 @@ class TestAutoAttack:
 
         with pytest.raises(ValueError, match="must be"):
             AutoAttack(**{"threat": EPS, **change})
+
+
+def test_a_run_is_tested_on_the_images_that_it_held_out(tmp_path):
+    """A reader by name is refused for a run: its split has another seed, so it would hold training images."""
+    recipe = load_recipe("quickstart", ["schedule.epochs=1", "schedule.warmup_epochs=0", "model.depth=1"])
+    run = tmp_path / "run"
+    result = train(recipe.variant("plain", seed=0), run, "cpu", log=lambda line: None)
+    spec = run_dataset(run)
+    assert (spec.data, spec.split, spec.seed) == ("digits", "test", recipe.data.seed)
+    found = benchmark(str(run), spec, eps=0.05, attack="fgsm", num_checked=2, workers=0, verbose=False)
+    assert found.clean_accuracy == result["test"]["accuracy"]
+    for model in (str(run), f"local-dir:{run}/last"):
+        with pytest.raises(ValueError, match=r"data must be a DatasetSpec or tensors .* got 'digits'\. Give .*run_dataset"):
+            benchmark(model, "digits", split="test", eps=0.05, attack="fgsm")
+    without = load_recipe("quickstart", ["data.test_split=null", "data.validation_images=100"])
+    with pytest.raises(ValueError, match=r"must have a test split, got a recipe without one\. Give split="):
+        run_dataset(without)
