@@ -69,6 +69,7 @@ def test_one_run_has_no_spread(capsys):
     assert "must be a whole number, at least 2, got '1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_filters_beside_their_peers(tmp_path):
     file = tmp_path / "b.json"
     cli.main(["benchmark", "--what", "filtering", "--runs", "2", "--output", str(file)])

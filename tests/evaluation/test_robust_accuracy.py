@@ -41,6 +41,7 @@ def test_it_is_evaluate_with_intervals_and_checks(model, data):
     assert f"PGD-20 12.75/255 | {result.robust_accuracy:.2f}" in str(result)
 
 
+@pytest.mark.slow
 def test_the_default_is_the_strong_ensemble(model, data):
     few = data[0][:2], data[1][:2]  # the ensemble is slow
     result = benchmark(model, few, eps=EPS, num_checked=2)

@@ -85,27 +85,30 @@ def times(output, name):
 
 
 def test_finished_runs_are_kept_and_only_what_changed_is_repeated(output, tmp_path):
+    small = [*SMALL, "comparison.seeds=[0]"]
     output = shutil.copytree(output, tmp_path / "report")
+    for run in (output / "runs").glob("*-seed1"):
+        shutil.rmtree(run)
     trained, evaluated = times(output, "state.pt"), times(output, FGSM_LOG)
-    shutil.rmtree(output / "runs" / "plain-seed1" / "evaluation" / "log")
-    compare(load_recipe(find_recipe("quickstart"), SMALL), output, jobs=1)
+    shutil.rmtree(output / "runs" / "plain-seed0" / "evaluation" / "log")
+    compare(load_recipe(find_recipe("quickstart"), small), output, jobs=1)
     assert times(output, "state.pt") == trained
     again = times(output, FGSM_LOG)
-    assert {k for k, v in again.items() if evaluated[k] != v} == {"plain-seed1"}
+    assert {k for k, v in again.items() if evaluated[k] != v} == {"plain-seed0"}
     worst = times(output, "worst-case-0.1.process-0.jsonl")
     # other attacks, in the worst case too: these alone are evaluated again, and nothing is trained again
-    compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.pgd_steps=3"]), output, jobs=1)
+    compare(load_recipe(find_recipe("quickstart"), [*small, "evaluation.pgd_steps=3"]), output, jobs=1)
     assert times(output, "state.pt") == trained
     assert times(output, FGSM_LOG) == again
     assert all(v != worst[k] for k, v in times(output, "worst-case-0.1.process-0.jsonl").items())
     assert times(output, "PGD-3-0.05.process-0.jsonl").keys() == trained.keys()
     assert "PGD-3 0.05" in (output / "report.md").read_text()
     # other images under the same names: evaluated again
-    compare(load_recipe(find_recipe("quickstart"), [*SMALL, "evaluation.num_perturbed=90"]), output, jobs=1)
+    compare(load_recipe(find_recipe("quickstart"), [*small, "evaluation.num_perturbed=90"]), output, jobs=1)
     assert times(output, "state.pt") == trained
     assert all(v != again[k] for k, v in times(output, FGSM_LOG).items())
     # another recipe: nothing is lost by mistake
-    other = load_recipe(find_recipe("quickstart"), [*SMALL, "optimizer.lr=1e-3"])
+    other = load_recipe(find_recipe("quickstart"), [*small, "optimizer.lr=1e-3"])
     with pytest.raises(ValueError, match="Changed: optimizer.lr: 0.006 -> 0.001"):
         compare(other, output, jobs=2)
     compare(other, output, restart=True, jobs=1)
