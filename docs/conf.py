@@ -40,7 +40,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"
 myst_heading_anchors = 3
 
 autosummary_imported_members = False
-autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "forward, training"}
+autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "forward, training, extra_repr"}
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True

@@ -140,7 +140,8 @@ class DenseFilter(nn.Module):
 class WindowedFilter(nn.Module):
     """Filter of a distance kernel over a window around each pixel. Outside the window ``A_ij = 0``.
 
-    At the border, the window is cut off. Memory is a few images for any window size. Time grows with the area of the window.
+    At the border, the window is cut off. It needs memory for a few images, whatever the window size. Time grows with the area
+    of the window.
 
     Args:
         window: Log-weights of the window, ``[H, wy, wx]`` with odd sides. They act as a kernel on positions.

@@ -313,7 +313,7 @@ def find_root(root: str, to_be_made: bool = False) -> Path:
 
     Args:
         root: Path. A relative path that does not exist is searched in the folder ``$IMGPROC_ATTN_DATA`` too.
-        to_be_made: Whether a download may create the path, so that it need not exist.
+        to_be_made: Whether the path may be missing, because a download will create it.
 
     Raises:
         ValueError: ``root`` is empty.

@@ -78,7 +78,7 @@ def draw_curves(
             show the mean over seeds, bands show the range.
         units: ``{name: label of the horizontal axis}``.
         label: Label of the metric, with its unit.
-        axes: Axes to draw in, one per name. Default: those of a new figure.
+        axes: Axes to draw in, one per name. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[len(curves)]``.
@@ -111,7 +111,7 @@ def draw_learning(losses: Mapping[str, Sequence[Sequence[float]]], ax: Axes | No
 
     Args:
         losses: ``{model: [loss per epoch of each seed]}``.
-        ax: Axes to draw in. Default: those of a new figure.
+        ax: Axes to draw in. Default: axes of a new figure.
 
     Returns:
         Figure and axes.
@@ -140,7 +140,7 @@ def draw_run(
         records: One record per epoch, as in the file ``metrics.jsonl`` of a run.
         titles: ``{key: label}`` of the validation metrics. Records hold them as ``validation_<key>``. Default: no metrics.
         axes: Axes to draw in, one per panel: loss, validation metrics and learning rate, where the records hold them. Default:
-            those of a new figure.
+            axes of a new figure.
 
     Returns:
         Figure and axes ``[number of panels]``.
@@ -189,7 +189,7 @@ def draw_adversarial(
         labels: True classes of the images.
         predictions: ``{model: predicted classes of the adversarial images}``.
         eps: Radius of the attack, in units of [0, 1].
-        axes: Axes to draw in, ``[1 + 2 * number of models, n]``. Default: those of a new figure.
+        axes: Axes to draw in, ``[1 + 2 * number of models, n]``. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[1 + 2 * number of models, n]``.
@@ -228,7 +228,7 @@ def draw_heat_map(
         values: ``{corruption: {severity: value in percent}}``. Severities may be missing.
         title: Title of the figure.
         label: Label of the metric, with its unit.
-        ax: Axes to draw in. Default: those of a new figure.
+        ax: Axes to draw in. Default: axes of a new figure.
 
     Returns:
         Figure and axes.
@@ -257,7 +257,7 @@ def draw_grid(images: Mapping[str, Mapping[str, Tensor]], axes: Any = None) -> t
 
     Args:
         images: ``{row: {column: image [C, H, W] in [0, 1]}}``. All rows have the columns of the first row.
-        axes: Axes to draw in, ``[rows, columns]``. Default: those of a new figure.
+        axes: Axes to draw in, ``[rows, columns]``. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[rows, columns]``.
@@ -286,7 +286,7 @@ def draw_bandwidths(
 
     Args:
         by_model: ``{model: {name: {layer: [value per head]}}}``, see `bandwidths`.
-        axes: Axes to draw in, one per model and bandwidth. Default: those of a new figure.
+        axes: Axes to draw in, one per model and bandwidth. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[number of models and bandwidths]``.
@@ -328,7 +328,7 @@ def draw_kernel_rows(
         normalized: The same image, normalized as the model expects.
         layer: Index of the block.
         patches: ``(row, column)`` of the patches whose filter rows are drawn. A cross marks the patch.
-        axes: Axes to draw in, ``[len(patches), 1 + num_heads]``. Default: those of a new figure.
+        axes: Axes to draw in, ``[len(patches), 1 + num_heads]``. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[len(patches), 1 + num_heads]``.

@@ -60,7 +60,7 @@ def evaluate(
         attacks: ``{name: attack}``.
         corruptions: ``{name: function}``. A function takes images and their ids ``[B]``, and returns one image in [0, 1] per
             image.
-        batch_size: Number of images per batch. Results depend on it only through rounding.
+        batch_size: Number of images per batch. It changes results only by rounding.
         progress: Called with the name of each condition when it begins.
 
     Raises:

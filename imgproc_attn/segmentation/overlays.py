@@ -90,7 +90,7 @@ def draw_segmented(
         columns: ``{title: one tensor per row}``: images ``[3, H, W]`` in [0, 1], or maps of classes ``[H, W]``. Maps are
             drawn over the images of the first column.
         names: Names of the classes.
-        axes: Axes to draw in, ``[rows, columns]``. Default: those of a new figure.
+        axes: Axes to draw in, ``[rows, columns]``. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[rows, columns]``.
@@ -136,7 +136,7 @@ def draw_predictions(
         predictors: ``{title: function}``. Each function takes an image and (height, width) of the labels, and returns classes
             of that size.
         names: Names of the classes.
-        axes: Axes to draw in, ``[number of images, 2 + number of models]``. Default: those of a new figure.
+        axes: Axes to draw in, ``[number of images, 2 + number of models]``. Default: axes of a new figure.
 
     Returns:
         Figure and axes ``[number of images, 2 + number of models]``.
