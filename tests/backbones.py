@@ -41,6 +41,12 @@ VARIANTS = {
     "twicing stream + alibi": {"positions": ["absolute", "alibi"], "block_residual": "twicing", "reg_tokens": 2},
     "relative table": {"positions": "relative_table", "class_token": False, "global_pool": "avg"},
     "rotary": {"kernel": "gaussian_range", "positions": "rotary", "reg_tokens": 2},
+    "subspaces, tied": {"projection": {"name": "subspaces", "tied": True, "learned_step": True}, "mlp": "none"},
+    "subspaces + ista": {"projection": {"name": "subspaces", "subspace_dim": 12}, "mlp": "ista"},
+    "relu": {"filter": "relu", "residual": "twicing"},
+    "threshold": {"filter": {"name": "threshold", "tau": 0.51}, "kernel": "gaussian_range"},
+    "token statistics": {"projection": "subspaces", "filter": "token_statistics"},
+    "representatives": {"projection": "subspaces", "filter": {"name": "representatives", "cells": 2}, "mlp": "ista"},
 }
 
 CARRIES = {"elliptical", "neutreno", "pid", "l2_boosting"}

@@ -47,4 +47,6 @@ def sharpened(model):
             block.attn.qkv.weight[: 2 * model.embed_dim].mul_(15)
             block.attn.qkv.weight[2 * model.embed_dim :].mul_(5)
             block.attn.proj.weight.mul_(5)
+            if hasattr(block.attn.filter, "temperature"):
+                block.attn.filter.temperature.mul_(100)
     return model.eval()

@@ -22,7 +22,7 @@ PACKAGES = (
     ".diagnostics",
 )
 CORE = ("attention", "bandwidths", "block", "components", "filters", "gates", "geometry", "kernels", "layer_state", "lifting")
-CORE += ("positions", "projections", "residuals", "terms")
+CORE += ("elementwise_filters", "linear_filters", "pointwise", "positions", "projections", "residuals", "terms")
 MODULES = [*(f"imgproc_attn{package}" for package in PACKAGES), *(f"imgproc_attn.core.{module}" for module in CORE)]
 
 

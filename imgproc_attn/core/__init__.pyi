@@ -4,16 +4,20 @@ from .attention import FilterAttention
 from .bandwidths import Bandwidth
 from .block import FilterBlock
 from .components import LayerSpec
+from .elementwise_filters import ReluFilter, ThresholdFilter
 from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter, log_weights
 from .geometry import Geometry, grid_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
 from .layer_state import LayerState
+from .linear_filters import Representatives, TokenStatistics
+from .pointwise import ISTA
 from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
-from .projections import Projection, QueryKeyValue
+from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Residual, Twicing
 from .terms import DenseBias, Distance, PositionDistance, TensorBias, Terms, product
 
 __all__ = [
+    "ISTA",
     "PID",
     "SOS",
     "Alibi2D",
@@ -38,13 +42,19 @@ __all__ = [
     "Projection",
     "QueryKeyValue",
     "RelativeTable",
+    "ReluFilter",
+    "Representatives",
     "Residual",
     "Rotary",
+    "SharedSubspaces",
     "SinCos",
     "SoftmaxFilter",
     "SpatialGaussian",
     "TensorBias",
     "Terms",
+    "ThresholdFilter",
+    "TiedOutput",
+    "TokenStatistics",
     "Twicing",
     "UntiedPositions",
     "WindowedFilter",

@@ -76,6 +76,7 @@ class FilterAttention(nn.Module):
         self.positions = nn.ModuleList(p for p in positions if not hasattr(p, "rotate"))
         self.needs_state = self.kernel_needs_state or residual.needs_state
         self.filter = filter
+        self.filter_needs_geometry = bool(getattr(filter, "needs_geometry", False))
         self.residual = residual
         self.norm = norm or nn.Identity()
         self.proj = proj
@@ -144,7 +145,10 @@ class FilterAttention(nn.Module):
             terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
             terms = product(positions(geometry, geometry, v), terms)
-        operator: Operator = self.filter(terms, attn_mask, is_causal)
+        if self.filter_needs_geometry:
+            operator: Operator = self.filter(terms, attn_mask, is_causal, geometry)
+        else:
+            operator = self.filter(terms, attn_mask, is_causal)
         return operator
 
 

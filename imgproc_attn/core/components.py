@@ -19,10 +19,14 @@ from typing import Any
 from timm.layers import use_fused_attn
 from torch import nn
 
+from ..utils.checks import check_flag
+from .elementwise_filters import ReluFilter, ThresholdFilter
 from .filters import DenseFilter, SoftmaxFilter
 from .kernels import DotProduct, Elliptical, GaussianRange
+from .linear_filters import Representatives, TokenStatistics
+from .pointwise import ISTA
 from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
-from .projections import Projection, QueryKeyValue
+from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
 __all__ = ["Components", "LayerSpec", "Positions", "Spec"]
@@ -96,6 +100,33 @@ def _qkv(
     return Projection(qkv, nn.Linear(embed_dim, embed_dim, bias=proj_bias, device=device, dtype=dtype))
 
 
+def _subspaces(
+    embed_dim: int,
+    num_heads: int,
+    proj_bias: bool,
+    subspace_dim: int | None = None,
+    tied: bool = False,
+    step: float = 1.0,
+    learned_step: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+) -> Projection:
+    dd = {"device": device, "dtype": dtype}
+    subspaces = SharedSubspaces(embed_dim, num_heads, subspace_dim, **dd)
+    if check_flag("projection='subspaces': tied", tied):
+        return Projection(subspaces, TiedOutput(subspaces, step, learned_step, **dd))
+    if step != 1.0 or learned_step:
+        raise ValueError(
+            f"projection='subspaces': step must be left out with a free output projection, got step={step}, learned_step="
+            f"{learned_step}. The matrix absorbs it; or give tied=True."
+        )
+    return Projection(subspaces, nn.Linear(num_heads * subspaces.head_dim, embed_dim, bias=proj_bias, **dd))
+
+
+def _ista(embed_dim: int, step: float = 0.1, threshold: float = 0.1, device: Any = None, dtype: Any = None) -> nn.Module:
+    return ISTA(embed_dim, step, threshold, device, dtype)
+
+
 def _mlp(make_mlp: Callable[[], nn.Module]) -> nn.Module:
     return make_mlp()
 
@@ -110,9 +141,16 @@ def _nothing(layer: LayerSpec) -> None:
 
 
 # Constructors of the members, by name. Arguments named as a field of `LayerSpec` get its value. All others are options.
-PROJECTIONS: dict[str, Factory] = {"qkv": _qkv}
+PROJECTIONS: dict[str, Factory] = {"qkv": _qkv, "subspaces": _subspaces}
 KERNELS: dict[str, Factory] = {"dot_product": DotProduct, "gaussian_range": GaussianRange, "elliptical": _elliptical}
-FILTERS: dict[str, Factory] = {"softmax": _softmax, "dense": DenseFilter}
+FILTERS: dict[str, Factory] = {
+    "softmax": _softmax,
+    "dense": DenseFilter,
+    "relu": ReluFilter,
+    "threshold": ThresholdFilter,
+    "token_statistics": TokenStatistics,
+    "representatives": Representatives,
+}
 RESIDUALS: dict[str, Factory] = {
     "plain": Plain,
     "twicing": Twicing,
@@ -130,7 +168,7 @@ BLOCK_RESIDUALS: dict[str, Factory] = {
     "l2_boosting": L2Boosting,
 }
 # The pointwise half of a block. A member with ``has_skip = True`` has its own skip connection.
-MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None}
+MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None, "ista": _ista}
 LAYER_POSITIONS: dict[str, Factory] = {
     "spatial_gaussian": SpatialGaussian,
     "alibi": Alibi2D,

@@ -1,7 +1,8 @@
 """Filters: from log-weights to the linear operator A that smooths values.
 
 ``A_ij = K_ij / sum_j K_ij``, in Milanfar's notation ``W = D^-1 K``. This is a softmax over log K, so each row sums to 1.
-A filter is a module ``filter(terms, mask, is_causal) -> Operator``. All other code uses only the `Operator`.
+A filter is a module ``filter(terms, mask, is_causal) -> Operator``. With ``needs_geometry = True`` it gets the geometry as a
+fourth argument. All other code uses only the `Operator`.
 """
 
 from collections.abc import Sequence
@@ -233,10 +234,14 @@ def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
     return log_weights.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else log_weights + mask
 
 
-def _past(q: Tensor, k: Tensor) -> Tensor:
+def _check_mask(mask: Tensor | None) -> None:
+    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"mask must be bool (True: visible) or floating point, got {mask.dtype}. Give mask.bool().")
+
+
+def _past(queries: int, keys: int, device: torch.device) -> Tensor:
     """Return the causal boolean mask ``[N, M]``. The queries are the last N of the M tokens."""
-    queries, keys = q.shape[2], k.shape[2]
-    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(diagonal=keys - queries)
 
 
 def _merge(
@@ -250,8 +255,7 @@ def _merge(
     Raises:
         TypeError: ``mask`` is neither boolean nor floating point.
     """
-    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"mask must be bool (True: visible) or floating point, got {mask.dtype}. Give mask.bool().")
+    _check_mask(mask)
     if len(biases) > 0:
         bias = biases[0].dense()
         for other in biases[1:]:
@@ -259,7 +263,7 @@ def _merge(
         mask = bias if mask is None else _masked(bias, mask)
     if not is_causal or (mask is None and q.shape[2] == k.shape[2]):
         return mask, is_causal
-    past = _past(q, k)
+    past = _past(q.shape[2], k.shape[2], q.device)
     if mask is None or mask.dtype == torch.bool:
         return past if mask is None else mask & past, False
     return _masked(mask, past), False
@@ -292,12 +296,21 @@ def log_weights(terms: Terms) -> Tensor:
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Return the softmax of dense log-weights, in float32 or float64."""
-    dense = _products(q, k, scale)
+    return hide(_products(q, k, scale), mask, is_causal).softmax(dim=-1)
+
+
+def hide(log_weights: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return log-weights ``[B, H, N, M]`` that are minus infinity where a mask or causality hides a key.
+
+    Raises:
+        TypeError: ``mask`` is neither boolean nor floating point.
+    """
+    _check_mask(mask)
     if mask is not None:
-        dense = _masked(dense, mask)
+        log_weights = _masked(log_weights, mask)
     if is_causal:
-        dense = _masked(dense, _past(q, k))
-    return dense.softmax(dim=-1)
+        log_weights = _masked(log_weights, _past(log_weights.shape[-2], log_weights.shape[-1], log_weights.device))
+    return log_weights
 
 
 def pad_columns(x: Tensor, width: int) -> Tensor:

@@ -334,7 +334,7 @@ def draw_kernel_rows(
         Figure and axes ``[len(patches), 1 + num_heads]``.
 
     Raises:
-        ValueError: A patch is outside the grid.
+        ValueError: A patch is outside the grid, or the filter has no dense weights.
 
     Example:
         >>> import timm

@@ -17,6 +17,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ..diagnostics import SATURATED_SHARE, saturation
+from ..diagnostics.bandwidths import saturable_layers
 from ..models import FilterVisionTransformer, from_timm
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .bpda import widened, with_wider_gradients
@@ -285,7 +286,7 @@ def check_saturation(probe: AttackProbe) -> list[Finding]:
     """Return findings of saturated filters and of an adaptive attack that fools more images.
 
     The adaptive attack uses kernels 2, 4 and 8 times as wide in the backward pass, which do not saturate. The forward pass is
-    that of the model.
+    that of the model. Saturation is not checked for models of filters whose rows do not sum to 1.
     """
     findings, plain = [], _percent(probe.withstand_pgd)
     adaptive = {f: probe.robust(probe.pgd, wide) for f in WIDER if (wide := with_wider_gradients(probe.model, f))}
@@ -313,9 +314,14 @@ def check_saturation(probe: AttackProbe) -> list[Finding]:
     return findings
 
 
+def _has_saturation(probe: AttackProbe) -> bool:
+    """Return whether saturation is defined for a filter of the model."""
+    return probe.filters is not None and bool(saturable_layers(probe.filters))
+
+
 def _saturated_rows(probe: AttackProbe) -> float:
-    """Return the share of saturated rows of the filters in the model; 0 if there are no filters."""
-    if probe.filters is None:
+    """Return the share of saturated rows of the filters in the model; 0 if there is none with rows that sum to 1."""
+    if probe.filters is None or not _has_saturation(probe):
         return 0.0
     images = probe.images[: probe.batch_size]
     for module in probe.model.modules():
@@ -392,7 +398,7 @@ def _names_of_checks(probe: AttackProbe) -> list[str]:
     names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
     names += ["a black box"] * (probe.threat.norm == LINF) + ["large radii"] * (probe.threat.bounds is not None)
     names += ["wider kernels"] * (widened(probe.model, 1) is not None)
-    return names + ["saturation"] * (probe.filters is not None)
+    return names + ["saturation"] * _has_saturation(probe)
 
 
 class Scaled(nn.Module):

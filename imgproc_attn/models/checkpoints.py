@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from ..core.positions import RelativeTable, stretch_loaded
 from ..utils.io import read_json
 from ..utils.manifest import check_listed
+from .crate import is_crate, translate_crate
 
 __all__ = ["CheckpointReport", "component_names", "load_weights", "read_weights", "start_from"]
 
@@ -56,6 +57,7 @@ def _projection_names(model: nn.Module) -> set[str]:
 def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Complete the checkpoint of another vision transformer before it is loaded, and log the changes.
 
+    - The names of the authors' CRATE become ours (`imgproc_attn.models.crate`).
     - A component that is missing in all blocks of the checkpoint keeps its initial values. If it is missing in some blocks
       only, loading fails as usual.
     - Class and distillation tokens that the model does not have are left out, with their rows of the position table and the
@@ -68,6 +70,12 @@ def adapt_vit_checkpoint(model: Any, state_dict: dict[str, Tensor], prefix: str,
     `FilterVisionTransformer` registers this function, so it also acts on ``checkpoint_path=``, ``pretrained=True`` and
     ``load_state_dict``.
     """
+    inner = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    if is_crate(inner):
+        for name in inner:
+            del state_dict[prefix + name]
+        translated = translate_crate(inner, model.patch_embed.patch_size)
+        state_dict.update({prefix + name: value for name, value in translated.items()})
     own = {prefix + name: value for name, value in model.state_dict().items()}
     if not any(prefix + name in state_dict for name in _projection_names(model)):
         return
@@ -228,8 +236,8 @@ def start_from(model: nn.Module, path: Path) -> CheckpointReport:
     - A classifier, or the decoder of a segmenter, keeps its initial values if the checkpoint has none, or one for another
       number of classes.
     - timm's functions resample position tables, patch embeddings and input channels.
-    - Layouts that timm can convert (DINOv2, MAE, CLIP, DeiT-3) are converted. A common prefix of all names, as ``backbone.``,
-      is removed.
+    - Layouts that timm can convert (DINOv2, MAE, CLIP, DeiT-3) and that of the authors' CRATE are converted. A common prefix
+      of all names, as ``backbone.``, is removed.
     - A segmenter's encoder accepts the weights of a classifier, and a classifier accepts those of a segmenter's encoder.
     - The ``config.json`` next to the weights gives the image size that they were made for. Without it, the position table
       must belong to a square grid.
@@ -255,6 +263,8 @@ def start_from(model: nn.Module, path: Path) -> CheckpointReport:
     segments = isinstance(encoder, nn.Module) and hasattr(model, "decoder")
     backbone, at = (encoder, "encoder.") if isinstance(encoder, nn.Module) and segments else (model, "")
     own, known = model.state_dict(), backbone.state_dict()
+    if isinstance(backbone, VisionTransformer) and is_crate(read):
+        read = translate_crate(read, to_2tuple(backbone.patch_embed.patch_size))
     prefix = _common_prefix(read, known)
     inner = {name.removeprefix(prefix): tensor for name, tensor in read.items() if name.startswith(prefix)}
     inner = _for_backbone(inner, backbone, _image_size_of(path), notes)

@@ -10,13 +10,16 @@ values of token i are q_i, k_i and v_i. d is the width of a head, and p_i is the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from inspect import cleandoc
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
+from torch.nn import LayerNorm
 
+from .crate import NormalizedPatchEmbed
 from .filter_vit import FilterVisionTransformer, create_filter_vit
 
 __all__ = ["FAMILIES", "SIZES", "Family"]  # register_model adds the entry points
@@ -39,7 +42,8 @@ class Family:
         title: Name in the docstrings of the entry points.
         text: Formula and source, for the docstrings of the entry points.
         components: Keywords of `FilterVisionTransformer`.
-        sizes: Keys of `SIZES`.
+        sizes: Keys of `shapes`.
+        shapes: Keywords of `FilterVisionTransformer` per size.
 
     Example:
         >>> FAMILIES["nlm_vit"].components
@@ -50,11 +54,36 @@ class Family:
     text: str
     components: Mapping[str, Any]
     sizes: tuple[str, ...] = ("tiny", "small", "base", "test")
+    shapes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SIZES)
 
+
+# Attention-only models need more layers for the same number of parameters. `aot_mhsa_vit_small` has the 15 M parameters of
+# arXiv 2506.03790, 384 wide and 24 deep. For the 22 M of its MSSA model no shape is known: 576 wide and 32 deep has 22.4 M.
+AOT_MHSA = {
+    "tiny": {"embed_dim": 192, "depth": 24, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 24, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 24, "num_heads": 12},
+    "test": SIZES["test"],
+}
+AOT_MSSA = {
+    "tiny": {"embed_dim": 288, "depth": 32, "num_heads": 4},
+    "small": {"embed_dim": 576, "depth": 32, "num_heads": 9},
+    "base": {"embed_dim": 1152, "depth": 32, "num_heads": 18},
+    "test": SIZES["test"],
+}
+CRATE = {
+    "tiny": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "small": {"embed_dim": 576, "depth": 12, "num_heads": 12},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "test": SIZES["test"],
+}
 
 WITH_LARGE = ("tiny", "small", "base", "large", "test")
 # A class token has no position. With class-token pooling, the spatial bandwidths of the last block get no gradient.
 AVERAGE = {"class_token": False, "global_pool": "avg"}
+# The authors' layer norms, before and after the patch embedding too.
+CRATE_NORMS = {"embed_layer": NormalizedPatchEmbed, "norm_layer": partial(LayerNorm, eps=1e-5)}
 
 FAMILIES: Mapping[str, Family] = {
     "plain_vit": Family(
@@ -161,6 +190,57 @@ FAMILIES: Mapping[str, Family] = {
         """,
         {"kernel": "gaussian_range", "positions": ("absolute", "spatial_gaussian"), "block_residual": "sos", **AVERAGE},
     ),
+    "aot_mhsa_vit": Family(
+        "Attention-only ViT",
+        """
+        `plain_vit` without MLPs, ``z <- z + MHSA(norm(z))`` (AoT-MHSA, arXiv 2506.03790), with a class token. Learned positions
+        are added to the tokens.
+        """,
+        {"kernel": "dot_product", "positions": "absolute", "mlp": "none"},
+        shapes=AOT_MHSA,
+    ),
+    "aot_mssa_vit": Family(
+        "Attention-only ViT of shared subspaces",
+        """
+        Multi-head subspace self-attention without MLPs, ``z <- z + W [A_1 U_1^T z; ...; A_H U_H^T z]`` with ``A_h = softmax(z^T
+        U_h U_h^T z / sqrt(p))`` (AoT-MSSA, arXiv 2506.03790). Queries, keys and values are one projection. The output matrix W
+        is free; ``projection={"name": "subspaces", "tied": True}`` gives the one of the theory. The small model has the
+        published number of parameters. Its published shape is not known. """,
+        {"kernel": "dot_product", "positions": "absolute", "projection": "subspaces", "mlp": "none"},
+        shapes=AOT_MSSA,
+    ),
+    "crate": Family(
+        "CRATE",
+        """
+        Subspace self-attention, then one step of sparse coding, ``z <- z + MSSA(norm(z))``, ``z <- ISTA(norm(z))`` (arXiv
+        2306.01129). Layer norms stand before and after the patch embedding. The authors' checkpoints load.
+        """,
+        {"kernel": "dot_product", "positions": "absolute", "projection": "subspaces", "mlp": "ista", **CRATE_NORMS},
+        WITH_LARGE,
+        CRATE,
+    ),
+    "tost_vit": Family(
+        "ToST ViT",
+        """
+        Token-statistics attention, ``u_ic = -pi_i v_ic / (1 + m_c)``, linear in the number of tokens (arXiv 2412.17810), in the
+        blocks of `plain_vit`. The published models are XCiTs in which this attention replaces that of channels.
+        """,
+        {"kernel": "dot_product", "positions": "absolute", "projection": "subspaces", "filter": "token_statistics"},
+    ),
+    "cbsa_vit": Family(
+        "CBSA ViT",
+        """
+        Attention through 64 representatives, contract and broadcast (arXiv 2509.16875), with one step of sparse coding as in
+        `crate`. The published models embed patches by convolutions.
+        """,
+        {
+            "kernel": "dot_product",
+            "positions": "absolute",
+            "projection": "subspaces",
+            "filter": "representatives",
+            "mlp": "ista",
+        },
+    ),
 }
 
 
@@ -168,9 +248,9 @@ def _model_name(family: str, size: str) -> str:
     return f"test_{family}" if size == "test" else f"{family}_{size}"
 
 
-def _default_cfg(size: str) -> dict[str, Any]:
+def _default_cfg(size: str, shape: Mapping[str, Any]) -> dict[str, Any]:
     """Return timm's configuration of one size: the data settings of ImageNet-1k, no weights."""
-    side = SIZES[size].get("img_size", 224)
+    side = shape.get("img_size", 224)
     return {
         "num_classes": 1000,
         "input_size": (3, side, side),
@@ -188,7 +268,7 @@ def _default_cfg(size: str) -> dict[str, Any]:
 
 def _entry_point(name: str, family: Family, size: str) -> Callable[..., FilterVisionTransformer]:
     """Return the function that creates the model ``name``, with its own docstring."""
-    shape = SIZES[size]
+    shape = family.shapes[size]
 
     def create(pretrained: bool = False, **kwargs) -> FilterVisionTransformer:
         return create_filter_vit(name, pretrained, **{**shape, **family.components, **kwargs})
@@ -208,7 +288,11 @@ Args:
 
 # register_model looks up the configuration of a model under this name.
 default_cfgs = generate_default_cfgs(
-    {_model_name(name, size): _default_cfg(size) for name, family in FAMILIES.items() for size in family.sizes}
+    {
+        _model_name(name, size): _default_cfg(size, family.shapes[size])
+        for name, family in FAMILIES.items()
+        for size in family.sizes
+    }
 )
 
 for _name, _family in FAMILIES.items():

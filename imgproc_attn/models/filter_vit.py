@@ -41,13 +41,15 @@ class FilterVisionTransformer(VisionTransformer):
             ``"spatial_gaussian"``, ``"alibi"``, ``"relative_table"``, ``"rotary"``, ``"untied"``; or ``"none"``.
         filter: Module that builds the operator. ``"softmax"`` uses fused attention, unless timm's `set_fused_attn` or
             ``TIMM_FUSED_ATTN`` turns it off. ``"dense"`` computes a tensor of weights and is faster on a few dozen tokens.
+            ``"relu"``, ``"threshold"``, ``"token_statistics"`` and ``"representatives"`` are other operators. Their rows do
+            not sum to 1.
         residual: Boosting of the filter with frozen weights: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
             ``"neutreno"`` or ``"pid"``.
         block_residual: Boosting of the attention branch of a block. Each step computes the filter again: ``"plain"``,
             ``"twicing"``, ``"bregman"``, ``"sos"`` or ``"l2_boosting"``.
         projection: Input and output projection of attention: ``"qkv"``, or ``{"name": "qkv", "qk_dim": 56}`` for narrower
-            queries and keys.
-        mlp: Pointwise half of a block: ``"mlp"`` (timm's) or ``"none"``.
+            queries and keys; or ``"subspaces"``, one projection for queries, keys and values.
+        mlp: Pointwise half of a block: ``"mlp"`` (timm's), ``"ista"`` or ``"none"``.
         depth: Number of blocks.
         img_size: Side, or (height, width), of the images in pixels.
         patch_size: Side, or (height, width), of a patch in pixels.
@@ -246,10 +248,11 @@ class FilterVisionTransformer(VisionTransformer):
             layers: Block indices. Negative ones count from the end. Default: all blocks.
 
         Returns:
-            ``{layer: A}`` with A ``[B, num_heads, N, N]``, the filter before boosting. Its rows sum to 1.
+            ``{layer: A}`` with A ``[B, num_heads, N, N]``, the filter before boosting. Its rows sum to 1, except those of
+            filters with ``rows_sum_to_one = False``.
 
         Raises:
-            ValueError: The model does not have a given layer.
+            ValueError: The model does not have a given layer, or its filter has no dense weights, as ``token_statistics``.
 
         Example:
             >>> import timm

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..diagnostics import SATURATED_SHARE, saturation
+from ..diagnostics.bandwidths import saturable_layers
 from ..models import FilterVisionTransformer
 from ..segmentation import Segmenter
 
@@ -38,7 +39,8 @@ class SaturationCallback:
             model: Filter model, or segmenter with a filter model as encoder.
 
         Returns:
-            ``{"saturated_rows": share}``, or an empty dictionary for other models.
+            ``{"saturated_rows": share}``, or an empty dictionary for other models and for filters whose rows
+            do not sum to 1.
 
         Warns:
             SaturationWarning: The share is too large.
@@ -46,7 +48,7 @@ class SaturationCallback:
         images = self._images
         if isinstance(model, Segmenter):
             images, model = model.padded(images), model.encoder
-        if not isinstance(model, FilterVisionTransformer):
+        if not isinstance(model, FilterVisionTransformer) or not saturable_layers(model):
             return {}
         share = saturation(model.eval(), images)
         if share > SATURATED_SHARE:
