@@ -1,4 +1,4 @@
-"""What README and the pages of docs/ say is true: blocks run, commands have the options they show, links lead somewhere."""
+"""Check README and the pages of docs/: blocks run, commands have the options they show, links lead somewhere."""
 
 import re
 

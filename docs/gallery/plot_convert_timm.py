@@ -144,5 +144,5 @@ for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
 
 # %%
-# To see more, change ``residual`` and ``positions`` of :func:`~imgproc_attn.from_timm`, or put your own trained vision
-# transformer of timm in the place of ``source``.
+# To see more, change ``residual`` and ``positions`` of :func:`~imgproc_attn.from_timm`, or use your own trained vision
+# transformer of timm instead of ``source``.

@@ -250,6 +250,7 @@ def run_of(args: argparse.Namespace) -> Any:
     Raises:
         ValueError: The model is a path that is not an existing folder.
     """
+    from ..evaluation.specs import folder_of_run
     from ..recipe import load_recipe
 
     model = Path(args.model.removeprefix("local-dir:"))
@@ -258,8 +259,8 @@ def run_of(args: argparse.Namespace) -> Any:
         siblings = sorted(p.name for p in model.parent.iterdir() if p.is_dir()) if model.parent.is_dir() else []
         remedy = f"Name one of these in it: {', '.join(siblings[:8])}." if siblings else "Check the path."
         raise ValueError(f"The model must be a timm name or an existing folder, got {model}. {remedy}")
-    folders = [folder for folder in (model, model.parent) if model.is_dir() and (folder / "recipe.yaml").is_file()]
-    return load_recipe(folders[0]) if folders else None
+    run = folder_of_run(args.model)
+    return None if run is None else load_recipe(run)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -123,10 +123,6 @@ def _subspaces(
     return Projection(subspaces, nn.Linear(num_heads * subspaces.head_dim, embed_dim, bias=proj_bias, **dd))
 
 
-def _ista(embed_dim: int, step: float = 0.1, threshold: float = 0.1, device: Any = None, dtype: Any = None) -> nn.Module:
-    return ISTA(embed_dim, step, threshold, device, dtype)
-
-
 def _mlp(make_mlp: Callable[[], nn.Module]) -> nn.Module:
     return make_mlp()
 
@@ -168,7 +164,7 @@ BLOCK_RESIDUALS: dict[str, Factory] = {
     "l2_boosting": L2Boosting,
 }
 # The pointwise half of a block. A member with ``has_skip = True`` has its own skip connection.
-MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None, "ista": _ista}
+MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None, "ista": ISTA}
 LAYER_POSITIONS: dict[str, Factory] = {
     "spatial_gaussian": SpatialGaussian,
     "alibi": Alibi2D,

@@ -18,7 +18,7 @@ class ISTA(nn.Module):
     brings its own skip connection.
 
     Args:
-        dim: Width of the tokens. D is a square matrix of this width.
+        embed_dim: Width of the tokens. D is a square matrix of this width.
         step: Step size eta.
         threshold: Weight lambda of the sparsity. Larger values set more entries to zero.
 
@@ -27,13 +27,13 @@ class ISTA(nn.Module):
         ValueError: ``step`` is not positive and finite, or ``threshold`` is negative or not finite.
 
     Example:
-        >>> ISTA(dim=64)(torch.rand(2, 10, 64)).min().item() >= 0
+        >>> ISTA(embed_dim=64)(torch.rand(2, 10, 64)).min().item() >= 0
         True
     """
 
     has_skip = True
 
-    def __init__(self, dim: int, step: float = 0.1, threshold: float = 0.1, device=None, dtype=None) -> None:
+    def __init__(self, embed_dim: int, step: float = 0.1, threshold: float = 0.1, device=None, dtype=None) -> None:
         super().__init__()
         if not 0 < check_number("mlp='ista': step", step) < math.inf:
             raise ValueError(f"mlp='ista': step must be positive and finite, got {step}. Give a number, as 0.1.")
@@ -41,7 +41,7 @@ class ISTA(nn.Module):
             raise ValueError(f"mlp='ista': threshold must be at least 0 and finite, got {threshold}. Give a number, as 0.1.")
         self.step = float(step)
         self.threshold = float(threshold)
-        self.weight = nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(embed_dim, embed_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,7 @@ from .results_log import of_common_samples
 from .samples import SampleSet, TensorSamples
 from .scoring import find_task
 from .session import EvaluationSession, Runtime
-from .specs import DatasetSpec, ModelSpec, about_model, model_hashes
+from .specs import DatasetSpec, ModelSpec, about_model, folder_of_run, model_hashes
 from .tensors import as_given
 from .threat import ThreatModel
 
@@ -157,13 +157,12 @@ def _ball(norm: str, eps: float | None) -> ThreatModel:
 
 def _check_run(model: Any, data: Any) -> None:
     """Refuse a reader by name for a run: with another seed, it may give images that the run was trained on."""
-    if isinstance(model, str) and isinstance(data, str):
-        folder = Path(model.removeprefix("local-dir:"))
-        if any((place / "recipe.yaml").is_file() for place in (folder, folder.parent) if folder.is_dir()):
-            raise ValueError(
-                f"data must be a DatasetSpec or tensors for the folder of a run, got {data!r}. Give "
-                f"imgproc_attn.recipe.run_dataset({str(folder)!r}), the images that the run held out."
-            )
+    run = folder_of_run(model) if isinstance(model, str) and isinstance(data, str) else None
+    if run is not None:
+        raise ValueError(
+            f"data must be a DatasetSpec or tensors for the folder of a run, got {data!r}. Give "
+            f"imgproc_attn.recipe.run_dataset({str(run)!r}), the images that the run held out."
+        )
 
 
 def _dataset(data: Any, root: str, split: str, limit: int | None, seed: int) -> DatasetSpec | tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..utils import plugins
 from ..utils.checks import check_flag, check_whole
 from ..utils.io import printable
 
-__all__ = ["DatasetSpec", "ModelSpec", "about_model", "architecture_hash", "model_hashes", "weights_hash"]
+__all__ = ["DatasetSpec", "ModelSpec", "about_model", "architecture_hash", "folder_of_run", "model_hashes", "weights_hash"]
 
 
 @dataclass
@@ -197,6 +197,13 @@ def architecture_hash(model: nn.Module) -> str:
         for module in model.modules()
     ]
     return hashlib.sha256(f"{model!r}{settings}".encode()).hexdigest()
+
+
+def folder_of_run(model: str) -> Path | None:
+    """Return the folder of the run that ``model`` names, directly or by one of its checkpoints; None for other models."""
+    folder = Path(model.removeprefix("local-dir:"))
+    places = (folder, folder.parent) if folder.is_dir() else ()
+    return next((place for place in places if (place / "recipe.yaml").is_file()), None)
 
 
 def about_model(
