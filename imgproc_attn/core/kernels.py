@@ -5,13 +5,14 @@ its layer and the state of earlier layers: ``(q, k, is_causal, v, state)``. A ke
 weights from all tokens, so it cannot be used with a mask.
 """
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..utils.checks import check_flag
+from ..utils.checks import check_flag, check_number
 from .bandwidths import Bandwidth, at_least_float32
 from .layer_state import LayerState
 from .terms import Distance, Terms
@@ -27,6 +28,11 @@ class DotProduct(nn.Module):
 
     Args:
         head_dim: Width d of a head.
+        scale: Factor on q.k. Default: ``1 / sqrt(d)``.
+
+    Raises:
+        TypeError: ``scale`` is not a number.
+        ValueError: ``scale`` is not positive and finite.
 
     Example:
         >>> q, k = torch.rand(1, 2, 9, 16), torch.rand(1, 2, 9, 16)
@@ -34,9 +40,13 @@ class DotProduct(nn.Module):
         0.25
     """
 
-    def __init__(self, head_dim: int) -> None:
+    def __init__(self, head_dim: int, scale: float | None = None) -> None:
         super().__init__()
-        self.scale = head_dim**-0.5
+        if scale is not None and not 0 < check_number("kernel='dot_product': scale", scale) < math.inf:
+            raise ValueError(
+                f"kernel='dot_product': scale must be positive and finite, got {scale}. Leave it out for 1 / sqrt(head_dim)."
+            )
+        self.scale = head_dim**-0.5 if scale is None else float(scale)
 
     def forward(self, q: Tensor, k: Tensor, is_causal: bool = False) -> Terms:
         return Terms([q], [k], scale=self.scale)

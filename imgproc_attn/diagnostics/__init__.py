@@ -1,6 +1,17 @@
-"""Diagnostics of trained filter models: bandwidths, saturation and figures."""
+"""Diagnostics of filter models: bandwidths, saturation, spectra, over-smoothing, coding rates, and figures."""
 
 from .bandwidths import SATURATED_SHARE, bandwidths, saturation
+from .denoising_theorem import (
+    PUBLISHED_RATIOS,
+    THEOREM_CASES,
+    DenoisingCase,
+    Growth,
+    denoise,
+    draw_denoising,
+    growth,
+    largest_tau,
+    theorem_layer,
+)
 from .figures import (
     draw_adversarial,
     draw_bandwidths,
@@ -11,17 +22,59 @@ from .figures import (
     draw_learning,
     draw_run,
 )
+from .layers import draw_layers, effective_rank, layer_tokens, measure_layers, token_similarity
+from .operators import (
+    Gains,
+    ScoreShares,
+    Spectrum,
+    draw_gains,
+    draw_score_shares,
+    draw_spectra,
+    filter_gains,
+    score_shares,
+    spectrum,
+)
+from .subspaces import Mixture, coding_rate, low_rank_mixture, nonzero_share, signal_to_noise, subspace_coding_rate
 
 __all__ = [
+    "PUBLISHED_RATIOS",
     "SATURATED_SHARE",
+    "THEOREM_CASES",
+    "DenoisingCase",
+    "Gains",
+    "Growth",
+    "Mixture",
+    "ScoreShares",
+    "Spectrum",
     "bandwidths",
+    "coding_rate",
+    "denoise",
     "draw_adversarial",
     "draw_bandwidths",
     "draw_curves",
+    "draw_denoising",
+    "draw_gains",
     "draw_grid",
     "draw_heat_map",
     "draw_kernel_rows",
+    "draw_layers",
     "draw_learning",
     "draw_run",
+    "draw_score_shares",
+    "draw_spectra",
+    "effective_rank",
+    "filter_gains",
+    "growth",
+    "largest_tau",
+    "layer_tokens",
+    "low_rank_mixture",
+    "measure_layers",
+    "nonzero_share",
     "saturation",
+    "score_shares",
+    "signal_to_noise",
+    "spectrum",
+    "subspace_coding_rate",
+    "theorem_layer",
+    "token_similarity",
 ]

@@ -50,6 +50,7 @@ class FilterVisionTransformer(VisionTransformer):
         projection: Input and output projection of attention: ``"qkv"``, or ``{"name": "qkv", "qk_dim": 56}`` for narrower
             queries and keys; or ``"subspaces"``, one projection for queries, keys and values.
         mlp: Pointwise half of a block: ``"mlp"`` (timm's), ``"ista"`` or ``"none"``.
+        norm_layer: As in timm, or ``"none"`` for blocks without norms. The norm after the last block stays.
         depth: Number of blocks.
         img_size: Side, or (height, width), of the images in pixels.
         patch_size: Side, or (height, width), of a patch in pixels.
@@ -81,6 +82,7 @@ class FilterVisionTransformer(VisionTransformer):
         block_residual: Spec = "plain",
         projection: Spec = "qkv",
         mlp: Spec = "mlp",
+        norm_layer: str | Callable[..., nn.Module] | None = None,
         depth: int = 12,
         img_size: int | tuple[int, int] = 224,
         patch_size: int | tuple[int, int] = 16,
@@ -90,7 +92,9 @@ class FilterVisionTransformer(VisionTransformer):
         for name, remedy in (("pos_embed", "positions="), ("block_fn", "kernel="), ("attn_layer", "kernel=")):
             if name in kwargs:
                 raise ValueError(f"{name} must be left out of a filter model, got {kwargs[name]!r}. Use {remedy}.")
-        _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, **kwargs})
+        without_norms = norm_layer == "none"
+        norm_layer = None if without_norms else norm_layer
+        _check_arguments({"depth": depth, "patch_drop_rate": patch_drop_rate, "norm_layer": norm_layer, **kwargs})
         components = Components.resolve(
             depth,
             projection=projection,
@@ -102,7 +106,8 @@ class FilterVisionTransformer(VisionTransformer):
             mlp=mlp,
         )
         resolved = components.positions
-        block_fn = partial(build_block, components=components, grid_size=_grid_size(img_size, patch_size))
+        grid_size = _grid_size(img_size, patch_size)
+        block_fn = partial(build_block, components=components, grid_size=grid_size, without_norms=without_norms)
         if resolved.table and not resolved.added:
             if kwargs.get("no_embed_class") is False:
                 raise ValueError("no_embed_class must be True for untied positions, got False. Leave it out.")
@@ -112,6 +117,7 @@ class FilterVisionTransformer(VisionTransformer):
             img_size=img_size,
             patch_size=patch_size,
             patch_drop_rate=patch_drop_rate,
+            norm_layer=norm_layer,
             pos_embed="learn" if resolved.table else "none",
             block_fn=block_fn,  # type: ignore[arg-type]  # timm only calls it, so any function works
             **kwargs,
@@ -300,6 +306,7 @@ def build_block(
     *,
     components: Components,
     grid_size: tuple[int, int],
+    without_norms: bool = False,
     norm_layer: Callable[..., nn.Module],
     act_layer: Callable[..., nn.Module],
     mlp_layer: Callable[..., nn.Module] = Mlp,
@@ -347,8 +354,8 @@ def build_block(
     return FilterBlock(
         attn,
         components.mlp(layer),
-        norm_layer(dim, **dd),
-        norm_layer(dim, **dd),
+        nn.Identity() if without_norms else norm_layer(dim, **dd),
+        nn.Identity() if without_norms else norm_layer(dim, **dd),
         LayerScale(dim, init_values, **dd) if init_values else None,
         LayerScale(dim, init_values, **dd) if init_values else None,
         DropPath(drop_path) if drop_path > 0 else None,

@@ -1,7 +1,7 @@
 """Semantic segmentation: decoders, model, inference, metrics, attacks and overlays."""
 
 from .attacks import MaskedPGD, PixelFGSM, PixelMIFGSM, PixelPGD, SegPGD
-from .decoders import LinearDecoder, MaskDecoder, mask_decoder
+from .decoders import LinearDecoder, MaskDecoder, depict_decoder, mask_decoder
 from .inference import SlidingWindow, SlidingWindowModel, segment, sliding_strips
 from .metrics import IoUMetric
 from .model import Segmenter, segmenter
@@ -20,6 +20,7 @@ __all__ = [
     "Segmenter",
     "SlidingWindow",
     "SlidingWindowModel",
+    "depict_decoder",
     "mask_decoder",
     "overlay",
     "palette_of",

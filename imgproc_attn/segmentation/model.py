@@ -16,11 +16,15 @@ from torch.func import functional_call
 from ..core.bandwidths import at_least_float32
 from ..models.checkpoints import load_own_weights, own_config
 from ..utils.checks import check_flag, check_whole
-from .decoders import LinearDecoder, mask_decoder
+from .decoders import LinearDecoder, depict_decoder, mask_decoder
 
 __all__ = ["DECODERS", "Segmenter", "segmenter"]
 
-DECODERS: Mapping[str, Callable[..., nn.Module]] = {"linear": LinearDecoder, "mask": mask_decoder}
+DECODERS: Mapping[str, Callable[..., nn.Module]] = {
+    "linear": LinearDecoder,
+    "mask": mask_decoder,
+    "depict": depict_decoder,
+}
 
 
 class Segmenter(nn.Module):
@@ -224,7 +228,8 @@ def segmenter(
         pretrained: Start the backbone from timm's trained weights. From a folder (``local-dir:``) or the hub (``hf-hub:``),
             load the weights of the whole segmenter.
         backbone: Name of the encoder in timm.
-        decoder: ``linear`` or ``mask``, or a dictionary with ``name`` and options of `mask_decoder`.
+        decoder: ``linear``, ``mask`` or ``depict``, or a dictionary with ``name`` and options of `mask_decoder` or
+            `depict_decoder`.
         num_classes: Number of classes of the pixels. Default: 150, or the number of the folder.
         img_size: (height, width) of training crops. Positions are made for the grid of this size.
         pretrained_cfg: Configuration that timm passes for a folder or the hub.

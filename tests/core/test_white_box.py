@@ -108,7 +108,7 @@ def test_relu_refuses_distances():
         ReluFilter()(GaussianRange(HEADS, P, **F64)(q, q))
 
 
-@pytest.mark.parametrize("kernel", [DotProduct(P), GaussianRange(HEADS, P, 0.8, **F64)])
+@pytest.mark.parametrize("kernel", [DotProduct(P), GaussianRange(HEADS, P, 4.0, **F64)])
 def test_threshold_is_its_formula(kernel):
     q, k = columns(), columns()
     softmax = SoftmaxFilter()(kernel(4 * q, 4 * k)).dense()
@@ -157,6 +157,26 @@ def test_an_operator_is_linear_with_frozen_weights(make):
     place = {"geometry": grid_geometry(3, 3, 1, like=w)} if isinstance(module, Representatives) else {}
     operator = module(Terms([w], [w]), **place)
     close(operator.apply(2 * v + w), 2 * operator.apply(v) + operator.apply(w))
+
+
+def test_blocks_without_norms():
+    """The layer of the theory, Z + eta sum_k U_k A_k U_k^T Z, with the norm after the last block."""
+    options = {"embed_dim": DIM, "num_heads": HEADS, "depth": 2, "img_size": 32, "patch_size": 8}
+    projection = {"name": "subspaces", "tied": True, "step": 0.1}
+    model = timm.create_model("aot_mssa_vit_tiny", norm_layer="none", projection=projection, **options).double().eval()
+    assert not any(isinstance(module, nn.LayerNorm) for module in model.blocks.modules())
+    assert isinstance(model.norm, nn.LayerNorm)
+    x, _ = model._embed(torch.rand(1, 3, 32, 32, dtype=torch.float64))
+    z = x[0]
+    for block in model.blocks:
+        heads = [z @ u.T for u in block.attn.qkv.weight.split(P)]
+        smoothed = [torch.softmax(w @ w.T / math.sqrt(P), dim=1) @ w for w in heads]
+        z = z + 0.1 * torch.cat(smoothed, dim=1) @ block.attn.qkv.weight
+        x, _ = block(x, grid_geometry(4, 4, 1, x))
+    close(x[0], z)
+    whole = timm.create_model("plain_vit_tiny", norm_layer="none", qk_norm=True, **options)
+    assert isinstance(whole.blocks[0].attn.q_norm, nn.LayerNorm), "norms of queries are another choice"
+    assert isinstance(whole.blocks[0].norm2, nn.Identity)
 
 
 @pytest.mark.parametrize("name", ["token_statistics", "representatives"])

@@ -9,13 +9,19 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
 from imgproc_attn.models import checkpoints
-from imgproc_attn.segmentation import segment
+from imgproc_attn.segmentation import depict_decoder, mask_decoder, segment
 from imgproc_attn.training.checkpoints import timm_config
 from imgproc_attn.utils.io import write_json
 
 
 @pytest.mark.parametrize(
-    "decoder", ["linear", "mask", {"name": "mask", "depth": 3, "residual": "twicing", "positions": "spatial_gaussian"}]
+    "decoder",
+    [
+        "linear",
+        {"name": "mask", "num_heads": 2},
+        {"name": "mask", "num_heads": 2, "depth": 3, "residual": "twicing", "positions": "spatial_gaussian"},
+        {"name": "depict", "num_heads": 2, "subspace_dim": 24},
+    ],
 )
 @pytest.mark.parametrize(
     "backbone",
@@ -29,8 +35,6 @@ from imgproc_attn.utils.io import write_json
     ],
 )
 def test_any_size_trains(backbone, decoder):
-    if isinstance(decoder, dict) or decoder == "mask":
-        decoder = {"name": "mask", **(decoder if isinstance(decoder, dict) else {}), "num_heads": 2}
     model = timm.create_model("segmenter", backbone=backbone, decoder=decoder, num_classes=6, **TINY)
     logits = model(torch.randn(2, 3, 50, 84))
     assert logits.shape == (2, 6, 50, 84)
@@ -38,6 +42,30 @@ def test_any_size_trains(backbone, decoder):
     assert [name for name, p in model.named_parameters() if p.grad is None] == [], (
         "processes would wait for what gets no gradient"
     )
+
+
+def test_depict_is_its_formula():
+    """Z + s U MSSA(norm(Z)) with U of the input, then products of normalized patches and class tokens (arXiv 2411.03033)."""
+    decoder = depict_decoder(12, 4, grid_size=(2, 3), depth=2, num_heads=3, subspace_dim=5).double().eval()
+    for p in decoder.parameters():
+        nn.init.normal_(p)
+    features = torch.randn(1, 12, 2, 3, dtype=torch.float64)
+    z = torch.cat([decoder.class_tokens[0], features[0].flatten(1).T])
+    for block in decoder.blocks:
+        y = nn.functional.layer_norm(z, (12,), block.norm1.weight, block.norm1.bias, 1e-6)
+        out = torch.zeros_like(z)
+        for u in block.attn.qkv.weight.split(5):
+            w = y @ u.T
+            out = out + torch.softmax(w @ w.T / 5**0.5, dim=1) @ w @ u
+        z = z + block.attn.proj.step.strength * out
+    z = nn.functional.layer_norm(z, (12,), decoder.norm.weight, decoder.norm.bias)
+    classes, patches = (part / part.norm(dim=1, keepdim=True) for part in (z[:4], z[4:]))
+    masks = nn.functional.layer_norm(patches @ classes.T, (4,), decoder.mask_norm.weight, decoder.mask_norm.bias)
+    assert (decoder(features)[0].flatten(1).T - masks).abs().max() < 1e-10
+    size = sum(p.numel() for p in depict_decoder(192, 150, (32, 32), depth=2).parameters())
+    whole = sum(p.numel() for p in mask_decoder(192, 150, (32, 32), depth=2).parameters())
+    without = 150 * 192  # class tokens, which both have
+    assert (size - without) < 0.18 * (whole - without)
 
 
 def test_features_are_what_the_encoder_gives():
@@ -141,11 +169,14 @@ def test_a_folder_loads_by_timm(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decoder": "maks"}, "decoder must be one of linear, mask, got 'maks'"),  # codespell:ignore
+        ({"decoder": "maks"}, "decoder must be one of linear, mask, depict, got 'maks'"),  # codespell:ignore
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder": {"name": "mask", "hed": 3}}, "hed"),
         ({"num_classes": 2}, "num_classes of the mask decoder must be at least 3, got 2: .* Use decoder='linear'"),
         ({"decoder": {"name": "mask", "num_heads": 7}}, "width must be a multiple of num_heads, 7, got 32"),
+        ({"decoder": {"name": "depict", "num_heads": 7}}, "width must be a multiple of num_heads, 7, got 32"),
+        ({"decoder": {"name": "depict", "subspace_dim": 33}}, "subspace_dim must be from 1 to .* 32, got 33"),
+        ({"decoder": {"name": "depict", "depth": 0}}, "depth must be at least 1, got 0"),
         ({"decoder": {"name": "mask", "num_heads": 2, "positions": "absolute"}}, "positions must not be .*, got 'absolute'"),
         ({"decoder": {"name": "mask", "num_heads": 2, "kernel": "bilatral"}}, "kernel.*got 'bilatral'"),
     ],

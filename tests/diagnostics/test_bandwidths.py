@@ -1,4 +1,4 @@
-"""Diagnostics: bandwidths and figures of models."""
+"""Bandwidths, saturation, and kernel rows of models."""
 
 import pytest
 import timm
