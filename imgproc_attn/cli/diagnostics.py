@@ -18,7 +18,7 @@ COLUMNS = (
     "off arithmetic / %",
     "law",
 )
-MARK = "imgproc-attn theorem"  # value of written_by, by which a file of results is recognized
+THEOREM_MARK = "imgproc-attn theorem"  # value of written_by, by which a file of results is recognized
 
 
 def add_commands(commands: Any) -> None:
@@ -53,7 +53,7 @@ def _theorem(args: argparse.Namespace) -> None:
     from ..utils.io import check_output_file, write_atomically, write_json
     from ..utils.markdown import markdown_table
 
-    check_output_file(args.output, MARK)
+    check_output_file(args.output, THEOREM_MARK)
     factor = 1 + args.step * args.tau
     by_noise: dict[float, dict[str, list[float]]] = {}
     for noise in args.noise:
@@ -72,7 +72,7 @@ def _theorem(args: argparse.Namespace) -> None:
     print(markdown_table(COLUMNS, rows))
     settings = {k: getattr(args, k) for k in ("layers", "step", "tau", "subspaces", "dim", "tokens", "seed")}
     ratios = [{"noise": noise, "ratios": cases} for noise, cases in by_noise.items()]
-    write_json(args.output, {"written_by": MARK, "settings": settings, "factor": factor, "results": ratios})
+    write_json(args.output, {"written_by": THEOREM_MARK, "settings": settings, "factor": factor, "results": ratios})
     figure, _ = d.draw_denoising(by_noise, factor)
     image = args.output.with_suffix(".png")
     write_atomically(image, partial(figure.savefig, dpi=120))

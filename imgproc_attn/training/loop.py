@@ -1,5 +1,6 @@
 """Training loop over a task and a loader, with timm's optimizers and schedules. It is the same for all tasks."""
 
+import difflib
 import itertools
 import math
 import random
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad, unwrap_model
@@ -54,25 +55,36 @@ def build_optimizer(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
         o: Section ``optimizer`` of the recipe.
 
     Raises:
-        ValueError: The optimizer is unknown, or has no betas although the recipe gives some.
+        ValueError: The optimizer is unknown, is not installed, does not work on this machine, or has no betas although the
+            recipe gives some.
 
     Example:
         >>> build_optimizer(nn.Linear(2, 2), Optimizer(name="sgd", lr=0.1)).param_groups[0]["lr"]
         0.1
     """
+    if o.name.lower() not in list_optimizers():
+        near = difflib.get_close_matches(o.name.lower(), list_optimizers(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else " Use 'adamw' or 'lion'."
+        raise ValueError(f"optimizer.name must be an optimizer of timm, got {o.name!r}.{hint}")
     if o.betas is not None and not get_optimizer_info(o.name).has_betas:
         raise ValueError(f"optimizer.betas must be left out for {o.name}, which has none, got {o.betas}. Remove it.")
     given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}
-    return create_optimizer_v2(
-        model,
-        o.name,
-        lr=o.lr,
-        weight_decay=o.weight_decay,
-        momentum=o.momentum,
-        layer_decay=o.layer_decay,
-        fallback_no_weight_decay=True,  # Muon must not orthogonalize tables of positions.
-        **given,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            o.name,
+            lr=o.lr,
+            weight_decay=o.weight_decay,
+            momentum=o.momentum,
+            layer_decay=o.layer_decay,
+            fallback_no_weight_decay=True,  # Muon must not orthogonalize tables of positions.
+            **given,
+        )
+    except (AssertionError, ImportError) as error:  # timm asserts that APEX, bitsandbytes and CUDA are there
+        raise ValueError(
+            f"optimizer.name must be an optimizer that is installed and works on this machine, got {o.name!r} ({error}). Use "
+            "one of timm's own, such as 'adamw' or 'lion', or install what it needs."
+        ) from error
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, s: Schedule, updates: int) -> Any:

@@ -176,6 +176,8 @@ def test_models_that_do_not_fit_the_data_are_refused_before_anything_is_built():
         ("comparison.variants.twicing.name=twicing_vit_tinny", "Did you mean twicing_vit_tiny"),
         ("optimizer.name=adamm", "adamm"),
         ("optimizer={name: sgd, lr: 0.1, betas: [0.9, 0.99]}", "must be left out for sgd"),
+        ("optimizer.name=lionn", r"optimizer.name must be an optimizer of timm, got 'lionn'\. Did you mean 'lion'\?"),
+        ("optimizer.name=bnblion", r"must be an optimizer that is installed .* got 'bnblion' .* Use one of timm's own"),
     ):
         with pytest.raises(ValueError, match=message):
             dry_run(load_recipe(find_recipe("quickstart"), [override]).variant("twicing", 0))
