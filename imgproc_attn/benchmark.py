@@ -35,7 +35,7 @@ from .core.filters import SoftmaxFilter
 from .core.geometry import grid_geometry
 from .core.kernels import DotProduct, Elliptical, GaussianRange
 from .core.layer_state import LayerState, next_state
-from .core.positions import Alibi2D, RelativeTable, SpatialGaussian
+from .core.positions import Alibi, RelativeTable, SpatialGaussian
 from .core.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from .data import SINGLE_PROCESS, Preprocessing
 from .evaluation import NormalizedModel
@@ -193,7 +193,7 @@ class OperatorWork:
         self.geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
         self.gaussian = GaussianRange(HEADS, HEAD_DIM, device=device)
         self.spatial = SpatialGaussian(HEADS, grid, device=device)
-        self.alibi = Alibi2D(HEADS, device=device)
+        self.alibi = Alibi(HEADS, device=device)
         self.relative_table = RelativeTable(HEADS, grid, device=device)
 
     def layer(

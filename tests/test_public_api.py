@@ -21,8 +21,9 @@ PACKAGES = (
     ".segmentation",
     ".diagnostics",
 )
-CORE = ("attention", "bandwidths", "block", "components", "filters", "gates", "geometry", "kernels", "layer_state", "lifting")
-CORE += ("elementwise_filters", "linear_filters", "pointwise", "positions", "projections", "residuals", "terms")
+CORE = ("attention", "bandwidths", "block", "components", "elementwise_filters", "filters", "gates", "geometry", "kernels")
+CORE += ("layer_state", "lifting", "linear_filters", "pointwise", "positions", "projections", "relative_buckets", "residuals")
+CORE += ("terms",)
 MODULES = [*(f"imgproc_attn{package}" for package in PACKAGES), *(f"imgproc_attn.core.{module}" for module in CORE)]
 
 

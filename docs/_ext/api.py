@@ -22,6 +22,7 @@ MODULES = {
     "imgproc_attn.diagnostics": "Measures of filters and tokens, figures",
     "imgproc_attn.core.kernels": "Kernels",
     "imgproc_attn.core.positions": "Positions",
+    "imgproc_attn.core.relative_buckets": "Relative buckets",
     "imgproc_attn.core.filters": "Filters and operators",
     "imgproc_attn.core.elementwise_filters": "Filters without softmax",
     "imgproc_attn.core.linear_filters": "Filters of linear cost",
@@ -41,6 +42,7 @@ MODULES = {
 
 CONSTANTS = {
     "imgproc_attn.models.FAMILIES": "Families of models: per name, its default components and its docstring.",
+    "imgproc_attn.core.lifting.LONGEST_LINE": "Number of tokens up to which a spatial Gaussian on a line is exact.",
     "imgproc_attn.evaluation.COMMON": "Names of the 15 corruptions of ImageNet-C.",
     "imgproc_attn.evaluation.EXTRA": "Names of its 4 extra corruptions.",
     "imgproc_attn.evaluation.LINF": "The L-infinity norm of a `ThreatModel`, the default.",

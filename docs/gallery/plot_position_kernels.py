@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from imgproc_attn.core import (
-    Alibi2D,
+    Alibi,
     DenseFilter,
     DotProduct,
     RelativeTable,
@@ -44,7 +44,7 @@ like = torch.empty(0)  # The dtype of this tensor is the dtype of the kernels.
 #   patches have the same random query and key, so that only the places matter.
 
 spatial_gaussian = SpatialGaussian(num_heads, (height, width))
-alibi = Alibi2D(num_heads, spatial_bandwidth=[1.0, 2.0, 4.0, 8.0])
+alibi = Alibi(num_heads, spatial_bandwidth=[1.0, 2.0, 4.0, 8.0])
 relative_table = RelativeTable(num_heads, (height, width))
 torch.nn.init.normal_(relative_table.table)
 untied = UntiedPositions(64, num_heads, head_dim)

@@ -6,13 +6,14 @@ from .block import FilterBlock
 from .components import LayerSpec
 from .elementwise_filters import ReluFilter, ThresholdFilter
 from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter, log_weights
-from .geometry import Geometry, grid_geometry
+from .geometry import Geometry, grid_geometry, line_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
 from .layer_state import LayerState
 from .linear_filters import Representatives, TokenStatistics
 from .pointwise import ISTA
-from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from .positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
 from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
+from .relative_buckets import RelativeBuckets
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Residual, Twicing
 from .terms import DenseBias, Distance, PositionDistance, TensorBias, Terms, product
 
@@ -20,7 +21,7 @@ __all__ = [
     "ISTA",
     "PID",
     "SOS",
-    "Alibi2D",
+    "Alibi",
     "Bandwidth",
     "Bregman",
     "DenseBias",
@@ -41,6 +42,7 @@ __all__ = [
     "PositionDistance",
     "Projection",
     "QueryKeyValue",
+    "RelativeBuckets",
     "RelativeTable",
     "ReluFilter",
     "Representatives",
@@ -59,6 +61,7 @@ __all__ = [
     "UntiedPositions",
     "WindowedFilter",
     "grid_geometry",
+    "line_geometry",
     "log_weights",
     "product",
 ]

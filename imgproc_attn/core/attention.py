@@ -1,6 +1,7 @@
 """The attention layer: a projection, a kernel, positions, a filter and a residual rule, composed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,23 @@ from .layer_state import LayerState, next_state
 from .residuals import Residual
 from .terms import product
 
-__all__ = ["FilterAttention"]
+__all__ = ["AttentionCache", "FilterAttention"]
+
+
+class AttentionCache(Protocol):
+    """Keys and values of earlier tokens, for a causal layer that gets new tokens only.
+
+    Results of earlier tokens are final under causality. So a filter that is applied several times needs the inputs of each
+    application for earlier tokens, and nothing else. A model keeps one such object per layer.
+    """
+
+    def append_keys(self, k: Tensor) -> tuple[Tensor, Geometry]:
+        """Append keys ``[B, H, N, d]`` of new tokens, and return all keys ``[B, H, M, d]`` and their positions."""
+        ...
+
+    def append_values(self, v: Tensor) -> Tensor:
+        """Append the input ``[B, H, N, D]`` of the next application of the filter, and return it for all tokens."""
+        ...
 
 
 class FilterAttention(nn.Module):
@@ -89,6 +106,7 @@ class FilterAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         state: LayerState | None = None,
+        cache: AttentionCache | None = None,
     ) -> tuple[Tensor, LayerState | None]:
         """Filter the tokens.
 
@@ -99,6 +117,7 @@ class FilterAttention(nn.Module):
             is_causal: Token i sees tokens 0 to i only.
             state: State that the previous layer returned. Pass `LayerState()` to the first layer, or None if no layer of the
                 model needs a state.
+            cache: Keys and values of the tokens before x, with ``is_causal=True``. Default: there are none.
 
         Returns:
             The filtered tokens ``[B, N, C]``, and the state for the next layer (None if ``state`` is None).
@@ -107,8 +126,9 @@ class FilterAttention(nn.Module):
             ValueError: A part needs a state and got None, or cannot use a mask and got one.
         """
         q, k, v = self.qkv(x)
-        operator = self._operator(q, k, v, geometry, attn_mask, is_causal, state)
-        u = self.residual(operator.apply, v, state).transpose(1, 2).flatten(2)
+        operator = self._operator(q, k, v, geometry, attn_mask, is_causal, state, cache)
+        smooth = operator.apply if cache is None else _continued(operator, cache)
+        u = self.residual(smooth, v, state).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(u))), next_state(state, v)
 
     def operator(
@@ -132,11 +152,15 @@ class FilterAttention(nn.Module):
         attn_mask: Tensor | None,
         is_causal: bool,
         state: LayerState | None,
+        cache: AttentionCache | None = None,
     ) -> Operator:
         """Return the filter of the product of all kernels of the layer."""
         q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
         for rotation in self.rotations:
             q, k = rotation.rotate(q, k, geometry, geometry)  # type: ignore[operator]
+        keys = geometry
+        if cache is not None:
+            k, keys = cache.append_keys(k)
         if self.sees_all:
             _refuse_mask(attn_mask)
         if self.kernel_needs_state:
@@ -144,12 +168,17 @@ class FilterAttention(nn.Module):
         else:
             terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
-            terms = product(positions(geometry, geometry, v), terms)
+            terms = product(positions(geometry, keys, v), terms)
         if self.filter_needs_geometry:
             operator: Operator = self.filter(terms, attn_mask, is_causal, geometry)
         else:
             operator = self.filter(terms, attn_mask, is_causal)
         return operator
+
+
+def _continued(operator: Operator, cache: AttentionCache) -> Callable[[Tensor], Tensor]:
+    """Return the filter as a function of the values of new tokens. The cache adds those of earlier tokens."""
+    return lambda v: operator.apply(cache.append_values(v))
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The pre-norm transformer block around the attention layer."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from .attention import FilterAttention
+from .attention import AttentionCache, FilterAttention
 from .geometry import Geometry
 from .layer_state import LayerState, remember_tokens
 from .residuals import Plain, Residual
@@ -76,17 +78,19 @@ class FilterBlock(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         state: LayerState | None = None,
+        caches: Sequence[AttentionCache] | None = None,
     ) -> tuple[Tensor, LayerState | None]:
-        """Return the new tokens ``[B, N, C]`` and the state for the next block. Arguments are those of `FilterAttention`.
+        """Return the new tokens ``[B, N, C]`` and the state for the next block.
 
-        Each step of a block residual evaluates the branch again, with the state of earlier blocks. The new state holds the
-        values of the first evaluation.
+        Arguments are those of `FilterAttention`, except ``caches``, one per evaluation of the branch: one, and one more per
+        step of the block residual. Each step evaluates the branch again, with the state of earlier blocks. The new state holds
+        the values of the first evaluation.
         """
         last = self.block_residual.entry(x, state)
-        u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state)
-        for _ in range(self.block_residual.steps):
+        u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state, _entry(caches, 0))
+        for step in range(1, self.block_residual.steps + 1):
             last = self.block_residual.operand(u, x, last)
-            smoothed, _ = self.branch(last, geometry, attn_mask, is_causal, state)
+            smoothed, _ = self.branch(last, geometry, attn_mask, is_causal, state, _entry(caches, step))
             u = self.block_residual.update(u, smoothed)
         handed_on = remember_tokens(handed_on, x)
         x = x + self.drop_path1(u)
@@ -106,8 +110,18 @@ class FilterBlock(nn.Module):
         return [name for name in self.state_dict() if name.startswith(tuple(added))]
 
     def branch(
-        self, x: Tensor, geometry: Geometry, attn_mask: Tensor | None, is_causal: bool, state: LayerState | None
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        state: LayerState | None,
+        cache: AttentionCache | None = None,
     ) -> tuple[Tensor, LayerState | None]:
         """Return ``f(x)``, that is norm, attention and layer scale, and the state for the next block."""
-        y, state = self.attn(self.norm1(x), geometry, attn_mask, is_causal, state)
+        y, state = self.attn(self.norm1(x), geometry, attn_mask, is_causal, state, cache=cache)
         return self.ls1(y), state
+
+
+def _entry(caches: Sequence[AttentionCache] | None, index: int) -> AttentionCache | None:
+    return None if caches is None else caches[index]

@@ -25,8 +25,9 @@ from .filters import DenseFilter, SoftmaxFilter
 from .kernels import DotProduct, Elliptical, GaussianRange
 from .linear_filters import Representatives, TokenStatistics
 from .pointwise import ISTA
-from .positions import Alibi2D, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from .positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
 from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
+from .relative_buckets import RelativeBuckets
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
 
 __all__ = ["Components", "LayerSpec", "Positions", "Spec"]
@@ -41,10 +42,11 @@ class LayerSpec:
         embed_dim: Width of the tokens.
         num_heads: Number of heads.
         head_dim: Width of a head.
-        grid_size: (height, width) of the patch grid.
+        grid_size: (height, width) of the patch grid. (1, longest) for tokens on a line.
         attn_drop: Probability of dropping a weight of the filter in training.
         qkv_bias: Whether the input projection has a bias.
         proj_bias: Whether the output projection has a bias.
+        is_causal: Whether the model lets tokens see earlier tokens only.
         make_mlp: Function that builds the MLP that timm's arguments describe.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -65,6 +67,7 @@ class LayerSpec:
     attn_drop: float = 0.0
     qkv_bias: bool = True
     proj_bias: bool = True
+    is_causal: bool = False
     make_mlp: Callable[[], nn.Module] | None = None
     device: Any = None
     dtype: Any = None
@@ -167,8 +170,9 @@ BLOCK_RESIDUALS: dict[str, Factory] = {
 MLPS: dict[str, Factory] = {"mlp": _mlp, "none": lambda: None, "ista": ISTA}
 LAYER_POSITIONS: dict[str, Factory] = {
     "spatial_gaussian": SpatialGaussian,
-    "alibi": Alibi2D,
+    "alibi": Alibi,
     "relative_table": RelativeTable,
+    "relative_buckets": RelativeBuckets,
     "rotary": Rotary,
     "untied": UntiedPositions,
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .bandwidths import at_least_float32
 from .lifting import lift, zero_columns
-from .terms import DenseBias, Distance, Terms
+from .terms import DenseBias, Distance, Terms, product
 
 __all__ = ["DenseFilter", "Operator", "SoftmaxFilter", "WindowedFilter", "log_weights"]
 
@@ -224,9 +224,26 @@ class WindowedOperator(NamedTuple):
 
 def _fuse(terms: Terms, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> FusedSoftmax:
     """Lift ``terms`` to columns, and combine dense biases, mask and causality into one mask."""
+    terms = _in_causal_form(terms, is_causal)
     q, k = lift(terms)
     mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
     return FusedSoftmax(q, k, terms.scale, mask, is_causal, dropout)
+
+
+def _in_causal_form(terms: Terms, is_causal: bool) -> Terms:
+    """Return terms in which dense biases that have a causal form are columns, if the filter is causal.
+
+    These columns come first, because their sum is exact only before features join it. Distances of positions come first for
+    the same reason, so terms with both keep their dense biases.
+    """
+    if not is_causal or len(terms.position_distances) > 0:
+        return terms
+    forms = [(bias, bias.causal_form() if hasattr(bias, "causal_form") else None) for bias in terms.biases]
+    terms = terms._replace(biases=[bias for bias, form in forms if form is None])
+    for _, form in forms:
+        if form is not None:
+            terms = product(form, terms)
+    return terms
 
 
 def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
@@ -263,6 +280,8 @@ def _merge(
         mask = bias if mask is None else _masked(bias, mask)
     if not is_causal or (mask is None and q.shape[2] == k.shape[2]):
         return mask, is_causal
+    if q.shape[2] == 1:  # The last token sees all keys.
+        return mask, False
     past = _past(q.shape[2], k.shape[2], q.device)
     if mask is None or mask.dtype == torch.bool:
         return past if mask is None else mask & past, False
@@ -327,6 +346,9 @@ def _fused_smooth(
 
     Without the padding, CPUs do not use the fused implementation. torch requires an additive mask in the dtype of q.
     """
+    if q.dtype != v.dtype:  # columns in float32, whose sums must not be rounded
+        with torch.autocast(q.device.type, enabled=False):
+            return _fused_smooth(q, k, scale, v.to(q.dtype), mask, dropout, is_causal).to(v.dtype)
     width = v.shape[-1]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
@@ -335,6 +357,7 @@ def _fused_smooth(
     return smoothed[..., :width]
 
 
+torch.fx.wrap("_in_causal_form")
 torch.fx.wrap("lift")
 torch.fx.wrap("_merge")
 torch.fx.wrap("_dense_weights")

@@ -1,23 +1,24 @@
-"""Positions of tokens: coordinates of patches, and which tokens are not patches."""
+"""Positions of tokens: coordinates on a grid or on a line, and which tokens have none."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Geometry", "grid_geometry"]
+__all__ = ["Geometry", "grid_geometry", "line_geometry"]
 
 
 class Geometry(NamedTuple):
     """Positions of a token sequence.
 
     Attributes:
-        coordinates: ``[1 or B, N, 2]`` float32, (y, x) in units of patches, measured from the center of the grid. They are
-            whole or half numbers, so they are exact in every floating-point dtype for grids with sides up to 256. Zero for
-            prefix tokens, which have no position.
+        coordinates: ``[1 or B, N, D]`` float32. On a grid, D is 2: (y, x) in units of patches, measured from the center of the
+            grid. They are whole or half numbers, so they are exact in every floating-point dtype for grids with sides up to
+            256. Zero for prefix tokens, which have no position. On a line, D is 1: the index of the token, counted from the
+            first one. It does not change when tokens are appended.
         is_patch: ``[N]`` float32, 1 for patches and 0 for prefix tokens (class token, registers).
         num_prefix_tokens: Number of tokens before the patches.
-        grid_size: (height, width) in patches of the grid that the patches come from.
+        grid_size: (height, width) in patches of the grid that the patches come from. (1, longest) on a line.
         position_embeddings: ``[1 or B, N, C]`` position vectors that are kept separate from the tokens and never added to
             them. Zero for prefix tokens. None if the model has no such positions.
     """
@@ -51,6 +52,24 @@ def grid_geometry(height: int, width: int, num_prefix_tokens: int, like: Tensor)
     is_patch = torch.ones(num_prefix_tokens + height * width, device=like.device, dtype=torch.float32)
     is_patch[:num_prefix_tokens] = 0.0
     return Geometry(torch.cat([prefix, patches], dim=1), is_patch, num_prefix_tokens, (height, width), None)
+
+
+def line_geometry(length: int, like: Tensor, start: int = 0, longest: int = 1) -> Geometry:
+    """Return the geometry of ``length`` tokens on a line, with indices from ``start`` on.
+
+    Args:
+        length: Number of tokens.
+        like: Any tensor on the target device.
+        start: Index of the first token. It is the number of tokens before it, for decoding with a cache.
+        longest: Number of tokens that the model is made for. A longer line is possible for most members.
+
+    Example:
+        >>> geometry = line_geometry(3, like=torch.empty(0), start=2, longest=8)
+        >>> geometry.coordinates.tolist(), geometry.grid_size
+        ([[[2.0], [3.0], [4.0]]], (1, 8))
+    """
+    coordinates = torch.arange(start, start + length, device=like.device, dtype=torch.float32)[None, :, None]
+    return Geometry(coordinates, torch.ones_like(coordinates[0, :, 0]), 0, (1, max(longest, start + length)), None)
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:

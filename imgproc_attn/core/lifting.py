@@ -10,6 +10,12 @@ partial sum is then a floating-point number. `split_scale` splits ``1/h^2`` into
 columns for each. These columns come first, because a sum runs over columns in order. It stays exact until features join it. On
 hardware with another order of summation, the error is that of the large numbers: 1e-7 of R^2/h^2, R from center to corner.
 
+**Lines.** Coordinates of up to 4,096 tokens have 12 bits, so the products above no longer fit into the 24 bits of a float32.
+`_line_columns` splits coordinates, squares and scale into parts of few bits. The products of all parts are ordered such that
+large ones cancel before small ones are added, and every partial sum near the diagonal is a floating-point number. In half
+precision, these terms and all others are computed in float32. On hardware with another order of summation, the error is 1e-7 of
+``p^2 / h^2``, with p counted from the first query. The gradient of a bandwidth has this error too, but it is unbiased.
+
 **Half precision.** Columns of norms or scaled coordinates are split into three parts (high, middle, low). Their sum has the 24
 bits of a float32, and products accumulate in float32. Keys are not centered, so they are not rounded. This is correct, because
 ``<2 s (q - m), m>`` is constant in the row. Only the queries are rounded, once. Bandwidths get their gradient through
@@ -26,10 +32,12 @@ from torch.autograd import forward_ad
 from .bandwidths import at_least_float32
 from .terms import Distance, PositionDistance, Terms, sum_of
 
-__all__ = ["lift", "split_scale", "split_value", "zero_columns"]
+__all__ = ["LONGEST_LINE", "exact_part", "lift", "split_scale", "split_value", "zero_columns"]
 
 # In float16, norms of coordinates are stored divided by this value. The flag columns multiply it back.
 FLOAT16_SHIFT = 16.0
+# Number of tokens up to which the columns of a distance on a line are exact.
+LONGEST_LINE = 4096
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -61,6 +69,11 @@ def _leading_bits(x: Tensor, bits: int, least: float = 1e-30) -> Tensor:
     return torch.round(x / unit) * unit
 
 
+def exact_part(x: Tensor, bits: int) -> Tensor:
+    """Return the first ``bits`` significant bits of ``x``, rounded. Autograd treats them as a constant."""
+    return _leading_bits(x.detach(), bits)
+
+
 def split_scale(scale: Tensor, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Return tensors of type ``dtype`` whose sum is ``scale * x``, for ``x`` of few bits (coordinates and their squares).
 
@@ -89,9 +102,10 @@ def lift(terms: Terms) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: ``terms`` hold neither columns nor a distance.
     """
+    terms = _widened(terms)
     q, k, key_bias = [], [], terms.key_bias
     for position in terms.position_distances:
-        columns_q, columns_k, bias = _position_columns(position)
+        columns_q, columns_k, bias = _line_columns(position) if _is_line(position) else _position_columns(position)
         q.append(columns_q)
         k.append(columns_k)
         key_bias = sum_of(key_bias, bias)
@@ -152,6 +166,59 @@ def _position_columns(distance: PositionDistance) -> tuple[Tensor, Tensor, Tenso
             rest = at_least_float32(rest.sum(dim=-1, keepdim=True) if axes > 1 else rest)
             key_bias = sum_of(key_bias, rest * _shift(dtype) if dtype == torch.float16 else rest)
     return torch.cat(q, dim=-1), torch.cat(k, dim=-1), key_bias
+
+
+def _is_line(distance: PositionDistance) -> bool:
+    return distance.k.shape[-1] == 1
+
+
+def _widened(terms: Terms) -> Terms:
+    """Return terms in float32 if they are in half precision and hold a distance on a line, which has no columns there."""
+    if not any(_is_line(distance) and is_half(distance.like.dtype) for distance in terms.position_distances):
+        return terms
+    return terms._replace(
+        q=[at_least_float32(q) for q in terms.q],
+        k=[at_least_float32(k) for k in terms.k],
+        distances=[d._replace(q=at_least_float32(d.q), k=at_least_float32(d.k)) for d in terms.distances],
+        position_distances=[d._replace(like=at_least_float32(d.like[:0])) for d in terms.position_distances],
+    )
+
+
+def _line_columns(distance: PositionDistance) -> tuple[Tensor, Tensor, None]:
+    """Return query columns and key columns of ``-s (p_i - p_j)^2`` on a line. There is no key bias.
+
+    With ``p = 64 a + b``, ``p^2 = 4096 c + d`` and s in two parts, all factors below are whole numbers of few bits times a
+    power of two. Coarse products are multiples of 4096 units of s, cross products of 128 units, fine products of one.
+    """
+    dtype, heads = distance.like.dtype, distance.scale.shape[0]
+    start = distance.q[:, :1]  # A single query is then at 0, and its sums have no large terms at all.
+    a_q, b_q, c_q, d_q = _digits((distance.q - start)[:, None].to(dtype))
+    a_k, b_k, c_k, d_k = _digits((distance.k - start)[:, None].to(dtype))
+    one_q, one_k = torch.ones_like(a_q), torch.ones_like(a_k)
+    s = distance.scale.to(dtype)
+    bits = 40 if dtype == torch.float64 else 11
+    whole, leading = exact_part(s, 2 * bits), exact_part(s, bits)
+    rest = (whole - leading) + (s - s.detach())  # The gradient flows through this part only, so it counts once.
+
+    def coarse(s: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(8192 * s * a_q, a_k), (one_q, -4096 * s * c_k), (-4096 * s * c_q, one_k)]
+
+    def cross(s: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(128 * s * a_q, b_k), (128 * s * b_q, a_k)]
+
+    def fine(s: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(2 * s * b_q, b_k), (one_q, -s * d_k)]
+
+    pairs = [*coarse(leading), *cross(leading), *coarse(rest), *fine(leading), (-leading * d_q, one_k)]
+    pairs += [*cross(rest), *fine(rest)]
+    q, k = (torch.cat([x.expand(-1, heads, -1, -1) for x in columns], dim=-1) for columns in zip(*pairs))
+    return q, k, None
+
+
+def _digits(p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return whole numbers a, b, c, d with ``p = 64 a + b`` and ``p^2 = 4096 c + d``, for a whole p of at most 4,096."""
+    a, c = torch.round(p / 64), torch.round(p * p / 4096)
+    return a, p - 64 * a, c, p * p - 4096 * c
 
 
 def _position_parts(coordinates: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -34,6 +34,7 @@ class TokenStatistics(nn.Module):
     """
 
     rows_sum_to_one: ClassVar[bool] = False
+    can_be_causal: ClassVar[bool] = False
 
     def __init__(self, num_heads: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -100,6 +101,7 @@ class Representatives(nn.Module):
     """
 
     rows_sum_to_one: ClassVar[bool] = False
+    can_be_causal: ClassVar[bool] = False
     needs_geometry: ClassVar[bool] = True  # `FilterAttention` passes the geometry of the tokens.
 
     def __init__(self, num_heads: int, cells: int = 8, device=None, dtype=None) -> None:

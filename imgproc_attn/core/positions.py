@@ -10,6 +10,8 @@ There are three kinds of modules:
 Prefix tokens have no position. Their log-weight is 0 with every token, in both directions. They are not rotated, and nothing is
 added to them. Learned absolute positions are timm's own ``pos_embed``. You can pass your own modules of the first two kinds.
 Modules that add to the tokens belong to the model, not to a layer.
+
+All members work on grids of patches and on lines of tokens, where coordinates have one axis (`line_geometry`).
 """
 
 import math
@@ -25,10 +27,10 @@ from ..utils.checks import check_flag
 from .bandwidths import Bandwidth, at_least_float32
 from .gates import Gate
 from .geometry import Geometry
-from .lifting import FLOAT16_SHIFT
+from .lifting import FLOAT16_SHIFT, LONGEST_LINE, exact_part, split_value
 from .terms import PositionDistance, Terms
 
-__all__ = ["Alibi2D", "RelativeTable", "Rotary", "SinCos", "SpatialGaussian", "UntiedPositions"]
+__all__ = ["Alibi", "RelativeTable", "Rotary", "SinCos", "SpatialGaussian", "UntiedPositions"]
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
@@ -40,6 +42,9 @@ def log_spaced(first: float, last: float, count: int) -> list[float]:
 
 class SpatialGaussian(nn.Module):
     """Spatial kernel of the bilateral filter, ``exp(-|p_i - p_j|^2 / h^2)``. p and the spatial bandwidth h are in patches.
+
+    On a line of up to 4,096 tokens, p and h are in tokens. In half precision, a layer with this kernel on a line computes its
+    filter in float32.
 
     Args:
         num_heads: Number of heads.
@@ -92,7 +97,8 @@ class SpatialGaussian(nn.Module):
         """Return the distance of the positions, for a filter that computes in the dtype of ``like``.
 
         Raises:
-            ValueError: In float16, a column would overflow, because the grid is too large for the floor.
+            ValueError: In float16, a column would overflow, because the grid is too large for the floor; or a line is longer
+                than 4,096 tokens or meets ``per_axis=True``.
         """
         bandwidths = torch.stack([bandwidth() for bandwidth in self.spatial_bandwidths.values()], dim=-1)
         scale = self.gate(bandwidths.pow(-2)[:, None])
@@ -100,13 +106,25 @@ class SpatialGaussian(nn.Module):
 
 
 def _position_distance(query: Geometry, key: Geometry, scale: Tensor, floor: float, like: Tensor) -> PositionDistance:
-    if like.dtype == torch.float16:
+    if key.coordinates.shape[-1] == 1:
+        _check_line(key.grid_size[1], scale.shape[-1])
+    elif like.dtype == torch.float16:
         _check_float16(key.grid_size, floor)
     return PositionDistance(query.coordinates, key.coordinates, _has_position(query), _has_position(key), scale, like)
 
 
 def _has_position(geometry: Geometry) -> Tensor | None:
     return geometry.is_patch if geometry.num_prefix_tokens > 0 else None
+
+
+def _check_line(longest: int, axes: int) -> None:
+    if longest > LONGEST_LINE:
+        raise ValueError(
+            f"spatial_gaussian: a line must have at most {LONGEST_LINE} tokens, where its sums are exact, got {longest}. Use "
+            "positions='alibi' or 'rotary' for longer ones."
+        )
+    if axes > 1:
+        raise ValueError("spatial_gaussian: per_axis must be False on a line, which has one axis, got True. Leave it out.")
 
 
 def _check_float16(grid_size: tuple[int, int], floor: float) -> None:
@@ -154,19 +172,20 @@ class UntiedPositions(nn.Module):
         self.qk = nn.Linear(embed_dim, 2 * num_heads * head_dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, query: Geometry, key: Geometry, like: Tensor) -> Terms:
-        q, k = self._projected(query, like)
-        if key is not query:
-            _, k = self._projected(key, like)
+        if key is query:
+            q, k = self._projected(query, like, self.qk.weight)
+        else:
+            w_q, w_k = self.qk.weight.chunk(2)
+            (q,), (k,) = self._projected(query, like, w_q), self._projected(key, like, w_k)
         return Terms([q], [k], scale=self.head_dim**-0.5)
 
-    def _projected(self, geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return query and key columns of the position vectors, each ``[1 or B, H, N, d]``."""
+    def _projected(self, geometry: Geometry, like: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the position vectors in the columns that ``weight`` projects to, tensors of ``[1 or B, H, N, d]``."""
         embeddings = _position_embeddings(geometry)
         batch, length, dim = embeddings.shape
         embeddings = F.layer_norm(embeddings, (dim,))  # the zero vector of a prefix token stays zero
-        qk = self.qk(embeddings).reshape(batch, length, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = qk.unbind(0)
-        return q.to(like.dtype), k.to(like.dtype)
+        columns = F.linear(embeddings, weight).reshape(batch, length, -1, self.num_heads, self.head_dim)
+        return columns.permute(2, 0, 3, 1, 4).to(like.dtype).unbind(0)
 
 
 class RelativeTable(nn.Module):
@@ -244,7 +263,7 @@ def _look_up(table: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Ten
     if table.shape[1] != height or table.shape[2] != width:
         table = _stretch(table, height, width)
     offset, both = _offsets(query, key)
-    row, column = offset[..., 0].long() + height // 2, offset[..., 1].long() + width // 2
+    row, column = offset[..., :-1].sum(dim=-1).long() + height // 2, offset[..., -1].long() + width // 2  # a line has no rows
     # A prefix token is at 0, half a patch away from the patches of an even side. Its entry is masked below, so any index in
     # range is correct.
     index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) * both
@@ -252,11 +271,12 @@ def _look_up(table: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Ten
     return (bias * both).to(like.dtype)
 
 
-class Alibi2D(nn.Module):
-    """Laplace kernel in space, ``exp(-|p_i - p_j| / b)``, with the Euclidean distance in patches. It is ALiBi in 2-D.
+class Alibi(nn.Module):
+    """Laplace kernel in space, ``exp(-|p_i - p_j| / b)``, with the Euclidean distance in patches, or in tokens on a line.
 
-    The slope of ALiBi is ``1 / b`` (arXiv 2108.12409; in 2-D as in CROMA, arXiv 2311.00566). The log-weights are dense. They
-    cost memory and time ``H x N^2``, and half precision rounds them.
+    This is ALiBi with the slopes ``1 / b`` (arXiv 2108.12409; on a grid as in CROMA, arXiv 2311.00566). On a line with causal
+    attention, ``-(p_i - p_j) / b`` is a column per token, and the filter stays fused. Otherwise the log-weights are dense.
+    They then cost memory and time ``H x N^2``, and half precision rounds them.
 
     Args:
         num_heads: Number of heads.
@@ -273,7 +293,7 @@ class Alibi2D(nn.Module):
         ValueError: A bandwidth is not finite or not above the floor, or ``gate`` is not finite.
 
     Example:
-        >>> [round(b) for b in Alibi2D(num_heads=4).spatial_bandwidth().tolist()]
+        >>> [round(b) for b in Alibi(num_heads=4).spatial_bandwidth().tolist()]
         [4, 16, 64, 256]
     """
 
@@ -319,6 +339,18 @@ class Laplace(NamedTuple):
     def dense(self) -> Tensor:
         return _laplace(self.slopes, self.query, self.key, self.like)
 
+    def causal_form(self) -> Terms | None:
+        """Return columns of ``(p_j - p_i) / b`` on a line, up to a constant per row. They are exact for 8,192 tokens."""
+        if self.query.coordinates.shape[-1] > 1 or self.query.num_prefix_tokens > 0:
+            return None
+        start = self.query.coordinates[:, :1]
+        p_i, p_j = ((p - start)[:, None].to(self.slopes.dtype) for p in (self.query.coordinates, self.key.coordinates))
+        leading = exact_part(self.slopes, 11)
+        along_i, along_j = (torch.cat(split_value(leading * p, self.like.dtype), dim=-1) for p in (-p_i, p_j))
+        ones_i, ones_j = torch.ones_like(along_i), torch.ones_like(along_j)
+        q, k = torch.cat([along_i, ones_i], dim=-1), torch.cat([ones_j, along_j], dim=-1)
+        return Terms([q], [k], key_bias=(self.slopes - leading) * p_j)
+
 
 def _laplace(slopes: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Tensor:
     offset, both = _offsets(query, key)
@@ -329,14 +361,17 @@ def _laplace(slopes: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Te
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv 2104.09864; axial in 2-D as in EVA-02), computed by timm at the tokens' positions.
 
+    On a line, all d coordinates turn with the index of the token, as in RoFormer, with angles that are computed in float64.
+
     With a kernel of inner products or distances, the result depends on offsets only. This is not true for the elliptical
     kernel, whose metric weights the two coordinates of a pair differently. In half precision, turned vectors are rounded one
     more time. This costs precision if queries and keys have a large common offset.
 
     Args:
         head_dim: Width d of a head.
-        temperature: Base of the wavelengths. Pairs turn by angles ``p / temperature^(4 i / d)``, p in patches. The default of
-            100 is the value of DINOv3, which measures positions relative to the side of the image.
+        temperature: Base of the wavelengths. Pairs turn by angles ``p / temperature^(4 i / d)``, p in patches. On a line,
+            the exponent is ``2 i / d``. Default: 100 on a grid, the value of DINOv3, which measures positions relative to the
+            side of the image; 10,000 on a line, the value of RoFormer.
 
     Raises:
         ValueError: d is not divisible by 4, or the temperature is not positive and finite.
@@ -349,11 +384,11 @@ class Rotary(nn.Module):
         (True, True)
     """
 
-    def __init__(self, head_dim: int, temperature: float = 100.0) -> None:
+    def __init__(self, head_dim: int, temperature: float | None = None) -> None:
         super().__init__()
         if head_dim % 4 != 0:
             raise ValueError(f"rotary: head_dim must be divisible by 4, got {head_dim}. Change embed_dim= or num_heads=.")
-        self.temperature = _check_temperature("rotary", temperature)
+        self.temperature = None if temperature is None else _check_temperature("rotary", temperature)
 
     def rotate(self, q: Tensor, k: Tensor, query: Geometry, key: Geometry) -> tuple[Tensor, Tensor]:
         """Return queries ``[B, H, N, d]`` and keys ``[B, H, M, d]``, turned by their positions."""
@@ -372,11 +407,20 @@ def _check_temperature(name: str, temperature: float) -> float:
     return float(temperature)
 
 
-def _waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
+def _waves(x: Tensor, geometry: Geometry, temperature: float | None) -> Tensor:
     """Return sines and cosines at the positions of the tokens, ``[1 or B, 1, N, 2 d]``."""
     size, dim = list(geometry.grid_size), x.shape[-1]
-    table = build_rotary_pos_embed(size, dim=dim, temperature=temperature, in_pixels=False, device=x.device)
+    if geometry.coordinates.shape[-1] == 1:
+        angles = _line_angles(geometry, dim // 2, temperature or 10000.0).repeat_interleave(2, dim=-1)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, None].to(at_least_float32(x).dtype)
+    table = build_rotary_pos_embed(size, dim=dim, temperature=temperature or 100.0, in_pixels=False, device=x.device)
     return _at_positions(torch.cat(table, dim=-1), geometry)[:, None]
+
+
+def _line_angles(geometry: Geometry, count: int, temperature: float) -> Tensor:
+    """Return the angles ``p / temperature^(i / count)`` of tokens on a line, ``[1, N, count]`` in float64."""
+    exponents = torch.arange(count, device=geometry.coordinates.device, dtype=torch.float64) / -count
+    return geometry.coordinates.double() * temperature**exponents
 
 
 def _turn(x: Tensor, waves: Tensor, geometry: Geometry) -> Tensor:
@@ -393,6 +437,8 @@ def _at_positions(table: Tensor, geometry: Geometry) -> Tensor:
 
 class SinCos(nn.Module):
     """Fixed sines and cosines of the positions, added to the tokens: timm's, in 2-D as in MAE's ViT (arXiv 2111.06377).
+
+    On a line, they are those of the Transformer (arXiv 1706.03762), all sines before all cosines.
 
     Args:
         embed_dim: Width of the tokens.
@@ -421,6 +467,9 @@ class SinCos(nn.Module):
 
 
 def _add_waves(x: Tensor, geometry: Geometry, temperature: float) -> Tensor:
+    if geometry.coordinates.shape[-1] == 1:
+        angles = _line_angles(geometry, x.shape[-1] // 2, temperature)
+        return x + torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype)
     table = build_sincos2d_pos_embed(list(geometry.grid_size), x.shape[-1], temperature, device=x.device)
     return x + (_at_positions(table, geometry) * geometry.is_patch[:, None]).to(x.dtype)
 

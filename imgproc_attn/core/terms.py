@@ -38,7 +38,8 @@ class Distance(NamedTuple):
 class PositionDistance(NamedTuple):
     """Log-weights ``-s |p_i - p_j|^2`` of coordinates. They are 0 if token i or token j has no position.
 
-    Coordinates are whole or half numbers, so that columns of them can be exact.
+    Coordinates are whole or half numbers, so that columns of them can be exact. One axis (D = 1) is a line of up to 4,096
+    tokens (see `imgproc_attn.core.lifting`).
 
     Attributes:
         q: Coordinates of the queries, ``[1 or B, N, D]`` float32. They are 0 for tokens without a position.
@@ -58,7 +59,11 @@ class PositionDistance(NamedTuple):
 
 
 class DenseBias(Protocol):
-    """Log-weights without a factored form. Once computed, they need memory for ``H x N x M`` values."""
+    """Log-weights without a factored form. Once computed, they need memory for ``H x N x M`` values.
+
+    A bias may have a method ``causal_form() -> Terms | None``. It returns columns with the same log-weights for keys up to the
+    query, up to a constant per row, or None if there are none. A causal filter then needs no dense bias.
+    """
 
     def dense(self) -> Tensor:
         """Return the log-weights, ``[1 or B, 1 or H, N, M]``, in the dtype that the filter computes in."""

@@ -320,6 +320,7 @@ def build_block(
     attn_drop: float = 0.0,
     init_values: float | None = None,
     drop_path: float = 0.0,
+    is_causal: bool = False,
     attn_layer: Any = None,
     device=None,
     dtype=None,
@@ -336,7 +337,9 @@ def build_block(
         drop=proj_drop,
         **dd,
     )
-    layer = LayerSpec(depth, dim, num_heads, dim // num_heads, grid_size, attn_drop, qkv_bias, proj_bias, make_mlp, **dd)
+    layer = LayerSpec(
+        depth, dim, num_heads, dim // num_heads, grid_size, attn_drop, qkv_bias, proj_bias, is_causal, make_mlp, **dd
+    )
     qkv, proj = components.projection(layer)
     layer = replace(layer, head_dim=qkv.head_dim)
     attn = FilterAttention(

@@ -14,7 +14,7 @@ from imgproc_attn.core.geometry import grid_geometry
 from imgproc_attn.core.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.core.layer_state import LayerState, next_state
 from imgproc_attn.core.lifting import lift, split_scale, split_value
-from imgproc_attn.core.positions import Alibi2D, Rotary, SpatialGaussian
+from imgproc_attn.core.positions import Alibi, Rotary, SpatialGaussian
 from imgproc_attn.core.residuals import PID, SOS, Bregman, NeuTRENO, Twicing
 from imgproc_attn.core.terms import Terms, product
 
@@ -143,7 +143,7 @@ def _rotary(q, k, v, geometry, previous):
 
 FAMILY = {
     "elliptical": _elliptical,
-    "alibi": _with_positions(Alibi2D(2), _alibi),
+    "alibi": _with_positions(Alibi(2), _alibi),
     "gated spatial Gaussian": _with_positions(
         SpatialGaussian(2, (14, 14), 1.1, gate=0.37),
         lambda geometry, to: 0.37 * spatial_log_weights(geometry, torch.tensor([[1.1]]), to),

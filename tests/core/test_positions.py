@@ -9,7 +9,7 @@ from imgproc_attn.core.filters import SoftmaxFilter
 from imgproc_attn.core.geometry import Geometry, grid_geometry
 from imgproc_attn.core.lifting import lift
 from imgproc_attn.core.positions import (
-    Alibi2D,
+    Alibi,
     RelativeTable,
     Rotary,
     SinCos,
@@ -173,7 +173,7 @@ def test_relative_table_stretches_to_another_grid():
 def test_alibi_is_a_laplace_kernel_of_the_distance():
     grid = (3, 5)
     geometry = grid_geometry(*grid, 1, torch.empty(0))
-    positions = Alibi2D(4, dtype=torch.float64)
+    positions = Alibi(4, dtype=torch.float64)
     slopes = 1 / positions.spatial_bandwidth()
     torch.testing.assert_close(slopes, torch.tensor([2**-2, 2**-4, 2**-6, 2**-8], dtype=torch.float64))
     found = bias(positions, geometry, 4)[0]
@@ -220,7 +220,7 @@ def test_widths_must_be_divisible_by_four(make, message):
         make()
 
 
-@pytest.mark.parametrize("positions", [SpatialGaussian(2, (4, 3), gate=0.0), Alibi2D(2, gate=0.0), RelativeTable(2, (4, 3))])
+@pytest.mark.parametrize("positions", [SpatialGaussian(2, (4, 3), gate=0.0), Alibi(2, gate=0.0), RelativeTable(2, (4, 3))])
 def test_gates_at_zero_weight_all_positions_equally(positions):
     a = weights(positions, grid_geometry(4, 3, 1, torch.empty(0)), 2)
     assert torch.equal(a, torch.full_like(a, 1 / 13))
@@ -235,7 +235,7 @@ def test_gate_of_the_spatial_gaussian_multiplies_its_log_weight(gate, dtype):
     torch.testing.assert_close(weights(positions, geometry, 1, dtype), expected)
 
 
-@pytest.mark.parametrize("make", [lambda: Alibi2D(2, learned=True, learned_gate=True, dtype=torch.float64)])
+@pytest.mark.parametrize("make", [lambda: Alibi(2, learned=True, learned_gate=True, dtype=torch.float64)])
 def test_gradients_of_dense_positions(make):
     positions, geometry = make(), grid_geometry(2, 3, 1, torch.empty(0))
     parameters = tuple(positions.parameters())

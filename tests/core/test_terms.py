@@ -9,7 +9,7 @@ from imgproc_attn.core.geometry import grid_geometry, take_tokens
 from imgproc_attn.core.kernels import DotProduct, Elliptical, GaussianRange
 from imgproc_attn.core.layer_state import LayerState, next_state
 from imgproc_attn.core.lifting import lift
-from imgproc_attn.core.positions import Alibi2D, RelativeTable, Rotary, SpatialGaussian, UntiedPositions
+from imgproc_attn.core.positions import Alibi, RelativeTable, Rotary, SpatialGaussian, UntiedPositions
 from imgproc_attn.core.terms import product
 
 HEADS, WIDTH, GRID, PREFIX = 2, 8, (3, 4), 1
@@ -24,7 +24,7 @@ POSITIONS = {
     "none": lambda: [],
     "spatial gaussian": lambda: [SpatialGaussian(HEADS, GRID, dtype=torch.float64)],
     "per axis": lambda: [SpatialGaussian(HEADS, GRID, per_axis=True, dtype=torch.float64)],
-    "alibi": lambda: [Alibi2D(HEADS, dtype=torch.float64)],
+    "alibi": lambda: [Alibi(HEADS, dtype=torch.float64)],
     "relative table": lambda: [table()],
     "untied": lambda: [UntiedPositions(6, HEADS, WIDTH, dtype=torch.float64)],
     "rotary": lambda: [Rotary(WIDTH)],

@@ -12,7 +12,7 @@ from torch import nn
 from imgproc_attn import bilateral_filter, from_timm
 from imgproc_attn.core.gates import Gate
 from imgproc_attn.core.kernels import Elliptical, GaussianRange
-from imgproc_attn.core.positions import Alibi2D, Rotary, SinCos, SpatialGaussian
+from imgproc_attn.core.positions import Alibi, Rotary, SinCos, SpatialGaussian
 from imgproc_attn.core.residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Twicing
 from imgproc_attn.data import Digits, Images
 from imgproc_attn.evaluation import (
@@ -39,8 +39,8 @@ FLAGS = {
     "spatial_gaussian per_axis": lambda v: SpatialGaussian(2, (4, 4), per_axis=v),
     "spatial_gaussian learned": lambda v: SpatialGaussian(2, (4, 4), learned=v),
     "spatial_gaussian learned_gate": lambda v: SpatialGaussian(2, (4, 4), learned_gate=v),
-    "alibi learned": lambda v: Alibi2D(2, learned=v),
-    "alibi learned_gate": lambda v: Alibi2D(2, learned_gate=v),
+    "alibi learned": lambda v: Alibi(2, learned=v),
+    "alibi learned_gate": lambda v: Alibi(2, learned_gate=v),
     "gate": lambda v: Gate(2, learned=v),
     "twicing": lambda v: Twicing(2, learned=v),
     "neutreno": lambda v: NeuTRENO(2, learned=v),
