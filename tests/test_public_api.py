@@ -13,6 +13,7 @@ PACKAGES = (
     "",
     ".image_filters",
     ".models",
+    ".language",
     ".data",
     ".tasks",
     ".recipe",
