@@ -58,3 +58,9 @@ def test_citation_has_the_version_and_licence():
     assert citation["version"] == imgproc_attn.__version__
     assert citation["license"] == PROJECT["license"]
     assert citation["repository-code"] == PROJECT["urls"]["Source"]
+
+
+def test_no_two_test_files_have_one_name():
+    """Folders of tests are no packages, so pytest imports test files by their names alone."""
+    names = sorted(file.name for file in (ROOT / "tests").rglob("*.py"))
+    assert {name for name in names if names.count(name) > 1} <= {"conftest.py"}
