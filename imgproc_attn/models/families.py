@@ -231,7 +231,7 @@ FAMILIES: Mapping[str, Family] = {
         "CBSA ViT",
         """
         Attention through 64 representatives, contract and broadcast (arXiv 2509.16875), with one step of sparse coding as in
-        `crate`. The published models embed patches by convolutions.
+        `crate`. Widths and depths are the published ones. The published models embed patches by four convolutions.
         """,
         {
             "kernel": "dot_product",
@@ -240,6 +240,7 @@ FAMILIES: Mapping[str, Family] = {
             "filter": "representatives",
             "mlp": "ista",
         },
+        WITH_LARGE,
     ),
 }
 
