@@ -82,9 +82,9 @@ class FilterBlock(nn.Module):
     ) -> tuple[Tensor, LayerState | None]:
         """Return the new tokens ``[B, N, C]`` and the state for the next block.
 
-        Arguments are those of `FilterAttention`, except ``caches``, one per evaluation of the branch: one, and one more per
-        step of the block residual. Each step evaluates the branch again, with the state of earlier blocks. The new state holds
-        the values of the first evaluation.
+        Each step of a block residual evaluates the attention branch again, with the state of earlier blocks. The returned
+        state holds the values of the first of these evaluations. Arguments are those of `FilterAttention`, except ``caches``:
+        one cache for the first evaluation of the branch, and one more per step of the block residual.
         """
         last = self.block_residual.entry(x, state)
         u, handed_on = self.branch(last, geometry, attn_mask, is_causal, state, _entry(caches, 0))

@@ -114,7 +114,7 @@ class DenseFilter(nn.Module):
 
     Use it in these cases:
 
-    - You want to look at A or to hook it.
+    - You want to look at A, or to register a hook on it.
     - Each step of a boosted filter must drop the same weights.
     - The grid has a few dozen tokens. This filter is then faster than `SoftmaxFilter`.
 

@@ -1,4 +1,8 @@
-"""Decoding of images to 8 bits per value. All readers use it, for classification and for segmentation."""
+"""Decoding of images to 8 bits per value. All readers use it, for classification and for segmentation.
+
+A file that cannot be decoded raises one of `CANNOT_READ`. The classes that hold the images decide what follows:
+`imgproc_attn.data.images.Images` (stop, replace or ignore), `imgproc_attn.data.streams` and `imgproc_attn.segmentation.data`.
+"""
 
 import re
 from typing import Any

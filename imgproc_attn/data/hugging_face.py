@@ -103,7 +103,9 @@ def import_datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"hfds/ and hfids/ need the package datasets, got {error}. Run: pip install datasets.") from error
+        raise ValueError(
+            f"The package datasets must be installed for hfds/ and hfids/, got {error}. Run: pip install datasets."
+        ) from error
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     return datasets
 

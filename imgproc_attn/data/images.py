@@ -16,7 +16,7 @@ from .decoding import CANNOT_READ, to_8_bits
 
 __all__ = ["UNREADABLE_LABEL", "Images", "Unreadable", "check_label", "random_subset", "readable"]
 
-UNREADABLE_LABEL = -1  # The label of an image that cannot be read. It is no class, so the image counts nowhere.
+UNREADABLE_LABEL = -1  # The label of an image that cannot be read. It is not a class, so the image is not counted.
 
 
 def random_subset(count: int, wanted: int | None, seed: int) -> list[int] | None:
@@ -184,7 +184,7 @@ class Images(Dataset):
         raise self.none_readable()
 
     def none_readable(self) -> ValueError:
-        """Return the error for a split without a readable image. It gives the reason for the first image."""
+        """Return the error for a split without a readable image. Its message gives the reason for the first image."""
         problem = ""
         try:
             self._open(self.indices[0])

@@ -51,7 +51,7 @@ class NormalizedModel(nn.Module):
             )
         mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in given)
         for name, values in (("mean", mean), ("std", std)):
-            check_statistics(f"NormalizedModel: {name} is ", values)
+            check_statistics(f"NormalizedModel: {name} ", values)
         if min(std, default=1.0) <= 0:
             raise ValueError(
                 f"NormalizedModel: std must be positive, got {tuple(std)}. Give the standard deviations of the data."

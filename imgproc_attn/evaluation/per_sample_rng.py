@@ -17,9 +17,9 @@ def draw_per_sample(
     """Return one draw per image, from a generator seeded with ``(*key, id)``.
 
     Args:
-        images: ``[B, C, H, W]``; the draws have its dtype and device.
+        images: ``[B, C, H, W]``; the random numbers have its dtype and device.
         sample_ids: ``[B]`` ids of the images in their data set. Default: 0 to B - 1.
-        key: Seed and other numbers that separate the draws (restart, step).
+        key: Seed and other numbers that select the random numbers (restart, step).
         sample: Function that draws for one image, from its shape ``(C, H, W)`` and a CPU generator.
 
     Example:

@@ -78,7 +78,7 @@ def build_attacks(
         names: Names in the catalog. With the default catalog also ``ensemble``, which is `strong_ensemble`.
         threats: Threat models.
         num_classes: Number of classes of the model; 0 for tasks without classes.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
         catalog: Attacks by name.
         **settings: Settings for all attacks that have such a field. None keeps the default of the attack.
 

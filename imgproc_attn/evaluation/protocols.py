@@ -47,7 +47,7 @@ def evaluate_clean(
     """
     condition = clean_condition(samples, session.task, name)
     if real and not isinstance(samples, Samples):
-        raise ValueError("ReaL labels belong to files by name, which a stream does not have; give --data folder.")
+        raise ValueError("Images with ReaL labels must be files with names, got a stream. Give --data folder.")
     answers = load_real([samples.name(i) for i in samples.ids.tolist()], real_labels) if real else None
     with session.claimed():
         results = session.run([condition])

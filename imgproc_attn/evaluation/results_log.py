@@ -254,7 +254,7 @@ class ResultsLog:
             ) from error
         if found:
             raise ProtocolMismatchError(
-                f"{file} holds results under another protocol, which cannot be mixed with these: "
+                f"{file} must hold results under the same protocol, got results under another protocol: "
                 + "; ".join(f"{key}: {change}" for key, change in list(found.items())[:5])
                 + ". Give another --output, or start again with --restart.",
                 file,

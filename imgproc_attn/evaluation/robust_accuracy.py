@@ -98,7 +98,7 @@ def benchmark(
         workers: Number of processes that read images.
         device: Device of the model.
         output: Folder for results that can be resumed and that ``imgproc-attn report`` reads. Default: none.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
         verbose: Whether to show progress.
 
     Raises:

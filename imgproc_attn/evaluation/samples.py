@@ -127,7 +127,9 @@ class SampleSet(ABC):
         Raises:
             ValueError: These samples cannot be corrupted.
         """
-        raise ValueError(f"{type(self).__name__} cannot be corrupted while they are read. Use a reader of numbered images.")
+        raise ValueError(
+            f"Samples to corrupt must be known by number, got {type(self).__name__}. Use a reader of numbered images."
+        )
 
 
 class Samples(SampleSet, Dataset):
@@ -211,7 +213,7 @@ class Samples(SampleSet, Dataset):
         except RuntimeError as error:
             if "equal size" not in str(error):
                 raise
-            raise ValueError("Images of different sizes make no batch. Give --batch-size 1.") from error
+            raise ValueError("Images of one batch must have one size, got different sizes. Give --batch-size 1.") from error
 
 
 class TensorSamples(SampleSet):
@@ -324,7 +326,9 @@ class StreamSamples(SampleSet):
 
     def without(self, ids: Tensor) -> "StreamSamples":
         if len(ids):
-            raise ValueError(f"A stream cannot leave out samples, got {len(ids)} ids. Use a reader of numbered images.")
+            raise ValueError(
+                f"The number of samples to leave out of a stream must be 0, got {len(ids)}. Use a reader of numbered images."
+            )
         return self
 
     def random(self, count: int, seed: int) -> "StreamSamples":

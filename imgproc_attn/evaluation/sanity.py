@@ -59,7 +59,7 @@ class AttackProbe:
         images: ``[B, C, H, W]`` images that the model classifies correctly.
         labels: ``[B]`` class indices.
         threat: Threat model.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
         batch_size: Number of images per forward pass.
     """
 
@@ -348,7 +348,7 @@ def sanity_checks(
         labels: ``[B]`` class indices.
         threat: Threat model of the numbers to check; a number is the radius of the L-infinity ball on images in [0, 1]. None
             checks only the outputs, for evaluations without attacks.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
         batch_size: Number of images per forward pass.
 
     Returns:

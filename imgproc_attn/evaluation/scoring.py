@@ -1,4 +1,4 @@
-"""How the answers of a model are scored: the part of a task that evaluations need."""
+"""Scoring of a model's outputs: the part of a task that evaluations need."""
 
 import importlib
 import statistics
@@ -100,7 +100,7 @@ class Scoring(ABC):
         """Check that the task reads data with the reader of that name.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The task does not read data with this reader.
         """
         check_reader(name)
 
@@ -108,13 +108,13 @@ class Scoring(ABC):
         """Open the images of an evaluation.
 
         Args:
-            spec: Which images.
+            spec: Reader, split and number of the images.
             model: The model, whose classes the images must have.
             channels: 1 for gray, 3 for color.
 
         Raises:
-            FileNotFoundError: There are none.
-            ValueError: Their classes are not the model's.
+            FileNotFoundError: There are no images.
+            ValueError: The classes of the images are not those of the model.
         """
         reader = self.open_reader(spec, channels)
         check_trained_classes(getattr(reader, "class_to_idx", None), model, spec)
@@ -129,13 +129,13 @@ class Scoring(ABC):
         """Return the images of a reader that an evaluation asks for.
 
         Raises:
-            ValueError: A stream, which ends where it wants and skips broken images, is to do otherwise.
+            ValueError: A stream has a limit or must stop at broken images. It supports neither.
         """
         if isinstance(reader, StreamedImages):
             if spec.limit is not None or not spec.skip_broken:
                 given = f"limit={spec.limit}, skip_broken={spec.skip_broken}"
                 raise ValueError(
-                    f"{spec.data!r} is a stream, which is read to its end without its broken images, got {given}. Leave out "
+                    f"The stream {spec.data!r} must be read to its end and without its broken images, got {given}. Leave out "
                     "--limit and give --skip-broken."
                 )
             reader.num_classes = num_classes
@@ -239,7 +239,7 @@ class Scoring(ABC):
             model: Maps images in [0, 1] to outputs, in evaluation mode.
             batches: Readable samples.
             attacks: Attacks whose numbers are to be believed; none for the outputs only.
-            seed: Seed of all draws.
+            seed: Seed of all random numbers.
         """
         findings = [finding for images, *_ in batches for finding in check_repeats(model(images), model(images))]
         return SanityReport(["outputs"], sum(len(batch[0]) for batch in batches), findings[:1])
@@ -347,7 +347,7 @@ def find_task(name: str) -> Any:
     """Return the class of the task of that name.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: No task has this name.
 
     Example:
         >>> find_task("classification").metrics[0].title

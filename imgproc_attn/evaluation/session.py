@@ -40,7 +40,7 @@ BATCH_SIZE = 64  # by default
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how an evaluation runs. No result depends on it, except through the rounding of the device.
+    """Device, batch size, processes and output folder of an evaluation. They change results by rounding only.
 
     Attributes:
         device: Device of this process.
@@ -67,9 +67,9 @@ class EvaluationSession:
         model: Maps images in [0, 1] to outputs, in evaluation mode, on the device.
         task: Scores the outputs.
         preprocessing: Preprocessing of the images. Normalization is left to the model.
-        runtime: Where and how it runs.
-        about: What the results are recorded with: label, model, data and so on.
-        protocol: What else results depend on, such as class maps and precision.
+        runtime: Device, batch size, processes and output folder.
+        about: Facts that are recorded with the results: label, model, data and so on.
+        protocol: Settings that results depend on, such as class maps and precision.
         seed: Seed of the samples for the sanity checks.
         progress: Called with a condition's name and the number of samples done. Default: a progress bar.
 
@@ -143,19 +143,20 @@ class EvaluationSession:
         """Open images that fit the model, and record where they come from.
 
         Args:
-            dataset: Which images.
-            streams: Whether a stream will do: for images as they are.
+            dataset: Reader, split and number of the images.
+            streams: Whether a stream is allowed. Only the evaluation of unchanged images can use one.
 
         Raises:
-            FileNotFoundError: There are none.
-            ValueError: Their classes are not the model's; or a stream, which will not do.
+            FileNotFoundError: There are no images.
+            ValueError: The classes of the images are not those of the model, or a stream is not allowed.
         """
         images = self.task.open_dataset(dataset, self.inner, len(self.preprocessing.mean))
         self.about["data"] = {**dataset.record, **self.task.protocol}
         if isinstance(images, StreamedImages):
             if not streams:
                 raise ValueError(
-                    f"{dataset.data!r} gives no images by number, which attacks and corruptions need; use another reader."
+                    f"The data of attacks and corruptions must be images known by number, got the stream {dataset.data!r}. Use "
+                    "another reader."
                 )
             return StreamSamples(images, {"name": dataset.data, "split": dataset.split, **dataset.columns})
         return self.task.samples_of(images)
@@ -168,7 +169,7 @@ class EvaluationSession:
             ValueError: Results are kept in memory.
         """
         if self.runtime.output is None:
-            raise ValueError("This session keeps its results in memory; give a Runtime with an output folder.")
+            raise ValueError("The session must have an output folder, got results in memory. Give Runtime(output=FOLDER).")
         return self.runtime.output
 
     @cached_property

@@ -20,7 +20,7 @@ __all__ = ["Evaluation", "announcing", "as_given", "evaluate"]
 
 @dataclass
 class Evaluation:
-    """Which samples a model classifies correctly, by condition.
+    """Per-sample correctness of a model's predictions, by condition.
 
     Attributes:
         correct: ``{condition: [n] bool}``. ``"clean"`` is always present. Under attack, a sample is correct if the model

@@ -58,12 +58,15 @@ class VariantEvaluation:
         device: Device of the models.
 
     Raises:
-        ValueError: There is no test split of images known by number.
+        ValueError: The recipe has no test split, or its images are a stream.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         if recipe.data.test_split is None or recipe.data.iterates:
-            raise ValueError("A comparison needs data.test_split, from a reader that knows its images by number.")
+            raise ValueError(
+                f"data.test_split of a comparison must be a split of images known by number, got {recipe.data.test_split!r} of "
+                f"{recipe.data.name!r}. Name a test split, or use another reader."
+            )
         self.recipe, self.device, self.task = recipe, torch.device(device), task_of(recipe)
         self.model_preprocessing = _preprocessing(recipe)
         self.preprocessing = self.task.preprocess(self.model_preprocessing)
@@ -130,13 +133,13 @@ class VariantEvaluation:
     def __call__(
         self, model: NormalizedModel, folder: Path, log: Callable[[str], Any], about: Mapping[str, Any]
     ) -> VariantResult:
-        """Evaluate a model. What its folder holds is not computed again, unless weights, images, settings or versions changed.
+        """Evaluate a model. Finished results in its folder are reused unless weights, images, settings or versions changed.
 
         Args:
-            model: Of `wrap`.
+            model: Model, as `wrap` returns it.
             folder: Folder of its run.
             log: Called with the name of each condition when it begins.
-            about: What ``result.json`` says of the model beside its numbers.
+            about: Facts about the model that ``result.json`` records beside its numbers.
         """
         runtime = Runtime(self.device, SINGLE_PROCESS, self.task.batch_limit or 256, self.recipe.data.workers, folder / FOLDER)
         protocol = {**model_hashes(model.model), "options": {}, **self.task.protocol}

@@ -112,7 +112,7 @@ def _check_chain(files: list[Path]) -> None:
     *before, last = map(os.path.realpath, files)
     chain = " -> ".join(map(str, files))
     if last in before:
-        raise ValueError(f"{files[0]}: extends must not lead back to a file, got {chain}. Remove one of these extends.")
+        raise ValueError(f"{files[0]}: extends must not form a cycle, got {chain}. Remove one of these extends.")
     if len(files) > MAX_FILES:
         raise ValueError(f"{files[0]}: extends must lead to at most {MAX_FILES} files, got {chain}. Merge some of them.")
 

@@ -410,7 +410,7 @@ class EvaluationSection(_Section):
         gaussian_blur: Standard deviations of Gaussian blur in pixels.
         worst_case: Radii eps of the worst case over FGSM, PGD, APGD-CE and targeted APGD. A sample counts as robust if no
             attack fools it. Only for classification. For segmentation, read the lowest of PGD, SegPGD and MaskedPGD.
-        worst_case_images: How many of the ``num_perturbed`` images are used for the worst case, drawn at random. Default: all.
+        worst_case_images: Number of the ``num_perturbed`` images that the worst case uses, drawn at random. Default: all.
         apgd_steps: Gradient steps per restart of the two APGD attacks.
         segpgd: Radii eps of SegPGD. Only for segmentation.
         maskedpgd: Radii eps of MaskedPGD, that is PGD on the pixels that are still correct. Only for segmentation.

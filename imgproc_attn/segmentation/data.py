@@ -113,7 +113,7 @@ class LabeledImages(Dataset):
         label = self.lookup[read_label(label_file)]
         _check_sizes(file, pixels.shape[1::-1], label_file, label.shape[::-1])
         if (label == NOT_A_CLASS).any():
-            self._refuse_strange(np.unique(read_label(label_file)), f"{label_file} has")
+            self._refuse_strange(np.unique(read_label(label_file)), f"The values of {label_file}")
         image, mask = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
         return (image, mask) if self.transform is None else self.transform(image, mask)
 
@@ -122,8 +122,8 @@ class LabeledImages(Dataset):
         if strange:
             known, ignored = np.flatnonzero(self.lookup < NOT_A_CLASS), np.flatnonzero(self.lookup == IGNORE_INDEX)
             raise ValueError(
-                f"{where} the values {strange[:5]}, which are none of the {len(self.classes)} classes. Store values from "
-                f"{known.min()} to {known.max()}, or {', '.join(map(str, ignored))} for pixels to ignore."
+                f"{where} must be classes ({known.min()} to {known.max()}) or ignored values ({', '.join(map(str, ignored))}), "
+                f"got {strange[:5]}. Correct the label maps."
             )
 
     def check(self) -> None:
@@ -153,7 +153,7 @@ class LabeledImages(Dataset):
         values: set[int] = set()
         for label_file in (self._files(i)[1] for i in few):
             present = np.unique(read_label(label_file))
-            self._refuse_strange(present, f"{label_file} has")
+            self._refuse_strange(present, f"The values of {label_file}")
             values |= set(present.tolist())
         if (self.lookup[sorted(values)] == IGNORE_INDEX).all():
             raise ValueError(

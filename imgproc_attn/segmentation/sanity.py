@@ -28,7 +28,7 @@ def pixel_checks(model: nn.Module, batches: Batches, attacks: Sequence[PixelAtta
         batches: Batches of images and labels.
         attacks: Attacks whose results are checked. Without attacks, only the outputs are checked.
         side: Side of the central crop that is checked, in pixels. Whole images may take too much memory.
-        seed: Seed of all random draws.
+        seed: Seed of all random numbers.
 
     Returns:
         A report with one finding per known sign of masked gradients; no findings if there is no such sign.
@@ -64,7 +64,7 @@ def check_strength(model: nn.Module, batches: Batches, attacks: Sequence[PixelAt
         model: As in `pixel_checks`.
         batches: Batches of images and labels.
         attacks: Attacks of one threat model.
-        seed: Seed of all random draws.
+        seed: Seed of all random numbers.
 
     Returns:
         One finding if another attack leaves clearly fewer pixels right, else an empty list.

@@ -23,12 +23,12 @@ __all__ = ["Loading", "Task", "register_task", "task_of"]
 
 
 class Loading(NamedTuple):
-    """How a process gets its batches.
+    """Settings of the loaders of one process.
 
     Attributes:
-        preprocessing: Preprocessing of the images, as the model wants them.
+        preprocessing: Preprocessing of the images for the model.
         batch_size: Batch size of this process.
-        workers: Number of processes that read.
+        workers: Number of worker processes that read images.
         device: Device of the batches.
         world: Rank of this process and number of processes.
     """
@@ -72,7 +72,9 @@ class Task(Scoring):
             given = ", ".join(options)
             raise ValueError(f"The task {cls.name} must have no settings but those of its recipe, got {given}. Leave them out.")
         if recipe is None:
-            raise ValueError(f"The task {cls.name} evaluates runs; name the folder of one.")
+            raise ValueError(
+                f"A model of the task {cls.name} must come from a run, got one without a recipe. Name the folder of a run."
+            )
         return cls.from_recipe(recipe)
 
     # data
@@ -131,7 +133,7 @@ def task_of(recipe: Recipe) -> Task:
     """Return the task of a recipe.
 
     Raises:
-        ValueError: There is no task of the name that the recipe gives.
+        ValueError: No task has the name that the recipe gives.
     """
     return find_task(recipe.task).from_recipe(recipe)
 

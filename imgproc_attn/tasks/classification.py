@@ -165,8 +165,8 @@ class ClassificationTask(Task):
             return LabelAttackScorer(attack)
         if not isinstance(attack, Attack) or attack.threat.targeted or attack.restarts > 1:
             raise ValueError(
-                "On normalized tensors, as the papers do it, only single attacks of one start and without targets exist; "
-                "attack images in [0, 1]."
+                f"An attack on normalized tensors must be a single attack with one start and without targets, got {attack}. "
+                "Attack images in [0, 1]."
             )
         return PublishedAttackScorer(attack)
 
@@ -376,7 +376,10 @@ class PublishedAttackScorer(Scorer):
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:
         if not isinstance(model, NormalizedModel):
-            raise ValueError("An attack on normalized tensors needs a NormalizedModel, which says how they are normalized.")
+            raise ValueError(
+                f"The model of an attack on normalized tensors must be a NormalizedModel, got {type(model).__name__}. Wrap it "
+                "in NormalizedModel(model, mean, std)."
+            )
         images = check_batch(model, images, labels)
         inner, normalized = model.model, model.normalize(images)
         own = predict(inner, normalized, labels)

@@ -103,7 +103,7 @@ class SegmentationTask(Task):
         """
         if not isinstance(model, Segmenter):
             raise ValueError(
-                f"A {type(model).__name__} gives no label per pixel, which label maps are for; name a segmenter's run."
+                f"A model for label maps must be a Segmenter, got {type(model).__name__}. Name the run of a segmenter."
             )
         return cls(model.num_classes, **cls.views(recipe, **options))
 
@@ -149,7 +149,7 @@ class SegmentationTask(Task):
     def check_reader(cls, name: str) -> None:
         if name not in LABEL_MAP_READERS:
             raise ValueError(
-                f"The data {name!r} has no label maps, which segmenters need; there are {', '.join(LABEL_MAP_READERS)}."
+                f"The data of a segmenter must have label maps, got {name!r}. Choose one of {', '.join(LABEL_MAP_READERS)}."
             )
 
     def open_splits(self, recipe: Recipe, unreadable: Unreadable, batch_size: int = 1) -> Splits:
@@ -180,7 +180,9 @@ class SegmentationTask(Task):
 
     def open_dataset(self, spec: DatasetSpec, model: Any, channels: int) -> LabeledImages:
         if channels != 3:
-            raise ValueError(f"The model takes {channels} channels, but images with label maps are read in color.")
+            raise ValueError(
+                f"The model must take 3 channels for images with label maps, got {channels}. Choose another model."
+            )
         self.check_reader(spec.data)
         images = LABEL_MAP_READERS[spec.data](spec.root, spec.split)
         check_trained_classes(images.classes, model, spec)
@@ -218,8 +220,8 @@ class SegmentationTask(Task):
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             looked_at = "whole images" if window is None else f"windows of {window}"
             raise ValueError(
-                f"its backbone takes crops of {crop[0]} x {crop[1]}, but evaluation looks at {looked_at}, which it does not "
-                f"take ({error}); train on square crops and set segmentation.window to their side."
+                f"its backbone must take {looked_at} in evaluation, got one for crops of {crop[0]} x {crop[1]} ({error}). "
+                "Train on square crops and set segmentation.window to their side."
             ) from error
 
     def training_task(
@@ -253,7 +255,8 @@ class SegmentationTask(Task):
     def under(self, attack: AnyAttack) -> Scorer:
         if not isinstance(attack, PixelAttack):
             raise ValueError(
-                f"{type(attack).__name__} attacks labels of images; of pixels there are {', '.join(PIXEL_ATTACKS)}."
+                f"An attack on a segmenter must be one of {', '.join(PIXEL_ATTACKS)}, got {type(attack).__name__}. Choose "
+                "one of them."
             )
         return AttackScorer(self.one_view, attack)
 
@@ -343,7 +346,7 @@ class SegmentationTask(Task):
 def _section(recipe: Recipe) -> Any:
     """Return the recipe's section ``segmentation``."""
     if recipe.segmentation is None:
-        raise ValueError("The task segmentation needs a section segmentation in the recipe; add one.")
+        raise ValueError("A recipe of the task segmentation must have a section segmentation, got none. Add one.")
     return recipe.segmentation
 
 
@@ -356,7 +359,10 @@ def _open_split(recipe: Recipe, split: str) -> LabeledImages:
     data = recipe.data
     images = LABEL_MAP_READERS[data.name](data.root, split)
     if len(images.classes) != data.num_classes:
-        raise ValueError(f"data.num_classes is {data.num_classes}, but {data.root} names {len(images.classes)} classes.")
+        raise ValueError(
+            f"data.num_classes must be the number of classes of {data.root}, {len(images.classes)}, got {data.num_classes}. "
+            "Correct data.num_classes."
+        )
     images.check()
     return images
 

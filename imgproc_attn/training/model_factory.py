@@ -178,12 +178,16 @@ def _check_abilities(recipe: Recipe, model: Any) -> None:
         try:
             model.group_matcher()
         except AttributeError as error:
-            raise ValueError("it has no group_matcher, which layer decay needs. Leave out optimizer.layer_decay.") from error
+            raise ValueError(
+                "the model must have a group_matcher for layer decay, got none. Leave out optimizer.layer_decay."
+            ) from error
     if recipe.run.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
-            raise ValueError("it has no gradient checkpointing. Leave out run.grad_checkpointing.") from error
+            raise ValueError(
+                "the model must support gradient checkpointing, got none. Leave out run.grad_checkpointing."
+            ) from error
         model.set_grad_checkpointing(False)
 
 

@@ -56,7 +56,7 @@ def check_statistics(what: str, values: Sequence[float]) -> None:
     """Check a mean or standard deviation, which must be in units of images in [0, 1].
 
     Args:
-        what: Beginning of the message, before the values.
+        what: Beginning of the message, with a space at the end if it is not empty.
         values: One value per channel.
 
     Raises:
@@ -64,4 +64,4 @@ def check_statistics(what: str, values: Sequence[float]) -> None:
     """
     if not all(0 <= value <= 1 for value in values):  # A NaN fails both comparisons.
         shown = [round(float(value), 6) for value in values]
-        raise ValueError(f"{what}{shown}, but images are in [0, 1]: divide mean and std in gray levels by 255.")
+        raise ValueError(f"{what}must be in [0, 1], as the images are, got {shown}. Divide values in gray levels by 255.")

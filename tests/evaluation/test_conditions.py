@@ -33,7 +33,7 @@ def test_the_papers_convention_is_theirs(model, samples):
         [0.000898, 0.000878, 0.000882], rel=1e-3
     )
     assert isinstance(TASK.under(PGD(ThreatModel.normalized(0.1), 20, 0.015)), PublishedAttackScorer)
-    with pytest.raises(ValueError, match="single attacks of one start"):
+    with pytest.raises(ValueError, match="must be a single attack with one start"):
         TASK.under(PGD(ThreatModel.normalized(0.1), restarts=2))
 
 

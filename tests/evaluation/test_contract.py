@@ -239,7 +239,7 @@ GRAY = {
 @pytest.mark.parametrize(("mean", "std"), GRAY.values(), ids=GRAY)
 def test_statistics_in_gray_levels_are_refused(mean, std):
     for kind in (tuple, np.array, torch.tensor):
-        with pytest.raises(ValueError, match="images are in .0, 1.: divide mean and std in gray levels by 255"):
+        with pytest.raises(ValueError, match="must be in .0, 1., as the images are, got .* in gray levels by 255"):
             NormalizedModel(nn.Flatten(), kind(mean), kind(std))
 
 

@@ -119,7 +119,7 @@ def test_targets_and_norms_are_the_threat_models(linear):
     assert result.accuracies["clean"] == 100
     assert result.accuracies["targeted"] == 100
     assert result.largest_perturbation["L2"] == pytest.approx(0.5, rel=1e-4)
-    with pytest.raises(ValueError, match="needs a NormalizedModel"):
+    with pytest.raises(ValueError, match="must be a NormalizedModel, got"):
         evaluate(model, images, labels, {"published": FGSM(ThreatModel.normalized(0.1))})
 
 

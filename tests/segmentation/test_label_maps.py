@@ -74,7 +74,7 @@ def in_colors_of_16_bits(file, height=300, width=451):
         ),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
-            r"has the values \[6, 7\], which are none of the 6 classes. Store values from 0 to 5, or 255 for",
+            r"must be classes \(0 to 5\) or ignored values \(255\), got \[6, 7\]. Correct the label maps.",
         ),
         (
             rewrite(lambda label, file: Image.fromarray(label).convert("P").save(file)),
@@ -133,7 +133,7 @@ def without_labels(root):
         (rewrite(lambda label, file: file.write_bytes(b"none")), "Cannot read .*a.png"),
         (
             rewrite(lambda label, file: Image.fromarray(label + 3).save(file)),
-            r"a\.png has the values \[6, 7\], which are none of",
+            r"a\.png must be classes .*, got \[6, 7\]",
         ),
         (without_labels, r"got only the ignored values \[255\] in 2 label maps"),
     ],
@@ -155,7 +155,11 @@ def test_backbones_of_one_size_are_refused_before_training(tmp_path):
     """Unless evaluation looks at windows of it."""
     changes = ["data.input_size=[3,64,64]", "model.img_size=64", "segmentation.short_side=80"]
     recipe = recipe_of(shapes_folder(tmp_path), *changes)
-    for window, refused in ((None, "evaluation looks at whole images"), (80, "evaluation looks at windows of 80"), (64, "")):
+    for window, refused in (
+        (None, "must take whole images in evaluation"),
+        (80, "must take windows of 80 in evaluation"),
+        (64, ""),
+    ):
         beit = {**recipe.model.model_dump(), "backbone": "beit_base_patch16_224"}
         single = recipe.model_copy(
             update={

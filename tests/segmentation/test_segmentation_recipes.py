@@ -61,7 +61,7 @@ def test_ade20k_recipes_on_real_pictures(name, data_folder, tmp_path):
         ("data.validation_split=val", "The splits validation and test must not share images"),
         ("evaluation.corruptions=[frost 3]", "corruptions must not include frost"),
         ("data.crop_pct=0.9", "segmentation must not have the settings crop_pct"),
-        ("data.num_classes=7", "data.num_classes is 7, but .* names 6 classes"),
+        ("data.num_classes=7", "data.num_classes must be the number of classes of .*, 6, got 7"),
         ("segmentation=null", "got 'labeled' without it"),
         ("data.name=folder", "got 'folder' with it"),
         ("augmentation.mixup=0.2", "segmentation must not have the settings mixup"),
@@ -85,8 +85,16 @@ def test_a_misspelt_backbone():
 @pytest.mark.parametrize(
     ("backbone", "change", "message"),
     [
-        ("pit_ti_224", "run.grad_checkpointing=true", "it has no gradient checkpointing. Leave out run.grad_checkpointing"),
-        ("caformer_s18", "optimizer.layer_decay=0.8", "it has no group_matcher, which .*Leave out optimizer.layer_decay"),
+        (
+            "pit_ti_224",
+            "run.grad_checkpointing=true",
+            "must support gradient checkpointing, got none. Leave out run.grad_checkpointing",
+        ),
+        (
+            "caformer_s18",
+            "optimizer.layer_decay=0.8",
+            "must have a group_matcher for layer decay, got none. Leave out optimizer.layer_decay",
+        ),
     ],
 )
 def test_what_a_backbone_cannot(backbone, change, message):

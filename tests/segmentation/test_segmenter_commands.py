@@ -124,7 +124,10 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
             r"--preset must be one of this model.s \(grid\), got robustbench-linf",
         ),
         (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--space", "normalized"], "must be untargeted"),
-        (["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"], "different sizes make no batch"),
+        (
+            ["attack", "RUN", "--attacks", "fgsm", "--eps", "1/255", "--batch-size", "2"],
+            "must have one size, got different sizes. Give --batch-size 1",
+        ),
         (["evaluate", "RUN", "--window", "32", "--stride", "40"], "The stride must be from 1 to the window, 32, got 40"),
         (["segment", "DATA", "--checkpoint", "RUN", "--stride", "40"], "The stride must be left out without a window, got 40"),
         (["evaluate", "RUN", "--scales", "-1", "0"], "The scales must be one or more positive, finite factors"),
@@ -135,11 +138,11 @@ def test_segment_writes_labels_and_overlays(run, model, tmp_path):
         ),
         (
             ["evaluate", "RUN", "--data", "folder", "--root", "SIX"],
-            "The data .folder. has no label maps, which segmenters need; there are .*labeled",
+            "The data of a segmenter must have label maps, got .folder.. Choose one of .*labeled",
         ),
         (
             ["attack", "RUN", "--data", "folder", "--root", "SIX", "--attacks", "fgsm", "--eps", "1/255"],
-            "The data .folder. has no label maps, which segmenters need; there are .*labeled",
+            "The data of a segmenter must have label maps, got .folder.. Choose one of .*labeled",
         ),
         (["evaluate", "RUN", "num_classes=5", "--checkpoint", "WEIGHTS"], r"decoder\..* \[6\b.*, not \[5\b"),
         (["attack", "RUN", "--root", "OTHER"], "The val split must have 6 classes, got 5"),

@@ -153,7 +153,7 @@ def test_a_file_may_extend_a_recipe_of_the_package_by_name(tmp_path):
         ("''", ValueError, "the path of a recipe, as text, got ''"),
         ("[shared.yaml]", ValueError, r"the path of a recipe, as text, got \['shared.yaml'\]"),
         ("{a: b}", ValueError, "the path of a recipe, as text, got {'a': 'b'}"),
-        ("mine.yaml", ValueError, "extends must not lead back to a file, got .*mine.yaml -> .*mine.yaml. Remove one"),
+        ("mine.yaml", ValueError, "extends must not form a cycle, got .*mine.yaml -> .*mine.yaml. Remove one"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -170,7 +170,7 @@ def test_circles_are_refused(tmp_path):
     (tmp_path / "below").mkdir()
     mine = write(tmp_path, mine="extends: below/../other.yaml\n", other="extends: below/third.yaml\n")
     write(tmp_path / "below", third="extends: ../mine.yaml\n")
-    with pytest.raises(ValueError, match="must not lead back to a file, got .* -> .*third.yaml -> .*mine.yaml. Remove"):
+    with pytest.raises(ValueError, match="must not form a cycle, got .* -> .*third.yaml -> .*mine.yaml. Remove"):
         load_recipe(mine)
 
 

@@ -26,7 +26,7 @@ class AutoAttack(Attack):
     Args:
         threat: Threat model on images in [0, 1], without targets; a number is the radius of the L-infinity ball.
         version: ``standard``, ``plus``, or ``rand`` for models that draw random numbers.
-        seed: Seed of the draws of each batch.
+        seed: Seed of the random numbers of each batch.
 
     Raises:
         ValueError: The package is not installed, the version is unknown, or the threat model is targeted or on normalized

@@ -50,7 +50,7 @@ class Square(Attack):
         queries: Queries of the model per restart and sample.
         share: Share of the image that the first squares cover, in (0, 1].
         restarts: Searches per sample.
-        seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
+        seed: Seed of all random numbers. They depend only on it, the sample's id, the restart and the step.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
@@ -139,7 +139,7 @@ class SPSA(Attack):
         lr: Learning rate of Adam, in the units of the images.
         batch: Maximum number of images per forward pass (at least one pair).
         restarts: Random starting points per sample.
-        seed: Seed of all draws. They depend only on it, the sample's id, the restart and the step.
+        seed: Seed of all random numbers. They depend only on it, the sample's id, the restart and the step.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()

@@ -89,7 +89,7 @@ def apgd_attacks(threat: ThreatModel | float, num_classes: int, steps: int = 100
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
         num_classes: Number of classes of the model.
         steps: Gradient steps per restart of each attack.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
 
     Example:
         >>> list(apgd_attacks(8 / 255, num_classes=10))
@@ -112,7 +112,7 @@ def strong_ensemble(threat: ThreatModel | float, num_classes: int, queries: int 
         threat: Threat model; a number is the radius of the L-infinity ball on images in [0, 1].
         num_classes: Number of classes of the model.
         queries: Queries of Square per sample.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
 
     Example:
         >>> list(strong_ensemble(8 / 255, num_classes=10).attacks)

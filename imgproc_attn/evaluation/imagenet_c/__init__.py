@@ -30,7 +30,7 @@ class ImageNetC:
     Args:
         name: One of `COMMON` or `EXTRA`.
         severity: 1 to 5.
-        seed: Seed of all draws. They depend only on it, the name, the severity and the sample's id.
+        seed: Seed of all random numbers. They depend only on it, the name, the severity and the sample's id.
         frost_folder: Folder of the photographs that ``frost`` adds (see `imgproc_attn.evaluation.imagenet_c.weather.frost`).
 
     Raises:
@@ -108,7 +108,7 @@ def corrupt(name: str, x: ImageArray, severity: int, rng: Generator, frost_folde
         name: Name of the corruption.
         x: ``[H, W, 3]`` image in [0, 1].
         severity: 1 to 5.
-        rng: Generator of all draws.
+        rng: Source of all random numbers.
         frost_folder: Folder of the photographs that ``frost`` adds.
     """
     corruption = getattr(import_module(f".{CORRUPTIONS[name]}", __name__), name)
