@@ -61,11 +61,11 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "image_scrapers": ("matplotlib", "figures.scrape_figures"),
-    "min_reported_time": 30,
     "capture_repr": (),
     "show_memory": False,
     "download_all_examples": False,
     "backreferences_dir": "auto_gallery/backreferences",
+    "write_computation_times": False,  # Their page loads scripts from the internet.
     "doc_module": ("imgproc_attn",),
     "inspect_global_variables": True,
     "remove_config_comments": True,
