@@ -10,8 +10,8 @@ from reference import errors, filter_values, sharpened, spatial_log_weights, squ
 
 from imgproc_attn.cli import main
 from imgproc_attn.core.filters import SoftmaxFilter
-from imgproc_attn.core.geometry import grid_geometry
-from imgproc_attn.core.kernels import GaussianRange
+from imgproc_attn.core.geometry import grid_geometry, line_geometry
+from imgproc_attn.core.kernels import DotProduct, GaussianRange
 from imgproc_attn.core.positions import SpatialGaussian
 from imgproc_attn.core.terms import product
 from imgproc_attn.data import SINGLE_PROCESS
@@ -53,6 +53,25 @@ def test_error_rule(dtype, prefix):
             fused = SoftmaxFilter()
             result = fused(product(positions(geometry, geometry, v), kernel(q, k))).apply(v)
             assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1], (grid, h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("h", [0.5, 1.5, 10.0, 1000.0])
+@torch.no_grad()
+def test_error_rule_on_a_line(dtype, h):
+    """Columns of 4,096 causal tokens are exact if the products of float32 columns are summed in order."""
+    line = line_geometry(4096, torch.empty(0, device="cuda"))
+    q, k, v = torch.randn(3, 1, 1, 4096, 64, device="cuda").to(dtype)
+    kernel, positions = DotProduct(64), SpatialGaussian(1, (1, 4096), h, device="cuda")
+    p = torch.arange(4096, device="cuda")
+
+    def log_weights(to):
+        apart = (p[:, None] - p).to(to) / positions.spatial_bandwidths["spatial_bandwidth"]().to(to)
+        return (q.to(to) @ k.to(to).mT / 8 - apart.square()).masked_fill(p[:, None] < p, -torch.inf)
+
+    exact, plain = filter_values(log_weights(torch.float64), v.double()), filter_values(log_weights(torch.float32), v)
+    result = SoftmaxFilter()(product(positions(line, line, v), kernel(q, k, True)), is_causal=True).apply(v)
+    assert errors(result, exact)[1] <= 2 * errors(plain, exact)[1]
 
 
 @pytest.mark.parametrize("name", [f"test_{family}" for family in FAMILIES])

@@ -14,7 +14,8 @@ hardware with another order of summation, the error is that of the large numbers
 `_line_columns` splits coordinates, squares and scale into parts of few bits. The products of all parts are ordered such that
 large ones cancel before small ones are added, and every partial sum near the diagonal is a floating-point number. In half
 precision, these terms and all others are computed in float32. On hardware with another order of summation, the error is 1e-7 of
-``p^2 / h^2``, with p counted from the first query. The gradient of a bandwidth has this error too, but it is unbiased.
+``p^2 / h^2``, with p counted from the first query. The gradient of a bandwidth is a difference of large sums, with rounding
+errors of both signs: at 1,024 tokens they are 5 % of one sample's gradient for h = 1.5, and 0.2 % for h = 12.
 
 **Half precision.** Columns of norms or scaled coordinates are split into three parts (high, middle, low). Their sum has the 24
 bits of a float32, and products accumulate in float32. Keys are not centered, so they are not rounded. This is correct, because

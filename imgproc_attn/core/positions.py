@@ -98,7 +98,7 @@ class SpatialGaussian(nn.Module):
 
         Raises:
             ValueError: In float16, a column would overflow, because the grid is too large for the floor; or a line is longer
-                than 4,096 tokens or meets ``per_axis=True``.
+                than 4,096 tokens, meets ``per_axis=True``, or is on a GPU that rounds float32 products to TF32.
         """
         bandwidths = torch.stack([bandwidth() for bandwidth in self.spatial_bandwidths.values()], dim=-1)
         scale = self.gate(bandwidths.pow(-2)[:, None])
@@ -107,7 +107,7 @@ class SpatialGaussian(nn.Module):
 
 def _position_distance(query: Geometry, key: Geometry, scale: Tensor, floor: float, like: Tensor) -> PositionDistance:
     if key.coordinates.shape[-1] == 1:
-        _check_line(key.grid_size[1], scale.shape[-1])
+        _check_line(key.grid_size[1], scale.shape[-1], like.device.type)
     elif like.dtype == torch.float16:
         _check_float16(key.grid_size, floor)
     return PositionDistance(query.coordinates, key.coordinates, _has_position(query), _has_position(key), scale, like)
@@ -117,7 +117,12 @@ def _has_position(geometry: Geometry) -> Tensor | None:
     return geometry.is_patch if geometry.num_prefix_tokens > 0 else None
 
 
-def _check_line(longest: int, axes: int) -> None:
+def _check_line(longest: int, axes: int, device_type: str) -> None:
+    if device_type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError(
+            "spatial_gaussian: products on a line must be those of float32, got TF32. Call "
+            "torch.set_float32_matmul_precision('highest')."
+        )
     if longest > LONGEST_LINE:
         raise ValueError(
             f"spatial_gaussian: a line must have at most {LONGEST_LINE} tokens, where its sums are exact, got {longest}. Use "

@@ -10,7 +10,7 @@ from imgproc_attn.core.filters import SoftmaxFilter
 from imgproc_attn.core.geometry import grid_geometry, line_geometry, take_tokens
 from imgproc_attn.core.kernels import DotProduct
 from imgproc_attn.core.lifting import lift
-from imgproc_attn.core.positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
+from imgproc_attn.core.positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions, _check_line
 from imgproc_attn.core.relative_buckets import RelativeBuckets
 from imgproc_attn.core.terms import Terms, product
 
@@ -119,6 +119,17 @@ def test_too_long_a_line_and_two_axes_are_refused():
     line = line_geometry(8, EMPTY)
     with pytest.raises(ValueError, match="per_axis must be False on a line"):
         SpatialGaussian(2, (1, 8), per_axis=True)(line, line, EMPTY)
+
+
+def test_rounded_products_are_refused_on_gpus():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.raises(ValueError, match=r"must be those of float32, got TF32\. Call torch\.set_float32_matmul_precision"):
+            _check_line(64, 1, "cuda")
+        _check_line(64, 1, "cpu")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("start", [0, 39, 35])
