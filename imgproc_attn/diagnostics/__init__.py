@@ -1,6 +1,6 @@
 """Diagnostics of filter models: bandwidths, saturation, spectra, over-smoothing, coding rates, and figures."""
 
-from .bandwidths import SATURATED_SHARE, bandwidths, saturation
+from .bandwidths import bandwidths
 from .denoising_theorem import (
     PUBLISHED_RATIOS,
     THEOREM_CASES,
@@ -34,6 +34,7 @@ from .operators import (
     score_shares,
     spectrum,
 )
+from .saturation import SATURATED_SHARE, saturation
 from .subspaces import Mixture, coding_rate, low_rank_mixture, nonzero_share, signal_to_noise, subspace_coding_rate
 
 __all__ = [

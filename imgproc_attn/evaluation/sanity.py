@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ..diagnostics import SATURATED_SHARE, saturation
-from ..diagnostics.bandwidths import saturable_layers
+from ..diagnostics.saturation import saturable_layers
 from ..models import FilterVisionTransformer, from_timm
 from .attacks import FGSM, PGD, Attack, Square, is_correct
 from .bpda import widened, with_wider_gradients

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..diagnostics import SATURATED_SHARE, saturation
-from ..diagnostics.bandwidths import saturable_layers
+from ..diagnostics.saturation import saturable_layers
 from ..models import FilterVisionTransformer
 from ..segmentation import Segmenter
 
