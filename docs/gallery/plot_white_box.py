@@ -3,14 +3,15 @@ Look inside an attention-only model
 ===================================
 
 An attention-only transformer is derived as a denoiser: each layer moves tokens towards low-dimensional subspaces. This example
-runs the theorem behind it. Then it measures a small trained model layer by layer.
+first checks the theorem behind it on random tokens. Then it measures each layer of a small trained model.
 """
 
 # %%
 # Run the theorem
 # ---------------
-# Tokens come from a mixture of noisy low-rank Gaussians. A layer knows the subspaces. With a thresholded softmax, each layer
-# multiplies the signal-to-noise ratio by ``1 + step * tau`` (AoT, `arXiv 2506.03790 <https://arxiv.org/abs/2506.03790>`_).
+# Tokens come from a mixture of noisy low-rank Gaussians. The layers use the true subspaces. With a thresholded softmax, each
+# layer multiplies the signal-to-noise ratio by ``1 + step * tau`` (AoT, `arXiv 2506.03790
+# <https://arxiv.org/abs/2506.03790>`_).
 # The command ``imgproc-attn theorem`` does the same with more settings.
 
 import tempfile
@@ -42,10 +43,10 @@ diagnostics.draw_denoising(ratios, 1 + step * tau, axes)
 plt.show()
 
 # %%
-# The law holds with the threshold **and** the factor ``1 / sqrt(p)`` on the scores. Without this factor, the amplified tokens
-# soon attract the attention of the noise, and the ratio falls. The plain softmax also falls in the end. Models compute the
-# branch from normalized tokens. This makes the growth arithmetic: a constant sum per layer. The published figure shows this law
-# too.
+# The law holds with the threshold **and** the factor ``1 / sqrt(p)`` on the scores, where p is the dimension of a subspace.
+# Without this factor, the noise parts of the tokens soon attend to the amplified tokens, and the ratio falls. With the plain
+# softmax, the ratio also falls in the end. Models compute the branch from normalized tokens. This makes the growth
+# arithmetic: a constant increment per layer. The published figure follows this law too.
 
 for noise, cases in ratios.items():
     for name, values in cases.items():
@@ -55,7 +56,7 @@ for noise, cases in ratios.items():
 # %%
 # Train a small model
 # -------------------
-# The digits of scikit-learn, an attention-only model of shared subspaces with twicing, eight layers.
+# The model has eight attention-only layers with shared subspaces and twicing. It trains on the digits of scikit-learn.
 
 short = ["schedule.epochs=12", "schedule.warmup_epochs=2"]
 variant = "comparison.variants.mine={name: aot_mssa_vit_tiny, residual: twicing, depth: 8}"
@@ -71,13 +72,12 @@ print(f"{result['parameters']:,} parameters, test accuracy {result['test']['accu
 # Measure every layer
 # -------------------
 # Cosine similarity near 1 and an effective rank near 1 mean over-smoothing. The coding rate is the length of a code for the
-# tokens. The subspace coding rate is that of codes in the layer's subspaces. Attention is derived as a step that lowers
-# it. Here, it grows with depth, trained or not.
+# tokens. The subspace coding rate is the length of codes for the projections of the tokens onto the layer's subspaces.
+# Attention is derived as a step that lowers it. In this model, it grows with depth, before and after training.
 
 pixels = torch.from_numpy(load_digits().images[:64]).float()[:, None] / 16
 mean, std = trained.pretrained_cfg["mean"][0], trained.pretrained_cfg["std"][0]
 images = (pixels - mean) / std
-models = {"untrained": untrained, "trained": trained}
 models = {"untrained": untrained, "trained": trained}
 measures = {name: diagnostics.measure_layers(model, images) for name, model in models.items()}
 for values in measures.values():
@@ -89,9 +89,9 @@ plt.show()
 # %%
 # Spectrum and gains
 # ------------------
-# Twicing raises each eigenvalue a to ``1 - (1 - a)^2``, so the filter removes less. With noisy images, alpha and beta say by
-# how much a filter shrinks the signal and the noise. Where alpha is larger, the residual connection raises the signal-to-noise
-# ratio.
+# Twicing raises each eigenvalue a to ``1 - (1 - a)^2``, so the filter removes less. On noisy images, alpha is the
+# factor by which a filter shrinks the signal, and beta the factor for the noise. Where alpha is larger than beta, the residual
+# connection raises the signal-to-noise ratio.
 
 plain, boosted = diagnostics.spectrum(trained, images, layer=4)
 noisy = (pixels + 0.2 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)) - mean) / std

@@ -1,5 +1,7 @@
 """Kernels on features: the similarity of two tokens, independent of their positions.
 
+Kernels that depend on places, such as one that sees only its own row of patches, are in `imgproc_attn.core.positions`.
+
 A kernel maps queries and keys ``[B, H, N, d]`` to `Terms`. A kernel that sets ``needs_state = True`` also gets the values of
 its layer and the state of earlier layers: ``(q, k, is_causal, v, state)``. A kernel that sets ``sees_all = True`` computes its
 weights from all tokens, so it cannot be used with a mask.

@@ -1,7 +1,7 @@
 """Decoding of images to 8 bits per value. All readers use it, for classification and for segmentation.
 
-A file that cannot be decoded raises one of `CANNOT_READ`. The classes that hold the images decide what follows:
-`imgproc_attn.data.images.Images` (stop, replace or ignore), `imgproc_attn.data.streams` and `imgproc_attn.segmentation.data`.
+Pillow raises one of `CANNOT_READ` for a file that cannot be read. `imgproc_attn.data.images.Images` then stops, or replaces or
+ignores the image. Images with label maps (`imgproc_attn.segmentation.data`) always stop. Streams leave out such images.
 """
 
 import re

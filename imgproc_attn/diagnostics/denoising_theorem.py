@@ -42,7 +42,7 @@ class DenoisingCase:
     Attributes:
         threshold: Threshold the softmax at tau, as the theorem does. Otherwise the softmax is used as it is.
         temperature: Multiply scores by ``1 / sqrt(p)``. The theorem has no such factor.
-        norm: Compute the branch from tokens with a layer norm, ``Z + f(norm(Z))``, as models do.
+        norm: Compute the branch from layer-normalized tokens, ``Z + f(norm(Z))``, as models do.
     """
 
     threshold: bool = True
@@ -75,6 +75,11 @@ def theorem_layer(bases: Tensor, case: DenoisingCase, step: float, tau: float) -
         case: Form of the layer.
         step: Step size eta.
         tau: Threshold.
+
+    Example:
+        >>> layer = theorem_layer(torch.eye(4).unflatten(1, (2, 2)).transpose(0, 1), DenoisingCase(), step=0.1, tau=0.55)
+        >>> layer.mlp is None
+        True
     """
     heads, width, dim = bases.shape
     subspaces = SharedSubspaces(width, heads, dim, dtype=torch.float64)
@@ -145,14 +150,14 @@ def largest_tau(num_tokens: int, subspace_dim: int) -> float:
 
 
 class Growth(NamedTuple):
-    """Growth of the signal-to-noise ratio over the layers, beside two laws through its first and its last value.
+    """Growth of the signal-to-noise ratio over the layers, and its distance to two laws through its first and last value.
 
     Attributes:
         smallest: Smallest factor from one layer to the next.
         largest: Largest factor from one layer to the next.
         geometric: Largest relative distance to the geometric law, a constant factor per layer.
-        arithmetic: Largest relative distance to the arithmetic law, a constant sum per layer.
-        increment: The constant sum per layer of the arithmetic law.
+        arithmetic: Largest relative distance to the arithmetic law, a constant increment per layer.
+        increment: Increment per layer of the arithmetic law.
     """
 
     smallest: float
@@ -163,7 +168,10 @@ class Growth(NamedTuple):
 
     @property
     def law(self) -> str:
-        """Name of the nearer law if it is at most 2 % away, else ``"neither"``. ``"no growth"`` if all factors are near 1."""
+        """Name of the nearer law if all ratios are within 2 % of it, else ``"neither"``.
+
+        It is ``"no growth"`` if all factors are within 0.01 of 1.
+        """
         if max(abs(self.smallest - 1), abs(self.largest - 1)) < 0.01:
             return "no growth"
         if min(self.geometric, self.arithmetic) > 0.02:
@@ -177,6 +185,9 @@ def growth(ratios: Sequence[float]) -> Growth:
     Args:
         ratios: Ratio after 0, 1, ... layers, at least three.
 
+    Returns:
+        Factors per layer, and the distance to both laws.
+
     Raises:
         ValueError: There are fewer than three ratios.
 
@@ -185,7 +196,7 @@ def growth(ratios: Sequence[float]) -> Growth:
         ('geometric', 'arithmetic', 'neither')
     """
     if len(ratios) < 3:
-        raise ValueError(f"ratios must be at least 3, got {len(ratios)}. Run at least 2 layers.")
+        raise ValueError(f"The number of ratios must be at least 3, got {len(ratios)}. Run at least 2 layers.")
     y = np.asarray(ratios, dtype=float)
     factors = y[1:] / y[:-1]
     laws = np.geomspace(y[0], y[-1], len(y)), np.linspace(y[0], y[-1], len(y))
@@ -199,8 +210,8 @@ def draw_denoising(
 ) -> tuple[Figure, np.ndarray]:
     """Draw the signal-to-noise ratio against the layer: one panel per noise, and one for the published figure.
 
-    A dashed line shows the law of the theorem, a constant factor per layer, from the first value on. The last panel shows the
-    published values with a geometric and an arithmetic law through their ends.
+    A dashed line shows the law of the theorem, a constant factor per layer, starting at the first value. The last panel shows
+    the published values with a geometric and an arithmetic law through their ends.
 
     Args:
         by_noise: ``{noise: {case: [ratio per layer]}}``, as means over the classes, see `denoise`.

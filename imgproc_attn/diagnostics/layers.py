@@ -38,7 +38,7 @@ def token_similarity(tokens: Tensor) -> Tensor:
     """
     count = tokens.shape[-2]
     if count < 2:
-        raise ValueError(f"tokens must be at least 2, got {count}. Give tokens [..., N, C].")
+        raise ValueError(f"The number of tokens must be at least 2, got {count}. Give tokens [..., N, C].")
     directions = F.normalize(tokens.double(), dim=-1)
     return (directions.sum(dim=-2).square().sum(dim=-1) - count) / (count * (count - 1))
 
@@ -65,9 +65,11 @@ def effective_rank(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _record(model: VisionTransformer, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the input of the first block and the output of each block; and the tokens after each attention half."""
+    """Return the tokens before the first block and after each block, and the tokens after each attention half."""
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"model must be a vision transformer of timm, got {type(model).__name__}. Unwrap it.")
+        raise ValueError(
+            f"model must be a vision transformer of timm, got {type(model).__name__}. Give the model without its wrapper."
+        )
     blocks: list[Any] = list(model.blocks)
     entering: list[Tensor] = []
     leaving: list[Tensor] = []
@@ -105,7 +107,7 @@ def layer_tokens(model: VisionTransformer, images: Tensor) -> list[Tensor]:
         One tensor ``[B, N, C]`` for the input, and one per block. Class and register tokens are left out.
 
     Raises:
-        ValueError: The model is no vision transformer of timm.
+        ValueError: The model is not a vision transformer of timm.
 
     Example:
         >>> import timm
@@ -126,13 +128,13 @@ def measure_layers(model: VisionTransformer, images: Tensor, eps: float = 0.5) -
         eps: Allowed error of the coding rates, in units of the tokens.
 
     Returns:
-        ``{measure: {number of blocks: value}}``. ``cosine similarity``, ``effective rank``, ``coding rate`` and ``non-zero
-        entries`` are those of the tokens after this number of blocks, from 0 on. ``subspace coding rate`` is that of the
-        tokens after the attention of the last of these blocks, in the subspaces of this block. Only models with
+        ``{measure: {number of blocks n: value}}``. ``cosine similarity``, ``effective rank``, ``coding rate`` and ``non-zero
+        entries`` measure the tokens after n blocks, for n from 0 on. ``subspace coding rate`` measures the tokens after the
+        attention half of block number n, in the subspaces of this block, for n from 1 on. Only models with
         ``projection="subspaces"`` have it.
 
     Raises:
-        ValueError: The model is no vision transformer of timm, or ``eps`` is not positive and finite.
+        ValueError: The model is not a vision transformer of timm, or ``eps`` is not positive and finite.
 
     Example:
         >>> import timm

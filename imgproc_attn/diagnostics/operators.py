@@ -34,7 +34,7 @@ class Spectrum(NamedTuple):
     """Eigenvalues of the filters of one layer.
 
     Attributes:
-        plain: Eigenvalues of A, ``[B, H, N]`` complex128, by falling modulus.
+        plain: Eigenvalues of A, ``[B, H, N]`` complex128, sorted by falling modulus.
         boosted: Eigenvalues of the boosted filter, in the same form. Equal to ``plain`` without boosting.
     """
 
@@ -88,7 +88,7 @@ def _inputs(model: FilterVisionTransformer) -> Iterator[dict[int, tuple[Any, ...
 
 
 def boost(attn: FilterAttention, weights: Tensor, v: Tensor) -> Tensor:
-    """Return the boosted filter of ``v`` as a linear map: references that do not depend on v count as zero."""
+    """Apply the boosted filter to ``v``. References to earlier layers are set to zero, so the map is linear in ``v``."""
     zero = torch.zeros_like(v)
     state = LayerState(first=zero, previous=zero, drift=zero)
     boosted: Tensor = attn.residual(lambda x: weights.to(x.dtype) @ x, v, state)
@@ -102,13 +102,16 @@ def spectrum(model: FilterVisionTransformer, images: Tensor, layer: int) -> Spec
     A filter keeps an eigenvector with eigenvalue 1 and removes one with eigenvalue 0. Boosting moves the eigenvalues: twicing
     turns a into ``1 - (1 - a)^2`` (Milanfar 2013, arXiv 2503.00687). A is not symmetric in general, so eigenvalues are complex.
 
-    For ``neutreno`` and ``pid``, the boosted filter is the linear map of the layer's own values, with those of earlier layers
-    left out.
+    The rules ``neutreno`` and ``pid`` refer to values of earlier layers. These are set to zero, so the boosted filter is a
+    linear map of the layer's own values.
 
     Args:
         model: Model in eval mode.
         images: ``[B, C, H, W]``, normalized as the model expects.
-        layer: Index of the block. A negative one counts from the end.
+        layer: Index of the block. A negative index counts from the end.
+
+    Returns:
+        Eigenvalues ``[B, H, N]`` of A and of the boosted filter, sorted by falling modulus.
 
     Raises:
         ValueError: The model does not have the layer, or its filter has no dense weights.
@@ -134,7 +137,7 @@ def _eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def draw_spectra(spectra: Mapping[str, Tensor], axes: Any = None) -> tuple[Figure, np.ndarray]:
-    """Draw the moduli of eigenvalues by falling size: the mean over images and heads, and bands of their range.
+    """Draw the moduli of eigenvalues by falling size. Lines are means over images and heads, bands are their range.
 
     Args:
         spectra: ``{label: eigenvalues [B, H, N]}``, see `spectrum`.
@@ -168,13 +171,13 @@ def filter_gains(model: FilterVisionTransformer, clean: Tensor, noisy: Tensor, b
     A of the noisy images, ``alpha = |A u| / |u|`` and ``beta = |A n| / |n|``. If the filter removes more noise than signal,
     a residual connection raises the signal-to-noise ratio (arXiv 2506.10371, proposition III.1).
 
-    The noise of deeper layers is the difference that the noise of the images has made, so it depends on the image.
+    The noise n of deeper layers is the change of the values that the noise of the images causes, so it depends on the image.
 
     Args:
         model: Model in eval mode.
         clean: Images ``[B, C, H, W]``, normalized as the model expects.
         noisy: The same images with noise.
-        boosted: Use the filter with its boosting in place of A. See `spectrum` for rules with a reference.
+        boosted: Use the boosted filter in place of A. See `spectrum` for rules that refer to earlier layers.
 
     Returns:
         alpha and beta per layer and head, over all images and tokens.
@@ -190,9 +193,11 @@ def filter_gains(model: FilterVisionTransformer, clean: Tensor, noisy: Tensor, b
         (6, 2)
     """
     if clean.shape != noisy.shape:
-        raise ValueError(f"noisy must have the shape of clean, {list(clean.shape)}, got {list(noisy.shape)}. Give both alike.")
+        raise ValueError(
+            f"noisy must have the shape of clean, {list(clean.shape)}, got {list(noisy.shape)}. Give images of one shape."
+        )
     if torch.equal(clean, noisy):
-        raise ValueError("noisy must differ from clean, got equal images. Add noise, as clean + 0.1 * torch.randn_like(clean).")
+        raise ValueError("noisy must differ from clean, got equal images. Add noise: clean + 0.1 * torch.randn_like(clean).")
     signals = []
     with _inputs(model) as recorded:
         model.forward_features(clean)
@@ -217,7 +222,9 @@ def _gain(attn: FilterAttention, weights: Tensor, v: Tensor, boosted: bool) -> T
 
 
 def draw_gains(by_model: Mapping[str, Gains], axes: Any = None) -> tuple[Figure, np.ndarray]:
-    """Draw the gains of signal and noise against the layer, with one panel per model. Bands are the range over heads.
+    """Draw the gains of signal and noise against the layer, with one panel per model.
+
+    Lines are means over heads, bands are their range.
 
     Args:
         by_model: ``{model: gains}``, see `filter_gains`.
@@ -254,15 +261,19 @@ def score_shares(model: FilterVisionTransformer, images: Tensor) -> ScoreShares:
     number of tokens N (arXiv 2506.10371, theorem III.2: order sqrt(N) in the weights).
 
     The share of a term is its covariance with the score over the keys of a query, divided by the variance of the score, as a
-    mean over images and queries weighted by the variance. A share can be negative. The mean and the variance of the layer norm
-    are those of the sum. Its bias and that of the projection count as content. Later layers have no such split.
+    mean over images and queries weighted by the variance. A share can be negative. The layer norm uses the mean and the
+    variance of the sum. Its bias and the bias of the projection count as content. In later layers, tokens are not such a sum.
 
     Args:
         model: Model in eval mode whose first layer has the kernel ``"dot_product"``, added positions and a layer norm.
         images: ``[B, C, H, W]``, normalized as the model expects.
 
+    Returns:
+        Shares of the first layer, ``[H]`` each.
+
     Raises:
-        ValueError: The model has other parts.
+        ValueError: The first layer has another kernel or norm, normalizes or rotates queries and keys, or the model adds no
+            positions to the tokens.
 
     Example:
         >>> import timm
@@ -283,7 +294,7 @@ def score_shares(model: FilterVisionTransformer, images: Tensor) -> ScoreShares:
                 f"model must have {keyword} to split its scores, got {type(part).__name__}. Measure another model."
             )
     if len(attn.rotations) > 0:
-        raise ValueError("model must have no 'rotary' positions to split its scores, got some. Measure another model.")
+        raise ValueError("model must not have 'rotary' positions to split its scores, got some. Measure another model.")
     tokens, _ = model._embed(images)
     content = model._prepend_prefix(model.patch_embed(images).flatten(1, -2))
     if torch.equal(tokens, content):
@@ -299,13 +310,13 @@ def score_shares(model: FilterVisionTransformer, images: Tensor) -> ScoreShares:
 
 
 def _normalize(norm: nn.LayerNorm, variance: Tensor, part: Tensor) -> Tensor:
-    """Return a part of the tokens under the layer norm of all parts, which has the given variance, without its bias."""
+    """Apply the layer norm, without its bias, to one part of the tokens. ``variance`` is that of the sum of the parts."""
     centered = part - part.mean(dim=-1, keepdim=True)
     return centered * (variance + norm.eps).rsqrt() * norm.weight
 
 
 def _split(qkv: nn.Module, content: Tensor, position: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return queries and keys of content, with the bias of the projection, and of positions, without it, in float64."""
+    """Return queries and keys of content and of position, in float64. The bias of the projection belongs to the content."""
     constant = [x.double() for x in qkv(torch.zeros_like(position))[:2]]
     qe, ke = (x.double() for x in qkv(content)[:2])
     qp, kp = (x.double() - c for x, c in zip(qkv(position)[:2], constant))
@@ -313,7 +324,7 @@ def _split(qkv: nn.Module, content: Tensor, position: Tensor) -> list[tuple[Tens
 
 
 def draw_score_shares(by_tokens: Mapping[int, ScoreShares], axes: Any = None) -> tuple[Figure, np.ndarray]:
-    """Draw the shares of the score variance against the number of tokens: the mean over heads, and bands of their range.
+    """Draw the shares of the score variance against the number of tokens. Lines are means over heads, bands their range.
 
     Args:
         by_tokens: ``{number of tokens: shares}``, see `score_shares`.

@@ -1,4 +1,4 @@
-"""Measures of tokens and subspaces that white-box transformers are derived from: signal-to-noise ratio, coding rates, sparsity.
+"""Quantities from which white-box transformers are derived: signal-to-noise ratio, coding rates and sparsity of tokens.
 
 Tokens are rows here, ``[..., N, C]``. The papers write them as columns.
 """
@@ -49,6 +49,9 @@ def low_rank_mixture(
         embed_dim: Width C of the tokens, at least ``K p``. Default: ``K p``.
         generator: Source of random numbers. Default: torch's.
 
+    Returns:
+        ``K * tokens_per_subspace`` tokens, sorted by subspace, with their labels and the bases of the subspaces.
+
     Raises:
         TypeError: A number is not whole.
         ValueError: A number is too small, or ``noise`` is negative or not finite.
@@ -66,7 +69,7 @@ def low_rank_mixture(
         if check_whole(name, value) < least:
             raise ValueError(f"{name} must be at least {least}, got {value}. Give a larger number.")
     if not 0 <= check_number("noise", noise) < float("inf"):
-        raise ValueError(f"noise must be at least 0 and finite, got {noise}. Give a number, as 0.2.")
+        raise ValueError(f"noise must be at least 0 and finite, got {noise}. Give a number such as 0.2.")
     needed = num_subspaces * subspace_dim
     width = needed if embed_dim is None else check_whole("embed_dim", embed_dim)
     if width < needed:
@@ -114,10 +117,10 @@ def signal_to_noise(tokens: Tensor, labels: Tensor, bases: Tensor) -> Tensor:
 def _rate(tokens: Tensor, eps: float) -> Tensor:
     """Return ``1/2 logdet(I + C / (N eps^2) Z^T Z)`` of tokens Z ``[..., N, C]`` in float64, ``[...]``."""
     if not 0 < check_number("eps", eps) < float("inf"):
-        raise ValueError(f"eps must be positive and finite, got {eps}. Give a number, as 0.5.")
+        raise ValueError(f"eps must be positive and finite, got {eps}. Give a number such as 0.5.")
     z = tokens.double()
     count, width = z.shape[-2:]
-    gram = z.mT @ z if width <= count else z @ z.mT  # Both have the same determinant here.
+    gram = z.mT @ z if width <= count else z @ z.mT  # I + a Z^T Z and I + a Z Z^T have the same determinant.
     eye = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
     return 0.5 * torch.linalg.slogdet(eye + width / (count * eps**2) * gram).logabsdet
 
@@ -125,8 +128,8 @@ def _rate(tokens: Tensor, eps: float) -> Tensor:
 def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
     """Return the coding rate ``R = 1/2 logdet(I + C / (N eps^2) Z^T Z)`` of tokens, in nats.
 
-    It approximates the number of nats that code the tokens up to an error of eps (Yu et al. 2020, arXiv 2006.08558, equation
-    2). CRATE (arXiv 2306.01129) makes it large for the tokens as a whole and small in each subspace.
+    It approximates the length of a code for the tokens with an error of at most eps (Yu et al. 2020, arXiv 2006.08558, equation
+    2). CRATE (arXiv 2306.01129) is derived from making it large for all tokens together and small in each subspace.
 
     Args:
         tokens: ``[..., N, C]``.
@@ -171,9 +174,15 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
 
 
 def nonzero_share(tokens: Tensor) -> Tensor:
-    """Return the share of entries of tokens ``[..., N, C]`` that are not zero, ``[...]``, from 0 to 1.
+    """Return the share of non-zero entries of tokens.
 
     It is the sparsity that CRATE reports per layer (arXiv 2306.01129, figure 4).
+
+    Args:
+        tokens: ``[..., N, C]``.
+
+    Returns:
+        Share of each set of tokens, ``[...]`` float64, from 0 to 1.
 
     Example:
         >>> nonzero_share(torch.eye(4)).item()

@@ -1,4 +1,7 @@
-"""Confidence intervals of shares, and comparisons of models on the same samples or with the same training seeds."""
+"""Confidence intervals of shares and of bootstrapped metrics such as mIoU, and paired comparisons of models.
+
+Pairs are results on the same samples, or trainings with the same seed.
+"""
 
 import math
 import statistics

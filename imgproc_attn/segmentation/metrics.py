@@ -101,6 +101,7 @@ def bootstrap(areas: Tensor) -> dict[str, Tensor]:
     """Compute metrics of 1000 bootstrap samples: images drawn with replacement.
 
     The draws depend only on the number of images, so differences of two models on the same images are paired.
+    `imgproc_attn.evaluation.statistics.normal_interval` turns the values into confidence intervals.
 
     Args:
         areas: ``[images, 3, classes]``, results of `count_pixels`.

@@ -82,7 +82,7 @@ def test_plain_softmax_with_temperature_falls_in_the_end():
 
 @pytest.mark.parametrize("noise", [0.2, 0.5])
 def test_a_layer_norm_makes_growth_arithmetic(noise):
-    """The published figure grows by a constant sum per layer. So does the layer that models use, Z + f(norm(Z))."""
+    """The published figure grows by a constant increment per layer. So does the layer that models use, Z + f(norm(Z))."""
     case = THEOREM_CASES["threshold, temperature, layer norm"]
     ratios = denoise(low_rank_mixture(noise=noise), 12, case, STEP, TAU).mean(dim=1)
     assert growth(ratios.tolist()).law == "arithmetic"
@@ -102,7 +102,7 @@ def test_thresholds_outside_the_theorem():
 
 
 def test_growth_needs_layers():
-    with pytest.raises(ValueError, match="ratios must be at least 3, got 2"):
+    with pytest.raises(ValueError, match="number of ratios must be at least 3, got 2"):
         growth([1.0, 2.0])
 
 

@@ -24,7 +24,7 @@ def test_similarity_is_the_mean_over_pairs():
     for tokens, found in zip(x, token_similarity(x)):
         pairs = [torch.cosine_similarity(tokens[i], tokens[j], dim=0) for i in range(5) for j in range(5) if i != j]
         assert found.item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-12)
-    with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="number of tokens must be at least 2, got 1"):
         token_similarity(x[:, :1])
 
 

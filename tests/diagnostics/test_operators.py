@@ -138,7 +138,7 @@ def test_shares_need_the_parts_they_split():
         ({"norm_layer": "rmsnorm"}, "model must have norm_layer='layernorm'"),
         ({"positions": "none"}, "model must add positions to the tokens, got none"),
         ({"positions": "untied"}, "model must add positions to the tokens, got none"),
-        ({"positions": ["absolute", "rotary"]}, "model must have no 'rotary' positions"),
+        ({"positions": ["absolute", "rotary"]}, "model must not have 'rotary' positions"),
     ):
         with pytest.raises(ValueError, match=message):
             score_shares(timm.create_model("plain_vit_tiny", **{**SMALL, **options}).eval(), photographs())
