@@ -79,7 +79,7 @@ class Case:
     Attributes:
         section: Part of the benchmark, as in `imgproc-attn benchmark --what`.
         name: Name in tables and results.
-        make: Function that takes the work of the section, as `OperatorWork`, and returns the function to time.
+        make: Function that takes the work of the section, such as `OperatorWork`, and returns the function to time.
         baseline: Whether ratios of the section are relative to this case.
         package: Package that the case needs. If it is not installed, the case is left out.
     """

@@ -257,7 +257,7 @@ def _check_window(name: str, size: int, batch: Tensor) -> None:
     # Reflection needs patches that fit both sides. Windows are cut off, so they may fit along one side only.
     side = min(batch.shape[-2:]) if name == "patch_size" else max(batch.shape[-2:])
     if not isinstance(size, Integral) or isinstance(size, bool):
-        raise TypeError(f"{name} must be one odd whole number for both sides, got {size!r}. Give an int, as 5.")
+        raise TypeError(f"{name} must be one odd whole number for both sides, got {size!r}. Give an int such as 5.")
     if size < 1 or size % 2 == 0:
         raise ValueError(
             f"{name} must be an odd whole number, so that it has a center, got {size}. Try {max(size, 0) // 2 * 2 + 1}."

@@ -83,7 +83,7 @@ _ = ax.legend()
 # One number, checked
 # -------------------
 # :func:`~imgproc_attn.evaluation.benchmark` returns clean and robust accuracy with 95 % intervals. Its default attack is an
-# ensemble of APGD-CE, targeted APGD and Square. APGD-CE alone keeps this example short. The sanity checks run on a few
+# ensemble of APGD-CE, targeted APGD and Square. This example uses APGD-CE only, to be short. The sanity checks run on a few
 # images.
 
 scores = benchmark(model, (images[:64], labels[:64]), eps=0.1, attack="apgd-ce", num_checked=24, verbose=False)

@@ -65,7 +65,7 @@ class Bandwidth(nn.Module):
         if len(values) != num_heads:
             raise ValueError(f"{name} must have one value per head ({num_heads}), got {len(values)}. Give 1 or {num_heads}.")
         if not (math.isfinite(floor) and floor > 0):
-            raise ValueError(f"{name}: floor must be positive and finite, got {floor}. Give a small number, as 0.1.")
+            raise ValueError(f"{name}: floor must be positive and finite, got {floor}. Give a small number such as 0.1.")
         for h in values:
             if not math.isfinite(h) or h <= floor:
                 raise ValueError(

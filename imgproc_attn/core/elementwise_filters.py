@@ -85,7 +85,7 @@ class ThresholdFilter(nn.Module):
     def __init__(self, tau: float = 0.55, attn_drop: float = 0.0) -> None:
         super().__init__()
         if not 0 < check_number("filter='threshold': tau", tau) < 1:
-            raise ValueError(f"filter='threshold': tau must be in (0, 1), got {tau}. Give a number, as 0.55.")
+            raise ValueError(f"filter='threshold': tau must be in (0, 1), got {tau}. Give a number such as 0.55.")
         if tau <= 0.5:
             warnings.warn(f"filter='threshold': tau must be above 0.5 for the theorem of AoT, got {tau}.", stacklevel=2)
         self.tau = float(tau)

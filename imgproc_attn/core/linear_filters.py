@@ -107,7 +107,7 @@ class Representatives(nn.Module):
     def __init__(self, num_heads: int, cells: int = 8, device=None, dtype=None) -> None:
         super().__init__()
         if check_whole("filter='representatives': cells", cells) < 1:
-            raise ValueError(f"filter='representatives': cells must be at least 1, got {cells}. Give a whole number, as 8.")
+            raise ValueError(f"filter='representatives': cells must be at least 1, got {cells}. Give a whole number such as 8.")
         self.cells = cells
         self.step_x = nn.Parameter(torch.empty(num_heads, 1, 1, device=device, dtype=dtype))
         self.step_representatives = nn.Parameter(torch.empty(num_heads, 1, 1, device=device, dtype=dtype))

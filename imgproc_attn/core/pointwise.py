@@ -1,4 +1,4 @@
-"""Pointwise layers: the half of a block that treats each token alone. timm's MLP is the default."""
+"""Pointwise layers: the half of a block that treats each token by itself. timm's MLP is the default."""
 
 import math
 
@@ -36,9 +36,9 @@ class ISTA(nn.Module):
     def __init__(self, embed_dim: int, step: float = 0.1, threshold: float = 0.1, device=None, dtype=None) -> None:
         super().__init__()
         if not 0 < check_number("mlp='ista': step", step) < math.inf:
-            raise ValueError(f"mlp='ista': step must be positive and finite, got {step}. Give a number, as 0.1.")
+            raise ValueError(f"mlp='ista': step must be positive and finite, got {step}. Give a number like 0.1.")
         if not 0 <= check_number("mlp='ista': threshold", threshold) < math.inf:
-            raise ValueError(f"mlp='ista': threshold must be at least 0 and finite, got {threshold}. Give a number, as 0.1.")
+            raise ValueError(f"mlp='ista': threshold must be at least 0 and finite, got {threshold}. Give a number like 0.1.")
         self.step = float(step)
         self.threshold = float(threshold)
         self.weight = nn.Parameter(torch.empty(embed_dim, embed_dim, device=device, dtype=dtype))

@@ -408,7 +408,7 @@ class Rotary(nn.Module):
 def _check_temperature(name: str, temperature: float) -> float:
     number = isinstance(temperature, SupportsFloat) and not isinstance(temperature, bool)
     if not number or not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}. Give a number, as 100.")
+        raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}. Give a number such as 100.")
     return float(temperature)
 
 

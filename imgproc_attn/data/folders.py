@@ -56,7 +56,7 @@ def natural_order(name: str) -> tuple[Any, ...]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is that of a system or hidden file or folder, as ``.ipynb_checkpoints`` or ``__MACOSX``."""
+    """Return whether a name is that of a system or hidden file or folder, such as ``.ipynb_checkpoints`` or ``__MACOSX``."""
     return name.startswith(".") or name in HIDDEN
 
 

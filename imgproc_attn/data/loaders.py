@@ -45,7 +45,7 @@ class Preprocessing(NamedTuple):
         input_size: ``(channels, height, width)``.
         mean: Mean per channel, subtracted from images in [0, 1].
         std: Standard deviation per channel. Images are divided by it after the mean is subtracted.
-        interpolation: Interpolation of resizing, as ``bicubic``.
+        interpolation: Interpolation of resizing, such as ``bicubic``.
         crop_pct: Evaluation resizes the short side to ``input_size / crop_pct`` and crops the center.
         crop_mode: ``center``: resize the short side, crop the center. ``squash``: resize both sides. ``border``: resize the
             long side, fill the border.

@@ -178,7 +178,7 @@ class TorchvisionImages(Reader):
         if samples:
             return str(samples[index][0])
         train = getattr(self._dataset, "train", None)
-        part = "" if train is None else "-train" if train else "-test"  # Indices alone do not tell the splits apart.
+        part = "" if train is None else "-train" if train else "-test"  # Indices do not tell which split an image is from.
         return f"{type(self._dataset).__name__}{part}-{index}"
 
     def entry(self, index: int) -> tuple[Any, ...]:
@@ -196,7 +196,7 @@ def check_reader(name: str, beside: Iterable[str] = ()) -> None:
     """Check the name of a reader. timm would take an unknown name for a folder of images.
 
     Args:
-        name: Name of a reader, as ``folder`` or ``torch/cifar10``.
+        name: Name of a reader, such as ``folder`` or ``torch/cifar10``.
         beside: Further valid names.
 
     Raises:

@@ -106,7 +106,7 @@ def stream_shards(mode: str, label_field: str | None, root: str, split: str, **o
         mode: ``L`` for gray, ``RGB`` for color.
         label_field: Field of the ``.json`` members that holds labels; None for ``.cls`` members.
         root: Folder of the shards.
-        split: Name of a split in ``_info.json``; or shard names and number of images, as ``x-{000..011}.tar|12000``.
+        split: Name of a split in ``_info.json``; or shard names and number of images, such as ``x-{000..011}.tar|12000``.
         options: Keyword arguments of timm's reader.
 
     Raises:

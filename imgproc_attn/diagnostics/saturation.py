@@ -24,9 +24,9 @@ def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float 
     A saturated row has one weight above ``threshold``, so it copies one token. It passes almost no gradient to its bandwidth,
     query and keys. A model with many saturated rows looks robust to gradient attacks, but is not.
 
-    Layers whose filter has ``rows_sum_to_one = False``, as ``relu`` and ``token_statistics``, are left out: a large weight of
-    theirs copies no token, or there are no weights. The training callback and the sanity checks skip this check for a model
-    that has such layers only.
+    Layers whose filter has ``rows_sum_to_one = False``, such as ``relu`` and ``token_statistics``, are left out: a large
+    weight of such a filter does not copy a token, or the filter has no weights. The training callback and the sanity checks
+    skip this check for a model that has such layers only.
 
     Args:
         model: Model in eval mode.
@@ -48,8 +48,8 @@ def saturation(model: FilterVisionTransformer, images: Tensor, threshold: float 
     layers = saturable_layers(model)
     if not layers:
         raise ValueError(
-            "model must have a filter whose rows sum to 1, as filter='softmax', to be checked for saturation, got none. Skip "
-            "this check."
+            "model must have a filter whose rows sum to 1, such as filter='softmax', to be checked for saturation, got none. "
+            "Skip this check."
         )
     shares = []
     for layer in layers:  # One layer at a time, because its dense filter rows may need much memory.

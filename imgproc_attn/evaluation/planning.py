@@ -50,7 +50,7 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checke
 
 
 def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
-    """Group the strengths of one attack or corruption, at equal cost, as ``PGD-20 1/255 4/255``."""
+    """Group the strengths of one attack or corruption, at equal cost, for example ``PGD-20 1/255 4/255``."""
     families = {}
     for (family, *_), group in groupby(conditions, lambda c: (c.family or c.name, len(c.samples), c.scorer.passes)):
         alike = list(group)

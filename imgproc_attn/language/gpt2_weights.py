@@ -20,7 +20,7 @@ _OUTSIDE = {
 _IN_BLOCK = {"ln_1": "norm1", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "ln_2": "norm2"}
 _IN_BLOCK |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 _BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
-# The output layer has the weights of the embedding, and the causal masks are no weights.
+# The output layer has the weights of the embedding, and the causal masks are not weights.
 _LEFT_OUT = re.compile(r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias")
 
 

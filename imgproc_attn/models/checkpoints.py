@@ -237,7 +237,7 @@ def start_from(model: nn.Module, path: Path) -> CheckpointReport:
       number of classes.
     - timm's functions resample position tables, patch embeddings and input channels.
     - Layouts that timm can convert (DINOv2, MAE, CLIP, DeiT-3) and that of the authors' CRATE are converted. A common prefix
-      of all names, as ``backbone.``, is removed.
+      of all names, such as ``backbone.``, is removed.
     - A segmenter's encoder accepts the weights of a classifier, and a classifier accepts those of a segmenter's encoder.
     - The ``config.json`` next to the weights gives the image size that they were made for. Without it, the position table
       must belong to a square grid.
@@ -292,7 +292,7 @@ def _common_prefix(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
 
 
 def _ends_of(name: str) -> list[str]:
-    """Return all ends of a dotted name, as ``a.b.c``, ``b.c`` and ``c``."""
+    """Return all ends of a dotted name, such as ``a.b.c``, ``b.c`` and ``c``."""
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 

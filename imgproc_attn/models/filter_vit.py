@@ -258,7 +258,7 @@ class FilterVisionTransformer(VisionTransformer):
             filters with ``rows_sum_to_one = False``.
 
         Raises:
-            ValueError: The model does not have a given layer, or its filter has no dense weights, as ``token_statistics``.
+            ValueError: The model does not have a given layer, or its filter has no dense weights, such as ``token_statistics``.
 
         Example:
             >>> import timm

@@ -22,7 +22,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name: Path or name of the recipe, as in `find_recipe`.
-        overrides: Changes ``section.key=value`` with values in YAML, as ``comparison.seeds=[0,1]`` or ``optimizer.lr=1e-3``.
+        overrides: Changes ``section.key=value`` with YAML values, such as ``comparison.seeds=[0,1]`` or ``optimizer.lr=1e-3``.
 
     Raises:
         FileNotFoundError: The recipe, or a file that it extends, does not exist.
@@ -71,7 +71,7 @@ def run_dataset(
     data = (run if isinstance(run, Recipe) else load_recipe(run)).data
     chosen = data.test_split if split is None else split
     if chosen is None:
-        raise ValueError("The run must have a test split, got a recipe without one. Give split=, as 'validation'.")
+        raise ValueError("The run must have a test split, got a recipe without one. Give split=, for example 'validation'.")
     columns = {"image_column": image_column or data.image_column, "label_column": label_column or data.label_column}
     return DatasetSpec(
         data.name, root or data.root, chosen, limit or data.test_images, skip_broken=skip_broken, seed=data.seed, **columns

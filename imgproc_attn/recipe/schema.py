@@ -219,7 +219,7 @@ class Augmentation(_Section):
         zoom: Smallest and largest magnification.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of color jitter. It is not used together with ``auto_augment``.
-        auto_augment: timm's policy string, as ``rand-m9-mstd0.5-inc1``.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``.
         random_erasing: Probability of random erasing.
         mixup: Alpha of mixup.
         cutmix: Alpha of cutmix.
@@ -414,7 +414,7 @@ class EvaluationSection(_Section):
         apgd_steps: Gradient steps per restart of the two APGD attacks.
         segpgd: Radii eps of SegPGD. Only for segmentation.
         maskedpgd: Radii eps of MaskedPGD, that is PGD on the pixels that are still correct. Only for segmentation.
-        corruptions: Corruptions of ImageNet-C, name and severity, as ``fog 3``.
+        corruptions: Corruptions of ImageNet-C, name and severity, such as ``fog 3``.
         num_perturbed: Number of random test images that are attacked and corrupted. Clean metrics use all test images.
             Default: all.
     """

@@ -28,7 +28,7 @@ def colored(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Blend the colors of labels with an image. Ignored pixels show the image alone.
+    """Blend the colors of labels with an image. Ignored pixels show only the image.
 
     Args:
         image: RGB image ``[H, W, 3]``, 8 bits.

@@ -35,7 +35,7 @@ def environment(device: str) -> dict[str, Any]:
     """Return package versions, the commit, hashes of extensions and the hardware, JSON-serializable.
 
     Args:
-        device: Device of the computation, as ``cpu`` or ``cuda:0``.
+        device: Device of the computation, such as ``cpu`` or ``cuda:0``.
     """
     return {
         "versions": versions(),

@@ -109,7 +109,7 @@ class JobsProgress:
         self._bar: tqdm = tqdm(total=jobs * steps, unit="step", smoothing=0, dynamic_ncols=True, disable=self._lines)
 
     def log(self, job: object, text: str) -> None:
-        """Show the state of ``job``, as ``epoch 2/50``."""
+        """Show the state of ``job``, for example ``epoch 2/50``."""
         if self._states.get(job) == text:
             return
         self._states[job] = text
