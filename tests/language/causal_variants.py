@@ -36,8 +36,8 @@ VARIANTS = {
     "subspaces": {"projection": "subspaces", "mlp": "none"},
     "tied subspaces": {"projection": {"name": "subspaces", "tied": True}, "mlp": "ista"},
     "narrow queries": {"projection": {"name": "qkv", "qk_dim": 4}, **BILATERAL},
-    "relu": {"filter": "relu"},
-    "threshold": {"filter": {"name": "threshold", "tau": 0.55}},
+    "relu": {"filter": "relu", "positions": ["absolute", "alibi"]},
+    "threshold": {"filter": {"name": "threshold", "tau": 0.55}, "positions": ["absolute", "spatial_gaussian"]},
     "everything": {**BILATERAL, "residual": "twicing", "block_residual": "sos", "projection": "subspaces"},
 }
 FILTERED = {  # each with the fused and the dense filter
