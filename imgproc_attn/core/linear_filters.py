@@ -1,6 +1,7 @@
 """Filters whose time and memory grow with the number of tokens, not with its square: token statistics and representatives.
 
-Both need one set of features for queries and keys, as ``projection="subspaces"`` gives. Neither takes masks.
+Both need one set of features for queries and keys, as ``projection="subspaces"`` gives. Neither takes masks. Token statistics
+can be causal.
 """
 
 from typing import ClassVar, NamedTuple
@@ -23,6 +24,8 @@ class TokenStatistics(nn.Module):
     pi is the membership of token i in head h, a softmax over the heads of the share of the token in the energy of the features,
     ``t_h sum_c w_ic^2 / sum_j w_jc^2``. m is the second moment of the features under this membership,
     ``m_c = sum_i pi_i w_ic^2 / sum_i pi_i``. No two tokens are compared, and the result has the opposite sign of the values.
+    Under causality, the sums of token i run over the tokens up to its own, as in the authors' language models. Their learned
+    bias per place is left out.
 
     Args:
         num_heads: Number of heads.
@@ -34,7 +37,7 @@ class TokenStatistics(nn.Module):
     """
 
     rows_sum_to_one: ClassVar[bool] = False
-    can_be_causal: ClassVar[bool] = False
+    can_be_cached: ClassVar[bool] = False  # A cache would have to keep sums, not keys.
 
     def __init__(self, num_heads: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -49,9 +52,9 @@ class TokenStatistics(nn.Module):
         """Return the operator of the columns w of ``terms``.
 
         Raises:
-            ValueError: ``terms`` are not one block of columns for queries and keys, or a mask or causality is given.
+            ValueError: ``terms`` are not one block of columns for queries and keys, or a mask is given.
         """
-        return _statistics(_one_block("token_statistics", terms, mask, is_causal), self.temperature)
+        return _statistics(_one_block("token_statistics", terms, mask), self.temperature, is_causal)
 
 
 class StatisticsOperator(NamedTuple):
@@ -59,7 +62,7 @@ class StatisticsOperator(NamedTuple):
 
     Attributes:
         membership: pi, ``[B, H, N, 1]``.
-        channels: ``1 / (1 + m)``, ``[B, H, 1, d]``.
+        channels: ``1 / (1 + m)``, ``[B, H, 1, d]``, or ``[B, H, N, d]`` under causality.
     """
 
     membership: Tensor
@@ -133,7 +136,12 @@ class Representatives(nn.Module):
             ValueError: ``terms`` are not one block of columns for queries and keys, a mask or causality is given, or the tokens
                 are not the prefix and all patches of the grid.
         """
-        w = _one_block("representatives", terms, mask, is_causal)
+        if is_causal:
+            raise ValueError(
+                "filter='representatives': is_causal must be False, because tokens attend through averages of all tokens, got "
+                "True. Use filter='softmax'."
+            )
+        w = _one_block("representatives", terms, mask)
         return _representatives(w, terms.scale, geometry, self.cells, self.step_x, self.step_representatives)
 
 
@@ -164,10 +172,10 @@ class RepresentativesOperator(NamedTuple):
         return self.step_x * (self.to_representatives.transpose(-2, -1) @ (self.among @ inner))
 
 
-def _one_block(name: str, terms: Terms, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _one_block(name: str, terms: Terms, mask: Tensor | None) -> Tensor:
     """Return the columns w of ``terms``, one block that queries and keys share."""
-    if mask is not None or is_causal:
-        raise ValueError(f"filter={name!r}: mask must be None and is_causal False, got one. Use filter='softmax' for masks.")
+    if mask is not None:
+        raise ValueError(f"filter={name!r}: mask must be None, got a mask. Use filter='softmax' for masks.")
     others = (terms.distances, terms.position_distances, terms.biases)
     if len(terms.q) != 1 or terms.q[0] is not terms.k[0] or any(map(len, others)) or terms.key_bias is not None:
         raise ValueError(
@@ -177,13 +185,19 @@ def _one_block(name: str, terms: Terms, mask: Tensor | None, is_causal: bool) ->
     return terms.q[0]
 
 
-def _statistics(w: Tensor, temperature: Tensor) -> StatisticsOperator:
+def _statistics(w: Tensor, temperature: Tensor, is_causal: bool) -> StatisticsOperator:
     w = at_least_float32(w)
-    energy = F.normalize(w, dim=2).square().sum(dim=-1)
-    membership = (energy * temperature.to(w.dtype)).softmax(dim=1)
-    share = membership / (membership.sum(dim=-1, keepdim=True) + 1e-8)
-    moment = share[:, :, None] @ w.square()
-    return StatisticsOperator(membership[..., None], 1 / (1 + moment))
+    squared, tiny = w.square(), 1e-8
+    if is_causal:
+        energy = (squared / squared.cumsum(dim=2).clamp(min=tiny**2)).sum(dim=-1)
+    else:
+        energy = F.normalize(w, dim=2).square().sum(dim=-1)
+    membership = (energy * temperature.to(w.dtype)).softmax(dim=1)[..., None]
+    if is_causal:
+        moment = (membership * squared).cumsum(dim=2) / (membership.cumsum(dim=2) + tiny)
+    else:
+        moment = (membership / (membership.sum(dim=2, keepdim=True) + tiny)).mT @ squared
+    return StatisticsOperator(membership, 1 / (1 + moment))
 
 
 def _representatives(

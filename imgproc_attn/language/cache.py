@@ -124,6 +124,11 @@ def _check_block(index: int, block: FilterBlock) -> None:
             f"Kernels must compare two tokens at a time for a cache, got {name} in block {index}, whose metric is computed "
             "from all tokens. Generate with use_cache=False."
         )
+    if not getattr(block.attn.filter, "can_be_cached", True):
+        raise ValueError(
+            f"filter must work on keys and values for a cache, got {type(block.attn.filter).__name__} in block {index}, which "
+            "works on sums over all tokens. Generate with use_cache=False."
+        )
     if block.training:
         raise ValueError(
             f"Blocks must be in evaluation mode for a cache, which dropout does not allow, got training mode in block {index}. "

@@ -42,7 +42,7 @@ class FilterLanguageModel(nn.Module):
         num_heads: Number of heads.
         kernel: Kernel on features. Default: dot product.
         positions: One or several members, or ``"none"``. Default: ``"absolute"``, a learned table added to the tokens.
-        filter: Module that builds the operator. It must be causal: not ``"representatives"`` or ``"token_statistics"``.
+        filter: Module that builds the operator. It must be causal: not ``"representatives"``.
         residual: Boosting of the filter. Default: plain.
         block_residual: Boosting of the attention branch of a block. Default: plain.
         projection: Input and output projection of attention. Default: queries, keys and values.

@@ -185,11 +185,29 @@ def test_linear_filters_refuse_by_name(name):
     module, w = components.filter(layer), columns()
     with pytest.raises(ValueError, match=rf"filter='{name}': mask must be None"):
         module(Terms([w], [w]), torch.ones(TOKENS, TOKENS, dtype=torch.bool))
-    with pytest.raises(ValueError, match=rf"filter='{name}': mask must be None and is_causal False"):
-        module(Terms([w], [w]), is_causal=True)
     for terms in (Terms([w], [w.clone()]), GaussianRange(HEADS, P, **F64)(w, w), Terms([w, w], [w, w])):
         with pytest.raises(ValueError, match=rf"filter='{name}': queries and keys must be one set of features"):
             module(terms)
+
+
+def test_causal_token_statistics_are_those_of_a_prefix():
+    """Token i has the result of the last token of the sequence that ends with it."""
+    module = TokenStatistics(HEADS, **F64)
+    nn.init.uniform_(module.temperature, 0.5, 2)
+    w, v = columns(), columns()
+    found = module(Terms([w], [w]), is_causal=True).apply(v)
+    shares = w.square() / w.square().cumsum(2)
+    membership = (module.temperature * shares.sum(-1)).softmax(1)
+    for i in range(TOKENS):
+        past = membership[:, :, : i + 1, None]
+        moment = (past * w[:, :, : i + 1].square()).sum(2) / (past.sum(2) + 1e-8)
+        close(found[:, :, i], -past[:, :, i] * v[:, :, i] / (1 + moment))
+
+
+def test_representatives_refuse_causality():
+    w = columns()
+    with pytest.raises(ValueError, match="filter='representatives': is_causal must be False"):
+        Representatives(HEADS, **F64)(Terms([w], [w]), is_causal=True)
 
 
 def test_other_tokens_and_dense_weights_are_refused():

@@ -38,6 +38,7 @@ VARIANTS = {
     "narrow queries": {"projection": {"name": "qkv", "qk_dim": 4}, **BILATERAL},
     "relu": {"filter": "relu", "positions": ["absolute", "alibi"]},
     "threshold": {"filter": {"name": "threshold", "tau": 0.55}, "positions": ["absolute", "spatial_gaussian"]},
+    "token statistics": {"filter": "token_statistics", "projection": "subspaces", "residual": "twicing"},
     "everything": {**BILATERAL, "residual": "twicing", "block_residual": "sos", "projection": "subspaces"},
 }
 FILTERED = {  # each with the fused and the dense filter
