@@ -141,7 +141,7 @@ def test_what_attacks_needs_numbers(exact_model, tmp_path):
 
 @pytest.mark.parametrize("options", [{"limit": 9, "skip_broken": True}, {}])
 def test_a_stream_is_not_cut_short_nor_stops_at_broken_images(options):
-    message = "'wds/x' is a stream, .* got limit=.*Leave out --limit and give --skip-broken"
+    message = "The stream 'wds/x' must be read to its end .* got limit=.*Leave out --limit and give --skip-broken"
     with pytest.raises(ValueError, match=message):
         TASK.numbered(StreamedImages(Stream(), "L"), DatasetSpec("wds/x", "", **options), 10, 1)
 
