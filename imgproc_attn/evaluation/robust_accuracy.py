@@ -38,7 +38,7 @@ class BenchmarkResult:
         clean_interval: Its 95 % interval (Wilson).
         robust_accuracy: Under attack, in percent.
         robust_interval: Its 95 % interval (Wilson).
-        findings: Reasons of the sanity checks to doubt the robust accuracy; empty if no known sign shows.
+        findings: Reasons to doubt the robust accuracy; empty if no known sign shows.
         per_sample: One row per image: ``image``, ``label``, ``clean`` and ``robust`` (0 or 1), ``perturbation``.
     """
 
@@ -128,6 +128,7 @@ def benchmark(
     with session.claimed(), without_tf32():
         results = session.run(conditions)
         report = session.check(samples, list(attacks.values()), num_checked)
+        findings = session.findings(session.rows(conditions, results), results, report)
         if output is not None:
             session.write("attack", conditions, results, report)
     name = conditions[1].name
@@ -139,7 +140,7 @@ def benchmark(
         {"image": samples.name(i), "label": label, "clean": int(c), "robust": int(r), "perturbation": size}
         for i, label, c, r, size in rows
     ]
-    return BenchmarkResult(name, clean, clean_interval, robust, robust_interval, report.findings, per_sample)
+    return BenchmarkResult(name, clean, clean_interval, robust, robust_interval, findings, per_sample)
 
 
 def _quiet(condition: str, samples: int) -> None:

@@ -32,7 +32,7 @@ from .sanity import POINTS, check_repeats
 from .scorers import AnyAttack, AttackScorer, CleanScorer, Scorer
 from .specs import DatasetSpec
 
-__all__ = ["TASKS", "Metric", "Scoring", "check_attacked_rows", "check_trained_classes", "find_task"]
+__all__ = ["TASKS", "Metric", "Scoring", "check_attacked_rows", "check_chance_level", "check_trained_classes", "find_task"]
 
 DOUBT = "; find out why before you believe either number"
 
@@ -219,6 +219,10 @@ class Scoring(ABC):
         """Return bootstrap values of metrics that are not means over samples; draws depend on the number of samples only."""
         return {}
 
+    def best_constant(self, results: SampleResults) -> float | None:
+        """Return the first metric of the best model with the same output for all samples; None if it is unknown."""
+        return None
+
     def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
         """Return means of the first metric over corruptions, ``{corruption: {severity: value}}``."""
         summary = corruption_summary(by_corruption, imagenet=False)
@@ -297,6 +301,30 @@ def check_trained_classes(classes: Mapping[str, int] | None, model: Any, spec: D
     names = model.pretrained_cfg.get("label_names")
     trained = {name: label for label, name in enumerate(names)} if names else None
     check_classes(classes, model.num_classes, trained, (spec.split or spec.data, "trained on"))
+
+
+def check_chance_level(task: Scoring, row: Mapping[str, Any], results: SampleResults) -> list[Finding]:
+    """Return a finding if a model is not better than the best model with the same output for all samples.
+
+    Args:
+        task: Task of the model.
+        row: Numbers of the clean samples, as in ``result.json``.
+        results: Results of the clean samples.
+    """
+    metric, constant = task.metrics[0], task.best_constant(results)
+    low, high = row["intervals"][metric.key]
+    nearest = low if metric.higher_is_better else high
+    if constant is None or metric.sign * (nearest - constant) > 0:
+        return []
+    numbers = f"{row[metric.key]:.1f} {metric.unit} (95 % interval {low:.1f} to {high:.1f})"
+    return [
+        Finding(
+            "chance level",
+            f"The clean {metric.title} of {numbers} is not better than {constant:.1f} {metric.unit}, which the best constant "
+            "prediction reaches, so numbers under attack or corruption say nothing about robustness. Check that the labels are "
+            "those of the model, train longer, or evaluate on more images of several classes.",
+        )
+    ]
 
 
 def check_attacked_rows(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[Finding]:

@@ -29,7 +29,7 @@ from .results import CHECKS, OUTPUTS, row, write_result
 from .results_log import MemoryLog, NoneReadableError, ResultsLog, SampleResults, remove_results
 from .samples import SampleSet, StreamSamples, only_readable
 from .scorers import AnyAttack
-from .scoring import Scoring
+from .scoring import Scoring, check_chance_level
 from .specs import DatasetSpec, ModelSpec, about_model, model_hashes
 
 __all__ = ["LOG_FOLDER", "EvaluationSession", "Runtime", "clear_results"]
@@ -300,6 +300,24 @@ class EvaluationSession:
                 write_json(file, known)
         return SanityReport(known["done"], known["images"], [Finding(**finding) for finding in known["findings"]])
 
+    def rows(self, conditions: Sequence[Condition], results: Mapping[str, SampleResults]) -> list[dict[str, Any]]:
+        """Return the numbers of conditions, as in ``result.json``."""
+        return [row(c, results[c.name], self.task, self.preprocessing.std) for c in conditions]
+
+    def findings(
+        self, rows: Sequence[Mapping[str, Any]], results: Mapping[str, SampleResults], report: SanityReport
+    ) -> list[Finding]:
+        """Return all reasons to doubt numbers: of the sanity checks, of comparisons of the numbers, and of chance level.
+
+        Args:
+            rows: Numbers of the conditions, the first one clean unless it has a family.
+            results: Results by condition.
+            report: Report of the sanity checks.
+        """
+        clean = rows[0] if rows[0]["family"] is None else None
+        chance = [] if clean is None else check_chance_level(self.task, clean, results[clean["name"]])
+        return [*chance, *report.findings, *self.task.cross_checks(rows, results)]
+
     def write(
         self,
         kind: str,
@@ -323,8 +341,7 @@ class EvaluationSession:
         self.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             write_atomically(self.output / f"{name}.png", partial(figure.savefig, dpi=120))
-        rows = [row(c, results[c.name], self.task, self.preprocessing.std) for c in conditions]
-        findings = [*report.findings, *self.task.cross_checks(rows, results)]
+        rows = self.rows(conditions, results)
         result = {
             "kind": kind,
             **self.about,
@@ -335,7 +352,7 @@ class EvaluationSession:
             "bootstrap": self.task.bootstrapped,
             "conditions": rows,
             "checked": {"what": ", ".join(report.done), "images": report.images},
-            "findings": [asdict(finding) for finding in findings],
+            "findings": [asdict(finding) for finding in self.findings(rows, results, report)],
             "figures": [f"{name}.png" for name in figures],
             "environment": {**environment(str(self.runtime.device)), "processes": self.runtime.world.size},
             **more,

@@ -30,7 +30,7 @@ from ..recipe import Recipe
 from ..segmentation.attacks import PixelAttack
 from ..segmentation.data import LABEL_MAP_READERS, LabeledImages
 from ..segmentation.inference import SlidingWindow, check_scales, segment
-from ..segmentation.metrics import IGNORE_INDEX, bootstrap, count_pixels, metrics_of
+from ..segmentation.metrics import IGNORE_INDEX, bootstrap, constant_areas, count_pixels, metrics_of
 from ..segmentation.model import Segmenter
 from ..segmentation.overlays import draw_predictions, draw_segmented
 from ..segmentation.presets import PIXEL_ATTACKS, PIXEL_PRESETS
@@ -288,6 +288,9 @@ class SegmentationTask(Task):
 
     def bootstrap(self, results: SampleResults) -> dict[str, list[float]]:
         return {name: values.tolist() for name, values in bootstrap(self._areas(results)).items()}
+
+    def best_constant(self, results: SampleResults) -> float:
+        return metrics_of(constant_areas(self._areas(results).sum(dim=0)[2]))["miou"]
 
     def tables(self, results: SampleResults, row: Mapping[str, Any], samples: SampleSet) -> dict[str, list[list[Any]]]:
         """Return ``per_class.csv``."""

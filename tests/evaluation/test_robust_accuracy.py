@@ -41,6 +41,14 @@ def test_it_is_evaluate_with_intervals_and_checks(model, data):
     assert f"PGD-20 12.75/255 | {result.robust_accuracy:.2f}" in str(result)
 
 
+def test_chance_level_is_a_finding(data):
+    torch.manual_seed(0)
+    untrained = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    result = benchmark(untrained, data, eps=EPS, attack="fgsm", num_checked=4, verbose=False)
+    assert "chance level" in {finding.check for finding in result.findings}
+    assert "- chance level: The clean accuracy of" in str(result)
+
+
 @pytest.mark.slow
 def test_the_default_is_the_strong_ensemble(model, data):
     few = data[0][:2], data[1][:2]  # the ensemble is slow

@@ -11,7 +11,7 @@ from skimage import data as photographs
 from torch import nn
 
 from imgproc_attn.segmentation import IoUMetric
-from imgproc_attn.segmentation.metrics import bootstrap, count_pixels, metrics_of
+from imgproc_attn.segmentation.metrics import bootstrap, constant_areas, count_pixels, metrics_of
 
 
 def brute_force(predicted, label, classes):
@@ -50,6 +50,15 @@ def test_metrics_are_brute_force():
     again = IoUMetric(13)
     again.update(logits, torch.tensor(pairs[0][1]).view(1, 512, 512))
     assert again.compute()["miou"] == pytest.approx(brute_force(*pairs[0], 13)[2], abs=1e-12)
+
+
+def test_the_best_constant_prediction_is_brute_force():
+    """Class 12 has no pixels, and some pixels have no label."""
+    label = label_map(photographs.astronaut(), 11)
+    label[:40] = 255
+    constants = [brute_force(np.full(label.shape, c), label.numpy(), 12)[2] for c in range(12)]
+    labeled = count_pixels(label, label, 12)[2]
+    assert metrics_of(constant_areas(labeled))["miou"] == pytest.approx(max(constants), abs=1e-12)
 
 
 @pytest.mark.data
