@@ -21,6 +21,7 @@ from ..utils.serialization import changes, flat
 from .conditions import CLEAN
 from .results import (
     BOOTSTRAP,
+    CURVES,
     PER_SAMPLE,
     RESULT,
     cautions,
@@ -327,14 +328,14 @@ def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) ->
     for column in columns:
         protocol = json.loads(column.protocol)
         clean = next((c for c in cleans if _as_looked_at(json.loads(c.protocol)) == _as_looked_at(protocol)), column)
-        for label, runs in models.items():
+        for model, runs in models.items():
             whole = [run for run in runs if run.row(column) is not None and run.row(clean) is not None]
             row = whole[0].row(column) if whole else None
             if row is None or row["family"] is None:
                 continue
             unit = eps_unit(row["norm"], row["space"])
             panel = panels.setdefault((row["family"], unit, json.dumps(_at_any_radius(protocol, row["eps"]))), {})
-            points = panel.setdefault(label, {0.0: values(whole, clean)})
+            points = panel.setdefault(model, {0.0: values(whole, clean)})
             if len(points[0.0]) == len(whole):
                 points[row["strength"]] = values(whole, column)
     families = Counter(family for family, *_ in panels)
@@ -426,7 +427,11 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
                 "folder": entry.folder.name,
                 "result": entry.result,
                 "means": [*means(entry.result), *cautions(entry.result)],
-                "figures": {name: _embedded(_figure_file(entry.folder, name)) for name in entry.result["figures"]},
+                "figures": {
+                    name: _embedded(_figure_file(entry.folder, name))
+                    for name in entry.result["figures"]
+                    if name != CURVES  # The curves of all models stand above.
+                },
             }
             for entry in entries
         ],

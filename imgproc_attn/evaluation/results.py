@@ -31,7 +31,8 @@ __all__ = [
 RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS = "result.json", "per_sample.csv", "bootstrap.csv", "checks.json"
 MARKDOWN, TABLE, BY_CLASS, PREDICTIONS = "result.md", "results.csv", "per_class.csv", "predictions.csv"
 OUTPUTS = [RESULT, PER_SAMPLE, BOOTSTRAP, CHECKS, MARKDOWN, TABLE, BY_CLASS, PREDICTIONS]
-OUTPUTS += [f"{name}.png" for name in ("curves", "gallery", "corruptions")]
+CURVES = "curves.png"
+OUTPUTS += [CURVES, "gallery.png", "corruptions.png"]
 IMAGENET_SIZE = (3, 224, 224)  # The constants of ImageNet-C are for this size.
 
 

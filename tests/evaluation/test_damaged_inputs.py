@@ -172,7 +172,7 @@ def test_a_report_embeds_only_figures_of_its_own_folder(copy, tmp_path):
     (tmp_path / "alias").symlink_to(copy)  # a folder may be given by a link
     run("report", tmp_path / "alias", "--output", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert base64.b64encode((copy / "curves.png").read_bytes()).decode() in page
+    assert base64.b64encode((copy / "gallery.png").read_bytes()).decode() in page
 
 
 NAMES = [

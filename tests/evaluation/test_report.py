@@ -41,9 +41,14 @@ def test_report(folder, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "plain &lt;b&gt;" in page, "labels are text"
     assert not re.search(r'(src|href)="(?!data:)', page), "the page stands alone"
-    assert page.count("data:image/png;base64,") == 1 + 2 * (2 + 2)  # curves of all; of each model two and two
+    assert page.count("data:image/png;base64,") == 1 + 2 * (1 + 2)  # all curves; per model a gallery, and heat map and gallery
     models = group(find_entries([tmp_path / "runs" / "plain", tmp_path / "runs" / "weights"]))
     assert list(models) == ["plain <b>", "filter"]
+    run("report", tmp_path / "runs" / "plain" / "attack", "--output", tmp_path / "one.html")
+    assert (tmp_path / "one.html").read_text().count("data:image/png;base64,") == 1 + 1, "one model has its curves once"
+    for shown in (models, group(find_entries([tmp_path / "runs" / "plain" / "attack"]))):
+        (figure,) = draw_report_curves(shown)
+        assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy / %"]
     rows = {row["name"]: row for row in tables(models)["attack"]}
     correct = [
         {
