@@ -35,13 +35,14 @@ UNFINISHED = ".imgproc-attn-unfinished-"  # Prefix of temporary files and folder
 
 
 def slug(name: str) -> str:
-    """Return ``name`` as a part of file names, with ``-`` for all characters except letters, digits and dots.
+    """Return ``name`` as a part of file names: its words of letters, digits and dots, joined by ``-``.
 
     Example:
         >>> slug("bilateral + twicing")
-        'bilateral---twicing'
+        'bilateral-twicing'
     """
-    return "".join(c if c.isalnum() or c == "." else "-" for c in name).strip("-") if name.strip(".") else "-"
+    words = "".join(c if c.isalnum() or c == "." else " " for c in name).split()
+    return "-".join(words) if any(word.strip(".") for word in words) else "-"
 
 
 def remove_unfinished(folder: Path) -> None:

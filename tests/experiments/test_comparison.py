@@ -56,7 +56,7 @@ def test_report(output):
     text = (output / "report.md").read_text()
     for label in ("plain", "twicing", "bilateral + twicing", "untied + twicing", "twicing − plain"):
         assert f"| {label} |" in text
-    for name in ("learning", "curves", "adversarial", "bandwidths", "kernel-rows-bilateral---twicing"):
+    for name in ("learning", "curves", "adversarial", "bandwidths", "kernel-rows-bilateral-twicing"):
         assert (output / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
     assert "Sanity checks on 32 images per model" in text
@@ -70,7 +70,7 @@ def test_report(output):
         assert result["metrics"]["accuracy"]["PGD-2 0.05"] <= result["metrics"]["accuracy"]["clean"]
         assert result["largest_perturbation"]["PGD-2 0.05"] <= 0.05 + 1e-6
         final = json.loads(
-            (output / "runs" / f"{result['label'].replace(' + ', '---')}-seed{result['seed']}" / "final.json").read_text()
+            (output / "runs" / f"{result['label'].replace(' + ', '-')}-seed{result['seed']}" / "final.json").read_text()
         )
         assert result["metrics"]["accuracy"]["clean"] == pytest.approx(final["test"]["accuracy"], abs=0.3)
 
