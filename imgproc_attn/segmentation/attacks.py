@@ -10,7 +10,7 @@ from ..evaluation.attacks import FGSM, MIFGSM, PGD
 from ..evaluation.attacks.base import Objective, TargetAttack
 from ..evaluation.contract import finite_logits
 from .inference import classes_of
-from .metrics import IGNORE_INDEX, check_classes
+from .metrics import IGNORE_INDEX, check_class_range
 
 __all__ = [
     "MaskedPGD",
@@ -107,7 +107,7 @@ def _check_maps(labels: Tensor, logits: Tensor) -> None:
             f"Label maps must be whole numbers [{len(logits)}, height, width], got {labels.dtype} of shape "
             f"{list(labels.shape)}. Give one map per image."
         )
-    check_classes("Labels", labels[labels != IGNORE_INDEX], logits.shape[1])
+    check_class_range("Labels", labels[labels != IGNORE_INDEX], logits.shape[1])
 
 
 class PixelFGSM(PixelAttack, FGSM):

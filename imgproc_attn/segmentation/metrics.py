@@ -13,7 +13,7 @@ IGNORE_INDEX = 255  # label of pixels that are not counted
 NUM_DRAWS = 1000  # number of bootstrap draws
 
 
-def check_classes(what: str, values: Tensor, num_classes: int) -> None:
+def check_class_range(what: str, values: Tensor, num_classes: int) -> None:
     """Check that all values are class labels.
 
     Args:
@@ -59,8 +59,8 @@ def count_pixels(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
         )
     kept = label != IGNORE_INDEX
     label, predicted = label[kept].long(), predicted[kept].long()
-    check_classes("Labels", label, num_classes)
-    check_classes("Predictions", predicted, num_classes)
+    check_class_range("Labels", label, num_classes)
+    check_class_range("Predictions", predicted, num_classes)
     return torch.stack(
         [torch.bincount(values, minlength=num_classes) for values in (label[label == predicted], predicted, label)]
     )
