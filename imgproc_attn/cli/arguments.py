@@ -222,7 +222,7 @@ def dataset_of(args: argparse.Namespace, task: Any) -> Any:
     Raises:
         ValueError: The options do not fit together.
     """
-    from ..data.readers import check_columns, reads_from_a_place
+    from ..data.reader_names import check_columns, reads_from_a_place
     from ..evaluation.specs import DatasetSpec
     from ..recipe import run_dataset
 

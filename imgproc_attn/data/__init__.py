@@ -1,30 +1,5 @@
 """Images and labels: readers that timm does not have, and the data loaders for training and evaluation."""
 
-from .fingerprint import Fingerprint, fingerprint
-from .images import UNREADABLE_LABEL, Images, Unreadable, check_label, random_subset, readable
-from .loaders import SINGLE_PROCESS, Preprocessing, PreprocessingLike, World, evaluation_loader, training_loader
-from .readers import Digits, PackedImages, check_classes, find_root, open_images
-from .streams import StreamedImages
+import lazy_loader
 
-__all__ = [
-    "SINGLE_PROCESS",
-    "UNREADABLE_LABEL",
-    "Digits",
-    "Fingerprint",
-    "Images",
-    "PackedImages",
-    "Preprocessing",
-    "PreprocessingLike",
-    "StreamedImages",
-    "Unreadable",
-    "World",
-    "check_classes",
-    "check_label",
-    "evaluation_loader",
-    "find_root",
-    "fingerprint",
-    "open_images",
-    "random_subset",
-    "readable",
-    "training_loader",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

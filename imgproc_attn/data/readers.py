@@ -4,7 +4,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from timm.data.readers.reader import Reader
 
 from .folders import ClassFolders, ClassTar, natural_order, some_names
 from .hugging_face import HuggingFaceImages, stream_images
+from .reader_names import check_columns, check_reader, reads_from_a_place
 from .streams import StreamedImages, stream_shards
 
 __all__ = [
@@ -22,15 +23,10 @@ __all__ = [
     "PackedImages",
     "TorchvisionImages",
     "check_classes",
-    "check_columns",
-    "check_reader",
     "find_root",
     "open_images",
-    "reads_from_a_place",
 ]
 
-READERS = ("folder", "npz", "digits")
-PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm defines these.
 DIGITS_HELD_OUT = 360
 # timm treats these names of splits as equal. A test split is never a synonym of another one.
 SYNONYMS = ({"train", "training"}, {"validation", "val", "valid", "eval", "evaluation"})
@@ -192,29 +188,6 @@ class TorchvisionImages(Reader):
         return self._filename(index), int(self._dataset.targets[index]), zlib.crc32(np.asarray(pixels[index]).tobytes())
 
 
-def check_reader(name: str, beside: Iterable[str] = ()) -> None:
-    """Check the name of a reader. timm would take an unknown name for a folder of images.
-
-    Args:
-        name: Name of a reader, such as ``folder`` or ``torch/cifar10``.
-        beside: Further valid names.
-
-    Raises:
-        ValueError: There is no such reader.
-    """
-    kind, _, which = name.partition("/")
-    if name not in (*READERS, *beside) and not (kind in PREFIXES and which):
-        raise ValueError(
-            f"The reader must be {', '.join((*READERS, *beside))} or begin with "
-            f"{', '.join(f'{prefix}/' for prefix in PREFIXES)}, got {name!r}. Correct the name."
-        )
-
-
-def reads_from_a_place(name: str) -> bool:
-    """Return whether the reader needs a root folder or file."""
-    return name != "digits" and not name.startswith(("hfds/", "hfids/"))
-
-
 def open_images(
     name: str,
     root: str,
@@ -286,26 +259,6 @@ def open_images(
             f"data.name={name!r} must be a data set with the split {split!r} at the root {Path(root).absolute()}, got the "
             f"error: {str(error).rstrip('. ')}. {remedy}"
         ) from error
-
-
-def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:
-    """Refuse column names for readers without columns.
-
-    Args:
-        name: Name of the reader.
-        image_column: Name of the image column; None if not given.
-        label_column: Name of the label column; None if not given.
-
-    Raises:
-        ValueError: A column is given, but the reader has no such column.
-    """
-    kind = name.partition("/")[0]
-    for key, value, kinds in (
-        ("image_column", image_column, ("hfds", "hfids")),
-        ("label_column", label_column, ("hfds", "hfids", "wds")),
-    ):
-        if value is not None and kind not in kinds:
-            raise ValueError(f"{key} must be left out for {name!r}, got {value!r}. Only {', '.join(kinds)} take it.")
 
 
 def find_root(root: str, to_be_made: bool = False) -> Path:

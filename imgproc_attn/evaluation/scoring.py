@@ -20,7 +20,7 @@ from ..data import (
     open_images,
     random_subset,
 )
-from ..data.readers import check_reader
+from ..data.reader_names import check_reader
 from ..diagnostics import draw_grid
 from .attacks import Passes
 from .findings import Finding, SanityReport

@@ -4,15 +4,17 @@ import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..evaluation.specs import DatasetSpec
 from .inheritance import EXTENDS, read_recipe, section_at, without_none
 from .library import find_recipe
 from .schema import Recipe
 from .yaml_text import SHORT, read_yaml, write_section
+
+if TYPE_CHECKING:
+    from ..evaluation.specs import DatasetSpec
 
 __all__ = ["check_recipe", "load_recipe", "recipe_text", "run_dataset", "value_of"]
 
@@ -46,7 +48,7 @@ def run_dataset(
     skip_broken: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> DatasetSpec:
+) -> "DatasetSpec":
     """Return the images that a run tests on, for `imgproc_attn.evaluation.benchmark`.
 
     The seed of the recipe is part of it. It decides which images of a data set without splits were held out.
@@ -68,6 +70,8 @@ def run_dataset(
         >>> run_dataset("quickstart").seed, run_dataset("quickstart").split  # a recipe by name, instead of a run
         (1, 'test')
     """
+    from ..evaluation.specs import DatasetSpec  # The import of torch takes seconds, and `imgproc-attn recipes` needs none.
+
     data = (run if isinstance(run, Recipe) else load_recipe(run)).data
     chosen = data.test_split if split is None else split
     if chosen is None:

@@ -14,9 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.readers import check_columns, check_reader, reads_from_a_place
+from ..data.reader_names import LABEL_MAPS, check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
-from ..segmentation.data import LABEL_MAP_READERS
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
 from .yaml_text import free_value, number_of
@@ -168,7 +167,7 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, LABEL_MAP_READERS)
+        check_reader(name, LABEL_MAPS)
         return name
 
     @model_validator(mode="after")
@@ -535,9 +534,9 @@ class Recipe(_Section):
                 f"augmentation.aug_repeats must be 1 for the iterable reader {self.data.name!r}, got "
                 f"{self.augmentation.aug_repeats}. Set it to 1."
             )
-        if (self.data.name in LABEL_MAP_READERS) != (self.segmentation is not None):
+        if (self.data.name in LABEL_MAPS) != (self.segmentation is not None):
             raise ValueError(
-                f"a section segmentation must be given if and only if data.name is one of {', '.join(LABEL_MAP_READERS)}, got "
+                f"a section segmentation must be given if and only if data.name is one of {', '.join(LABEL_MAPS)}, got "
                 f"{self.data.name!r} {'without' if self.segmentation is None else 'with'} it. Change one of the two."
             )
         if (self.task == "segmentation") != (self.segmentation is not None):

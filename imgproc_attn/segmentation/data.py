@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from ..data import find_root
 from ..data.decoding import IMAGE_EXTENSIONS, check_bit_depth, to_8_bits
 from ..data.folders import list_images, report_left_out
+from ..data.reader_names import LABEL_MAPS
 from ..utils.io import printable
 from .metrics import IGNORE_INDEX
 from .palettes import CAMVID
@@ -405,8 +406,6 @@ def _names(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-LABEL_MAP_READERS: Mapping[str, Callable[[str, str], LabeledImages]] = {
-    "ade20k": open_ade20k,
-    "camvid": open_camvid,
-    "labeled": open_labeled_folder,
-}
+LABEL_MAP_READERS: Mapping[str, Callable[[str, str], LabeledImages]] = dict(
+    zip(LABEL_MAPS, (open_ade20k, open_camvid, open_labeled_folder), strict=True)
+)

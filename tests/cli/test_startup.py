@@ -37,6 +37,13 @@ def test_help_is_light(words):
     assert output.isascii(), "a console may have any encoding"
 
 
+@pytest.mark.parametrize("name", ["quickstart", "camvid/comparison_half"])
+def test_showing_a_recipe_needs_only_its_schema(name):
+    status, output, imported = run("recipes", "--show", name)
+    assert (status, imported) == (0, "imported: pydantic")
+    assert output.startswith("# Purpose:")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
