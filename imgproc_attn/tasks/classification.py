@@ -1,5 +1,6 @@
 """Classification: one label per image."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -263,8 +264,10 @@ class ClassificationTask(Task):
     # figures
 
     def harmed(self, clean: SampleResults, attacked: SampleResults) -> Tensor:
+        """Return ids of the samples that an attack fooled: first one of each class, then a second one of each, and so on."""
         clean, attacked = of_common_samples({"clean": clean, "attacked": attacked}).values()
-        return clean.ids[clean.correct & ~attacked.correct]
+        fooled = clean.correct & ~attacked.correct
+        return clean.ids[fooled][_by_turns(clean.labels[fooled].tolist())]
 
     def attacked_figure(self, model: Any, batch: Batch, condition: Any, label: str) -> Figure:
         images, labels, _ = batch
@@ -295,6 +298,16 @@ class ClassificationTask(Task):
                 figure, _ = draw_kernel_rows(model.model, image.cpu(), model.normalize(image), 0, patches)
                 figures[f"kernel-rows-{slug(label)}"] = figure
         return figures
+
+
+def _by_turns(labels: Sequence[int]) -> list[int]:
+    """Return positions such that all classes come once, in the order of the samples, before one comes twice."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for label in labels:
+        turns.append(seen[label])
+        seen[label] += 1
+    return sorted(range(len(labels)), key=turns.__getitem__)
 
 
 def _first_of_classes(samples: SampleSet, loading: Loading) -> dict[int, tuple[Tensor, Tensor, Tensor]]:

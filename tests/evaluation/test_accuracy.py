@@ -53,6 +53,18 @@ def test_counts():
     assert task.remarks(row, tables)[1] == "Worst classes, top-1: dog 0 % of 1, cat 50 % of 2."
 
 
+def test_harmed_samples_take_turns_by_class():
+    """Readers order images by class. Sample 14 was wrong before the attack, and 11 withstands it."""
+
+    def results(correct):
+        columns = {"labels": [0, 0, 0, 1, 1, 1, 2], "correct": correct}
+        return SampleResults(torch.arange(10, 17), columns, 0, 1, [])
+
+    clean, attacked = results([1, 1, 1, 1, 0, 1, 1]), results([0, 1, 0, 0, 0, 0, 0])
+    assert ClassificationTask(3).harmed(clean, attacked).tolist() == [10, 13, 16, 12, 15]
+    assert ClassificationTask(3).harmed(clean, clean).tolist() == []
+
+
 def test_real_labels(tmp_path):
     """An image counts if any of its labels is predicted, and not at all if it has none."""
     (tmp_path / "real.json").write_text(json.dumps([[3, 4], [], [7], [1]]))
