@@ -200,10 +200,13 @@ class EvaluationSession:
             if self.progress is not None:
                 return self._run(conditions, self.progress)
             total = sum(len(condition.samples) for condition in conditions)
-            with progress_bar(total or None, shown=self.runtime.world.rank == 0) as bar:
+            one = len(conditions) == 1  # The images of several conditions are the same, so their sum is not called images.
+            places = {name: name if one else f"{name} (condition {i + 1} of {len(names)})" for i, name in enumerate(names)}
+            unit = "images" if one else "evaluations"
+            with progress_bar(total or None, unit, shown=self.runtime.world.rank == 0) as bar:
 
                 def progress(condition: str, samples: int) -> None:
-                    bar.set_description(condition, refresh=False)
+                    bar.set_description(places[condition], refresh=False)
                     bar.update(min(samples, total - int(bar.n)) if total else samples)
 
                 return self._run(conditions, progress)

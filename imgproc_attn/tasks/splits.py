@@ -105,11 +105,16 @@ def shares(data: Data, train: Any) -> tuple[list[int] | None, list[int]]:
     """
     if not data.validation_images and data.train_images is None:
         return None, []
-    wanted = data.validation_images + (data.train_images or 1)
+    if data.train_images is None and data.validation_images >= len(train):
+        raise ValueError(
+            f"data.validation_images must be below {len(train)}, the number of images of the training split, got "
+            f"{data.validation_images}, which leaves none to train on. Lower it."
+        )
+    wanted = data.validation_images + (data.train_images or 0)
     if wanted > len(train):
         raise ValueError(
-            f"data.validation_images plus data.train_images must be at most {len(train)}, the size of the training split, got "
-            f"{wanted}. Lower one of them."
+            f"data.validation_images plus data.train_images must be at most {len(train)}, the number of images of the training "
+            f"split, got {data.validation_images} + {data.train_images} = {wanted}. Lower one of them."
         )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(data.seed)).tolist()
     held_out, rest = order[: data.validation_images], order[data.validation_images :]

@@ -34,6 +34,8 @@ def test_attack_command(folder, tmp_path, capsys):
     ]
     assert found["conditions"][1]["images"]["n"] == 100
     assert len(found["conditions"][1]["images"]["names_sha256"]) == 64
+    assert "clean (condition 1 of 5): 0 of 500 evaluations" in printed
+    assert "PGD-5 20/255 (condition 5 of 5): 500 of 500 evaluations" in printed
     assert "| clean | " in printed
     assert "| 100 |" in printed
     assert ("saturation on 20 images: no finding" in printed) == (not found["findings"])

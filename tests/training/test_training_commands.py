@@ -22,7 +22,11 @@ from imgproc_attn.utils.io import write_json
     ("overrides", "message"),
     [
         (["data.name=npz", "data.root=/nowhere/x.npz"], "The root must be an existing folder or file, got /nowhere/x.npz"),
-        (["data.train_images=5000"], "must be at most 1437, the size of the training split, got 5100"),
+        (["data.train_images=5000"], "must be at most 1437, the number of .*, got 100 \\+ 5000 = 5100. Lower one"),
+        (
+            ["data.train_images=null", "data.validation_images=1437"],
+            "must be below 1437, .*, got 1437, which leaves none",
+        ),
         (["run.batch_size=1000"], "at most the number of training images, 512, got 1000"),
         (["run.batch_size=512", "run.grad_accum_steps=2", "data.train_images=512"], None),
         (["data.num_classes=7"], "train split must have 7 classes, got 10"),
