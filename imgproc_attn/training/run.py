@@ -1,6 +1,7 @@
 """Train the model of a recipe: build it, write checkpoints, and resume after a crash."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -165,6 +166,8 @@ class Run:
             self.log(f"Resuming after epoch {len(records)} of {recipe.schedule.epochs}.")
         elif resume:
             self.log(f"Nothing to resume in {self.folder}. Starting a new run.")
+        if self.world.rank == 0:
+            _warn_of_slow_average(recipe.run.ema_decay, updates * recipe.schedule.epochs)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch, validate, check the filters for saturation, and return the record of the epoch."""
@@ -232,6 +235,18 @@ class Run:
             "validation": self.best,
             "test": None if self.splits.test is None else self.evaluate(self.splits.test),
         }
+
+
+def _warn_of_slow_average(decay: float | None, updates: int) -> None:
+    """Warn of a moving average whose ``1 / (1 - decay)`` updates are more than the run has."""
+    if decay is None or updates >= round(1 / (1 - decay)):
+        return
+    warnings.warn(
+        f"run.ema_decay must be at most {1 - 1 / updates:.4g} for {updates} updates, got {decay:g}: the average, which is "
+        f"evaluated and saved, keeps {100 * decay**updates:.0f} % of the initial weights. Lower it, set run.ema_decay=null, or "
+        "train for more epochs.",
+        stacklevel=2,
+    )
 
 
 def train(

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial, partialmethod
 
 import pytest
@@ -19,6 +20,7 @@ from imgproc_attn.tasks import task_of
 from imgproc_attn.training import Trainer
 from imgproc_attn.training.checkpoints import load_state
 from imgproc_attn.training.model_factory import build_model
+from imgproc_attn.training.run import _warn_of_slow_average
 
 
 def test_a_run_is_reproducible_and_depends_on_its_seed(finished, tmp_path):
@@ -140,10 +142,21 @@ def test_optimizer_settings_do_not_depend_on_the_wrapping():
 
 
 def test_ema_is_what_is_kept(tmp_path):
-    quiet(small("run.ema_decay=0.99", "schedule.epochs=2"), tmp_path)
+    with pytest.warns(UserWarning, match=r"at most 0\.\d+ for \d+ updates, got 0.99: .* \d+ % of the initial"):
+        quiet(small("run.ema_decay=0.99", "schedule.epochs=2"), tmp_path)
     state = load_state(tmp_path)
     assert same(weights(tmp_path), state["state_dict_ema"])
     assert not same(state["state_dict"], state["state_dict_ema"])
+
+
+@pytest.mark.parametrize(("decay", "updates"), [(None, 1), (0.9, 10), (0.99, 100), (0.999, 1000), (0.9999, 10_000)])
+def test_an_average_needs_enough_updates(decay, updates):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_slow_average(decay, updates)
+    if decay is not None:
+        with pytest.warns(UserWarning, match=f"for {updates - 1} updates, got {decay}: .* keeps 3[0-9] % .*ema_decay=null"):
+            _warn_of_slow_average(decay, updates - 1)
 
 
 def test_bandwidths_do_not_decay(tmp_path):
