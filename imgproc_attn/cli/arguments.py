@@ -248,7 +248,7 @@ def run_of(args: argparse.Namespace) -> Any:
     """Return the recipe of the run that is evaluated; None if the model is not a run.
 
     Raises:
-        ValueError: The model is a path that is not an existing folder.
+        ValueError: The model is a path that is not an existing folder, or the folder of a comparison.
     """
     from ..evaluation.specs import folder_of_run
     from ..recipe import load_recipe
@@ -260,7 +260,19 @@ def run_of(args: argparse.Namespace) -> Any:
         remedy = f"Name one of these in it: {', '.join(siblings[:8])}." if siblings else "Check the path."
         raise ValueError(f"The model must be a timm name or an existing folder, got {model}. {remedy}")
     run = folder_of_run(args.model)
+    if run is None:
+        _refuse_comparison(model)
     return None if run is None else load_recipe(run)
+
+
+def _refuse_comparison(folder: Path) -> None:
+    """Refuse the folder of a comparison, which holds several runs."""
+    runs = sorted(path.parent for path in folder.glob("runs/*/recipe.yaml"))
+    if runs:
+        raise ValueError(
+            f"The model must be the folder of one run, got {folder}, the folder of a comparison. Name one of its runs: "
+            f"{', '.join(map(str, runs[:8]))}."
+        )
 
 
 def _option(text: str) -> tuple[str, Any]:

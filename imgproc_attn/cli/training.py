@@ -75,7 +75,8 @@ def _train(args: argparse.Namespace) -> None:
     from ..training import train
     from ..training.run_dir import run_folder
 
-    recipe, output = load_recipe(args.recipe, args.overrides), _output(find_recipe(args.recipe))
+    recipe = load_recipe(args.recipe, args.overrides, one_model=args.variant is None)
+    output = _output(find_recipe(args.recipe))
     if args.variant is not None:
         output /= run_folder(args.variant, recipe.run.seed)  # A comparison uses the same folder.
         recipe = recipe.variant(args.variant, recipe.run.seed)

@@ -16,19 +16,21 @@ from .yaml_text import SHORT, read_yaml, write_section
 if TYPE_CHECKING:
     from ..evaluation.specs import DatasetSpec
 
-__all__ = ["check_recipe", "load_recipe", "recipe_text", "run_dataset", "value_of"]
+__all__ = ["check_one_model", "check_recipe", "load_recipe", "recipe_text", "run_dataset", "value_of"]
 
 
-def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), one_model: bool = False) -> Recipe:
     """Load and validate a recipe.
 
     Args:
         name: Path or name of the recipe, as in `find_recipe`.
         overrides: Changes ``section.key=value`` with YAML values, such as ``comparison.seeds=[0,1]`` or ``optimizer.lr=1e-3``.
+        one_model: Whether to refuse the recipe of a comparison, before its values are validated.
 
     Raises:
         FileNotFoundError: The recipe, or a file that it extends, does not exist.
-        ValueError: The recipe is invalid. The message names the key, and the nearest valid key if it is unknown.
+        ValueError: The recipe is invalid. The message names the key, and the nearest valid key if it is unknown. Or it is of a
+            comparison, and ``one_model`` is set.
 
     Example:
         >>> load_recipe("quickstart", ["schedule.epochs=5"]).schedule.epochs
@@ -37,7 +39,25 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content, files = read_recipe(find_recipe(name))
     for override in overrides:
         _override(content, override)
+    if one_model:
+        check_one_model(content.get("comparison"))
     return check_recipe(content, _origin(files))
+
+
+def check_one_model(comparison: Any) -> None:
+    """Check that a recipe is of one model.
+
+    Args:
+        comparison: Section ``comparison`` of the recipe; None if it has none.
+
+    Raises:
+        ValueError: It has one.
+    """
+    if comparison is not None:
+        raise ValueError(
+            "The recipe must be of one model, got a comparison of several. Name one of its variants, or use "
+            "`imgproc-attn compare`."
+        )
 
 
 def run_dataset(

@@ -21,6 +21,7 @@ from ..evaluation.scoring import Metric
 from ..evaluation.session import EvaluationSession, Runtime
 from ..models.checkpoints import WEIGHTS, start_from
 from ..recipe import Recipe
+from ..recipe.loading import check_one_model
 from ..tasks.augmentation import mixup
 from ..tasks.base import Loading, task_of
 from ..utils.cores import OtherPrograms
@@ -294,11 +295,7 @@ def train(
             another process writes to ``output``.
         OSError: ``output`` cannot be written, or the disk is full. The last checkpoint stays complete.
     """
-    if not recipe.model.name or recipe.comparison is not None:
-        raise ValueError(
-            "The recipe must be of one model, got a comparison of several. Name one of its variants, or use "
-            "`imgproc-attn compare`."
-        )
+    check_one_model(recipe.comparison)
     if resume and restart:
         raise ValueError("resume and restart must not both be set, got True for both. Set restart to remove the run.")
     output = Path(output)

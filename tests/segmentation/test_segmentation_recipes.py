@@ -23,7 +23,7 @@ def test_ade20k_recipes_take_steps(name, tmp_path):
     changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labeled", "data.train_split=train"]
     changes += ["data.test_split=val", "data.num_classes=6", "data.workers=0", "data.input_size=[3,64,64]", "run.batch_size=2"]
     changes += ["segmentation.short_side=64", "segmentation.window=64", "segmentation.stride=64", "model.pretrained=false"]
-    recipe = load_recipe(find_recipe(name), [*changes, "model.checkpoint=''", "schedule.epochs=1"])
+    recipe = load_recipe(find_recipe(name), [*changes, "model.checkpoint=''", "schedule.epochs=1", "schedule.warmup_epochs=0"])
     takes_steps(recipe, tmp_path / "run")
 
 

@@ -54,6 +54,7 @@ def test_commands(tmp_path, capsys):
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
         (["train", "quickstart", "--output", str(tmp_path / "x")], "Name one of its variants"),
+        (["train", "quickstart", "run.batch_size=0", "data.nam=x"], "must be of one model, got a comparison of several"),
         (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
         (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "which exists. Give another name"),
@@ -88,6 +89,11 @@ def test_variants_lie_where_a_comparison_looks_for_them(tmp_path, capsys, monkey
     (mine := Path("runs/quickstart/runs/mine")).mkdir()
     cli.main(["compare", "quickstart", *few, two, "--jobs", "1"])
     assert all(same(before, weights(folder)) for folder, before in trained.items())
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "runs/quickstart"])
+    assert "got runs/quickstart, the folder of a comparison. Name one of its runs: runs/quickstart/runs/a-seed0, " in (
+        capsys.readouterr().err
+    )
     cli.main(["compare", "quickstart", *few, two, "schedule.epochs=3", "--restart", "--jobs", "1"])
     assert not any(same(before, weights(folder)) for folder, before in trained.items())
     assert mine.exists(), "--restart removes runs of the comparison alone"
