@@ -296,7 +296,8 @@ def _attack(args: argparse.Namespace) -> None:
     samples = session.samples(dataset_of(args, task))
     if args.dry_run:
         conditions = [clean_condition(samples, task), *attack_conditions(samples, attacks, task)]
-        return _plan(args, session, conditions, f"preset {preset}: {task.presets[preset].purpose}\n" if preset else "")
+        checks = [*session.probes(samples, list(attacks.values()), args.checks).values()]
+        return _plan(session, conditions, checks, f"preset {preset}: {task.presets[preset].purpose}\n" if preset else "")
     if args.restart:
         session.clear()
     _print_result(run_attacks(session, samples, attacks, args.checks, preset=preset), session)
@@ -339,7 +340,7 @@ def _corrupt(args: argparse.Namespace) -> None:
         samples = session.samples(dataset)
         conditions = [clean_condition(samples, task), *corruption_conditions(samples, corruptions, task)]
     if args.dry_run:
-        return _plan(args, session, conditions)
+        return _plan(session, conditions)
     if args.restart:
         session.clear()
     _print_result(run_corruptions(session, conditions, generated=not args.files), session)
@@ -371,7 +372,7 @@ def _shift_to(args: argparse.Namespace, name: str, dataset: Any) -> None:
     session, title = _session(args, name, classes=SHIFTS[name].classes), SHIFTS[name].title
     samples = session.samples(dataset)
     if args.dry_run:
-        return _plan(args, session, [clean_condition(samples, session.task, title)])
+        return _plan(session, [clean_condition(samples, session.task, title)])
     if args.restart:
         session.clear()
     real = args.real_labels if name == VALIDATION else None
@@ -391,7 +392,7 @@ def _shift_to_unknown(args: argparse.Namespace, validation: Any) -> None:
     only = replace(session.task, classes=replace(classes, skip_others=True))
     known = only.samples_of(only.open_dataset(validation, session.inner, len(session.preprocessing.mean)))
     if args.dry_run:
-        return _plan(args, session, unknown_conditions(session, unknown, known))
+        return _plan(session, unknown_conditions(session, unknown, known))
     if args.restart:
         session.clear()
     _print_result(run_unknown(session, unknown, known), session)
@@ -404,12 +405,12 @@ def _report(args: argparse.Namespace) -> None:
     print(f"Written: {args.output}")
 
 
-def _plan(args: argparse.Namespace, session: Any, conditions: Any, preface: str = "") -> None:
+def _plan(session: Any, conditions: Any, checks: Any = (), preface: str = "") -> None:
     """Print the plan of an evaluation."""
     from ..evaluation.planning import plan
 
     if session.runtime.world.rank == 0:
-        print(preface + plan(session, conditions, getattr(args, "checks", None) or session.task.num_checked), end="\n\n")
+        print(preface + plan(session, conditions, checks), end="\n\n")
 
 
 def _print_result(result: dict[str, Any], session: Any) -> None:

@@ -1,18 +1,20 @@
 """Checks that the gradient exists and belongs to the function. A model with a lost or wrong gradient only looks robust."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from .attacks.base import Objective, gradient_by
+from .attacks.base import Objective, Passes, gradient_by
 from .findings import Finding
 from .losses import cross_entropy
 from .normalization import InPrecision
 
-__all__ = ["check_gradients"]
+__all__ = ["FLAGS", "GRADIENT_PASSES", "check_gradients", "gradient_findings", "gradient_flags"]
+
+FLAGS = ("lost", "known", "wrong")  # names of the columns of `gradient_flags`
 
 WEAK = 1e-3  # Share of the largest gradient of a batch. Smaller gradients are not compared because of rounding.
 GRADIENT_LOST = 1e-10  # A sample has no gradient if its largest absolute value is below this.
@@ -21,6 +23,7 @@ DERIVATIVE_ERROR = 1e-2  # Largest relative error of the slope along the gradien
 ACROSS_ERROR = 0.1  # Largest error of the slope in a random direction, relative to the usual slope there.
 # Lengths of finite differences, of which one must agree. Short ones meet no kinks, long ones exceed rounding in float32.
 STEPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-2)
+GRADIENT_PASSES = Passes(4 + 4 * len(STEPS), 2)  # at most: two gradients, two values, and both ends of all differences
 SLACK = 5  # Factor of these errors for models that compute in float32 whatever the input dtype is.
 
 
@@ -29,22 +32,42 @@ def check_gradients(
 ) -> list[Finding]:
     """Return findings of vanishing gradients and of gradients that do not belong to the function.
 
-    Vanishing gradients are looked for in the precision of the attack. Wrong gradients are detected by finite differences, in
-    float64 if the model supports it.
-
     Args:
         model: Maps images to logits, in evaluation mode.
         batches: Batches of images and labels.
         objective: Objective whose gradients are checked. A mean over pixels is not suitable, because its gradients are small.
     """
-    findings: list[Finding] = []
-    exact, dtype = _in_double(model, batches[0][0][:1]) if batches else (model, None)
-    lost, wrong = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
-    for x, y in batches:
-        largest = _gradient(model, x, y, objective).flatten(1).abs().amax(1)
-        lost = torch.cat([lost, ~(largest.isfinite() & (largest >= GRADIENT_LOST)).cpu()])
-        known, differs = _differs_from_function(exact, x.to(dtype), y, objective)
-        wrong = torch.cat([wrong, differs[known].cpu()])
+    flags = [gradient_flags(model, images, labels, objective) for images, labels in batches]
+    return gradient_findings({name: torch.cat([part[name] for part in flags]) for name in FLAGS if flags})
+
+
+def gradient_flags(model: nn.Module, images: Tensor, labels: Tensor, objective: Objective = cross_entropy) -> dict[str, Tensor]:
+    """Return where gradients vanish, and where they do not belong to the function.
+
+    Vanishing gradients are looked for in the precision of the attack. Wrong gradients are detected by finite differences, in
+    float64 if the model supports it.
+
+    Args:
+        model: As in `check_gradients`.
+        images: ``[B, C, H, W]``.
+        labels: Labels of the images.
+        objective: As in `check_gradients`.
+
+    Returns:
+        ``[B]`` ints, 0 or 1: ``lost``, no gradient; ``known``, the gradient is large enough to compare; ``wrong``, it differs.
+    """
+    exact, dtype = _in_double(model, images[:1])
+    largest = _gradient(model, images, labels, objective).flatten(1).abs().amax(1)
+    lost = ~(largest.isfinite() & (largest >= GRADIENT_LOST))
+    known, differs = _differs_from_function(exact, images.to(dtype), labels, objective)
+    return {name: flags.int().cpu() for name, flags in zip(FLAGS, (lost, known, known & differs))}
+
+
+def gradient_findings(flags: Mapping[str, Tensor]) -> list[Finding]:
+    """Return the findings of `check_gradients` from the ``[n]`` flags of all images. No flags give no findings."""
+    if not flags:
+        return []
+    findings, lost, wrong = [], flags["lost"], flags["wrong"][flags["known"] > 0]
     if _share(lost) > LOST_SHARE:
         findings.append(
             Finding(

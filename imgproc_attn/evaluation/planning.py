@@ -17,34 +17,39 @@ from .session import EvaluationSession
 __all__ = ["plan"]
 
 
-def plan(session: EvaluationSession, conditions: Sequence[Condition], num_checked: int = 0) -> str:
+def plan(session: EvaluationSession, conditions: Sequence[Condition], checks: Sequence[Condition] = ()) -> str:
     """Return a description of an evaluation with an upper estimate of its duration, from the time of one batch.
 
     Args:
         session: Session with the model and the task.
         conditions: Conditions to evaluate.
-        num_checked: Number of samples for the sanity checks.
+        checks: Conditions of the sanity checks.
     """
-    runtime, passes = session.runtime, [condition.scorer.passes for condition in conditions]
     known = max(len(condition.samples) for condition in conditions)  # Streams may have an unknown length, which is 0 here.
     size = min(session.batch_size, known or session.batch_size)
     forward, backward = _seconds(session, conditions[0], size)
-    share = size * runtime.world.size
-    seconds = sum(len(c.samples) / share * (p.forward * forward + p.backward * backward) for c, p in zip(conditions, passes))
-    lines = [f"{'conditions':<32} {'images':>8} {'forward':>9} {'backward':>9}   passes per image and condition, at most"]
-    for name, alike in _families(conditions).items():
+
+    def duration(planned: Sequence[Condition]) -> float:
+        passes = [(len(c.samples), c.scorer.passes) for c in planned]
+        return sum(n * (p.forward * forward + p.backward * backward) for n, p in passes) / (size * session.runtime.world.size)
+
+    families = _families([*conditions, *checks])
+    width = max(map(len, ["conditions", *families]))
+    lines = [f"{'conditions':<{width}} {'images':>8} {'forward':>9} {'backward':>9}   passes per image and condition, at most"]
+    for name, alike in families.items():
         p = alike[0].scorer.passes
-        lines.append(f"{name:<32} {len(alike[0].samples):>8} {p.forward:>9} {p.backward:>9}")
+        lines.append(f"{name:<{width}} {len(alike[0].samples):>8} {p.forward:>9} {p.backward:>9}")
     lines += ["", "protocol:", *_protocol(session, conditions), ""]
     lines.append(
         f"model {session.about['label']}, {session.about['parameters'] / 1e6:.1f} M parameters, "
-        f"{session.protocol['dtype']} on {runtime.device}"
+        f"{session.protocol['dtype']} on {session.runtime.device}"
     )
     lines.append(f"a batch of {size}: forward {1000 * forward:.0f} ms, backward {1000 * backward:.0f} ms")
+    total, share = duration([*conditions, *checks]), duration(checks)
     lines.append(
-        f"estimated: at most {_duration(seconds)}, without reading and corrupting images, and without the "
-        + ("sanity checks, which run many attacks" if any(p.backward for p in passes) else "checks of outputs")
-        + f" on {num_checked} images"
+        f"estimated: at most {_duration(total)}"
+        + (f", of which {_duration(share)} for the sanity checks" if checks else "")
+        + ", without reading and corrupting images"
     )
     return "\n".join(lines)
 

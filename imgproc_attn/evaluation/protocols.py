@@ -80,9 +80,9 @@ def run_attacks(
     conditions = [clean_condition(samples, session.task), *attack_conditions(samples, attacks, session.task)]
     with session.claimed():
         results = session.run(conditions)
+        report = session.check(samples, list(attacks.values()), num_checked)
         if session.runtime.world.rank:
             return {}
-        report = session.check(samples, list(attacks.values()), num_checked)
         figures = {"curves": _curves(session, conditions, results), **_gallery(session, conditions, results)}
         return session.write("attack", conditions, results, report, figures, **more)
 

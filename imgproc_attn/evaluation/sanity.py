@@ -8,8 +8,6 @@ yet. An empty list does not prove robustness. The checks follow AutoAttack (arXi
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,25 +17,30 @@ from torch import Tensor, nn
 from ..diagnostics import SATURATED_SHARE, saturation
 from ..diagnostics.saturation import saturable_layers
 from ..models import FilterVisionTransformer, from_timm
-from .attacks import FGSM, PGD, Attack, Square, is_correct
-from .bpda import widened, with_wider_gradients
+from .attacks import FGSM, PGD, Square
+from .bpda import widened
 from .contract import check_batch, check_logits
 from .findings import Finding, SanityReport
-from .gradient_checks import check_gradients
+from .gradient_checks import FLAGS, gradient_findings
 from .normalization import NormalizedModel
+from .probes import AttackProbe, GradientProbe, ScaledLogits, WiderKernels, answers
+from .results_log import SampleResults, of_common_samples
+from .samples import Batch
+from .scorers import Scorer
 from .statistics import paired_interval, wilson_interval
 from .threat import LINF, ThreatModel
 
 __all__ = [
-    "AttackProbe",
-    "Scaled",
+    "attack_probes",
     "check_attack_order",
     "check_outputs",
     "check_repeats",
     "check_rows",
     "check_saturation",
     "check_strength",
+    "judge",
     "sanity_checks",
+    "saturated_rows",
 ]
 
 # Thresholds in percentage points of accuracy over all possible images. For a finding, the 95 % interval of the difference on
@@ -47,62 +50,54 @@ MORE_POINTS = 2.0  # Five times the steps, or another form of the gradient, may 
 BY_CHANCE = 2  # A random search may fool this many images before PGD does.
 STEPWISE = ("PGD", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T")  # White-box attacks that no black-box attack should beat.
 BLACK_BOX = ("Square", "SPSA")
+SCALES = (0.1, 0.01)  # Factors of the logits.
 WIDER = (2, 4, 8)  # Factors of the kernel width in the backward pass of the adaptive attack.
 
 
-@dataclass
-class AttackProbe:
-    """Model, correctly classified images, and threat model, with the attacks that several checks share.
+GRADIENTS, FEW, MANY, SQUARE = "gradients", "PGD", "PGD of 100 steps", "Square"  # names of probes
 
-    Attributes:
-        model: Maps images to logits, in evaluation mode.
-        images: ``[B, C, H, W]`` images that the model classifies correctly.
-        labels: ``[B]`` class indices.
+
+def attack_probes(model: nn.Module, threat: ThreatModel, seed: int = 0) -> dict[str, Scorer]:
+    """Return the scorers of the sanity checks by name: of gradients, and of attacks, which `sanity_checks` compares.
+
+    Args:
+        model: Maps images in [0, 1] to logits, in evaluation mode.
         threat: Threat model.
-        seed: Seed of all random numbers.
-        batch_size: Number of images per forward pass.
+        seed: Seed of all draws.
     """
+    pgd = PGD(threat, 20, seed=seed)
+    probes: dict[str, Scorer] = {
+        GRADIENTS: GradientProbe(),
+        "FGSM": AttackProbe(FGSM(threat)),
+        FEW: AttackProbe(pgd),
+        MANY: AttackProbe(PGD(threat, 100, restarts=2, seed=seed)),
+    }
+    if threat.norm == LINF:
+        probes[SQUARE] = AttackProbe(Square(threat, 300, seed=seed))
+    probes |= {_at(radius): AttackProbe(PGD(radius, 40, seed=seed)) for radius in _large_radii(threat)}
+    probes |= {_scaled(factor): AttackProbe(pgd, ScaledLogits(factor)) for factor in SCALES}
+    if widened(model, 1) is not None:
+        probes |= {_wider(factor): AttackProbe(pgd, WiderKernels(factor)) for factor in WIDER}
+    return probes
 
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    threat: ThreatModel
-    seed: int = 0
-    batch_size: int = 64
 
-    def robust(self, attack: Attack, model: nn.Module | None = None) -> Tensor:
-        """Return ``[B]`` bool, whether each sample withstands an attack. Default: an attack on ``self.model``."""
-        parts = torch.arange(len(self.images)).split(self.batch_size)
-        success = [attack(model or self.model, self.images[part], self.labels[part], part).success for part in parts]
-        return ~torch.cat(success)
+def _large_radii(threat: ThreatModel) -> list[float]:
+    """Return radii of L-infinity balls in which almost any image lies; none for normalized tensors."""
+    if threat.bounds is None:
+        return []
+    return [radius for radius in (0.25, 0.5) if threat.norm != LINF or radius > threat.eps] or [1.0]
 
-    @cached_property
-    def withstand_pgd(self) -> Tensor:
-        """Robustness ``[B]`` bool under PGD with 20 steps, which several checks compare with."""
-        return self.robust(self.pgd)
 
-    @property
-    def pgd(self) -> PGD:
-        """PGD with 20 steps under the threat model."""
-        return PGD(self.threat, 20, seed=self.seed)
+def _at(radius: float) -> str:
+    return f"PGD at eps {radius:g}"
 
-    @cached_property
-    def withstand_long_pgd(self) -> Tensor:
-        """Robustness ``[B]`` bool under PGD with 100 steps from each of two random starts."""
-        return self.robust(PGD(self.threat, 100, restarts=2, seed=self.seed))
 
-    @cached_property
-    def filters(self) -> FilterVisionTransformer | None:
-        """Filter backbone in the model, or a conversion of timm's vision transformer to one; None if there is neither."""
-        for module in self.model.modules():
-            if isinstance(module, FilterVisionTransformer):
-                return module
-            if isinstance(module, VisionTransformer):
-                try:
-                    return from_timm(module)
-                except TypeError:  # Gated attention and other blocks cannot be converted.
-                    return None
-        return None
+def _scaled(factor: float) -> str:
+    return f"PGD on logits times {factor:g}"
+
+
+def _wider(factor: float) -> str:
+    return f"PGD with kernels {factor:g} times as wide"
 
 
 def _differ(more: Tensor, less: Tensor, points: float) -> bool:
@@ -234,10 +229,15 @@ def _check_ensemble(row: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def check_strength(probe: AttackProbe) -> list[Finding]:
-    """Return findings if PGD has not converged, fails at large radii, or depends on the scale of the logits."""
-    findings, threat = [], probe.threat
-    few, many = probe.withstand_pgd, probe.withstand_long_pgd
+def check_strength(robust: Mapping[str, Tensor], threat: ThreatModel, num_classes: int) -> list[Finding]:
+    """Return findings if PGD has not converged, fails at large radii, or depends on the scale of the logits.
+
+    Args:
+        robust: ``{name of `attack_probes`: [n] bool}``, whether each sample withstands.
+        threat: Threat model of the probes.
+        num_classes: Number of classes of the model.
+    """
+    findings, few, many = [], robust[FEW], robust[MANY]
     if _differ(few, many, MORE_POINTS):
         findings.append(
             Finding(
@@ -247,28 +247,27 @@ def check_strength(probe: AttackProbe) -> list[Finding]:
             )
         )
     if threat.bounds is not None:
-        findings += _check_large_radii(probe)
-    for factor in (0.1, 0.01):
-        scaled = probe.robust(probe.pgd, Scaled(probe.model, factor).eval())
-        if _differ(few, scaled, MORE_POINTS):
-            findings.append(
-                Finding(
-                    "scale of the logits",
-                    f"PGD leaves {_percent(few):.1f} %, and {_percent(scaled):.1f} % with logits multiplied by {factor:g}. The "
-                    "loss is flat where the model is confident. Use APGD-DLR, whose objective does not depend on the scale.",
-                )
+        findings += _check_large_radii(robust, threat, num_classes)
+    factor = next((factor for factor in SCALES if _differ(few, robust[_scaled(factor)], MORE_POINTS)), None)
+    if factor is not None:
+        findings.append(
+            Finding(
+                "scale of the logits",
+                f"PGD leaves {_percent(few):.1f} %, and {_percent(robust[_scaled(factor)]):.1f} % with logits multiplied by "
+                f"{factor:g}. The loss is flat where the model is confident. Use APGD-DLR, whose objective does not depend on "
+                "the scale.",
             )
-            break
+        )
     return findings
 
 
-def _check_large_radii(probe: AttackProbe) -> list[Finding]:
+def _check_large_radii(robust: Mapping[str, Tensor], threat: ThreatModel, num_classes: int) -> list[Finding]:
     """Return a finding if accuracy stays high in large L-infinity balls, whatever the norm of the threat model."""
-    own = probe.threat.norm == LINF
-    radii = [radius for radius in (0.25, 0.5) if not own or radius > probe.threat.eps] or [1.0]
-    grown = [probe.robust(PGD(radius, 40, seed=probe.seed)) for radius in radii]
-    least = max(POINTS, 50 / probe.model(probe.images[:1]).shape[1])  # Half of the accuracy of guessing.
-    falls = not any(_differ(b, a, POINTS) for a, b in itertools.pairwise([probe.withstand_pgd, *grown] if own else grown))
+    radii = _large_radii(threat)
+    grown = [robust[_at(radius)] for radius in radii]
+    least = max(POINTS, 50 / num_classes)  # Half of the accuracy of guessing.
+    rising = [robust[FEW], *grown] if threat.norm == LINF else grown
+    falls = not any(_differ(b, a, POINTS) for a, b in itertools.pairwise(rising))
     if falls and not _exceeds(int(grown[-1].sum()), len(grown[-1]), least):
         return []
     shares = ", ".join(f"{_percent(flags):.1f} %" for flags in grown)
@@ -282,20 +281,23 @@ def _check_large_radii(probe: AttackProbe) -> list[Finding]:
     ]
 
 
-def check_saturation(probe: AttackProbe) -> list[Finding]:
+def check_saturation(robust: Mapping[str, Tensor], saturated: float) -> list[Finding]:
     """Return findings of saturated filters and of an adaptive attack that fools more images.
 
     The adaptive attack uses kernels 2, 4 and 8 times as wide in the backward pass, which do not saturate. The forward pass is
     that of the model. Saturation is not checked for models of filters whose rows do not sum to 1.
+
+    Args:
+        robust: As in `check_strength`.
+        saturated: Share of saturated rows of the filters.
     """
-    findings, plain = [], _percent(probe.withstand_pgd)
-    adaptive = {f: probe.robust(probe.pgd, wide) for f in WIDER if (wide := with_wider_gradients(probe.model, f))}
-    share = _saturated_rows(probe)
-    if share > SATURATED_SHARE:
+    findings, plain = [], _percent(robust[FEW])
+    adaptive = {factor: robust[_wider(factor)] for factor in WIDER if _wider(factor) in robust}
+    if saturated > SATURATED_SHARE:
         findings.append(
             Finding(
                 "saturated filters",
-                f"{100 * share:.1f} % of the filter's rows have a weight above 1 - 1e-4. Almost no gradient reaches their "
+                f"{100 * saturated:.1f} % of the filter's rows have a weight above 1 - 1e-4. Almost no gradient reaches their "
                 f"queries and keys, so attacks that follow it fail there. PGD leaves {plain:.1f} %; with gradients of "
                 f"kernels {', '.join(map(str, adaptive))} times as wide it leaves "
                 f"{', '.join(f'{_percent(left):.1f} %' for left in adaptive.values())}. Report the lowest number, and that of "
@@ -303,7 +305,7 @@ def check_saturation(probe: AttackProbe) -> list[Finding]:
             )
         )
     factor = min(adaptive, key=lambda f: int(adaptive[f].sum()), default=None)
-    if factor is not None and _differ(probe.withstand_pgd, adaptive[factor], MORE_POINTS):
+    if factor is not None and _differ(robust[FEW], adaptive[factor], MORE_POINTS):
         findings.append(
             Finding(
                 "adaptive attack",
@@ -314,20 +316,33 @@ def check_saturation(probe: AttackProbe) -> list[Finding]:
     return findings
 
 
-def _has_saturation(probe: AttackProbe) -> bool:
-    """Return whether saturation is defined for a filter of the model."""
-    return probe.filters is not None and bool(saturable_layers(probe.filters))
+def _filters_of(model: nn.Module) -> FilterVisionTransformer | None:
+    """Return the filter backbone in a model, or a conversion of timm's vision transformer to one; None if there is neither."""
+    for module in model.modules():
+        if isinstance(module, FilterVisionTransformer):
+            return module
+        if isinstance(module, VisionTransformer):
+            try:
+                return from_timm(module)
+            except TypeError:  # Gated attention and other blocks cannot be converted.
+                return None
+    return None
 
 
-def _saturated_rows(probe: AttackProbe) -> float:
-    """Return the share of saturated rows of the filters in the model; 0 if there is none with rows that sum to 1."""
-    if probe.filters is None or not _has_saturation(probe):
-        return 0.0
-    images = probe.images[: probe.batch_size]
-    for module in probe.model.modules():
+def saturated_rows(model: nn.Module, images: Tensor) -> float | None:
+    """Return the share of saturated rows of the filters in a model; None if there is none with rows that sum to 1.
+
+    Args:
+        model: As in `sanity_checks`.
+        images: ``[B, C, H, W]`` in [0, 1].
+    """
+    filters = _filters_of(model)
+    if filters is None or not saturable_layers(filters):
+        return None
+    for module in model.modules():
         if isinstance(module, NormalizedModel):
             images = module.normalize(images)
-    return saturation(probe.filters, images)
+    return saturation(filters, images)
 
 
 def sanity_checks(
@@ -348,7 +363,7 @@ def sanity_checks(
         labels: ``[B]`` class indices.
         threat: Threat model of the numbers to check; a number is the radius of the L-infinity ball on images in [0, 1]. None
             checks only the outputs, for evaluations without attacks.
-        seed: Seed of all random numbers.
+        seed: Seed of all draws.
         batch_size: Number of images per forward pass.
 
     Returns:
@@ -364,49 +379,43 @@ def sanity_checks(
         SanityReport(done=['outputs'], images=4, findings=[])
     """
     images = check_batch(model, images, labels)
-    findings = check_outputs(model, images[:batch_size])
+    threat = None if threat is None else ThreatModel.of(threat)
+    probes = {} if threat is None else attack_probes(model, threat, seed)
+    batches = [(images[part], labels[part], part) for part in torch.arange(len(images)).split(batch_size)]
+    return judge(model, batches, threat, {name: answers(probe, model, batches) for name, probe in probes.items()})
+
+
+def judge(
+    model: nn.Module, batches: Sequence[Batch], threat: ThreatModel | None, probed: Mapping[str, SampleResults]
+) -> SanityReport:
+    """Return the report of the sanity checks from the results of `attack_probes`.
+
+    Args:
+        model: As in `sanity_checks`.
+        batches: Batches of the images.
+        threat: Threat model of the probes; None to check only the outputs.
+        probed: Results of the probes by name.
+    """
+    images, count = batches[0][0], sum(len(batch[0]) for batch in batches)
+    findings = check_outputs(model, images)
     if threat is None:
-        return SanityReport(["outputs"], len(images), findings)
-    right = torch.cat([is_correct(model, x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size))])
+        return SanityReport(["outputs"], count, findings)
+    probed = of_common_samples(probed)
+    attacked = {name: results for name, results in probed.items() if name != GRADIENTS}
+    right = torch.stack([torch.tensor(results.column("right")) for results in attacked.values()]).bool().all(0)
     if not right.any():
         message = (
-            f"The model classifies none of {len(images)} images correctly, so nothing can be attacked. Check that the labels "
-            "are those of the model."
+            f"The model classifies none of {count} images correctly, so nothing can be attacked. Check that the labels are "
+            "those of the model."
         )
-        return SanityReport(["outputs"], len(images), [*findings, Finding("nothing to check", message)])
-    probe = AttackProbe(model, images[right], labels[right], ThreatModel.of(threat), seed, batch_size)
-    robust, black_box = {"FGSM": probe.robust(FGSM(probe.threat)), "PGD": probe.withstand_pgd}, []
-    robust["PGD of 100 steps"] = probe.withstand_long_pgd
-    if probe.threat.norm == LINF:
-        robust["Square"], black_box = probe.robust(Square(probe.threat, 300, seed=seed)), ["Square"]
-    few = list(zip(probe.images[:32].split(batch_size), probe.labels[:32].split(batch_size)))
-    return SanityReport(
-        _names_of_checks(probe),
-        len(images),
-        [
-            *findings,
-            *check_gradients(model, few),
-            *check_attack_order(robust, ["FGSM", "PGD", "PGD of 100 steps"], black_box),
-            *check_strength(probe),
-            *check_saturation(probe),
-        ],
-    )
-
-
-def _names_of_checks(probe: AttackProbe) -> list[str]:
-    """Return the names of the checks that suit the model and the threat model."""
-    names = ["outputs", "gradients", "FGSM beside PGD", "more steps", "scale of logits"]
-    names += ["a black box"] * (probe.threat.norm == LINF) + ["large radii"] * (probe.threat.bounds is not None)
-    names += ["wider kernels"] * (widened(probe.model, 1) is not None)
-    return names + ["saturation"] * _has_saturation(probe)
-
-
-class Scaled(nn.Module):
-    """Model whose logits are multiplied by a factor."""
-
-    def __init__(self, model: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.factor * self.model(images)
+        return SanityReport(["outputs"], count, [*findings, Finding("nothing to check", message)])
+    robust = {name: results.correct[right] for name, results in attacked.items()}
+    saturated = saturated_rows(model, images)
+    findings += gradient_findings({name: torch.tensor(probed[GRADIENTS].column(name))[right] for name in FLAGS})
+    findings += check_attack_order(robust, ["FGSM", FEW, MANY], [SQUARE] * (SQUARE in robust))
+    findings += check_strength(robust, threat, model(images[:1]).shape[1])
+    findings += check_saturation(robust, saturated or 0.0)
+    done = ["outputs", GRADIENTS, "FGSM beside PGD", "more steps", "scale of logits"]
+    done += ["a black box"] * (SQUARE in robust) + ["large radii"] * (threat.bounds is not None)
+    done += ["wider kernels"] * (_wider(WIDER[0]) in robust) + ["saturation"] * (saturated is not None)
+    return SanityReport(done, count, findings)

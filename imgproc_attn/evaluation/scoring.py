@@ -235,15 +235,31 @@ class Scoring(ABC):
 
     # trust
 
-    @torch.no_grad()
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[AnyAttack], seed: int) -> SanityReport:
-        """Run sanity checks on a few samples. Default: two passes must give equal outputs.
+    def probes(self, model: nn.Module, attacks: Sequence[AnyAttack], seed: int) -> dict[str, Scorer]:
+        """Return scorers by name whose results on a few samples `check` needs. Default: none.
 
         Args:
             model: Maps images in [0, 1] to outputs, in evaluation mode.
-            batches: Readable samples.
             attacks: Attacks whose numbers are to be believed; none for the outputs only.
             seed: Seed of all random numbers.
+        """
+        return {}
+
+    @torch.no_grad()
+    def check(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        attacks: Sequence[AnyAttack],
+        probed: Mapping[str, SampleResults],
+    ) -> SanityReport:
+        """Return the report of sanity checks on a few samples. Default: two passes must give equal outputs.
+
+        Args:
+            model: As in `probes`.
+            batches: Readable samples.
+            attacks: As in `probes`.
+            probed: Results of the `probes` by name.
         """
         findings = [finding for images, *_ in batches for finding in check_repeats(model(images), model(images))]
         return SanityReport(["outputs"], sum(len(batch[0]) for batch in batches), findings[:1])

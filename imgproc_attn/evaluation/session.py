@@ -1,9 +1,10 @@
 """The evaluation session: the one loop that asks a model under conditions. It can be killed and resumed."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..utils.environment import arithmetic, environment, sources_hash, versions
 from ..utils.io import check_output_folder, read_json, write_atomically, write_csv, write_json
 from ..utils.locks import locked
 from ..utils.manifest import Manifest, claimed
-from ..utils.progress import print_line, progress_bar
+from ..utils.progress import progress_bar
 from ..utils.serialization import describe
 from .conditions import Condition
 from .findings import Finding, SanityReport
@@ -272,6 +273,18 @@ class EvaluationSession:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         dist.barrier(self._group)
 
+    def probes(
+        self,
+        samples: SampleSet,
+        attacks: Sequence[AnyAttack],
+        count: int | None = None,
+        preprocessing: PreprocessingLike | None = None,
+    ) -> dict[str, Condition]:
+        """Return the conditions of the sanity checks by the names of the task's probes. The arguments are those of `check`."""
+        few = samples.random(count or self.task.num_checked, self.seed)
+        scorers = self.task.probes(self.model, attacks, self.seed)
+        return {name: Condition(f"sanity check: {name}", few, s, preprocessing) for name, s in scorers.items()}
+
     def check(
         self,
         samples: SampleSet,
@@ -281,27 +294,45 @@ class EvaluationSession:
     ) -> SanityReport:
         """Run the task's sanity checks on random samples, unless the folder holds their report already.
 
+        Checks of attacks are conditions, which are logged and resumed as those of `run`. Call it in all processes.
+
         Args:
             samples: Samples to draw from.
             attacks: Attacks whose numbers are to be believed; none for the outputs only.
             count: Number of samples. Default: the task's.
             preprocessing: Preprocessing of the images. Default: the session's.
+
+        Returns:
+            The report; in processes other than the first, it may be empty.
         """
         count, file = count or self.task.num_checked, None if self.runtime.output is None else self.runtime.output / CHECKS
         key = {"protocol": self.protocol, "images": samples.identity, "seed": self.seed, "count": count}
         key = json.loads(json.dumps({**key, "attacks": [describe(attack) for attack in attacks]}))
         known = {} if file is None else _read_checks(file)
         if known.get("key") != key:
-            runtime = self.runtime
             few = samples.random(count, self.seed)
-            batches = few.batches(preprocessing or self.preprocessing, self.batch_size, 0, runtime.device)
+            batches = few.batches(preprocessing or self.preprocessing, self.batch_size, 0, self.runtime.device)
             kept = [batch for batch in map(only_readable, batches) if len(batch[0])]
-            if attacks and self.progress is None:  # many attacks on few images: else it would look like a standstill
-                print_line(f"Sanity checks on {sum(len(batch[0]) for batch in kept)} images")
-            known = {"key": key, **asdict(self.task.check(self.model, kept, attacks, self.seed))}
+            probed = self._probed(self.probes(samples, attacks, count, preprocessing), key) if kept else {}
+            if self.runtime.world.rank:
+                return SanityReport([], 0, [])
+            known = {"key": key, **asdict(self.task.check(self.model, kept, attacks, probed))}
             if file is not None:
                 write_json(file, known)
         return SanityReport(known["done"], known["images"], [Finding(**finding) for finding in known["findings"]])
+
+    def _probed(self, probes: Mapping[str, Condition], key: Mapping[str, Any]) -> dict[str, SampleResults]:
+        """Return the results of probes by name. Their logs lie in a folder of their own for each ``key``."""
+        if not probes:
+            return {}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        output = None if self.runtime.output is None else self.runtime.output / LOG_FOLDER / f"checks-{digest}"
+        runtime = replace(self.runtime, output=output)
+        session = EvaluationSession(
+            self.model, self.task, self.preprocessing, runtime, protocol=self.protocol, progress=self.progress
+        )
+        results = session.run([*probes.values()])
+        return {name: results[condition.name] for name, condition in probes.items()}
 
     def rows(self, conditions: Sequence[Condition], results: Mapping[str, SampleResults]) -> list[dict[str, Any]]:
         """Return the numbers of conditions, as in ``result.json``."""

@@ -1,119 +1,205 @@
 """Sanity checks of a segmenter's robustness: the checks of `imgproc_attn.evaluation.sanity`, per pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.bpda import with_wider_gradients
+from ..evaluation.attacks import Passes
+from ..evaluation.bpda import widened
 from ..evaluation.findings import Finding, SanityReport
-from ..evaluation.gradient_checks import check_gradients
-from ..evaluation.sanity import MORE_POINTS, Scaled, check_outputs
+from ..evaluation.gradient_checks import FLAGS, GRADIENT_PASSES, gradient_findings, gradient_flags
+from ..evaluation.probes import UNCHANGED, ScaledLogits, Variant, WiderKernels
+from ..evaluation.results_log import SampleResults, of_common_samples
+from ..evaluation.sanity import GRADIENTS, MORE_POINTS, check_outputs
+from ..evaluation.scorers import BatchResult, Scorer
 from .attacks import MaskedPGD, PixelAttack, PixelPGD, SegPGD, pixel_cross_entropy, right_pixels
+from .inference import SlidingWindow
 from .metrics import IGNORE_INDEX
 
-__all__ = ["check_strength", "pixel_checks"]
+__all__ = ["Crop", "PixelGradientProbe", "PixelProbe", "check_strength", "judge_pixels", "pixel_probes"]
 
 WIDENING = 4  # factor by which kernels are widened in the backward pass of the adaptive attack
+OWN = "own "  # beginning of the names of the attacks whose results are checked
 
-Batches = Sequence[tuple[Tensor, Tensor]]
 
-
-def pixel_checks(model: nn.Module, batches: Batches, attacks: Sequence[PixelAttack], side: int, seed: int) -> SanityReport:
-    """Run all checks on a few images.
+@dataclass(frozen=True)
+class Crop:
+    """What the sanity checks see of an image. Whole images may take too much memory.
 
     Args:
-        model: Model in evaluation mode that maps images in [0, 1] to one vector of logits per pixel.
-        batches: Batches of images and labels.
-        attacks: Attacks whose results are checked. Without attacks, only the outputs are checked.
-        side: Side of the central crop that is checked, in pixels. Whole images may take too much memory.
-        seed: Seed of all random numbers.
-
-    Returns:
-        A report with one finding per known sign of masked gradients; no findings if there is no such sign.
+        side: Side of the central crop in pixels.
+        windows: Sliding windows of the model.
     """
-    parts = [_middle(images, labels, side) for images, labels in batches]
-    kept = [(images, labels) for images, labels in parts if (labels != IGNORE_INDEX).any()]
-    if not kept:
-        nothing = Finding("nothing to check", "None of the images to check has a labeled pixel in its central crop.")
-        return SanityReport([], 0, [nothing])
-    done, findings = ["outputs"], [finding for images, _ in kept for finding in check_outputs(model, images, 4)]
-    if attacks:
-        done += ["gradients"]
-        findings += check_gradients(model, kept, _summed_cross_entropy)
-    largest = max((attack.threat for attack in attacks), key=lambda threat: threat.eps, default=None)
-    strongest = [attack for attack in attacks if attack.threat == largest and attack.passes.backward > 1]
-    if strongest:
-        done += ["stronger attacks"]
-        findings += check_strength(model, kept, strongest, seed)
-    return SanityReport(done, len(kept), list({finding.check: finding for finding in findings}.values()))
+
+    side: int
+    windows: SlidingWindow
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the central ``side x side`` pixels, or fewer, of images and their labels."""
+        labels = F.interpolate(labels[:, None].double(), size=images.shape[-2:], mode="nearest-exact")[:, 0].long()
+        top, left = (max(0, (length - self.side) // 2) for length in images.shape[-2:])
+        rows, columns = slice(top, top + self.side), slice(left, left + self.side)
+        return images[..., rows, columns], labels[..., rows, columns]
 
 
-def check_strength(model: nn.Module, batches: Batches, attacks: Sequence[PixelAttack], seed: int) -> list[Finding]:
-    """Check whether the attacks are close to the worst case.
+@dataclass(frozen=True)
+class PixelProbe(Scorer):
+    """Number of pixels that a model labels right under an attack on a variant of it, beside the number of labeled pixels.
+
+    Args:
+        crop: Part of the images.
+        attack: Attack on pixels.
+        variant: Model that the attack sees.
+    """
+
+    crop: Crop
+    attack: PixelAttack
+    variant: Variant = UNCHANGED
+
+    @property
+    def passes(self) -> Passes:
+        forward, backward = self.attack.passes
+        return Passes(forward + 1, backward)
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:
+        model = self.crop.windows.over(model)
+        images, labels = self.crop(images, labels)
+        labeled = _labeled(labels)
+        right = torch.zeros_like(labeled)
+        if labeled.any():
+            perturbed = self.attack.worst(self.variant(model), images, labels, ids.cpu())
+            right = right_pixels(model, perturbed, labels)
+        return BatchResult(images, {"right": right, "labeled": labeled})
+
+
+@dataclass(frozen=True)
+class PixelGradientProbe(Scorer):
+    """Columns of `gradient_flags`, of the summed loss of pixels, beside the number of labeled pixels.
+
+    Args:
+        crop: Part of the images.
+    """
+
+    crop: Crop
+
+    @property
+    def passes(self) -> Passes:
+        return GRADIENT_PASSES
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:
+        images, labels = self.crop(images, labels)
+        flags = gradient_flags(self.crop.windows.over(model), images, labels, _summed_cross_entropy)
+        return BatchResult(images, {**flags, "labeled": _labeled(labels)})
+
+
+def pixel_probes(model: nn.Module, attacks: Sequence[PixelAttack], crop: Crop, seed: int) -> dict[str, Scorer]:
+    """Return the scorers of the sanity checks by name: of gradients, of the given attacks, and of stronger ones.
 
     The mean loss over pixels is dominated by pixels that are already wrong, and the best objective depends on the model.
-    Four other attacks are therefore tried:
+    Four other attacks are therefore tried at the largest radius:
 
     - two other objectives in 30 steps,
     - logits a tenth as large,
     - the gradient of kernels four times as wide.
 
     Args:
-        model: As in `pixel_checks`.
+        model: Model in evaluation mode that maps images in [0, 1] to one vector of logits per pixel.
+        attacks: Attacks whose results are checked. Without attacks, there are no probes.
+        crop: Part of the images that is checked.
+        seed: Seed of all random draws.
+    """
+    if not attacks:
+        return {}
+    probes: dict[str, Scorer] = {GRADIENTS: PixelGradientProbe(crop)}
+    largest = max((attack.threat for attack in attacks), key=lambda threat: threat.eps)
+    strongest = [attack for attack in attacks if attack.threat == largest and attack.passes.backward > 1]
+    if not strongest:
+        return probes
+    probes |= {OWN + type(attack).__name__.removeprefix("Pixel"): PixelProbe(crop, attack) for attack in strongest}
+    probes |= {
+        "SegPGD of 30 steps": PixelProbe(crop, SegPGD(largest, 30, seed=seed)),
+        "MaskedPGD of 30 steps": PixelProbe(crop, MaskedPGD(largest, 30, seed=seed)),
+        "PGD on a tenth of the logits": PixelProbe(crop, PixelPGD(largest, 20, seed=seed), ScaledLogits(0.1)),
+    }
+    if widened(model, 1) is not None:
+        wider = f"MaskedPGD with the gradient of kernels {WIDENING} times as wide"
+        probes[wider] = PixelProbe(crop, MaskedPGD(largest, 20, seed=seed), WiderKernels(WIDENING))
+    return probes
+
+
+def judge_pixels(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    attacks: Sequence[PixelAttack],
+    crop: Crop,
+    probed: Mapping[str, SampleResults],
+) -> SanityReport:
+    """Return the report of the sanity checks from the results of `pixel_probes`.
+
+    Args:
+        model: As in `pixel_probes`.
         batches: Batches of images and labels.
-        attacks: Attacks of one threat model.
-        seed: Seed of all random numbers.
+        attacks: As in `pixel_probes`.
+        crop: As in `pixel_probes`.
+        probed: Results of the probes by name.
 
     Returns:
-        One finding if another attack leaves clearly fewer pixels right, else an empty list.
+        A report with one finding per known sign of masked gradients; no findings if there is no such sign.
     """
-    threat = attacks[0].threat
-    left = {type(attack).__name__.removeprefix("Pixel"): _right(model, model, attack, batches) for attack in attacks}
-    others: dict[str, tuple[nn.Module | None, PixelAttack]] = {
-        "SegPGD of 30 steps": (model, SegPGD(threat, 30, seed=seed)),
-        "MaskedPGD of 30 steps": (model, MaskedPGD(threat, 30, seed=seed)),
-        "PGD on a tenth of the logits": (Scaled(model, 0.1).eval(), PixelPGD(threat, 20, seed=seed)),
-        f"MaskedPGD with the gradient of kernels {WIDENING} times as wide": (
-            with_wider_gradients(model, WIDENING),
-            MaskedPGD(threat, 20, seed=seed),
-        ),
-    }
-    stronger = {
-        name: _right(model, attacked, attack, batches) for name, (attacked, attack) in others.items() if attacked is not None
-    }
+    parts = [crop(images, labels) for images, labels in batches]
+    kept = [images for images, labels in parts if _labeled(labels).any()]
+    if not kept:
+        nothing = Finding("nothing to check", "None of the images to check has a labeled pixel in its central crop.")
+        return SanityReport([], 0, [nothing])
+    seen = crop.windows.over(model)
+    done, findings = ["outputs"], [finding for images in kept for finding in check_outputs(seen, images, 4)]
+    probed = of_common_samples(probed)
+    if probed:
+        done += [GRADIENTS]
+        labeled = torch.tensor(probed[GRADIENTS].column("labeled")) > 0
+        findings += gradient_findings({name: torch.tensor(probed[GRADIENTS].column(name))[labeled] for name in FLAGS})
+    shares = {name: _share_of_right(results) for name, results in probed.items() if name != GRADIENTS}
+    if shares:
+        done += ["stronger attacks"]
+        findings += check_strength(shares, max(attack.threat.eps for attack in attacks))
+    return SanityReport(done, len(kept), list({finding.check: finding for finding in findings}.values()))
+
+
+def check_strength(shares: Mapping[str, float], eps: float) -> list[Finding]:
+    """Return one finding if another attack leaves clearly fewer pixels right than the given attacks, else an empty list.
+
+    Args:
+        shares: Percentage of right pixels under the attacks of `pixel_probes`, by name.
+        eps: Radius of the attacks.
+    """
+    left = {name.removeprefix(OWN): share for name, share in shares.items() if name.startswith(OWN)}
+    stronger = {name: share for name, share in shares.items() if not name.startswith(OWN)}
     name = min(stronger, key=lambda name: stronger[name])
     if min(left.values()) - stronger[name] <= MORE_POINTS:
         return []
-    shares = ", ".join(f"{attack} leaves {share:.1f} %" for attack, share in left.items())
+    numbers = ", ".join(f"{attack} leaves {share:.1f} %" for attack, share in left.items())
     return [
         Finding(
             "a stronger attack",
-            f"At eps {threat.eps:.3g} {shares} of the pixels right, but {name} leaves {stronger[name]:.1f} %: the attacks are "
+            f"At eps {eps:.3g} {numbers} of the pixels right, but {name} leaves {stronger[name]:.1f} %: the attacks are "
             "not the worst case. Also run SegPGD and MaskedPGD with more steps, and report the lowest number.",
         )
     ]
 
 
-def _right(model: nn.Module, attacked: nn.Module, attack: PixelAttack, batches: Batches) -> float:
-    """Return the percentage of labeled pixels that ``model`` labels right under an attack on ``attacked``."""
-    right = labeled = 0
-    for images, labels in batches:
-        perturbed = attack.worst(attacked, images, labels, torch.arange(len(images)))
-        right += int(right_pixels(model, perturbed, labels).sum())
-        labeled += int((labels != IGNORE_INDEX).sum())
-    return 100 * right / labeled
+def _share_of_right(results: SampleResults) -> float:
+    """Return the percentage of labeled pixels that are right."""
+    return 100 * sum(results.column("right")) / sum(results.column("labeled"))
 
 
-def _middle(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return the central ``side x side`` pixels, or fewer, of images and their labels."""
-    labels = F.interpolate(labels[:, None].double(), size=images.shape[-2:], mode="nearest-exact")[:, 0].long()
-    top, left = (max(0, (length - side) // 2) for length in images.shape[-2:])
-    rows, columns = slice(top, top + side), slice(left, left + side)
-    return images[..., rows, columns], labels[..., rows, columns]
+def _labeled(labels: Tensor) -> Tensor:
+    """Return the number ``[B]`` of labeled pixels."""
+    return (labels != IGNORE_INDEX).flatten(1).sum(1)
 
 
 def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the loss ``[B]`` summed over pixels. A mean over pixels would make every gradient small."""
-    return pixel_cross_entropy(logits, labels) * (labels != IGNORE_INDEX).flatten(1).sum(1)
+    return pixel_cross_entropy(logits, labels) * _labeled(labels)

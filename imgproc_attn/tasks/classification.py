@@ -29,7 +29,7 @@ from ..evaluation.presets import ATTACKS, PRESETS
 from ..evaluation.results import BY_CLASS, PREDICTIONS
 from ..evaluation.results_log import SampleResults, of_common_samples
 from ..evaluation.samples import Batch, SampleSet, only_readable
-from ..evaluation.sanity import check_rows, sanity_checks
+from ..evaluation.sanity import attack_probes, check_rows, judge
 from ..evaluation.scorers import AnyAttack, BatchResult, Scorer
 from ..evaluation.scoring import Metric
 from ..evaluation.specs import DatasetSpec
@@ -229,13 +229,20 @@ class ClassificationTask(Task):
 
     # trust
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[AnyAttack], seed: int) -> SanityReport:
+    def probes(self, model: nn.Module, attacks: Sequence[AnyAttack], seed: int) -> dict[str, Scorer]:
+        return attack_probes(model, _checked_threat(model, attacks), seed) if attacks else {}
+
+    def check(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        attacks: Sequence[AnyAttack],
+        probed: Mapping[str, SampleResults],
+    ) -> SanityReport:
         if not batches:
             message = "None of the images that were to be looked at could be read."
             return SanityReport([], 0, [Finding("nothing to check", message)])
-        images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
-        threat = check_threat([attack.threat for attack in attacks], _std(model)) if attacks else None
-        return sanity_checks(model, images, labels, threat, seed, len(batches[0][0]))
+        return judge(model, batches, _checked_threat(model, attacks) if attacks else None, probed)
 
     def cross_checks(self, rows: Sequence[Mapping[str, Any]], results: Mapping[str, SampleResults]) -> list[Finding]:
         """Compare attacks on the same samples.
@@ -413,6 +420,10 @@ def check_threat(threats: Sequence[ThreatModel], std: Sequence[float]) -> Threat
     least = min(threats, key=lambda threat: (threat.space, threat.eps))  # images come before normalized
     radius = max(least.pixel_eps(std))
     return ThreatModel(min(1.0, radius) if least.norm == LINF else radius, least.norm)
+
+
+def _checked_threat(model: nn.Module, attacks: Sequence[AnyAttack]) -> ThreatModel:
+    return check_threat([attack.threat for attack in attacks], _std(model))
 
 
 def _std(model: nn.Module) -> list[float]:

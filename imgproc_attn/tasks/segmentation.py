@@ -34,7 +34,7 @@ from ..segmentation.metrics import IGNORE_INDEX, bootstrap, constant_areas, coun
 from ..segmentation.model import Segmenter
 from ..segmentation.overlays import draw_predictions, draw_segmented
 from ..segmentation.presets import PIXEL_ATTACKS, PIXEL_PRESETS
-from ..segmentation.sanity import pixel_checks
+from ..segmentation.sanity import Crop, judge_pixels, pixel_probes
 from ..segmentation.transforms import SegmentationPreprocessing, joint_transform
 from .base import Loading, Task, register_task
 from .splits import Splits, shares
@@ -300,10 +300,23 @@ class SegmentationTask(Task):
 
     # trust
 
-    def check(self, model: nn.Module, batches: Sequence[Batch], attacks: Sequence[AnyAttack], seed: int) -> SanityReport:
-        pixel_attacks = [attack for attack in attacks if isinstance(attack, PixelAttack)]
+    def probes(self, model: nn.Module, attacks: Sequence[AnyAttack], seed: int) -> dict[str, Scorer]:
+        return pixel_probes(model, _pixel_attacks(attacks), self._checked, seed)
+
+    def check(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        attacks: Sequence[AnyAttack],
+        probed: Mapping[str, SampleResults],
+    ) -> SanityReport:
         images = [(x, labels) for x, labels, _ in batches]
-        return pixel_checks(self.view(model), images, pixel_attacks, self.windows.window or CHECKED_SIDE, seed)
+        return judge_pixels(model, images, _pixel_attacks(attacks), self._checked, probed)
+
+    @property
+    def _checked(self) -> Crop:
+        """Part of the images that sanity checks see."""
+        return Crop(self.windows.window or CHECKED_SIDE, self.windows)
 
     # figures
 
@@ -344,6 +357,10 @@ class SegmentationTask(Task):
 
     def _names(self, samples: SampleSet) -> list[str]:
         return [samples.class_names.get(label, f"class {label}") for label in range(self.num_classes)]
+
+
+def _pixel_attacks(attacks: Sequence[AnyAttack]) -> list[PixelAttack]:
+    return [attack for attack in attacks if isinstance(attack, PixelAttack)]
 
 
 def _section(recipe: Recipe) -> Any:

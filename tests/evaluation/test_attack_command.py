@@ -134,6 +134,8 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     passes = re.search(r"ensemble 8/255 +360 +(\d+) +(\d+)", printed)
     assert (int(passes[1]), int(passes[2])) == (103 + 1 + 9 * 103 + 5002, 101 + 9 * 101)
     assert "estimated: at most" in printed
+    assert re.search(r"sanity check: PGD of 100 steps +64 +204 +200\n", printed)
+    assert re.search(r"estimated: at most .*, of which .* for the sanity checks", printed)
     assert not (tmp_path / "out").exists()
     rest = "--attacks pgd --eps 0.5 --norm L2 --steps 7 --restarts 3 --seed 4 --dry-run"
     run("attack", *arguments(folder), rest, "--output", tmp_path / "out")

@@ -12,16 +12,18 @@ from torch import nn
 import imgproc_attn  # noqa: F401 - registers the models
 from imgproc_attn.core.kernels import GaussianRange
 from imgproc_attn.evaluation import NormalizedModel, ThreatModel
-from imgproc_attn.evaluation.bpda import StraightThrough, widened, with_wider_gradients
+from imgproc_attn.evaluation.bpda import widened, with_wider_gradients
 from imgproc_attn.evaluation.gradient_checks import check_gradients
+from imgproc_attn.evaluation.probes import answers
 from imgproc_attn.evaluation.sanity import (
-    AttackProbe,
+    attack_probes,
     check_attack_order,
     check_outputs,
     check_rows,
     check_saturation,
     check_strength,
     sanity_checks,
+    saturated_rows,
 )
 
 EPS = ThreatModel(0.08)
@@ -45,6 +47,18 @@ def models():
 
 def names(findings):
     return {finding.check for finding in findings}
+
+
+def withstand(model, test_set, kinds=("PGD",)):
+    """Whether each image that the model classifies correctly withstands the probes whose names begin with ``kinds``."""
+    batches = [(*test_set, torch.arange(len(test_set[1])))]
+    probes = {name: probe for name, probe in attack_probes(model, EPS).items() if name.startswith(kinds)}
+    results = {name: answers(probe, model, batches) for name, probe in probes.items()}
+    return {name: found.correct[torch.tensor(found.column("right")) > 0] for name, found in results.items()}
+
+
+def saturation_of(model, test_set):
+    return check_saturation(withstand(model, test_set), saturated_rows(model, test_set[0]))
 
 
 @pytest.mark.parametrize("name", ["convolutions", "vit_tiny_patch16_224", "nlm_vit_tiny"])
@@ -162,19 +176,16 @@ def _gradients_as_it_stands(model, images, labels):
 def test_a_very_small_bandwidth_is_caught(models, test_set):
     """The trained weights, with kernels so narrow that most tokens see themselves alone."""
     model = models["nlm_vit_tiny"]
-    assert "saturated filters" in names(check_saturation(AttackProbe(widened(model, 0.06), *test_set, EPS)))
-    assert check_saturation(AttackProbe(model, *test_set, EPS)) == []
+    assert "saturated filters" in names(saturation_of(widened(model, 0.06), test_set))
+    assert saturation_of(model, test_set) == []
 
 
 @pytest.mark.parametrize(("adaptive", "doubted"), [(57, False), (30, True)])
-def test_gradients_of_wider_kernels_that_find_more(models, test_set, adaptive, doubted):
+def test_gradients_of_wider_kernels_that_find_more(models, adaptive, doubted):
     """Of 100 images 60 withstand PGD."""
-
-    def left(attack, model):
-        return adaptive if isinstance(model, StraightThrough) else 60
-
-    found = names(check_saturation(Recorded(models["nlm_vit_tiny"], *test_set, EPS, left=left)))
-    assert found == ({"adaptive attack"} if doubted else set())
+    left = {name: adaptive if "wide" in name else 60 for name in attack_probes(models["nlm_vit_tiny"], EPS)}
+    robust = {name: torch.arange(100) < count for name, count in left.items()}
+    assert names(check_saturation(robust, 0.0)) == ({"adaptive attack"} if doubted else set())
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "nlm_vit_tiny", "elliptical_vit_tiny"])
@@ -191,7 +202,7 @@ def test_saturated_rows_of_timm_models_are_seen(models, test_set):
     sharp = copy.deepcopy(models["vit_tiny_patch16_224"])
     for block in sharp.model.blocks:
         block.attn.qkv.weight.data[: block.attn.qkv.in_features] *= 100  # queries
-    assert "saturated filters" in names(check_saturation(AttackProbe(sharp, *test_set, EPS)))
+    assert "saturated filters" in names(saturation_of(sharp, test_set))
 
 
 def test_random_outputs_and_probabilities(models, test_set):
@@ -215,7 +226,7 @@ def test_large_logits_are_caught(models, test_set):
         def forward(self, x):
             return 1e3 * models["convolutions"](x)
 
-    assert "scale of the logits" in names(check_strength(AttackProbe(Sure().eval(), *test_set, EPS)))
+    assert "scale of the logits" in names(check_strength(withstand(Sure().eval(), test_set), EPS, 10))
 
 
 class Late(nn.Module):
@@ -236,13 +247,13 @@ class Late(nn.Module):
 
 def test_an_attack_that_has_not_converged_is_caught(models, test_set):
     """PGD of 20 steps finds what chance finds, of 100 steps what there is."""
-    (finding,) = check_strength(AttackProbe(Late(models["convolutions"]), *test_set, EPS))
+    (finding,) = check_strength(withstand(Late(models["convolutions"]), test_set), EPS, 10)
     assert finding.check == "more steps still help"
     assert "Give it more steps, or use APGD" in finding.message
 
 
 def test_an_attack_that_stands_still_is_caught(models, test_set):
-    (finding,) = check_strength(AttackProbe(Rounded(models["convolutions"]).eval(), *test_set, EPS))
+    (finding,) = check_strength(withstand(Rounded(models["convolutions"]).eval(), test_set), EPS, 10)
     assert finding.check == "accuracy does not fall to 0"
     assert "report Square beside PGD" in finding.message
 
@@ -257,23 +268,13 @@ def test_flags_against_each_other():
     assert check_attack_order({"FGSM": yes, "PGD": no, "Square": yes}, ["PGD"], ["Square"]) == []
 
 
-class Recorded(AttackProbe):
-    """What was counted once, in the place of attacks: ``left(attack, model)`` images withstand."""
-
-    def __init__(self, *arguments, left):
-        super().__init__(*arguments)
-        self.left = left
-
-    def robust(self, attack, model=None):
-        return torch.arange(len(self.images)) < self.left(attack, model)
-
-
 @pytest.mark.parametrize(("n", "few", "many", "doubted"), [(28, 13, 12, False), (84, 39, 36, False), (840, 390, 360, True)])
 def test_few_images_raise_no_alarm(n, few, many, doubted):
     """46.4 % after 20 steps and 42.9 % after 100: of a few dozen images that is chance, of many hundreds it is not."""
-    images, labels = torch.rand(n, 1, 1, 10), torch.zeros(n, dtype=torch.long)
-    trial = Recorded(nn.Flatten(), images, labels, EPS, left=lambda attack, model: {20: few, 100: many, 40: 0}[attack.steps])
-    assert names(check_strength(trial)) == ({"more steps still help"} if doubted else set())
+    left = dict.fromkeys(attack_probes(nn.Flatten(), EPS), few) | {"PGD of 100 steps": many}
+    left |= {name: 0 for name in left if name.startswith("PGD at eps")}
+    robust = {name: torch.arange(n) < count for name, count in left.items()}
+    assert names(check_strength(robust, EPS, 10)) == ({"more steps still help"} if doubted else set())
 
 
 def test_a_black_box_is_compared_with_the_longest_white_box(models, test_set):

@@ -84,6 +84,37 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
     assert [len(json.loads(line).get("ids", [])) for line in file.read_text().splitlines()] == [0, 100, 100, 100, 60]
 
 
+def test_checks_go_on_where_they_were_stopped(model, samples, tmp_path):
+    """What finished is not done again, and the report is that of checks in one go."""
+    attacks, last = [PGD(20 / 255, 5)], "sanity check: PGD at eps 0.25"
+
+    class Stopped(Exception):
+        pass
+
+    def check(folder, stop_at=None):
+        """The report, and per check the number of images that it began with and that it computed."""
+        seen = {}
+
+        def progress(name, images):
+            if name == stop_at:
+                raise Stopped
+            seen.setdefault(name, []).append(images)
+
+        return session(model, tmp_path / folder, progress, batch_size=8).check(samples, attacks, 16), seen
+
+    whole, seen = check("whole")
+    assert whole.images == 16
+    assert list(seen)[:4] == [f"sanity check: {name}" for name in ("gradients", "FGSM", "PGD", "PGD of 100 steps")]
+    assert all(images == [0, 8, 8] for images in seen.values())
+    with pytest.raises(Stopped):
+        check("stopped", stop_at=last)
+    again, resumed = check("stopped")
+    assert again == whole
+    before = list(seen).index(last)
+    assert list(resumed.values()) == [[16]] * before + [[0, 8, 8]] * (len(seen) - before)
+    assert check("stopped") == (whole, {}), "the report of finished checks is kept"
+
+
 class Stream:
     """Digits in their order, as a reader of timm's that can only be iterated over."""
 
@@ -297,7 +328,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
             assert status in (0, signal.SIGKILL, signal.SIGPROF)
             if status:
                 kills += 1
-                progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "log").glob("*")))
+                progress.add(sum(len(file.read_bytes().splitlines()) for file in (killed[-1] / "log").rglob("*.jsonl")))
             else:  # it was done before: the next attempts begin again, and sooner
                 killed.append(tmp_path / f"killed-{len(killed)}")
                 length *= 0.8
@@ -306,7 +337,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(folder, tmp_path):
     for folder in killed:
         assert (tmp_path / "whole" / "per_sample.csv").read_bytes() == (folder / "per_sample.csv").read_bytes()
         assert result(tmp_path / "whole")["conditions"] == result(folder)["conditions"]
-        for file in (folder / "log").iterdir():
+        for file in (folder / "log").rglob("*.jsonl"):
             ids = [i for line in file.read_text().splitlines()[1:] for i in json.loads(line)["ids"]]
             assert sorted(ids) == sorted(set(ids))
 

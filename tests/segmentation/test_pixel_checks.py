@@ -5,6 +5,7 @@ import torch
 from segmented import first_batch, session_of
 from torch import nn
 
+from imgproc_attn.evaluation.probes import answers
 from imgproc_attn.segmentation.attacks import PixelFGSM, PixelPGD, SegPGD
 from imgproc_attn.tasks import SegmentationTask
 
@@ -42,20 +43,25 @@ class Rounded(nn.Module):
         return self.model((images * 8).round() / 8)
 
 
+def checked(task, model, batches, attacks):
+    probed = {name: answers(probe, model, batches) for name, probe in task.probes(model, attacks, 0).items()}
+    return task.check(model, batches, attacks, probed)
+
+
 @pytest.mark.parametrize("window", [None, 64])
 def test_checks_of_pixels(model, run, window):
     """Sums of windows are of the model's own precision; a picture without labels has no gradient, and is no sign."""
     session, samples = session_of(run, window=window)
     task, batch = session.task, first_batch(session, samples)
-    blank = (batch[0], torch.full_like(batch[1], 255), batch[2])
+    blank = (batch[0], torch.full_like(batch[1], 255), batch[2] + 1)
     attacks = [PixelFGSM(1 / 255)]
-    assert task.check(model, [batch, blank], attacks, 0).findings == []
-    (nothing,) = task.check(model, [blank], attacks, 0).findings
+    assert checked(task, model, [batch, blank], attacks).findings == []
+    (nothing,) = checked(task, model, [blank], attacks).findings
     assert nothing.check == "nothing to check"
-    rounded = task.check(Rounded(model).eval(), [batch], attacks, 0)
+    rounded = checked(task, Rounded(model).eval(), [batch], attacks)
     assert {found.check for found in rounded.findings} == {"vanishing gradients"}
     probabilities = nn.Sequential(model, nn.Softmax(1)).eval()
-    assert [found.check for found in task.check(probabilities, [batch], [], 0).findings] == ["probabilities"]
+    assert [found.check for found in checked(task, probabilities, [batch], []).findings] == ["probabilities"]
 
 
 def test_an_attack_far_from_the_worst_case_is_named(model, run):
@@ -63,9 +69,9 @@ def test_an_attack_far_from_the_worst_case_is_named(model, run):
     session, samples = session_of(run)
     task, batch = session.task, first_batch(session, samples)
     weak, strong = PixelPGD(8 / 255, 2), SegPGD(8 / 255, 20)
-    (finding,) = task.check(model, [batch], [weak, SegPGD(1 / 255, 20)], 0).findings
+    (finding,) = checked(task, model, [batch], [weak, SegPGD(1 / 255, 20)]).findings
     assert finding.check == "a stronger attack"
     assert "At eps 0.0314 PGD leaves" in finding.message
-    checked = task.check(model, [batch], [weak, strong], 0)
-    assert checked.findings == []
-    assert checked.done == ["outputs", "gradients", "stronger attacks"]
+    report = checked(task, model, [batch], [weak, strong])
+    assert report.findings == []
+    assert report.done == ["outputs", "gradients", "stronger attacks"]

@@ -54,7 +54,7 @@ def test_commands(tmp_path, capsys):
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe(find_recipe("quickstart"))
     for arguments, message in (
         (["train", "quickstart", "--output", str(tmp_path / "x")], "Name one of its variants"),
-        (["train", "quickstart", "run.batch_size=0", "data.nam=x"], "must be of one model, got a comparison of several"),
+        (["train", "quickstart", "run.batch_size=0", "data.root=[]"], "must be of one model, got a comparison of several"),
         (["train", "quickstart", "--variant", "y"], "The variant must be one of"),
         (["train", "quickstart", "--variant", "plain", "--device", "cuda:7", "--output", str(tmp_path / "x")], "no GPU"),
         (["recipes", "--copy", "quickstart", "--to", str(tmp_path / "mine.yaml")], "which exists. Give another name"),
