@@ -1,14 +1,14 @@
 """Dry runs: the protocol of an evaluation, its passes through the model, and an estimate of its time."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..utils.serialization import flat
+from ..utils.serialization import flat, strength_text
 from .attacks.base import gradient_by
 from .conditions import Condition
 from .samples import images_of
@@ -65,26 +65,44 @@ def _families(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
 
 
 def _protocol(session: EvaluationSession, conditions: Sequence[Condition]) -> list[str]:
-    """Return all settings that the numbers depend on, one line per family of conditions."""
-    settings = {
-        "images": conditions[0].samples.identity,
-        "preprocessing": session.preprocessing._asdict(),
-        "seed": session.seed,
+    """Return all settings that the numbers depend on, one line per family of conditions that has some."""
+    settings: dict[str, list[Mapping[str, Any]]] = {
+        "images": [conditions[0].samples.identity],
+        "preprocessing": [session.preprocessing._asdict()],
+        "draws": [{"seed": session.seed}],
+        **{name: [c.settings for c in alike] for name, alike in _families(conditions).items()},
     }
-    lines = [f"  {name}: {_settings([value])}" for name, value in settings.items()]
-    return lines + [f"  {name}: {_settings([c.settings for c in alike])}" for name, alike in _families(conditions).items()]
+    lines = {name: _settings(several) for name, several in settings.items()}
+    return [f"  {name}: {line}" for name, line in lines.items() if line]
 
 
-def _settings(several: Sequence[Any]) -> str:
-    """Return ``key=value`` for each setting that is not None, and ``key=1, 2`` where the values differ."""
-    if not isinstance(several[0], Mapping):
-        return str(several[0])
+def _settings(several: Sequence[Mapping[str, Any]]) -> str:
+    """Return ``key=value`` for each setting that is given, and ``key=1, 2`` where the values differ.
+
+    Names of classes are left out, because the name of the condition says what is done.
+    """
     values: dict[str, dict[str, None]] = {}
     for settings in several:
         for key, value in flat(settings).items():
-            if value is not None:
-                values.setdefault(key, {})[str(value)] = None
-    return "; ".join(f"{key}={', '.join(distinct)}" for key, distinct in values.items())
+            if value not in (None, "") and key != "scorer.task" and key.rpartition(".")[2] != "class":
+                values.setdefault(key, {})[_text(value)] = None
+    return "; ".join(f"{_shortest(key, values)}={', '.join(distinct)}" for key, distinct in values.items())
+
+
+def _shortest(key: str, keys: Iterable[str]) -> str:
+    """Return the shortest end of a dotted key that no other key has."""
+    parts = key.split(".")
+    ends = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+    return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
+
+
+def _text(value: Any) -> str:
+    """Return a setting as plain text: ``yes`` or ``no``, numbers as ``0.1`` or ``4/255``, lists with spaces."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return strength_text(value)
+    return " ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tuple[float, float]:

@@ -131,6 +131,7 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     run("attack", *arguments(folder), "--preset", "robustbench-cifar-linf", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "not AutoAttack" in printed
+    assert re.search(r"ensemble 8/255: APGD-CE.threat.eps=8/255; .*; APGD-T.threat.eps=8/255; .*; queries=5000; ", printed)
     passes = re.search(r"ensemble 8/255 +360 +(\d+) +(\d+)", printed)
     assert (int(passes[1]), int(passes[2])) == (103 + 1 + 9 * 103 + 5002, 101 + 9 * 101)
     assert "estimated: at most" in printed
@@ -140,14 +141,16 @@ def test_dry_run_does_nothing(folder, tmp_path, capsys):
     rest = "--attacks pgd --eps 0.5 --norm L2 --steps 7 --restarts 3 --seed 4 --dry-run"
     run("attack", *arguments(folder), rest, "--output", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert re.search(r"PGD-7 L2 0.5: .*eps=0.5.*norm=L2.*steps=7.*restarts=3.*seed=4", printed)
+    ball, search = "eps=0.5; norm=L2; targeted=no; bounds=0 1", "steps=7; restarts=3; start_at_random=yes; seed=4"
+    assert f"  PGD-7 L2 0.5: {ball}; {search}\n" in printed
     assert re.search(r"images: n=360; .*names_sha256=\w{64}", printed)
-    assert "preprocessing: " in printed
+    assert "  preprocessing: input_size=1 8 8; mean=0.5; std=0.5; interpolation=bicubic; crop_pct=1; crop_mode=" in printed
+    assert "  clean:" not in printed, "it has no settings"
     run("corrupt", *arguments(folder), "--corruptions", "all", "--dry-run", "--output", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "Without --frost-folder, frost and the means" in printed
     assert len(re.findall(r"_?\w+ 1 2 3 4 5 +360 ", printed)) == 18
-    assert re.search(r"fog 1 2 3 4 5: .*corruption.severity=1, 2, 3, 4, 5; corruption.seed=0", printed)
+    assert re.search(r"fog 1 2 3 4 5: name=fog; severity=1, 2, 3, 4, 5; seed=0\n", printed)
     assert not (tmp_path / "out").exists()
 
 

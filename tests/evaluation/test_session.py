@@ -100,18 +100,18 @@ def test_checks_go_on_where_they_were_stopped(model, samples, tmp_path):
                 raise Stopped
             seen.setdefault(name, []).append(images)
 
-        return session(model, tmp_path / folder, progress, batch_size=8).check(samples, attacks, 16), seen
+        return session(model, tmp_path / folder, progress, batch_size=4).check(samples, attacks, 8), seen
 
     whole, seen = check("whole")
-    assert whole.images == 16
+    assert whole.images == 8
     assert list(seen)[:4] == [f"sanity check: {name}" for name in ("gradients", "FGSM", "PGD", "PGD of 100 steps")]
-    assert all(images == [0, 8, 8] for images in seen.values())
+    assert all(images == [0, 4, 4] for images in seen.values())
     with pytest.raises(Stopped):
         check("stopped", stop_at=last)
     again, resumed = check("stopped")
     assert again == whole
     before = list(seen).index(last)
-    assert list(resumed.values()) == [[16]] * before + [[0, 8, 8]] * (len(seen) - before)
+    assert list(resumed.values()) == [[8]] * before + [[0, 4, 4]] * (len(seen) - before)
     assert check("stopped") == (whole, {}), "the report of finished checks is kept"
 
 
