@@ -52,8 +52,6 @@ STEPWISE = ("PGD", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T")  # White-box atta
 BLACK_BOX = ("Square", "SPSA")
 SCALES = (0.1, 0.01)  # Factors of the logits.
 WIDER = (2, 4, 8)  # Factors of the kernel width in the backward pass of the adaptive attack.
-
-
 GRADIENTS, FEW, MANY, SQUARE = "gradients", "PGD", "PGD of 100 steps", "Square"  # names of probes
 
 
@@ -63,7 +61,7 @@ def attack_probes(model: nn.Module, threat: ThreatModel, seed: int = 0) -> dict[
     Args:
         model: Maps images in [0, 1] to logits, in evaluation mode.
         threat: Threat model.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
     """
     pgd = PGD(threat, 20, seed=seed)
     probes: dict[str, Scorer] = {
@@ -363,7 +361,7 @@ def sanity_checks(
         labels: ``[B]`` class indices.
         threat: Threat model of the numbers to check; a number is the radius of the L-infinity ball on images in [0, 1]. None
             checks only the outputs, for evaluations without attacks.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
         batch_size: Number of images per forward pass.
 
     Returns:

@@ -109,7 +109,7 @@ def pixel_probes(model: nn.Module, attacks: Sequence[PixelAttack], crop: Crop, s
         model: Model in evaluation mode that maps images in [0, 1] to one vector of logits per pixel.
         attacks: Attacks whose results are checked. Without attacks, there are no probes.
         crop: Part of the images that is checked.
-        seed: Seed of all random draws.
+        seed: Seed of all random numbers.
     """
     if not attacks:
         return {}

@@ -17,8 +17,8 @@ def ade_recipes():
     return [name for name in list_recipes() if name.startswith("ade20k/")]
 
 
-@pytest.mark.parametrize("name", ade_recipes())
-def test_ade20k_recipes_take_steps(name, tmp_path):
+@pytest.mark.parametrize("name", [*ade_recipes(), "own/segmentation"])
+def test_recipes_take_steps(name, tmp_path):
     """Small: other pictures, crops and windows; all else as the recipe says."""
     changes = [f"data.root={shapes_folder(tmp_path / 'data')}", "data.name=labeled", "data.train_split=train"]
     changes += ["data.test_split=val", "data.num_classes=6", "data.workers=0", "data.input_size=[3,64,64]", "run.batch_size=2"]
