@@ -43,13 +43,13 @@ GPT2 = {
 FILTER = {"small": SMALL, "base": BASE, "test": TEST}
 # Attention-only models (arXiv 2506.03790). Their small sizes have as many parameters in blocks as `gpt2_lm_small`. The shapes
 # of 102, 182 and 122 million parameters are not published. These are the GPT-2 shapes, and the one shape, with these counts.
-AOT_MSSA = {
+AOT_MSSA_LM = {
     "small": {**SMALL, "depth": 36},
     "base": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "medium": {"embed_dim": 1280, "depth": 36, "num_heads": 20},
     "test": TEST,
 }
-AOT_MHSA = {
+AOT_MHSA_LM = {
     "small": {**SMALL, "depth": 18},
     "base": {"embed_dim": 896, "depth": 24, "num_heads": 14},
     "test": TEST,
@@ -70,8 +70,8 @@ LANGUAGE_FAMILIES: Mapping[str, LanguageFamily] = {
     "elliptical_lm": LanguageFamily({"kernel": "elliptical"}, FILTER),
     "twicing_lm": LanguageFamily({"residual": "twicing"}, FILTER),
     "neutreno_lm": LanguageFamily({"residual": "neutreno"}, FILTER),
-    "aot_mhsa_lm": LanguageFamily({"mlp": "none"}, AOT_MHSA),
-    "aot_mssa_lm": LanguageFamily({"projection": "subspaces", "mlp": "none"}, AOT_MSSA),
+    "aot_mhsa_lm": LanguageFamily({"mlp": "none"}, AOT_MHSA_LM),
+    "aot_mssa_lm": LanguageFamily({"projection": "subspaces", "mlp": "none"}, AOT_MSSA_LM),
     "wikitext103_lm": LanguageFamily({"positions": "sincos", "drop_rate": 0.1, "act_layer": nn.ReLU}, WIKITEXT103),
 }
 

@@ -19,7 +19,7 @@ _OUTSIDE = {
 }
 _IN_BLOCK = {"ln_1": "norm1", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "ln_2": "norm2"}
 _IN_BLOCK |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-_BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
+_GPT2_BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
 # The output layer has the weights of the embedding, and the causal masks are not weights.
 _LEFT_OUT = re.compile(r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias")
 
@@ -41,7 +41,7 @@ def translate_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     translated = {}
     for full_name, value in weights.items():
         name = full_name.removeprefix("transformer.")
-        match = _BLOCK.fullmatch(name)
+        match = _GPT2_BLOCK.fullmatch(name)
         if _LEFT_OUT.fullmatch(name):
             continue
         if name in _OUTSIDE:

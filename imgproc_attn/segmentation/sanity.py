@@ -22,7 +22,7 @@ from .metrics import IGNORE_INDEX
 __all__ = ["Crop", "PixelGradientProbe", "PixelProbe", "check_strength", "judge_pixels", "pixel_probes"]
 
 WIDENING = 4  # factor by which kernels are widened in the backward pass of the adaptive attack
-OWN = "own "  # beginning of the names of the attacks whose results are checked
+OWN_ATTACK = "own "  # beginning of the names of the attacks whose results are checked
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def pixel_probes(model: nn.Module, attacks: Sequence[PixelAttack], crop: Crop, s
     strongest = [attack for attack in attacks if attack.threat == largest and attack.passes.backward > 1]
     if not strongest:
         return probes
-    probes |= {OWN + type(attack).__name__.removeprefix("Pixel"): PixelProbe(crop, attack) for attack in strongest}
+    probes |= {OWN_ATTACK + type(attack).__name__.removeprefix("Pixel"): PixelProbe(crop, attack) for attack in strongest}
     probes |= {
         "SegPGD of 30 steps": PixelProbe(crop, SegPGD(largest, 30, seed=seed)),
         "MaskedPGD of 30 steps": PixelProbe(crop, MaskedPGD(largest, 30, seed=seed)),
@@ -175,8 +175,8 @@ def check_strength(shares: Mapping[str, float], eps: float) -> list[Finding]:
         shares: Percentage of right pixels under the attacks of `pixel_probes`, by name.
         eps: Radius of the attacks.
     """
-    left = {name.removeprefix(OWN): share for name, share in shares.items() if name.startswith(OWN)}
-    stronger = {name: share for name, share in shares.items() if not name.startswith(OWN)}
+    left = {name.removeprefix(OWN_ATTACK): share for name, share in shares.items() if name.startswith(OWN_ATTACK)}
+    stronger = {name: share for name, share in shares.items() if not name.startswith(OWN_ATTACK)}
     name = min(stronger, key=lambda name: stronger[name])
     if min(left.values()) - stronger[name] <= MORE_POINTS:
         return []
