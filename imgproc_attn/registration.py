@@ -14,7 +14,7 @@ from types import ModuleType
 
 __all__ = ["register_after_timm"]
 
-REGISTERING = ("imgproc_attn.models", "imgproc_attn.segmentation.model")
+REGISTERING = ("imgproc_attn.models", "imgproc_attn.segmentation.model", "imgproc_attn.language.timm_models")
 
 
 def register_after_timm() -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "output_of",
     "run_of",
     "seed",
+    "severity",
     "share",
     "task_of",
 ]
@@ -75,7 +76,7 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
         parser.add_argument(
             "--data",
             help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; for segmenters ade20k, camvid, "
-            "labeled (default: that of the run, else folder)",
+            "labeled; for language models text (default: that of the run, else folder)",
         )
         parser.add_argument("--root", help="folder or file, also relative to $IMGPROC_ATTN_DATA (default: that of the run)")
         parser.add_argument(
@@ -311,6 +312,22 @@ def share(text: str) -> float:
     value = number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text!r}")
+    return value
+
+
+def severity(text: str) -> float:
+    """Parse a severity of images, from 1 to 5, or a share of words.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is neither of them.
+
+    Example:
+        >>> severity("5"), severity("0.015")
+        (5.0, 0.015)
+    """
+    value = number(text)
+    if not (0 < value <= 1 or value in (2, 3, 4, 5)):
+        raise argparse.ArgumentTypeError(f"must be a severity from 1 to 5, or a share of words up to 1, got {text!r}")
     return value
 
 

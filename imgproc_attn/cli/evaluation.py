@@ -24,6 +24,7 @@ from .arguments import (
     output_of,
     run_of,
     seed,
+    severity,
     task_of,
 )
 
@@ -162,7 +163,7 @@ def _add_attack(commands: Any) -> None:
 
 
 def _add_corrupt(commands: Any) -> None:
-    names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}"
+    names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}\nfor language models: word_swap"
     c = _add_robustness(
         commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly"
     )
@@ -172,10 +173,14 @@ def _add_corrupt(commands: Any) -> None:
         "--corruptions",
         nargs="+",
         metavar="NAME",
-        help="names, or common (15), extra (4), all (default: common, or all published files)",
+        help="names, or common (15), extra (4), all (default: common, or all published files; word_swap for text)",
     )
     c.add_argument(
-        "--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], metavar="1-5", help="severities"
+        "--severities",
+        nargs="+",
+        type=severity,
+        metavar="N",
+        help="severities from 1 to 5 (default: all); for word_swap, shares of words (default: 0.015)",
     )
     c.add_argument("--frost-folder", type=Path, help="folder with frost1.png to frost5.jpg of github.com/hendrycks/robustness")
     c.add_argument("--files", action="store_true", help="--root holds published files; all are used by default")
@@ -286,6 +291,11 @@ def _attack(args: argparse.Namespace) -> None:
     elif not args.eps:
         raise ValueError("--attacks must have radii, got none. Give --eps, e.g. --eps 1/255 4/255.")
     session = _session(args)
+    if not session.task.attacks:
+        raise ValueError(
+            f"The model must be of a task with attacks, got one of the task {session.task.name}, which has none. Use "
+            "`imgproc-attn corrupt`."
+        )
     task, preset = session.task, None if args.attacks else (args.preset or "grid")
     if preset is not None:
         attacks = _preset(task, preset).build(task.num_outputs, args.seed)
@@ -317,7 +327,7 @@ def _preset(task: Any, name: str) -> Any:
 
 def _corrupt(args: argparse.Namespace) -> None:
     from ..evaluation.conditions import clean_condition, corruption_conditions, known_corruptions
-    from ..evaluation.imagenet_c import ImageNetC
+    from ..evaluation.imagenet_c.errors import SEVERITIES
     from ..evaluation.imagenet_c.published import published_conditions
     from ..evaluation.protocols import run_corruptions
 
@@ -330,20 +340,21 @@ def _corrupt(args: argparse.Namespace) -> None:
             )
         names = None if args.corruptions is None else known_corruptions(args.corruptions, Path(dataset.root))
         session.about["data"] = {**dataset.record, **task.protocol}
-        conditions = published_conditions(dataset, session.inner, task, session.preprocessing, names, args.severities)
+        severities = [int(severity) for severity in args.severities or SEVERITIES]
+        conditions = published_conditions(dataset, session.inner, task, session.preprocessing, names, severities)
     else:
-        asked = args.corruptions or ["common"]
-        names = known_corruptions(asked, args.frost_folder)
-        if session.runtime.world.rank == 0 and "frost" not in names and {"common", "all"} & set(asked):
+        corruptions = task.corruptions(args.corruptions, args.severities, args.seed, args.frost_folder)
+        without = set(COMMON) - {corruption.name for corruption in corruptions}
+        if session.runtime.world.rank == 0 and without == {"frost"}:
             print("Without --frost-folder, frost and the means over 15 corruptions are left out.")
-        corruptions = [ImageNetC(name, s, args.seed, args.frost_folder) for name in names for s in args.severities]
         samples = session.samples(dataset)
         conditions = [clean_condition(samples, task), *corruption_conditions(samples, corruptions, task)]
     if args.dry_run:
         return _plan(session, conditions)
     if args.restart:
         session.clear()
-    _print_result(run_corruptions(session, conditions, generated=not args.files), session)
+    generated = not args.files and task.samples_are_images
+    _print_result(run_corruptions(session, conditions, generated=generated), session)
 
 
 def _shift(args: argparse.Namespace) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
-__all__ = ["LABEL_MAPS", "check_columns", "check_reader", "reads_from_a_place"]
+__all__ = ["LABEL_MAPS", "TEXT", "check_columns", "check_reader", "reads_from_a_place"]
 
 READERS = ("folder", "npz", "digits")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm defines these.
 LABEL_MAPS = ("ade20k", "camvid", "labeled")  # Readers of images with label maps, in `imgproc_attn.segmentation.data`.
+
+TEXT = "text"  # Reader of text files, in `imgproc_attn.language.text`.
 
 
 def check_reader(name: str, beside: Iterable[str] = ()) -> None:

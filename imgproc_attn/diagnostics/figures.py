@@ -74,10 +74,10 @@ def draw_curves(
     """Draw a metric against the strength of attacks or corruptions, with one panel for each.
 
     Args:
-        curves: ``{name: {model: {strength: [value per seed in percent]}}}``, with the name of the attack or corruption. Lines
-            show the mean over seeds, bands show the range.
+        curves: ``{name: {model: {strength: [value per seed]}}}``, with the name of the attack or corruption. Lines show the
+            mean over seeds, bands show the range.
         units: ``{name: label of the horizontal axis}``.
-        label: Label of the metric, with its unit.
+        label: Label of the metric, with its unit. An axis in percent spans 0 to 100.
         axes: Axes to draw in, one per name. Default: axes of a new figure.
 
     Returns:
@@ -98,7 +98,7 @@ def draw_curves(
             values = np.array([by_strength[s] for s in strengths])
             ax.plot(strengths, values.mean(axis=1), marker="o", markersize=3, label=model, color=colors[model])
             ax.fill_between(strengths, values.min(axis=1), values.max(axis=1), color=colors[model], alpha=0.15)
-        ax.set(title=disturbance, xlabel=units[disturbance], ylim=(0, 100))
+        ax.set(title=disturbance, xlabel=units[disturbance], ylim=_percent_or((None, None), label))
         ax.xaxis.set_major_locator(MaxNLocator(4))  # Long labels, such as 0.0157, would overlap.
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
@@ -219,15 +219,20 @@ def draw_adversarial(
     return figure, axes
 
 
+def _percent_or(limits: tuple[Any, Any], label: str) -> tuple[Any, Any]:
+    """Return 0 and 100 for a metric in percent, else the given limits."""
+    return (0, 100) if label.endswith("%") else limits
+
+
 def draw_heat_map(
-    values: Mapping[str, Mapping[int, float]], title: str, label: str = "accuracy / %", ax: Axes | None = None
+    values: Mapping[str, Mapping[float, float]], title: str, label: str = "accuracy / %", ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
     """Draw a metric per corruption (rows) and severity (columns).
 
     Args:
-        values: ``{corruption: {severity: value in percent}}``. Severities may be missing.
+        values: ``{corruption: {severity: value}}``. Severities may be missing.
         title: Title of the figure.
-        label: Label of the metric, with its unit.
+        label: Label of the metric, with its unit. Colors of values in percent span 0 to 100.
         ax: Axes to draw in. Default: axes of a new figure.
 
     Returns:
@@ -241,13 +246,15 @@ def draw_heat_map(
     severities = sorted({severity for row in values.values() for severity in row})
     table = np.array([[row.get(severity, np.nan) for severity in severities] for row in values.values()])
     figure, ((ax,),) = panels(1, 1, (1.5 + 0.7 * len(severities) + 1.5, 1.2 + 0.3 * len(values)), ax)
-    image = ax.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    ax.set_xticks(range(len(severities)), [str(severity) for severity in severities])
+    low, high = _percent_or((np.nanmin(table), np.nanmax(table)), label)
+    image = ax.imshow(table, vmin=low, vmax=high, cmap="viridis", aspect="auto")
+    ax.set_xticks(range(len(severities)), [f"{severity:g}" for severity in severities])
     ax.set_yticks(range(len(values)), list(values))
     ax.set(xlabel="severity", title=title)
     for (i, j), value in np.ndenumerate(table):
         if not np.isnan(value):
-            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize="small", color="black" if value > 60 else "white")
+            color = "black" if value > low + 0.6 * (high - low) else "white"
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize="small", color=color)
     figure.colorbar(image, label=label, ax=ax)
     return figure, ax
 

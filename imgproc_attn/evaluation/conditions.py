@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import PreprocessingLike
-from ..utils.serialization import describe
+from ..utils.serialization import describe, strength_text
 from .corruption_names import COMMON, EXTRA
-from .imagenet_c import ImageNetC
 from .samples import SampleSet
 from .scorers import AnyAttack, CleanScorer, Scorer
 from .threat import LINF
@@ -61,10 +60,10 @@ def attack_conditions(samples: SampleSet, attacks: Mapping[str, AnyAttack], task
     return conditions
 
 
-def corruption_conditions(samples: SampleSet, corruptions: Sequence[ImageNetC], task: "Scoring") -> list[Condition]:
-    """Return one condition per corruption, named ``fog 3``; images are corrupted when they are read."""
+def corruption_conditions(samples: SampleSet, corruptions: Sequence[Any], task: "Scoring") -> list[Condition]:
+    """Return one condition per corruption, named ``fog 3``; samples are corrupted when they are read."""
     return [
-        Condition(f"{c.name} {c.severity}", samples.corrupted(c), task.clean, family=c.name, strength=c.severity)
+        Condition(f"{c.name} {strength_text(c.severity)}", samples.corrupted(c), task.clean, family=c.name, strength=c.severity)
         for c in corruptions
     ]
 

@@ -115,5 +115,5 @@ class InPrecision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self.autocast():
             logits = self.model(images)
-        floats = isinstance(logits, Tensor) and logits.is_floating_point()
-        return logits.to(images.dtype) if floats else logits  # The caller checks other outputs.
+        floats = isinstance(logits, Tensor) and logits.is_floating_point()  # The caller checks other outputs.
+        return logits.to(images.dtype if images.is_floating_point() else torch.float32) if floats else logits

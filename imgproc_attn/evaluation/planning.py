@@ -35,7 +35,8 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], checks: Se
 
     families = _families([*conditions, *checks])
     width = max(map(len, ["conditions", *families]))
-    lines = [f"{'conditions':<{width}} {'images':>8} {'forward':>9} {'backward':>9}   passes per image and condition, at most"]
+    lines = [f"{'conditions':<{width}} {session.task.sample_noun:>8} {'forward':>9} {'backward':>9}"]
+    lines[0] += "   passes per sample and condition, at most"
     for name, alike in families.items():
         p = alike[0].scorer.passes
         lines.append(f"{name:<{width}} {len(alike[0].samples):>8} {p.forward:>9} {p.backward:>9}")
@@ -113,10 +114,10 @@ def _seconds(session: EvaluationSession, condition: Condition, size: int) -> tup
     for _ in range(2):
         marks = [time.perf_counter()]
         with torch.enable_grad():
-            points = images.clone().requires_grad_()
+            points = images.clone().requires_grad_(images.is_floating_point())  # Token indices have no gradient.
             logits = model(points)
             marks.append(_now(logits))
-            marks.append(_now(gradient_by(points, logits.sum())))
+            marks.append(_now(gradient_by(points, logits.sum())) if points.requires_grad else marks[-1])
         times = (marks[1] - marks[0], marks[2] - marks[1])
     return times
 

@@ -93,15 +93,14 @@ def run_corruptions(session: EvaluationSession, conditions: Sequence[Condition],
         results = session.run(conditions)
         if session.runtime.world.rank:
             return {}
-        by_name: dict[str, dict[int, float]] = {}
+        by_name: dict[str, dict[float, float]] = {}
         for c in conditions:
             if c.family is not None and c.strength is not None:
-                by_name.setdefault(c.family, {})[int(c.strength)] = _headline(session, results[c.name])
+                by_name.setdefault(c.family, {})[c.strength] = _headline(session, results[c.name])
         report = session.check(conditions[0].samples, preprocessing=conditions[0].preprocessing)
-        figures = {
-            "corruptions": draw_heat_map(by_name, session.about["label"], session.task.metrics[0].label)[0],
-            "gallery": _corruption_gallery(session, conditions, results),
-        }
+        figures = {"corruptions": draw_heat_map(by_name, session.about["label"], session.task.metrics[0].label)[0]}
+        if session.task.samples_are_images:
+            figures["gallery"] = _corruption_gallery(session, conditions, results)
         summary = session.task.summarize(by_name)
         return session.write("corrupt", conditions, results, report, figures, summary=summary, **more)
 

@@ -34,6 +34,7 @@ from .results import (
     read_result,
     summary_values,
 )
+from .scoring import Metric
 from .statistics import mean_and_std, normal_interval, paired_difference, paired_interval
 
 __all__ = ["Column", "Entry", "ModelRun", "find_entries", "group", "summary_table", "tables", "write_report"]
@@ -80,7 +81,7 @@ class Entry:
         return {Column(row["name"], metric, self._protocol(row)): row for row in rows for metric in metrics}
 
     @property
-    def metrics(self) -> dict[str, dict[str, str]]:
+    def metrics(self) -> dict[str, dict[str, Any]]:
         """Metrics by key, with ``title`` and ``unit``."""
         return {metric["key"]: metric for metric in self.result["metrics"]}
 
@@ -199,8 +200,9 @@ def cell(runs: Sequence[ModelRun], column: Column) -> str:
     if len(numbers) == 1:
         row = next(row for run in runs if (row := run.row(column)) is not None)
         low, high = interval(row, column.metric)
-        return f"{numbers[0]:.1f} ({low:.1f} to {high:.1f})"
-    return _mean_of(numbers, "")
+        digits = _digits(runs, column)
+        return f"{numbers[0]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return _mean_of(numbers, "", _digits(runs, column))
 
 
 def difference(runs: Sequence[ModelRun], baseline: Sequence[ModelRun], column: Column) -> str:
@@ -215,11 +217,18 @@ def difference(runs: Sequence[ModelRun], baseline: Sequence[ModelRun], column: C
         if not any(draws):
             return _by_sample(*samples)
         mean = values(ours, column)[0] - values(theirs, column)[0]
-        return _by_draw(mean, *draws) if samples[0].keys() == samples[1].keys() else ""
+        return _by_draw(mean, _digits(ours, column), *draws) if samples[0].keys() == samples[1].keys() else ""
     if not ours or [run.seed for run in ours] != [run.seed for run in theirs]:
         return ""
     paired = paired_difference(values(ours, column), values(theirs, column))
-    return f"{paired.mean:+.1f} ± {paired.std:.1f}, n = {len(ours)}"
+    digits = _digits(ours, column)
+    return f"{paired.mean:+.{digits}f} ± {paired.std:.{digits}f}, n = {len(ours)}"
+
+
+def _digits(runs: Sequence[ModelRun], column: Column) -> int:
+    """Return the number of decimals of the metric of a column."""
+    metrics = (entry.metrics for run in runs for entry in run.entries)
+    return next((int(known[column.metric].get("digits", 1)) for known in metrics if column.metric in known), 1)
 
 
 def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
@@ -238,10 +247,10 @@ def _by_sample(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _by_draw(mean: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
+def _by_draw(mean: float, digits: int, ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Return the text of a difference in points with its 95 % interval from paired bootstrap draws."""
     low, high = normal_interval(mean, [a - b for a, b in zip(ours, theirs)])
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def tables(models: Mapping[str, list[ModelRun]]) -> dict[str, list[dict[str, Any]]]:
@@ -281,12 +290,12 @@ def summary_table(models: Mapping[str, list[ModelRun]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean_of(numbers: Sequence[float], sign: str) -> str:
+def _mean_of(numbers: Sequence[float], sign: str, digits: int = 1) -> str:
     """Return the text of the mean and standard deviation over seeds; empty without numbers."""
     if len(numbers) < 2:
-        return "".join(f"{value:{sign}.1f}" for value in numbers)
+        return "".join(f"{value:{sign}.{digits}f}" for value in numbers)
     mean, std = mean_and_std(numbers)
-    return f"{mean:{sign}.1f} ± {std:.1f}, n = {len(numbers)}"
+    return f"{mean:{sign}.{digits}f} ± {std:.{digits}f}, n = {len(numbers)}"
 
 
 def _apart(column: Column, columns: Sequence[Column]) -> str:
@@ -316,7 +325,7 @@ def _curves(models: Mapping[str, list[ModelRun]]) -> list[Figure]:
     """Return one figure of a metric over eps per metric; empty without attacks."""
     entries = [entry for runs in models.values() for run in runs for entry in run.entries]
     metrics = {next(iter(entry.metrics)): next(iter(entry.metrics.values())) for entry in entries}
-    labels = {key: f"{metric['title']} / {metric['unit']}" for key, metric in metrics.items()}
+    labels = {key: Metric(**metric).label for key, metric in metrics.items()}
     return [figure for key, label in labels.items() if (figure := _curves_of(models, key, label)) is not None]
 
 
@@ -331,7 +340,7 @@ def _curves_of(models: Mapping[str, list[ModelRun]], metric: str, label: str) ->
         for model, runs in models.items():
             whole = [run for run in runs if run.row(column) is not None and run.row(clean) is not None]
             row = whole[0].row(column) if whole else None
-            if row is None or row["family"] is None:
+            if row is None or "eps" not in row:  # Corruptions have no curves.
                 continue
             unit = eps_unit(row["norm"], row["space"])
             panel = panels.setdefault((row["family"], unit, json.dumps(_at_any_radius(protocol, row["eps"]))), {})

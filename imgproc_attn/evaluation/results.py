@@ -169,11 +169,12 @@ def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
     """
     attacked = any("eps" in r for r in result["conditions"])
     first, *others = (Metric(**metric) for metric in result["metrics"])
-    heads = ["condition", first.label, "95 % interval", *(metric.label for metric in others), "images"]
+    samples = result.get("samples", "images")
+    heads = ["condition", first.label, "95 % interval", *(metric.label for metric in others), samples]
     rows = []
     for r in result["conditions"]:
         low, high = interval(r, first.key)
-        cells = [f"{r[first.key]:.2f}", f"{low:.2f} to {high:.2f}", *(f"{r[metric.key]:.2f}" for metric in others)]
+        cells = [f"{r[first.key]:.2f}", f"{low:.2f} to {high:.2f}", *(metric.shown(r[metric.key]) for metric in others)]
         rows.append([markdown_text(r["name"]), *cells, r["n"], *([perturbation(r)] if attacked else [])])
     table = markdown_table(heads + ["largest perturbation"] * attacked, rows)
     parts = [table, *remarks, *means(result), *map(markdown_text, cautions(result))]
@@ -181,7 +182,7 @@ def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
         findings = [f"- {f['check']}: {markdown_text(f['message'])}" for f in result["findings"]]
         parts.append("**Reasons to doubt these numbers:**\n\n" + "\n".join(findings))
     else:
-        parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} images: no finding.")
+        parts.append(f"Checks of {result['checked']['what']} on {result['checked']['images']} {samples}: no finding.")
     return "\n\n".join(parts) + "\n"
 
 

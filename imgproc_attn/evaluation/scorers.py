@@ -69,7 +69,7 @@ class CleanScorer(Scorer):
         return self.task.passes
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> BatchResult:
-        images = check_batch(model, images, labels if labels.ndim == 1 else None)
+        images = self.task.check_inputs(model, images, labels)
         columns = self.task.score(model, images, self.task.targets(images, labels))
         dropped = () if self.details else self.task.details
         return BatchResult(images, {name: values for name, values in columns.items() if name not in dropped})

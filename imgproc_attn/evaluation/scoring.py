@@ -5,6 +5,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,8 +24,12 @@ from ..data import (
 from ..data.reader_names import check_reader
 from ..diagnostics import draw_grid
 from .attacks import Passes
+from .conditions import known_corruptions
+from .contract import check_batch
 from .findings import Finding, SanityReport
-from .imagenet_c.errors import corruption_summary
+from .imagenet_c import ImageNetC
+from .imagenet_c.errors import SEVERITIES, corruption_summary
+from .normalization import NormalizedModel, Statistics
 from .presets import Catalog, Preset
 from .results_log import SampleResults, of_common_samples
 from .samples import Batch, Samples, SampleSet, StreamSamples, in_memory
@@ -43,19 +48,25 @@ class Metric(NamedTuple):
     Attributes:
         key: Its key in results and records.
         title: Its name in tables.
-        unit: Its unit.
+        unit: Its unit; empty for none.
         higher_is_better: Whether larger values are better.
+        digits: Number of decimals in tables of several models.
     """
 
     key: str
     title: str
     unit: str = "%"
     higher_is_better: bool = True
+    digits: int = 1
 
     @property
     def label(self) -> str:
         """Title and unit, for axes and table heads."""
-        return f"{self.title} / {self.unit}"
+        return f"{self.title} / {self.unit}" if self.unit else self.title
+
+    def shown(self, value: float) -> str:
+        """Return the text of a value in the table of one model, with at least two decimals."""
+        return f"{value:.{max(self.digits, 2)}f}"
 
     @property
     def sign(self) -> int:
@@ -77,6 +88,8 @@ class Scoring(ABC):
     presets: ClassVar[Mapping[str, Preset]] = {}
     num_checked: ClassVar[int] = 64  # default number of samples for the sanity checks
     sample_noun: ClassVar[str] = "images"  # how messages call samples
+    samples_are_images: ClassVar[bool] = True  # whether galleries can show them
+    output_noun: ClassVar[str] = "classes"  # how messages call what outputs choose from
     batch_limit: ClassVar[int | None] = None  # largest batch in evaluation; None for any
     details: ClassVar[tuple[str, ...]] = ()  # columns that are kept of clean images only
     files: ClassVar[tuple[str, ...]] = ()  # names of `tables`
@@ -159,6 +172,38 @@ class Scoring(ABC):
         """Return the model with the outputs that count for the images."""
         return model
 
+    def wrap(self, model: nn.Module, mean: Statistics | None = None, std: Statistics | None = None) -> NormalizedModel:
+        """Return the model as samples are shown to it. Default: it normalizes images in [0, 1] by ``mean`` and ``std``."""
+        return NormalizedModel(model, mean, std)
+
+    def check_inputs(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Return a batch as it is scored, if model and batch are as they must be.
+
+        Raises:
+            ValueError: They are not.
+        """
+        return check_batch(model, images, labels if labels.ndim == 1 else None)
+
+    def corruptions(
+        self, names: Sequence[str] | None, severities: Sequence[float] | None, seed: int, frost_folder: Path | None = None
+    ) -> list[Any]:
+        """Return the corruptions of a command, each with ``name`` and ``severity``.
+
+        Args:
+            names: Names of corruptions or groups. Default: the common ones.
+            severities: Severities. Default: all.
+            seed: Seed of all draws.
+            frost_folder: Folder with the photographs of ``frost``.
+
+        Raises:
+            ValueError: There is no such corruption or severity.
+        """
+        wrong = [severity for severity in severities or () if severity not in SEVERITIES]
+        if wrong:
+            raise ValueError(f"--severities must be from 1 to 5 for images, got {wrong[0]:g}. Give whole numbers.")
+        known = known_corruptions(names or ["common"], frost_folder)
+        return [ImageNetC(name, int(s), seed, frost_folder) for name in known for s in severities or SEVERITIES]
+
     # scorers
 
     @abstractmethod
@@ -223,7 +268,7 @@ class Scoring(ABC):
         """Return the first metric of the best model with the same output for all samples; None if it is unknown."""
         return None
 
-    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    def summarize(self, by_corruption: Mapping[str, Mapping[float, float]]) -> dict[str, Any]:
         """Return means of the first metric over corruptions, ``{corruption: {severity: value}}``."""
         summary = corruption_summary(by_corruption, imagenet=False)
         key = f"mean_{self.metrics[0].key}"
@@ -297,6 +342,10 @@ class Scoring(ABC):
     def tables(self, results: SampleResults, row: Mapping[str, Any], samples: Any) -> dict[str, list[list[Any]]]:
         """Return further tables of clean images, ``{file name: rows}``."""
         return {}
+
+    def notes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return sentences in Markdown on the conditions."""
+        return []
 
     def remarks(self, row: Mapping[str, Any], tables: Mapping[str, list[list[Any]]]) -> list[str]:
         """Return sentences in Markdown on the numbers of clean images and on `tables`."""
@@ -384,6 +433,7 @@ def _has_steps(row: Mapping[str, Any]) -> bool:
 TASKS: dict[str, Any] = {
     "classification": "imgproc_attn.tasks.classification:ClassificationTask",
     "segmentation": "imgproc_attn.tasks.segmentation:SegmentationTask",
+    "language": "imgproc_attn.tasks.language:LanguageTask",
 }
 
 

@@ -25,7 +25,7 @@ from ..utils.serialization import describe
 from .conditions import Condition
 from .findings import Finding, SanityReport
 from .forms import ChecksForm
-from .normalization import InPrecision, NormalizedModel
+from .normalization import InPrecision
 from .results import CHECKS, OUTPUTS, row, write_result
 from .results_log import MemoryLog, NoneReadableError, ResultsLog, SampleResults, remove_results
 from .samples import SampleSet, StreamSamples, only_readable
@@ -132,7 +132,7 @@ class EvaluationSession:
         task = task_of(inner)
         asked = task.restrict(inner)
         asked = asked if autocast is None else InPrecision(asked, autocast)
-        model = NormalizedModel(asked, preprocessing.mean, preprocessing.std).to(runtime.device).eval()
+        model = task.wrap(asked, preprocessing.mean, preprocessing.std).to(runtime.device).eval()
         parameters = sum(p.numel() for p in inner.parameters())
         about = about_model(spec.model, parameters, label or spec.label, spec.checkpoint, spec.training_seed)
         options = {key: str(value) for key, value in spec.options.items()}
@@ -204,7 +204,7 @@ class EvaluationSession:
             total = sum(len(condition.samples) for condition in conditions)
             one = len(conditions) == 1  # The images of several conditions are the same, so their sum is not called images.
             places = {name: name if one else f"{name} (condition {i + 1} of {len(names)})" for i, name in enumerate(names)}
-            unit = "images" if one else "evaluations"
+            unit = self.task.sample_noun if one else "evaluations"
             with progress_bar(total or None, unit, shown=self.runtime.world.rank == 0) as bar:
 
                 def progress(condition: str, samples: int) -> None:
@@ -385,6 +385,7 @@ class EvaluationSession:
             "preprocessing": self.preprocessing._asdict(),
             "metrics": [metric._asdict() for metric in self.task.metrics],
             "bootstrap": self.task.bootstrapped,
+            "samples": self.task.sample_noun,
             "conditions": rows,
             "checked": {"what": ", ".join(report.done), "images": report.images},
             "findings": [asdict(finding) for finding in self.findings(rows, results, report)],
@@ -395,7 +396,8 @@ class EvaluationSession:
         tables = self.task.tables(results[conditions[0].name], rows[0], conditions[0].samples) if kind == "evaluate" else {}
         for name, table in tables.items():
             write_csv(self.output / name, table)
-        write_result(self.output, result, conditions, results, self.task, self.task.remarks(rows[0], tables) if tables else [])
+        remarks = [*(self.task.remarks(rows[0], tables) if tables else []), *self.task.notes(rows)]
+        write_result(self.output, result, conditions, results, self.task, remarks)
         return result
 
     def claimed(self) -> AbstractContextManager[None]:

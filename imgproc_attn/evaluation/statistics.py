@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -15,12 +16,16 @@ from torch import Tensor
 __all__ = [
     "PairedDifference",
     "area_under_precision_recall",
+    "bootstrap_sums",
     "mean_and_std",
     "normal_interval",
     "paired_difference",
     "paired_interval",
     "wilson_interval",
 ]
+
+
+NUM_DRAWS, DRAWS_AT_ONCE = 1000, 100  # bootstrap samples
 
 
 class PairedDifference(NamedTuple):
@@ -55,6 +60,29 @@ def normal_interval(value: float, draws: Sequence[float]) -> tuple[float, float]
     known = [draw for draw in draws if not math.isnan(draw)]
     half = 1.96 * statistics.stdev(known) if len(known) > 1 else math.nan
     return value - half, value + half
+
+
+def bootstrap_sums(values: Tensor) -> Tensor:
+    """Return sums over 1000 bootstrap samples: rows of ``values`` drawn with replacement.
+
+    The draws depend only on the number of rows, so differences of two models on the same samples are paired.
+
+    Args:
+        values: ``[n, ...]``, one row per sample.
+
+    Returns:
+        ``[1000, ...]`` sums of the drawn rows, float64.
+
+    Example:
+        >>> bootstrap_sums(torch.ones(8, 2)).unique().tolist()
+        [8.0]
+    """
+    n, generator, columns = len(values), np.random.default_rng(0), values.double().flatten(1)
+    parts = []
+    for size in [DRAWS_AT_ONCE] * (NUM_DRAWS // DRAWS_AT_ONCE):  # The counts of all draws may need too much memory.
+        times = generator.multinomial(n, np.full(n, 1 / n), size=size)
+        parts.append(torch.from_numpy(times).double() @ columns)
+    return torch.cat(parts).view(NUM_DRAWS, *values.shape[1:])
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from timm.utils import world_info_from_env
 
 from ..diagnostics import bandwidths, draw_bandwidths, draw_curves, draw_learning
 from ..evaluation import NormalizedModel, paired_difference
+from ..evaluation.scoring import Metric
 from ..evaluation.session import clear_results
 from ..evaluation.specs import about_model
 from ..evaluation.statistics import mean_and_std
@@ -45,6 +46,7 @@ PERTURBATIONS = {
     "maskedpgd": ("MaskedPGD", "eps"),
     "gaussian_noise": ("noise", "standard deviation"),
     "gaussian_blur": ("blur", "sigma / pixels"),
+    "word_swap": ("word_swap", "share of words"),
 }
 
 
@@ -261,7 +263,7 @@ def _variants(recipe: Recipe) -> list[str]:
     return list(recipe.comparison.variants) if recipe.comparison else []
 
 
-def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
+def table(recipe: Recipe, results: list[VariantRun], metric: str, digits: int = 1) -> str:
     """Return a Markdown table of one metric per model and condition, then of paired differences to the baseline.
 
     Values are mean ± standard deviation over seeds.
@@ -270,12 +272,13 @@ def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
         recipe: Recipe of the comparison. Its first variant is the baseline.
         results: Results of all models.
         metric: Key of the metric.
+        digits: Number of decimals.
     """
     by_label = {label: [r for r in results if r.label == label] for label in _variants(recipe)}
     conditions = list(results[0].metrics[metric])
     rows = []
     for label, runs in by_label.items():
-        cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs])) for c in conditions]
+        cells = [_plus_minus(*mean_and_std([r.metrics[metric][c] for r in runs]), digits=digits) for c in conditions]
         rows.append([markdown_text(label), *cells])
     baseline = next(iter(by_label))
     for label, runs in by_label.items():
@@ -284,19 +287,21 @@ def table(recipe: Recipe, results: list[VariantRun], metric: str) -> str:
         cells = []
         for c in conditions:
             d = paired_difference([r.metrics[metric][c] for r in runs], [r.metrics[metric][c] for r in by_label[baseline]])
-            cells.append(_plus_minus(d.mean, d.std, "+"))
+            cells.append(_plus_minus(d.mean, d.std, "+", digits))
         rows.append([markdown_text(f"{label} − {baseline}"), *cells])
     return markdown_table(["model", *conditions], rows)
 
 
-def clean_accuracy_test(recipe: Recipe, results: list[VariantRun]) -> str:
+def clean_accuracy_test(recipe: Recipe, results: list[VariantRun], sign: int = 1) -> str:
     """Return a Markdown table of paired differences of the clean metric to the baseline.
 
-    A model trains as well as the baseline if the one-sided lower 95 % bound is not below ``-tolerance`` of the recipe.
+    A model trains as well as the baseline if the one-sided lower 95 % bound is not below ``-tolerance`` of the recipe. If
+    smaller values are better, the upper bound must not be above ``tolerance``.
 
     Args:
         recipe: Recipe of the comparison. Its first variant is the baseline.
         results: Results of all models.
+        sign: 1 if larger values of the metric are better, else -1.
     """
     assert recipe.comparison is not None
     least = -recipe.comparison.tolerance
@@ -305,15 +310,16 @@ def clean_accuracy_test(recipe: Recipe, results: list[VariantRun]) -> str:
     rows = []
     for label, values in by_label.items():
         if label != baseline:
-            d = paired_difference(values, by_label[baseline])
-            bound = "-" if math.isnan(d.lower) else f"{d.lower:+.2f}"
-            verdict = "-" if math.isnan(d.lower) else "yes" if d.lower >= least else "NO"
-            rows.append([markdown_text(f"{label} − {baseline}"), _plus_minus(d.mean, d.std, "+"), bound, verdict])
-    return markdown_table(["model", "difference, clean", "lower 95 % bound (one-sided)", f"not below {least:g}"], rows)
+            gain = paired_difference([sign * v for v in values], [sign * v for v in by_label[baseline]])
+            bound = "-" if math.isnan(gain.lower) else f"{sign * gain.lower:+.2f}"
+            verdict = "-" if math.isnan(gain.lower) else "yes" if gain.lower >= least else "NO"
+            rows.append([markdown_text(f"{label} − {baseline}"), _plus_minus(sign * gain.mean, gain.std, "+"), bound, verdict])
+    side, limit = ("lower", f"not below {least:g}") if sign > 0 else ("upper", f"not above {-least:g}")
+    return markdown_table(["model", "difference, clean", f"{side} 95 % bound (one-sided)", limit], rows)
 
 
-def _plus_minus(mean: float, std: float, sign: str = "") -> str:
-    return f"{mean:{sign}.1f}" if math.isnan(std) else f"{mean:{sign}.1f} ± {std:.1f}"
+def _plus_minus(mean: float, std: float, sign: str = "", digits: int = 1) -> str:
+    return f"{mean:{sign}.{digits}f}" if math.isnan(std) else f"{mean:{sign}.{digits}f} ± {std:.{digits}f}"
 
 
 def write_report(
@@ -331,16 +337,18 @@ def write_report(
     for name, figure in figures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
     seeds, e = sorted({r.seed for r in results}), recipe.evaluation
-    metrics = {metric.key: metric.title for metric in evaluation.task.metrics if metric.key in results[0].metrics}
-    tables = [f"In {title}:\n\n" * (len(metrics) > 1) + table(recipe, results, key) for key, title in metrics.items()]
+    metrics = [metric for metric in evaluation.task.metrics if metric.key in results[0].metrics]
+    tables = [f"In {m.title}:\n\n" * (len(metrics) > 1) + table(recipe, results, m.key, m.digits) for m in metrics]
+    attacked = (
+        f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
+        "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else ".")
+    )
     parts = [
         f"# {markdown_text(recipe.title)}",
-        f"Values in percent, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences are paired "
-        "by seed. "
-        f"Attacks and corruptions in units of images in [0, 1]; PGD with {e.pgd_steps} steps and {e.pgd_restarts} random "
-        "start(s)" + (f"; the APGD attacks of the worst case with {e.apgd_steps} steps." if e.worst_case else "."),
+        f"Values in {_units(metrics)}, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences "
+        f"are paired by seed. {attacked if evaluation.task.attacks else ''}".rstrip(),
         *tables,
-        f"Clean {next(iter(metrics.values()))} against the baseline:\n\n" + clean_accuracy_test(recipe, results)
+        f"Clean {metrics[0].title} against the baseline:\n\n" + clean_accuracy_test(recipe, results, metrics[0].sign)
         if len(_variants(recipe)) > 1
         else "",
         f"Sanity checks on {evaluation.checked} per model: "
@@ -354,6 +362,11 @@ def write_report(
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_text(report, text)
     return report
+
+
+def _units(metrics: Sequence[Metric]) -> str:
+    """Return the units of metrics in words."""
+    return "percent" if all(metric.unit == "%" for metric in metrics) else ", ".join(metric.label for metric in metrics)
 
 
 def _mean_seconds(results: list[VariantRun], label: str) -> float:

@@ -23,6 +23,7 @@ from ..evaluation.scorers import AnyAttack, CorruptedScorer
 from ..evaluation.session import EvaluationSession, Runtime
 from ..evaluation.specs import model_hashes
 from ..evaluation.tensors import announcing
+from ..language import WordSwap
 from ..recipe import Recipe
 from ..tasks.base import Loading, task_of
 from ..training.model_factory import build_model
@@ -116,19 +117,20 @@ class VariantEvaluation:
         e, task, samples = self.recipe.evaluation, self.task, self.perturbed
         corruptions: dict[str, Any] = {f"noise {strength_text(std)}": GaussianNoise(std) for std in e.gaussian_noise}
         corruptions |= {f"blur {strength_text(sigma)}": GaussianBlur(sigma) for sigma in e.gaussian_blur}
-        published = [ImageNetC(name, int(severity)) for name, severity in map(str.split, e.corruptions)]
+        named: list[Any] = [ImageNetC(name, int(severity)) for name, severity in map(str.split, e.corruptions)]
+        named += [WordSwap(rate) for rate in e.word_swap]
         return [
             clean_condition(self.samples, task),
             *([clean_condition(samples, task, CLEAN_PERTURBED)] if len(samples) < len(self.samples) else []),
             *attack_conditions(samples, self.attacks, task),
             *(Condition(name, samples, CorruptedScorer(name, c, task.clean)) for name, c in corruptions.items()),
-            *corruption_conditions(samples, published, task),
+            *corruption_conditions(samples, named, task),
             *attack_conditions(self.worst_case, self.worst_cases, task),
         ]
 
     def wrap(self, model: nn.Module) -> NormalizedModel:
         """Return the model as it is asked: about images in [0, 1]."""
-        return NormalizedModel(model).to(self.device).eval()
+        return self.task.wrap(model).to(self.device).eval()
 
     def __call__(
         self, model: NormalizedModel, folder: Path, log: Callable[[str], Any], about: Mapping[str, Any]

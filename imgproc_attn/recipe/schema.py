@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.reader_names import LABEL_MAPS, check_columns, check_reader, reads_from_a_place
+from ..data.reader_names import LABEL_MAPS, TEXT, check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
@@ -26,6 +26,7 @@ __all__ = [
     "Comparison",
     "Data",
     "EvaluationSection",
+    "Language",
     "Model",
     "Optimizer",
     "Recipe",
@@ -113,21 +114,23 @@ class Data(_Section):
             - ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``, ``tfds/…``: timm's names of torchvision sets, WebDataset,
               Hugging Face sets (``hfids/…`` iterable), TensorFlow sets.
             - ``ade20k``, ``camvid``, ``labeled``: images with label maps, for segmentation.
+            - ``text``: a folder with ``train.txt``, ``valid.txt`` and ``test.txt``, or one text file that is cut into 90, 5
+              and 5 %, for language models.
         root: Folder or file. A relative path that does not exist is searched in ``$IMGPROC_ATTN_DATA`` too.
         train_split: Training split: its name, or a subfolder of ``root``; empty for ``root`` itself.
-        validation_split: Split that selects the best checkpoint. Default: see ``validation_images``.
-        test_split: Split of the final results. It selects nothing.
+        validation_split: Split that selects the best checkpoint. Default: see ``validation_images``; ``valid`` for text.
+        test_split: Split of the final results. It selects nothing. Default: ``validation``; ``test`` for text.
         validation_images: Number of random images of the training split that are held out for validation. With 0 and no
             ``validation_split``, no checkpoint is selected, and the last one is the result.
         train_images: Number of random images of the remaining training split to train on. Default: all.
         test_images: Number of random images of the test split. Default: all.
         seed: Seed of these random choices, equal for all models and training seeds; also of the split of ``digits``.
         download: Download missing data (``torch/…``, ``hfids/…`` and ``tfds/…``).
-        num_classes: Number of classes. Labels are 0 to ``num_classes - 1``.
+        num_classes: Number of classes, at least 2. Labels are 0 to ``num_classes - 1``. Text has none.
         image_column: Image column of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
         label_column: Label column. Default: ``label``, or the only column of class labels. For ``wds/…``: field of the
             ``.json`` members that holds labels. Default: ``.cls`` members.
-        input_size: ``[channels, height, width]`` of the model input.
+        input_size: ``[channels, height, width]`` of the model input. Default for text: ``[1, 1, language.context]``.
         mean: Mean per channel, subtracted from images in [0, 1]. Default: that of the model's ``pretrained_cfg``.
         std: Standard deviation per channel, which images are divided by. Default: that of the model's ``pretrained_cfg``.
         interpolation: Interpolation of resizing. Default: that of the model's ``pretrained_cfg``.
@@ -147,7 +150,7 @@ class Data(_Section):
     test_images: Count | None = None
     seed: Seed = 0
     download: bool = False
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: Annotated[int, Field(ge=0)] = 0
     image_column: str | None = None
     label_column: str | None = None
     input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
@@ -167,8 +170,14 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, LABEL_MAPS)
+        check_reader(name, [*LABEL_MAPS, TEXT])
         return name
+
+    @model_validator(mode="after")
+    def _classes(self) -> "Data":
+        if self.name != TEXT and self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}. Give the number of classes.")
+        return self
 
     @model_validator(mode="after")
     def _one_validation(self) -> "Data":
@@ -311,6 +320,47 @@ class Segmentation(_Section):
         return self
 
 
+class Language(_Section):
+    """Section ``language``: tokens of a text, and windows of training and evaluation.
+
+    The vocabulary comes from the training split, and is saved with the weights.
+
+    Attributes:
+        tokens: Kind of tokens, one of:
+
+            - ``characters``: Unicode characters. Later texts must have no others.
+            - ``bytes``: bytes of UTF-8.
+            - ``words``: words between white space, with ``<eos>`` per line and ``<unk>`` for words outside the vocabulary.
+            - ``bpe``: byte pairs, by the package ``tokenizers`` (``pip install 'imgproc-attn[text]'``).
+        context: Number of tokens per window, and context of the model.
+        stride: Distance between windows in evaluation. Each token is predicted once, with at least ``context - stride``
+            tokens before it where the text has them. Default: ``context``, windows that do not overlap.
+        max_vocabulary: Largest number of words or byte pairs. Default: no limit for words, 30,000 for byte pairs.
+        min_count: Smallest number of occurrences of a word or byte pair in the training split.
+        tokenizer: File ``tokenizer.json`` of byte pairs, instead of pairs from the training split.
+    """
+
+    tokens: Literal["characters", "bytes", "words", "bpe"]
+    context: Annotated[int, Field(ge=2)]
+    stride: Count | None = None
+    max_vocabulary: Annotated[int, Field(ge=3)] | None = None
+    min_count: Count = 1
+    tokenizer: str = ""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Language":
+        if self.stride is not None and self.stride > self.context:
+            raise ValueError(f"stride must be at most context, {self.context}, got {self.stride}. Lower it to leave no gaps.")
+        if self.tokens in ("characters", "bytes") and (self.max_vocabulary or self.min_count > 1):
+            raise ValueError(f"max_vocabulary and min_count must be left out for {self.tokens}, got a limit. Remove it.")
+        if self.tokenizer and (self.tokens != "bpe" or self.max_vocabulary or self.min_count > 1):
+            raise ValueError(
+                f"tokenizer must come with tokens bpe and without limits of the vocabulary, got {self.tokenizer}. Leave out "
+                "one of them."
+            )
+        return self
+
+
 class Optimizer(_Section):
     """Section ``optimizer``: one of timm's optimizers.
 
@@ -414,6 +464,7 @@ class EvaluationSection(_Section):
         segpgd: Radii eps of SegPGD. Only for segmentation.
         maskedpgd: Radii eps of MaskedPGD, that is PGD on the pixels that are still correct. Only for segmentation.
         corruptions: Corruptions of ImageNet-C, name and severity, such as ``fog 3``.
+        word_swap: Shares of words that are replaced by ``AAA`` in the test text, such as ``0.015``. Only for language models.
         num_perturbed: Number of random test images that are attacked and corrupted. Clean metrics use all test images.
             Default: all.
     """
@@ -430,6 +481,7 @@ class EvaluationSection(_Section):
     segpgd: list[Radius] = []
     maskedpgd: list[Radius] = []
     corruptions: list[str] = []
+    word_swap: list[Radius] = []
     num_perturbed: Count | None = None
 
     @field_validator("corruptions")
@@ -482,12 +534,14 @@ class Recipe(_Section):
 
     Attributes:
         title: Title of reports.
-        task: Name of the task. Default: ``segmentation`` with a section of that name, otherwise ``classification``.
+        task: Name of the task. Default: ``segmentation`` or ``language`` with a section of that name, otherwise
+            ``classification``.
         model: Model to train.
         data: Data set, splits and preprocessing.
         augmentation: Augmentation of training images.
         adversarial: Adversarial training. Default: None, training on clean images.
-        segmentation: Settings of segmentation. Default: None, classification.
+        segmentation: Settings of segmentation. Default: None, no segmentation.
+        language: Settings of language modeling. Default: None, no text.
         optimizer: Optimizer.
         schedule: Number of epochs and learning rate schedule.
         run: Seed, batches, loss and precision.
@@ -508,6 +562,7 @@ class Recipe(_Section):
     augmentation: Augmentation = Augmentation()
     adversarial: Adversarial | None = None
     segmentation: Segmentation | None = None
+    language: Language | None = None
     optimizer: Optimizer
     schedule: Schedule
     run: RunSection
@@ -516,11 +571,19 @@ class Recipe(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_task(cls, content: Any) -> Any:
-        """Fill in the task, so that it stands in the recipe of every run."""
-        if not isinstance(content, dict) or "task" in content:
+    def _defaults(cls, content: Any) -> Any:
+        """Fill in the task and the data of text, so that they stand in the recipe of every run."""
+        if not isinstance(content, dict):
             return content
-        return {"task": "segmentation" if content.get("segmentation") else "classification", **content}
+        named = next((name for name in ("segmentation", "language") if content.get(name)), "classification")
+        content = {"task": named, **content}
+        language, data = content.get("language"), content.get("data")
+        if isinstance(data, dict) and data.get("name") == TEXT:
+            if not isinstance(language, dict):
+                raise ValueError("a section language must come with data.name text, got none. Add one with tokens and context.")
+            line = {"input_size": [1, 1, language.get("context")]} if "context" in language else {}
+            content["data"] = {"validation_split": "valid", "test_split": "test", **line, **data}
+        return content
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
@@ -543,6 +606,17 @@ class Recipe(_Section):
             raise ValueError(
                 f"task must be segmentation if and only if there is a section of that name, got {self.task!r}. Leave out the "
                 "key task, or correct it."
+            )
+        if len({self.data.name == TEXT, self.task == "language", self.language is not None}) > 1:
+            raise ValueError(
+                "a section language, data.name text and task language must come together, got "
+                f"{'no' if self.language is None else 'a'} section, {self.data.name!r} and {self.task!r}. Change one of them."
+            )
+        if self.language:
+            self._reads()
+        elif self.evaluation.word_swap:
+            raise ValueError(
+                f"evaluation.word_swap must be empty for {self.task}, got {self.evaluation.word_swap}. Leave it out."
             )
         if self.segmentation:
             self._segments()
@@ -583,6 +657,23 @@ class Recipe(_Section):
         if self.data.input_size[0] != 3:
             raise ValueError(
                 f"data.input_size must have 3 channels for segmentation, got {self.data.input_size[0]}. Change it."
+            )
+
+    def _reads(self) -> None:
+        """Refuse settings that language modeling would ignore."""
+        assert self.language is not None
+        run = self.run.model_dump(include={"loss", "channels_last", "grad_checkpointing"}, exclude_defaults=True)
+        evaluation = self.evaluation.model_dump(exclude={"word_swap"}, exclude_defaults=True)
+        used = {"name", "root", "train_split", "validation_split", "test_split", "seed", "input_size", "workers"}
+        data = self.data.model_dump(exclude=used, exclude_defaults=True)
+        changed = [*self.augmentation.model_dump(exclude_defaults=True), *run, *evaluation, *data]
+        changed += ["adversarial"] if self.adversarial else []
+        if changed:
+            raise ValueError(f"language must not have the settings {', '.join(changed)}, got a value. Leave them out.")
+        if self.data.input_size != [1, 1, self.language.context]:
+            raise ValueError(
+                f"data.input_size must be [1, 1, {self.language.context}] for a context of {self.language.context} tokens, got "
+                f"{self.data.input_size}. Leave it out."
             )
 
     def variant(self, label: str, seed: int) -> "Recipe":

@@ -2,15 +2,15 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..evaluation.statistics import bootstrap_sums
+
 __all__ = ["IGNORE_INDEX", "IoUMetric", "bootstrap", "constant_areas", "count_pixels", "metrics_of"]
 
 IGNORE_INDEX = 255  # label of pixels that are not counted
-NUM_DRAWS = 1000  # number of bootstrap draws
 
 
 def check_class_range(what: str, values: Tensor, num_classes: int) -> None:
@@ -126,10 +126,7 @@ def bootstrap(areas: Tensor) -> dict[str, Tensor]:
     Returns:
         ``[1000]`` values each of ``pixel_accuracy``, ``mean_accuracy`` and ``miou``, in percent.
     """
-    n = len(areas)
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=NUM_DRAWS)
-    sums = torch.from_numpy(times).double() @ areas.double().flatten(1)
-    return _percent(sums.view(NUM_DRAWS, *areas.shape[1:])).means
+    return _percent(bootstrap_sums(areas)).means
 
 
 class _Percent(NamedTuple):

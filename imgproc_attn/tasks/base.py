@@ -91,6 +91,14 @@ class Task(Scoring):
 
     # model and loss
 
+    def model_kwargs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keyword arguments of a model that follow from the data of a recipe, which may replace some of them."""
+        return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0]}
+
+    def example_input(self, recipe: Recipe, device: str) -> Tensor:
+        """Return an input of one sample, without meaning, to try a model with."""
+        return torch.empty(1, *recipe.data.input_size, device=device)
+
     def output_shape(self, recipe: Recipe) -> tuple[int, ...]:
         """Return the shape of the output for one image."""
         return (recipe.data.num_classes,)

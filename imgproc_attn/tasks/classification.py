@@ -195,7 +195,7 @@ class ClassificationTask(Task):
     def best_constant(self, results: SampleResults) -> float:
         return 100 * int(results.labels.bincount().max()) / len(results.ids)
 
-    def summarize(self, by_corruption: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    def summarize(self, by_corruption: Mapping[str, Mapping[float, float]]) -> dict[str, Any]:
         """Return means over corruptions, and the mCE of models of all ImageNet classes, whose AlexNet errors are known."""
         complete = self.num_classes == IMAGENET_CLASSES and (self.classes is None or self.classes.complete)
         return corruption_summary(by_corruption, complete)

@@ -208,6 +208,10 @@ class SegmentationTask(Task):
 
     # model and loss
 
+    def model_kwargs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return number of classes, channels, and the size of training crops, which positions are made for."""
+        return {**super().model_kwargs(recipe), "img_size": recipe.data.input_size[1:]}
+
     def output_shape(self, recipe: Recipe) -> tuple[int, ...]:
         return (recipe.data.num_classes, *_crop(recipe))
 

@@ -227,7 +227,8 @@ class Trainer:
     def _report(self, epoch: int, update: int, loss: float, seconds: float) -> None:
         speed = (update + 1) * self.recipe.run.batch_size / seconds
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        self.report(f"epoch {epoch + 1}, update {update + 1}/{self.updates}: loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} img/s")
+        place = f"epoch {epoch + 1}, update {update + 1}/{self.updates}"
+        self.report(f"{place}: loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} samples/s")
 
     def _backward(self, images: Tensor, targets: Tensor, last: bool) -> Tensor:
         """Add the gradient of a batch. Processes average their gradients in the last batch of an update."""

@@ -48,9 +48,7 @@ def model_kwargs(recipe: Recipe) -> dict[str, Any]:
     options = recipe.model.model_dump(exclude={"name", "pretrained", "checkpoint"})
     if recipe.model.name.startswith("local-dir:"):  # The folder names the arguments of its model.
         options = {**config_beside(Path(recipe.model.name.removeprefix("local-dir:"))).get("model_args", {}), **options}
-    if recipe.segmentation is not None:  # Positions are made for the training crops.
-        options = {"img_size": recipe.data.input_size[1:], **options}
-    return {"num_classes": recipe.data.num_classes, "in_chans": recipe.data.input_size[0], **options}
+    return {**task_of(recipe).model_kwargs(recipe), **options}
 
 
 def build_model(recipe: Recipe, **kwargs: Any) -> Any:
@@ -79,7 +77,7 @@ def build_model(recipe: Recipe, **kwargs: Any) -> Any:
             )
     config = resolve_data_config({**_statistics_of(recipe), **given}, model=model)
     config = Preprocessing.for_channels(config, data.input_size[0])
-    model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes}
+    model.pretrained_cfg = {**model.pretrained_cfg, **config, "num_classes": data.num_classes or model.num_classes}
     name = recipe.model.name.partition(".")[0]  # The tag after the point names weights, not an architecture.
     if timm.is_model(name):  # Loading needs the registered name. A registered function may build a model of another name.
         model.pretrained_cfg["architecture"] = name
@@ -152,7 +150,7 @@ def dry_run(recipe: Recipe) -> None:
     expected = [1, *task_of(recipe).output_shape(recipe)]
     if list(output.shape) != expected:
         raise ValueError(
-            f"The output of {recipe.model.name} must have the shape {expected} for one image, got {list(output.shape)}. Check "
+            f"The output of {recipe.model.name} must have the shape {expected} for one sample, got {list(output.shape)}. Check "
             "data.num_classes and the task."
         )
 
@@ -163,8 +161,9 @@ def _tried(recipe: Recipe, device: str) -> Tensor:
         model = build_model(recipe, device=device, pretrained=False)
         _check_abilities(recipe, model)
         build_optimizer(model, recipe.optimizer)
-        output = model.eval()(torch.empty(1, *recipe.data.input_size, device=device))
-        task_of(recipe).check_model(recipe, model, device)
+        task = task_of(recipe)
+        output = model.eval()(task.example_input(recipe, device))
+        task.check_model(recipe, model, device)
         return output
     except RuntimeError as error:
         if device == "meta" and "meta" in str(error):  # Components of users may create tensors on the CPU.

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import Preprocessing, Unreadable, World
 from ..evaluation.conditions import CLEAN, clean_condition
-from ..evaluation.normalization import InPrecision, NormalizedModel
+from ..evaluation.normalization import InPrecision
 from ..evaluation.scoring import Metric
 from ..evaluation.session import EvaluationSession, Runtime
 from ..models.checkpoints import WEIGHTS, start_from
@@ -147,7 +147,7 @@ class Run:
         """Return the metrics of the task on a split, over all processes."""
         inner: nn.Module = self.evaluated.eval()
         inner = InPrecision(inner, self.trainer.autocast) if self.recipe.run.amp else inner
-        model = NormalizedModel(inner, self.preprocessing.mean, self.preprocessing.std).to(self.device).eval()
+        model = self.task.wrap(inner, self.preprocessing.mean, self.preprocessing.std).to(self.device).eval()
         batch_size = self.task.batch_limit or self._share_of_batch()
         runtime = Runtime(self.device, self.world, batch_size, self.recipe.data.workers)
         preprocessing, samples = self.task.preprocess(self.preprocessing), self.task.samples_of(images)
@@ -162,7 +162,8 @@ class Run:
         splits |= {"validation": self.splits.validation, "test": self.splits.test}
         counts = ", ".join(f"{len(images)} {name}" for name, images in splits.items() if images is not None)
         self.log(f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters, on {self.device} in {self.world.size} process(es)")
-        self.log(f"{counts} images of {recipe.data.num_classes} classes; {updates} updates per epoch; {self.folder}")
+        kinds = f"{self.task.sample_noun} of {self.model.num_classes} {self.task.output_noun}"
+        self.log(f"{counts} {kinds}; {updates} updates per epoch; {self.folder}")
         if records:
             self.log(f"Resuming after epoch {len(records)} of {recipe.schedule.epochs}.")
         elif resume:
@@ -376,7 +377,8 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
     alone = progress is None and run.device.type == "cpu" and run.world.size == 1
     others = OtherPrograms(torch.get_num_threads()) if alone else None
     done = progress or (lambda epochs: None)
-    with progress_bar(epochs * images, "images", initial=len(records) * images, shown=shown, unit_scale=True) as bar:
+    noun = run.task.sample_noun
+    with progress_bar(epochs * images, noun, initial=len(records) * images, shown=shown, unit_scale=True) as bar:
         run.trainer.progress = bar.update
         run.trainer.report = bar.set_postfix_str if shown else run.log
         done(len(records))
@@ -407,17 +409,17 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float, metrics: Seq
     parts = [f"epoch {record['epoch'] + 1}/{epochs}", f"loss {record['train_loss']:.4f}"]
     for metric in metrics:
         if (key := f"validation_{metric.key}") in record:
-            parts.append(f"validation {metric.title} {record[key]:.2f} {metric.unit}")
+            parts.append(f"validation {metric.title} {metric.shown(record[key])} {metric.unit}".rstrip())
     if record["unreadable_images"]:
         parts.append(f"{record['unreadable_images']} unreadable images skipped ({UNREADABLE})")
-    return "  ".join([*parts, f"{record['images_per_second']:.0f} img/s", f"left {timedelta(seconds=round(seconds_left))}"])
+    return "  ".join([*parts, f"{record['images_per_second']:.0f} samples/s", f"left {timedelta(seconds=round(seconds_left))}"])
 
 
 def _summary(result: dict[str, Any], output: Path, metrics: Sequence[Metric]) -> str:
     test, weights = result["test"], output / result["checkpoint"]
     message = "no test split"
     if test:
-        numbers = ", ".join(f"{metric.title} {test[metric.key]:.2f} {metric.unit}" for metric in metrics)
-        count = f"{test['pixels']} pixels" if "pixels" in test else f"{test['n']} images"
+        numbers = ", ".join(f"{metric.title} {metric.shown(test[metric.key])} {metric.unit}".rstrip() for metric in metrics)
+        count = next((f"{test[unit]} {unit}" for unit in ("pixels", "tokens") if unit in test), f"{test['n']} images")
         message = f"{numbers} of {count}"
     return f'Test: {message}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from texts import write_corpus
 
 from imgproc_attn.data import SINGLE_PROCESS, Preprocessing
 from imgproc_attn.recipe import find_recipe, list_recipes, load_recipe
@@ -41,9 +42,15 @@ def test_every_header_says_what_the_recipe_is(path):
     assert re.search(r"reproduced here|not run here", header.partition("Status:")[2])
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path):
-    for single in singles(load_recipe(path)).values():
+def test_every_recipe_is_valid_and_its_models_and_optimizer_can_be_built(path, corpus):
+    root = [f"data.root={corpus}"] if path.parent.name == "text" else []  # the vocabulary of a model is that of its text
+    for single in singles(load_recipe(path, root)).values():
         dry_run(single)
 
 
@@ -86,6 +93,8 @@ def test_every_recipe_trains(path, shots, tmp_path):
     recipe = load_recipe(path)
     if recipe.segmentation is not None:
         pytest.skip("label maps: tests/segmentation trains it")
+    if recipe.language is not None:
+        pytest.skip("text: tests/tasks/test_language.py trains it")
     for single in singles(recipe).values():
         steps(single, shots, tmp_path)
 

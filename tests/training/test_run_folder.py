@@ -38,7 +38,7 @@ def test_what_a_run_leaves(finished):
     assert len(lines) == 6
     assert lines[0].startswith("bilateral_vit_tiny, 0.00 M parameters, on cpu in 1 process(es)")
     assert "512 training, 100 validation, 100 test images of 10 classes; 4 updates per epoch" in lines[1]
-    assert "img/s" in lines[2]
+    assert "samples/s" in lines[2]
     assert "left 0:00:00" in lines[4]
     assert lines[5].startswith(f"Test: accuracy {result['test']['accuracy']:.2f} % of 100 images.")
     assert result["best_epoch"] == 1 + [r["validation_accuracy"] for r in records].index(result["validation"])

@@ -32,7 +32,7 @@ ALEXNET_ERRORS = {
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def corruption_summary(accuracies: Mapping[str, Mapping[int, float]], imagenet: bool) -> dict[str, Any]:
+def corruption_summary(accuracies: Mapping[str, Mapping[float, float]], imagenet: bool) -> dict[str, Any]:
     """Return means over corruptions. Means over the 15 corruptions need all of them, at all five severities.
 
     Args:
