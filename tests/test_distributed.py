@@ -161,6 +161,7 @@ def test_results_are_the_same_in_two_processes(runs, tmp_path):
         assert result["environment"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_segmentation_in_two_processes(tmp_path):
     """Each picture's areas count once, in training's evaluation and under attack."""
     root = shapes_folder(tmp_path / "data")

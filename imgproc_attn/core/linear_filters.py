@@ -136,11 +136,7 @@ class Representatives(nn.Module):
             ValueError: ``terms`` are not one block of columns for queries and keys, a mask or causality is given, or the tokens
                 are not the prefix and all patches of the grid.
         """
-        if is_causal:
-            raise ValueError(
-                "filter='representatives': is_causal must be False, because tokens attend through averages of all tokens, got "
-                "True. Use filter='softmax'."
-            )
+        _refuse_causality(is_causal)
         w = _one_block("representatives", terms, mask)
         return _representatives(w, terms.scale, geometry, self.cells, self.step_x, self.step_representatives)
 
@@ -185,6 +181,14 @@ def _one_block(name: str, terms: Terms, mask: Tensor | None) -> Tensor:
     return terms.q[0]
 
 
+def _refuse_causality(is_causal: bool) -> None:
+    if is_causal:
+        raise ValueError(
+            "filter='representatives': is_causal must be False, because tokens attend through averages of all tokens, got "
+            "True. Use filter='softmax'."
+        )
+
+
 def _statistics(w: Tensor, temperature: Tensor, is_causal: bool) -> StatisticsOperator:
     w = at_least_float32(w)
     squared, tiny = w.square(), 1e-8
@@ -221,5 +225,6 @@ def _representatives(
 
 
 torch.fx.wrap("_one_block")
+torch.fx.wrap("_refuse_causality")
 torch.fx.wrap("_statistics")
 torch.fx.wrap("_representatives")

@@ -26,8 +26,8 @@ from imgproc_attn.evaluation import (
     strong_ensemble,
 )
 from imgproc_attn.evaluation.attacks.apgd import checkpoints
+from imgproc_attn.evaluation.gradient_checks import check_gradients
 from imgproc_attn.evaluation.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
-from imgproc_attn.evaluation.sanity import check_gradients
 from imgproc_attn.evaluation.threat import L2, Linf
 
 WHITE_BOX = {

@@ -31,7 +31,7 @@ def test_crops_need_not_be_whole_patches(tmp_path):
     assert train(recipe, tmp_path / "run", "cpu", log=lambda line: None)["test"]["pixels"] > 0
 
 
-@pytest.mark.parametrize("variant", ["plain", "bilateral + twicing"])
+@pytest.mark.parametrize("variant", [pytest.param("plain", marks=pytest.mark.slow), "bilateral + twicing"])
 def test_it_learns(variant, tmp_path):
     """Two photographs, their gray levels for classes: better than the commonest class, by the checkpoint that timm loads."""
     root = shapes_folder(tmp_path / "data")

@@ -205,7 +205,7 @@ def test_comparisons(run, tmp_path):
     command("report", tmp_path / "out", "--output", tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("name", ["shakespeare_characters", "brown_words"])
+@pytest.mark.parametrize("name", ["shakespeare_characters", pytest.param("brown_words", marks=pytest.mark.slow)])
 def test_recipes_train(run, tmp_path, name):
     """One epoch on another text, with all other settings of the recipe."""
     recipe = load_recipe(f"text/{name}", [f"data.root={run.parent / 'corpus'}", "run.batch_size=16"])
