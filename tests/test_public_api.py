@@ -23,7 +23,17 @@ PACKAGES = (
     ".diagnostics",
 )
 CORE = ("attention", "bandwidths", "block", "components", "elementwise_filters", "filters", "gates", "geometry", "kernels")
-CORE += ("layer_state", "lifting", "linear_filters", "pointwise", "positions", "projections", "relative_buckets", "residuals")
+CORE += (
+    "layer_cache",
+    "layer_state",
+    "lifting",
+    "linear_filters",
+    "pointwise",
+    "positions",
+    "projections",
+    "relative_buckets",
+    "residuals",
+)
 CORE += ("terms",)
 MODULES = [*(f"imgproc_attn{package}" for package in PACKAGES), *(f"imgproc_attn.core.{module}" for module in CORE)]
 

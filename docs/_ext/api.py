@@ -34,6 +34,7 @@ MODULES = {
     "imgproc_attn.core.lifting": "Gaussians as inner products",
     "imgproc_attn.core.geometry": "Coordinates of tokens",
     "imgproc_attn.core.layer_state": "State between layers",
+    "imgproc_attn.core.layer_cache": "Cache of a layer",
     "imgproc_attn.core.attention": "The attention layer",
     "imgproc_attn.core.block": "The block",
     "imgproc_attn.core.components": "Resolution of component names",

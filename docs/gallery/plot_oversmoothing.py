@@ -21,18 +21,12 @@ from skimage import data
 
 import imgproc_attn  # noqa: F401  registers the models with timm
 from imgproc_attn.core import GaussianRange, LayerState, NeuTRENO, Plain, Residual, SoftmaxFilter, Twicing
+from imgproc_attn.diagnostics import token_similarity
 
 SIDE, PATCH, DEPTH = 256, 8, 12
 image = torch.from_numpy(data.coffee()[80 : 80 + SIDE, 150 : 150 + SIDE].copy()).movedim(-1, 0) / 255
 mean = image.mean(dim=(1, 2), keepdim=True)
 tokens = F.unfold((image - mean)[None], PATCH, stride=PATCH).mT[:, None]  # [batch, heads, tokens, values per patch]
-
-
-def similarity(x: torch.Tensor) -> float:
-    """Return the mean cosine similarity of all pairs of tokens ``[..., tokens, width]``."""
-    directions = F.normalize(x.reshape(-1, x.shape[-1]), dim=1)
-    n = len(directions)
-    return ((directions.sum(0).square().sum() - n) / (n * (n - 1))).item()
 
 
 def photograph(x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +61,7 @@ layers = {h: {name: filtered(rule, h) for name, rule in rules.items()} for h in 
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 3), layout="constrained", sharey=True)
 for ax, (h, by_rule) in zip(axes, layers.items()):
     for rule, xs in by_rule.items():
-        ax.plot([similarity(x) for x in xs], marker="o", markersize=3, label=rule)
+        ax.plot([token_similarity(x).mean().item() for x in xs], marker="o", markersize=3, label=rule)
     ax.set(title=f"range bandwidth {h:g}", xlabel="layer")
     ax.grid(alpha=0.3)
 axes[0].set_ylabel("cosine similarity of tokens")
@@ -79,7 +73,7 @@ plt.show()
 # prevent it, as the widest kernel shows. NeuTRENO does not collapse, because each layer pulls back to the first one.
 
 for h, by_rule in layers.items():
-    ends = ", ".join(f"{rule} {similarity(xs[-1]):.2f}" for rule, xs in by_rule.items())
+    ends = ", ".join(f"{rule} {token_similarity(xs[-1]).mean().item():.2f}" for rule, xs in by_rule.items())
     print(f"range bandwidth {h:g}, similarity after {DEPTH} layers: {ends}")
 
 # %%
@@ -115,7 +109,7 @@ for rule in rules:
         model = timm.create_model("plain_vit_tiny", residual=rule.lower(), weight_init="jax").eval()
         with torch.no_grad():
             features = model.forward_intermediates((pixels - 0.5) / 0.5, output_fmt="NLC", intermediates_only=True)
-        curves.append([similarity(x) for x in features])
+        curves.append([token_similarity(x).mean().item() for x in features])
     curves = torch.tensor(curves)
     ax.plot(range(1, DEPTH + 1), curves.mean(0), marker="o", markersize=3, label=rule)
     ax.fill_between(range(1, DEPTH + 1), curves.amin(0), curves.amax(0), alpha=0.15)

@@ -1,34 +1,18 @@
 """The attention layer: a projection, a kernel, positions, a filter and a residual rule, composed."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .filters import Operator
 from .geometry import Geometry
+from .layer_cache import LayerCache
 from .layer_state import LayerState, next_state
 from .residuals import Residual
 from .terms import product
 
-__all__ = ["AttentionCache", "FilterAttention"]
-
-
-class AttentionCache(Protocol):
-    """Keys and values of earlier tokens, for a causal layer that gets new tokens only.
-
-    Results of earlier tokens are final under causality. So a filter that is applied several times needs the inputs of each
-    application for earlier tokens, and nothing else. A model keeps one such object per layer.
-    """
-
-    def append_keys(self, k: Tensor) -> tuple[Tensor, Geometry]:
-        """Append keys ``[B, H, N, d]`` of new tokens, and return all keys ``[B, H, M, d]`` and their positions."""
-        ...
-
-    def append_values(self, v: Tensor) -> Tensor:
-        """Append the input ``[B, H, N, D]`` of the next application of the filter, and return it for all tokens."""
-        ...
+__all__ = ["FilterAttention"]
 
 
 class FilterAttention(nn.Module):
@@ -106,7 +90,7 @@ class FilterAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         state: LayerState | None = None,
-        cache: AttentionCache | None = None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerState | None]:
         """Filter the tokens.
 
@@ -152,7 +136,7 @@ class FilterAttention(nn.Module):
         attn_mask: Tensor | None,
         is_causal: bool,
         state: LayerState | None,
-        cache: AttentionCache | None = None,
+        cache: LayerCache | None = None,
     ) -> Operator:
         """Return the filter of the product of all kernels of the layer."""
         q, k = _as(self.q_norm(q), v), _as(self.k_norm(k), v)
@@ -176,7 +160,7 @@ class FilterAttention(nn.Module):
         return operator
 
 
-def _continued(operator: Operator, cache: AttentionCache) -> Callable[[Tensor], Tensor]:
+def _continued(operator: Operator, cache: LayerCache) -> Callable[[Tensor], Tensor]:
     """Return the filter as a function of the values of new tokens. The cache adds those of earlier tokens."""
     return lambda v: operator.apply(cache.append_values(v))
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .attention import AttentionCache, FilterAttention
+from .attention import FilterAttention
 from .geometry import Geometry
+from .layer_cache import LayerCache
 from .layer_state import LayerState, remember_tokens
 from .residuals import Plain, Residual
 
@@ -78,7 +79,7 @@ class FilterBlock(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         state: LayerState | None = None,
-        caches: Sequence[AttentionCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
     ) -> tuple[Tensor, LayerState | None]:
         """Return the new tokens ``[B, N, C]`` and the state for the next block.
 
@@ -116,12 +117,12 @@ class FilterBlock(nn.Module):
         attn_mask: Tensor | None,
         is_causal: bool,
         state: LayerState | None,
-        cache: AttentionCache | None = None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerState | None]:
         """Return ``f(x)``, that is norm, attention and layer scale, and the state for the next block."""
         y, state = self.attn(self.norm1(x), geometry, attn_mask, is_causal, state, cache=cache)
         return self.ls1(y), state
 
 
-def _entry(caches: Sequence[AttentionCache] | None, index: int) -> AttentionCache | None:
+def _entry(caches: Sequence[LayerCache] | None, index: int) -> LayerCache | None:
     return None if caches is None else caches[index]

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from ..core.attention import FilterAttention
+from ..core.filters import Weights
 from ..core.kernels import DotProduct
 from ..core.layer_state import LayerState
 from ..models import FilterVisionTransformer
@@ -91,7 +92,7 @@ def boost(attn: FilterAttention, weights: Tensor, v: Tensor) -> Tensor:
     """Apply the boosted filter to ``v``. References to earlier layers are set to zero, so the map is linear in ``v``."""
     zero = torch.zeros_like(v)
     state = LayerState(first=zero, previous=zero, drift=zero)
-    boosted: Tensor = attn.residual(lambda x: weights.to(x.dtype) @ x, v, state)
+    boosted: Tensor = attn.residual(Weights(weights, weights).apply, v, state)
     return boosted
 
 

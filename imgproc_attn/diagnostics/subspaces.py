@@ -114,17 +114,6 @@ def signal_to_noise(tokens: Tensor, labels: Tensor, bases: Tensor) -> Tensor:
     return torch.stack(ratios)
 
 
-def _rate(tokens: Tensor, eps: float) -> Tensor:
-    """Return ``1/2 logdet(I + C / (N eps^2) Z^T Z)`` of tokens Z ``[..., N, C]`` in float64, ``[...]``."""
-    if not 0 < check_number("eps", eps) < float("inf"):
-        raise ValueError(f"eps must be positive and finite, got {eps}. Give a number such as 0.5.")
-    z = tokens.double()
-    count, width = z.shape[-2:]
-    gram = z.mT @ z if width <= count else z @ z.mT  # I + a Z^T Z and I + a Z Z^T have the same determinant.
-    eye = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
-    return 0.5 * torch.linalg.slogdet(eye + width / (count * eps**2) * gram).logabsdet
-
-
 def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
     """Return the coding rate ``R = 1/2 logdet(I + C / (N eps^2) Z^T Z)`` of tokens, in nats.
 
@@ -145,7 +134,13 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
         >>> round(coding_rate(torch.eye(4), eps=1.0).item(), 3)  # 4 / 2 log(1 + 1)
         1.386
     """
-    return _rate(tokens, eps)
+    if not 0 < check_number("eps", eps) < float("inf"):
+        raise ValueError(f"eps must be positive and finite, got {eps}. Give a number such as 0.5.")
+    z = tokens.double()
+    count, width = z.shape[-2:]
+    gram = z.mT @ z if width <= count else z @ z.mT  # I + a Z^T Z and I + a Z Z^T have the same determinant.
+    eye = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
+    return 0.5 * torch.linalg.slogdet(eye + width / (count * eps**2) * gram).logabsdet
 
 
 def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Tensor:
@@ -170,7 +165,7 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
         0.811
     """
     projected = torch.einsum("...nc,kcp->...knp", tokens.double(), bases.double())
-    return _rate(projected, eps).sum(dim=-1)
+    return coding_rate(projected, eps).sum(dim=-1)
 
 
 def nonzero_share(tokens: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ OWN_ATTACK = "own "  # beginning of the names of the attacks whose results are c
 
 @dataclass(frozen=True)
 class Crop:
-    """What the sanity checks see of an image. Whole images may take too much memory.
+    """Part of an image that the sanity checks see. Whole images may take too much memory.
 
     Args:
         side: Side of the central crop in pixels.

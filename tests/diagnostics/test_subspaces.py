@@ -50,7 +50,7 @@ def test_coding_rates_are_their_formulas(shape):
 
 
 def test_tokens_in_their_subspaces_need_less():
-    """What CRATE minimizes, R^c, is smaller for the subspaces of the tokens than for others."""
+    """R^c, which CRATE minimizes, is smaller for the subspaces of the tokens than for others."""
     tokens, _, bases = low_rank_mixture(4, 8, 50, noise=0.05)
     others = low_rank_mixture(4, 8, 50).bases
     assert coding_rate(tokens) - subspace_coding_rate(tokens, bases) > coding_rate(tokens) - subspace_coding_rate(

@@ -85,7 +85,7 @@ def test_what_is_done_is_not_done_again(model, samples, tmp_path):
 
 
 def test_checks_go_on_where_they_were_stopped(model, samples, tmp_path):
-    """What finished is not done again, and the report is that of checks in one go."""
+    """Finished checks are not repeated, and the report is that of checks in one go."""
     attacks, last = [PGD(20 / 255, 5)], "sanity check: PGD at eps 0.25"
 
     class Stopped(Exception):
