@@ -37,7 +37,6 @@ __all__ = ["LOG_FOLDER", "EvaluationSession", "Runtime", "clear_results"]
 
 LOG_FOLDER = "log"
 BATCH_SIZE = 64  # by default
-CHECKED_BATCH = 16  # Largest batch of the sanity checks. They run long attacks on few images, and log after each batch.
 
 
 @dataclass(frozen=True)
@@ -328,7 +327,7 @@ class EvaluationSession:
             return {}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         output = None if self.runtime.output is None else self.runtime.output / LOG_FOLDER / f"checks-{digest}"
-        runtime = replace(self.runtime, output=output, batch_size=min(self.batch_size, CHECKED_BATCH))
+        runtime = replace(self.runtime, output=output)
         session = EvaluationSession(
             self.model, self.task, self.preprocessing, runtime, protocol=self.protocol, progress=self.progress
         )
