@@ -274,8 +274,8 @@ class Scoring(ABC):
         key = f"mean_{self.metrics[0].key}"
         return {name.replace("mean_accuracy", key): summary[name] for name in summary if name != "mean_error"}
 
-    def sampling_error(self, n: int) -> str:
-        """Return a remark on the sampling error of the first metric on ``n`` samples; empty for none."""
+    def standard_error(self, n: int) -> str:
+        """Return a remark on the standard error of the first metric on ``n`` samples; empty for none."""
         return ""
 
     # trust

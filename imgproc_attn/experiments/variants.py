@@ -206,13 +206,13 @@ class VariantEvaluation:
         noun, parts = self.task.sample_noun, [_count(self.task, len(self.samples), f"held-out {self.task.sample_noun}")]
         if len(self.perturbed) < len(self.samples):
             few = len(self.perturbed)
-            error = self.task.sampling_error(few)
+            error = self.task.standard_error(few)
             parts.append(f"A random subset of {few} {noun} is attacked and corrupted" + f" ({error})" * bool(error))
         if self.worst_cases:
             few = len(self.worst_case)
             parts.append(
                 "The worst case of FGSM, PGD, APGD-CE and targeted APGD, image by image, is measured on "
-                f"{few} random ones of these ({self.task.sampling_error(few)}), with PGD on the same images beside it"
+                f"{few} random ones of these ({self.task.standard_error(few)}), with PGD on the same images beside it"
             )
         return ". ".join(parts)
 
@@ -223,7 +223,7 @@ class VariantEvaluation:
 
 
 def _count(task: Any, n: int, noun: str) -> str:
-    error = task.sampling_error(n)
+    error = task.standard_error(n)
     return f"{n} {noun}" + f"; {error}" * bool(error)
 
 

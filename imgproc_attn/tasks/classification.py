@@ -200,8 +200,8 @@ class ClassificationTask(Task):
         complete = self.num_classes == IMAGENET_CLASSES and (self.classes is None or self.classes.complete)
         return corruption_summary(by_corruption, complete)
 
-    def sampling_error(self, n: int) -> str:
-        return f"sampling error of one accuracy: up to {50 / n**0.5:.1f} points"
+    def standard_error(self, n: int) -> str:
+        return f"standard error of each accuracy: up to {50 / n**0.5:.1f} points"
 
     def tables(self, results: SampleResults, row: Mapping[str, Any], samples: SampleSet) -> dict[str, list[list[Any]]]:
         """Return ``per_class.csv`` and ``predictions.csv``."""

@@ -222,7 +222,7 @@ def test_clean_accuracy_is_of_all_images_whatever_is_perturbed(output, tmp_path)
     attacked = FGSM(0.05)(model, few.images, few.labels)
     assert found["FGSM 0.05"] == pytest.approx(100 - 100 * attacked.success.double().mean().item())
     assert "360 held-out images" in test.description
-    assert "A random subset of 90 images is attacked and corrupted (sampling error" in test.description
+    assert "A random subset of 90 images is attacked and corrupted (standard error" in test.description
 
 
 def test_worst_case_is_of_all_attacks_together(output, tmp_path):
