@@ -8,7 +8,7 @@ from ..evaluation.corruption_names import CORRUPTIONS
 from ..evaluation.imagenet_c import ImageNetC
 from ..utils.progress import progress_bar
 from .photographs import photograph
-from .timing import Case, Step, baseline_of, build_cases, measure, summarize
+from .timing import WARM_UP_ROUNDS, Case, Step, baseline_of, build_cases, measure, summarize
 
 __all__ = ["CORRUPTION_CASES", "CorruptionWork", "benchmark_corruptions"]
 
@@ -31,6 +31,6 @@ class CorruptionWork:
 def benchmark_corruptions(runs: int) -> list[dict[str, Any]]:
     """Time each corruption of ImageNet-C except frost, at severity 3, on one 224 x 224 photograph."""
     steps = build_cases(CORRUPTION_CASES, CorruptionWork())
-    with progress_bar(runs + 2, "rounds", "corruptions") as bar:
+    with progress_bar(runs + WARM_UP_ROUNDS, "rounds", "corruptions") as bar:
         rows = summarize(measure(steps, runs, lambda: None, bar), baseline_of(CORRUPTION_CASES))
     return [{**row, "images_per_second": 1 / row["median_s"]} for row in rows]

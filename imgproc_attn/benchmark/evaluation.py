@@ -17,7 +17,7 @@ from ..evaluation.session import EvaluationSession, Runtime
 from ..evaluation.specs import DatasetSpec
 from ..utils.progress import progress_bar
 from .photographs import photograph
-from .timing import Case, baseline_of, build_cases, measure, summarize, synchronizer
+from .timing import WARM_UP_ROUNDS, Case, baseline_of, build_cases, measure, summarize, synchronizer
 
 __all__ = ["EVALUATORS", "EvaluationWork", "benchmark_evaluation"]
 
@@ -72,6 +72,6 @@ class EvaluationWork:
 
 def benchmark_evaluation(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time a clean evaluation of ``vit_tiny_patch16_224`` on 64 images, including the reading of files."""
-    with tempfile.TemporaryDirectory() as folder, progress_bar(runs + 2, "rounds", "evaluation") as bar:
+    with tempfile.TemporaryDirectory() as folder, progress_bar(runs + WARM_UP_ROUNDS, "rounds", "evaluation") as bar:
         steps = build_cases(EVALUATORS, EvaluationWork(Path(folder), device))
         return summarize(measure(steps, runs, synchronizer(device), bar), baseline_of(EVALUATORS))

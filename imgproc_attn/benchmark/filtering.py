@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..image_filters import bilateral_filter, non_local_means
 from ..utils.progress import progress_bar
 from .photographs import photograph
-from .timing import Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
+from .timing import WARM_UP_ROUNDS, Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
 
 __all__ = ["FILTERS", "FilteringWork", "benchmark_filtering"]
 
@@ -63,5 +63,5 @@ def benchmark_filtering(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     Non-local means has patches of 5 x 5 pixels. scikit-image's fast mode uses 4 x 4 pixels and an integral image.
     """
     steps = build_cases(FILTERS, FilteringWork(device))
-    with progress_bar(runs + 2, "rounds", "filtering") as bar:
+    with progress_bar(runs + WARM_UP_ROUNDS, "rounds", "filtering") as bar:
         return summarize(measure(steps, runs, synchronizer(device), bar), baseline_of(FILTERS))

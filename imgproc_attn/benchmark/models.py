@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..models import FAMILIES
 from ..utils.progress import progress_bar
-from .timing import Step, measure, summarize, synchronizer
+from .timing import WARM_UP_ROUNDS, Step, measure, summarize, synchronizer
 
 __all__ = ["MODELS", "ModelWork", "benchmark_models"]
 
@@ -62,7 +62,7 @@ def benchmark_models(
     """Time inference and a training step with AdamW of whole models. The first of ``names`` is the baseline."""
     rows = []
     synchronize = synchronizer(device)
-    with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "models") as bar:
+    with progress_bar(2 * len(tokens) * (runs + WARM_UP_ROUNDS), "rounds", "models") as bar:
         for n in tokens:
             batch = max(1, (784 if device == "cpu" else 25088) // n)
             for train in (False, True):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from ..core.attention import FilterAttention
 from ..core.bandwidths import at_least_float32
 from ..core.filters import SoftmaxFilter
-from ..core.geometry import grid_geometry
+from ..core.geometry import Geometry, grid_geometry
 from ..core.kernels import DotProduct, Elliptical, GaussianRange
 from ..core.layer_state import LayerState, next_state
 from ..core.positions import Alibi, RelativeTable, SpatialGaussian
 from ..core.residuals import PID, SOS, NeuTRENO, Plain, Residual, Twicing
 from ..utils.progress import progress_bar
-from .timing import Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
+from .timing import WARM_UP_ROUNDS, Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
 
-__all__ = ["OPERATORS", "OperatorWork", "benchmark_operators"]
+__all__ = ["HEADS", "HEAD_DIM", "OPERATORS", "LayerWork", "OperatorWork", "benchmark_operators", "time_operators"]
 
 HEADS, HEAD_DIM = 6, 64
 
@@ -40,20 +41,20 @@ OPERATORS = (
 )
 
 
-class OperatorWork:
+class LayerWork:
     """Attention layers without their projections, ``(q, k, v) -> [B, N, H d]``.
 
     Args:
-        grid: (height, width) of the grid of patches.
+        geometry: Positions of the tokens.
+        is_causal: Whether tokens see earlier tokens only.
         device: Device of the parameters.
     """
 
-    def __init__(self, grid: tuple[int, int], device: str) -> None:
-        self.geometry = grid_geometry(*grid, 0, torch.empty(0, device=device))
+    def __init__(self, geometry: Geometry, is_causal: bool, device: str) -> None:
+        self.geometry, self.is_causal = geometry, is_causal
         self.gaussian = GaussianRange(HEADS, HEAD_DIM, device=device)
-        self.spatial = SpatialGaussian(HEADS, grid, device=device)
+        self.spatial = SpatialGaussian(HEADS, geometry.grid_size, device=device)
         self.alibi = Alibi(HEADS, device=device)
-        self.relative_table = RelativeTable(HEADS, grid, device=device)
 
     def layer(
         self, kernel: nn.Module | None = None, positions: Sequence[nn.Module] = (), residual: Residual | None = None
@@ -64,14 +65,26 @@ class OperatorWork:
 
         def filtered(q, k, v):
             state = next_state(LayerState(), k) if attn.needs_state else None  # any values can stand for the previous layer
-            return attn((q, k, v), self.geometry, state=state)[0]
+            return attn((q, k, v), self.geometry, is_causal=self.is_causal, state=state)[0]
 
         return filtered
 
-    @staticmethod
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return torch's softmax attention."""
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal).transpose(1, 2).flatten(2)
+
+
+class OperatorWork(LayerWork):
+    """Layers on a grid.
+
+    Args:
+        grid: (height, width) of the grid of patches.
+        device: Device of the parameters.
+    """
+
+    def __init__(self, grid: tuple[int, int], device: str) -> None:
+        super().__init__(grid_geometry(*grid, 0, torch.empty(0, device=device)), False, device)
+        self.relative_table = RelativeTable(HEADS, grid, device=device)
 
     def explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return non-local means, computed with a matrix of distances."""
@@ -95,20 +108,38 @@ def _operator_step(operator: Callable[..., Tensor], qkv: Tensor, train: bool) ->
     return step
 
 
+def time_operators(
+    cases: Sequence[Case], make_work: Callable[[], LayerWork], shape: tuple[int, int], runs: int, like: Tensor, bar: Any
+) -> list[dict[str, Any]]:
+    """Time the cases on random tokens, in inference and training.
+
+    Args:
+        cases: Cases to compare.
+        make_work: Function that returns layers with new parameters.
+        shape: (batch size, number of tokens).
+        runs: Number of timed rounds.
+        like: A tensor of the device and dtype of the tokens.
+        bar: Progress bar, which counts rounds.
+    """
+    batch, n = shape
+    qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=like.device, dtype=like.dtype)
+    rows = []
+    for mode in ("inference", "training"):
+        bar.set_postfix_str(f"{n} tokens, {mode}")
+        operators = build_cases(cases, make_work())
+        steps = {name: _operator_step(operator, qkv, mode == "training") for name, operator in operators.items()}
+        summary = summarize(measure(steps, runs, synchronizer(str(like.device)), bar), baseline_of(cases))
+        rows += [{"tokens": n, "batch": batch, "mode": mode, **row} for row in summary]
+    return rows
+
+
 def benchmark_operators(
     tokens: Sequence[int], runs: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 3136
 ) -> list[dict[str, Any]]:
     """Time the operators and plain attention, in inference and training, with ``batch_tokens`` tokens per batch."""
-    rows = []
-    synchronize = synchronizer(device)
-    with progress_bar(2 * len(tokens) * (runs + 2), "rounds", "operators") as bar:
+    rows, like = [], torch.empty(0, device=device, dtype=dtype)
+    with progress_bar(2 * len(tokens) * (runs + WARM_UP_ROUNDS), "rounds", "operators") as bar:
         for n in tokens:
-            grid, batch = (math.isqrt(n), math.isqrt(n)), max(1, batch_tokens // n)
-            qkv = torch.randn(batch, n, 3 * HEADS * HEAD_DIM, device=device, dtype=dtype)
-            for train in (False, True):
-                bar.set_postfix_str(f"{n} tokens, {'training' if train else 'inference'}")
-                operators = build_cases(OPERATORS, OperatorWork(grid, device))
-                steps = {name: _operator_step(operator, qkv, train) for name, operator in operators.items()}
-                summary = summarize(measure(steps, runs, synchronize, bar), baseline_of(OPERATORS))
-                rows += [{"tokens": n, "batch": batch, "mode": "training" if train else "inference", **row} for row in summary]
+            make_work = partial(OperatorWork, (math.isqrt(n), math.isqrt(n)), device)
+            rows += time_operators(OPERATORS, make_work, (max(1, batch_tokens // n), n), runs, like, bar)
     return rows

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..utils.markdown import markdown_table
 
-__all__ = ["CORRUPTION_COLUMNS", "MEMORY_COLUMNS", "NAME_COLUMNS", "TIME_COLUMNS", "Columns", "markdown"]
+__all__ = ["CORRUPTION_COLUMNS", "GENERATION_COLUMNS", "MEMORY_COLUMNS", "NAME_COLUMNS", "TIME_COLUMNS", "Columns", "markdown"]
 
 # Functions from a row of results to the text of a cell, by title of the column.
 Columns = Mapping[str, Callable[[dict[str, Any]], str]]
@@ -27,6 +27,11 @@ TIME_COLUMNS: Columns = {
 }
 NAME_COLUMNS: Columns = {name: show for name, show in TIME_COLUMNS.items() if name not in ("tokens", "mode")}
 CORRUPTION_COLUMNS: Columns = {**NAME_COLUMNS, "images per second": lambda r: f"{r['images_per_second']:.0f}"}
+GENERATION_COLUMNS: Columns = {
+    "tokens": TIME_COLUMNS["tokens"],
+    **NAME_COLUMNS,
+    "without cache / ms": lambda r: f"{1e3 * r['uncached_median_s']:.2f}",
+}
 MEMORY_COLUMNS: Columns = {
     "tokens": lambda r: f"{r['tokens']}",
     "name": lambda r: r["name"],

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Case", "Step", "baseline_of", "build_cases", "measure", "summarize", "synchronizer"]
+__all__ = ["WARM_UP_ROUNDS", "Case", "Step", "baseline_of", "build_cases", "measure", "summarize", "synchronizer"]
 
 Step = Callable[[], Any]
+
+WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ def synchronizer(device: str) -> Step:
 
 
 def measure(steps: dict[str, Step], runs: int, synchronize: Step, bar: Any = None) -> dict[str, list[float]]:
-    """Return the seconds of each step for ``runs`` interleaved rounds, after two warm-up rounds."""
+    """Return the seconds of each step for ``runs`` interleaved rounds, after `WARM_UP_ROUNDS` others."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(runs + 2):
+    for i in range(runs + WARM_UP_ROUNDS):
         for name, step in steps.items():
             synchronize()
             start = time.perf_counter()
             step()
             synchronize()
-            if i >= 2:
+            if i >= WARM_UP_ROUNDS:
                 times[name].append(time.perf_counter() - start)
         if bar is not None:
             bar.update()

@@ -14,7 +14,7 @@ from ..recipe import find_recipe, load_recipe
 from ..training import Trainer
 from ..training.run import Run
 from ..utils.progress import progress_bar
-from .timing import Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
+from .timing import WARM_UP_ROUNDS, Case, Step, baseline_of, build_cases, measure, summarize, synchronizer
 
 __all__ = ["LOOPS", "TrainingWork", "benchmark_training"]
 
@@ -74,7 +74,7 @@ class TrainingWork:
 def benchmark_training(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time an epoch of the training loop and of a bare loop, on scikit-learn's digits at 8 x 8 and at 32 x 32."""
     rows = []
-    with progress_bar(len(TRAINING_SIZES) * (runs + 2), "rounds", "training") as bar:
+    with progress_bar(len(TRAINING_SIZES) * (runs + WARM_UP_ROUNDS), "rounds", "training") as bar:
         for size, overrides in TRAINING_SIZES.items():
             with tempfile.TemporaryDirectory() as folder:
                 steps = build_cases(LOOPS, TrainingWork(overrides, Path(folder), device))

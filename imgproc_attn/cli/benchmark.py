@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
         help="measure speed and memory in comparison with plain attention and timm's ViT",
         formatter_class=HelpFormatter,
     )
-    subjects = ["operators", "models", "memory", "filtering", "training", "evaluation", "corruptions"]
+    subjects = ["operators", "causal", "models", "memory", "generation", "filtering", "training", "evaluation", "corruptions"]
     p.add_argument("--what", nargs="+", choices=subjects, default=subjects)
     p.add_argument("--tokens", nargs="+", type=int, choices=TOKENS, default=TOKENS)
     models = "models to measure; the first is the baseline (default: ViT-S of timm and of each family)"
@@ -52,6 +52,11 @@ def _benchmark(args: argparse.Namespace) -> None:
             "Operators, 6 heads of 64",
             b.TIME_COLUMNS,
         ),
+        "causal": (
+            lambda: b.benchmark_causal(args.runs, args.device, dtype),
+            "Causal operators, 6 heads of 64, batch of 2",
+            b.TIME_COLUMNS,
+        ),
         "models": (
             lambda: b.benchmark_models(models, args.tokens, args.runs, args.device, dtype),
             "Whole models",
@@ -61,6 +66,11 @@ def _benchmark(args: argparse.Namespace) -> None:
             lambda: b.benchmark_memory(models, max(args.tokens), args.device, dtype),
             "Peak memory of a training step with one image",
             b.MEMORY_COLUMNS,
+        ),
+        "generation": (
+            lambda: b.benchmark_generation(args.runs, args.device, dtype),
+            "One new token of a language model, with a cache",
+            b.GENERATION_COLUMNS,
         ),
         "filtering": (
             lambda: b.benchmark_filtering(args.runs, args.device),
