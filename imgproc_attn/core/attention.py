@@ -10,7 +10,7 @@ from .geometry import Geometry
 from .layer_cache import LayerCache
 from .layer_state import LayerState, next_state
 from .residuals import Residual
-from .terms import product
+from .terms import Terms, product
 
 __all__ = ["FilterAttention"]
 
@@ -152,7 +152,7 @@ class FilterAttention(nn.Module):
         else:
             terms = self.kernel(q, k, is_causal)
         for positions in self.positions:
-            terms = product(positions(geometry, keys, v), terms)
+            terms = product(_position_terms(positions, geometry, keys, v, cache), terms)
         if self.filter_needs_geometry:
             operator: Operator = self.filter(terms, attn_mask, is_causal, geometry)
         else:
@@ -163,6 +163,15 @@ class FilterAttention(nn.Module):
 def _continued(operator: Operator, cache: LayerCache) -> Callable[[Tensor], Tensor]:
     """Return the filter as a function of the values of new tokens. The cache adds those of earlier tokens."""
     return lambda v: operator.apply(cache.append_values(v))
+
+
+def _position_terms(positions: nn.Module, query: Geometry, key: Geometry, like: Tensor, cache: LayerCache | None) -> Terms:
+    """Return the log-weights of a kernel on positions. Where it can, it computes key columns of new tokens only."""
+    if cache is None or not getattr(positions, "keys_are_separate", False):
+        terms: Terms = positions(query, key, like)
+        return terms
+    terms = positions(query, query, like)
+    return terms._replace(k=cache.append_columns(positions, terms.k))
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Cache of one attention layer: keys and values of earlier tokens."""
 
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from .geometry import Geometry
 
@@ -21,6 +23,7 @@ class LayerCache:
 
     def __init__(self) -> None:
         self._keys = Rows()
+        self._columns: dict[nn.Module, list[Rows]] = {}
         self._values: list[Rows] = []
         self._applied = 0
 
@@ -28,6 +31,11 @@ class LayerCache:
         """Append keys ``[B, H, N, d]`` of new tokens, and return all keys ``[B, H, M, d]`` and their positions."""
         self._applied = 0
         return self._keys.append(k), self.geometry
+
+    def append_columns(self, positions: nn.Module, columns: Sequence[Tensor]) -> list[Tensor]:
+        """Append the key columns ``[1 or B, H, N, c]`` that a kernel on positions gives new tokens, and return all of them."""
+        rows = self._columns.setdefault(positions, [Rows() for _ in columns])
+        return [row.append(column) for row, column in zip(rows, columns)]
 
     def append_values(self, v: Tensor) -> Tensor:
         """Append the input ``[B, H, N, D]`` of the next application of the filter, and return it for all tokens."""

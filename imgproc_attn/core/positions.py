@@ -163,11 +163,17 @@ class UntiedPositions(nn.Module):
         num_heads: Number of heads.
         head_dim: Width d of a head.
 
+    Attributes:
+        keys_are_separate: Whether the terms are columns, and those of a key depend on its position only. A cache then keeps
+            them, so that decoding projects each position once.
+
     Example:
         >>> geometry = Geometry(torch.zeros(1, 9, 2), torch.ones(9), 0, (3, 3), position_embeddings=torch.rand(1, 9, 64))
         >>> UntiedPositions(64, num_heads=4, head_dim=16)(geometry, geometry, like=torch.empty(0)).q[0].shape
         torch.Size([1, 4, 9, 16])
     """
+
+    keys_are_separate = True
 
     def __init__(self, embed_dim: int, num_heads: int, head_dim: int, device=None, dtype=None) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from causal_variants import FILTERED, VARIANTS, VOCABULARY, small
 
+from imgproc_attn.core import UntiedPositions
 from imgproc_attn.language import FilterLanguageModel
 
 
@@ -49,6 +50,22 @@ def test_a_cache_changes_nothing(components, dtype):
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     expected = model(ids)
     assert (found - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_a_cache_projects_each_position_once(monkeypatch):
+    counts, project = [], UntiedPositions._projected
+
+    def counted(self, geometry, *args):
+        counts.append(geometry.coordinates.shape[1])
+        return project(self, geometry, *args)
+
+    monkeypatch.setattr(UntiedPositions, "_projected", counted)
+    model, pieces = small(**VARIANTS["untied"]), [15, 1, 4]
+    cache = model.new_cache()
+    for piece in tokens().split(pieces, dim=1):
+        model(piece, cache)
+    assert counts == [count for count in pieces for _ in model.blocks]
 
 
 @torch.no_grad()
