@@ -46,7 +46,23 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{mark}: a mark of timm's tests")
 
 
+# Files of a minute and more, the longest first. The other files fill the time until the last of these ends.
+LONG_FILES = (
+    "experiments/test_comparison.py",
+    "test_distributed.py",
+    "models/test_execution.py",
+    "test_exports.py",
+    "utils/test_plugins.py",
+    "segmentation/test_segmenter_training.py",
+    "evaluation/test_report.py",
+    "evaluation/test_attack_command.py",
+    "evaluation/test_sanity.py",
+)
+
+
 def pytest_collection_modifyitems(items):
+    order = {Path(__file__).parent / file: rank for rank, file in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -13,7 +13,7 @@ from .library import packaged_files, recipe_folders
 from .schema import Recipe
 from .yaml_text import SHORT, check_size, read_yaml_file
 
-__all__ = ["EXTENDS", "MAX_FILES", "merge", "read_recipe", "section_at", "without_none"]
+__all__ = ["EXTENDS", "MAX_FILES", "merge", "read_recipe", "section_at", "takes_null", "without_none"]
 
 EXTENDS = "extends"
 MAX_FILES = 8  # Limit for the files of one recipe, its own file included. The recipes of the package have at most 4.
@@ -71,7 +71,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any], section: type[Bas
         inherited = merged.get(key)
         if isinstance(value, dict) and isinstance(inherited, dict):
             merged[key] = merge(inherited, value, section_at(section, key))
-        elif value is None and key in merged and not _takes_null(section, key):
+        elif value is None and key in merged and not takes_null(section, key):
             del merged[key]
         else:
             merged[key] = value
@@ -91,7 +91,8 @@ def without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _takes_null(section: type[BaseModel] | None, key: str) -> bool:
+def takes_null(section: type[BaseModel] | None, key: str) -> bool:
+    """Return whether the schema allows null for a key. Keyword arguments and variants have no schema."""
     return type(None) in typing.get_args(_annotation(section, key))
 
 

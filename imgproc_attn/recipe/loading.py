@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from .inheritance import EXTENDS, read_recipe, section_at, without_none
+from .inheritance import EXTENDS, read_recipe, section_at, takes_null, without_none
 from .library import find_recipe
 from .schema import Recipe
 from .yaml_text import SHORT, read_yaml, write_section
@@ -25,6 +25,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), one_model: bool
     Args:
         name: Path or name of the recipe, as in `find_recipe`.
         overrides: Changes ``section.key=value`` with YAML values, such as ``comparison.seeds=[0,1]`` or ``optimizer.lr=1e-3``.
+            A null acts as in a file that extends the recipe: ``comparison.variants.twicing=null`` removes this variant.
         one_model: Whether to refuse the recipe of a comparison, before its values are validated.
 
     Raises:
@@ -164,13 +165,18 @@ def _override(content: dict[str, Any], override: str) -> None:
     if path == EXTENDS:
         raise ValueError(f"extends must be a key of a file, got the override {override!r}. Write a file with it.")
     *sections, key = path.split(".")
+    schema: type[BaseModel] | None = Recipe
     for section in sections:
         if content.get(section) is None:
             content[section] = {}
-        content = content[section]
+        content, schema = content[section], section_at(schema, section)
         if not isinstance(content, dict):
             raise ValueError(f"{section} must be a section, got a single value. Correct the override {override!r}.")
-    content[key] = value_of(value, override)
+    new = value_of(value, override)
+    if new is None and key in content and not takes_null(schema, key):
+        del content[key]
+    else:
+        content[key] = new
 
 
 def value_of(text: str, whole: str) -> Any:

@@ -100,6 +100,7 @@ def test_it_starts_from_a_classifier(pooling, tmp_path):
 def test_a_comparison_of_segmenters(tmp_path):
     """The report has both metrics, attacks and corruptions; again, nothing is repeated."""
     more = ["schedule.epochs=2", "schedule.warmup_epochs=0", "comparison.seeds=[0]", "evaluation.pgd=[2/255]"]
+    more += ["comparison.variants.untied + twicing=null"]
     more += [
         "evaluation.segpgd=[1/255]",
         "evaluation.maskedpgd=[2/255]",

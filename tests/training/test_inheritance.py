@@ -95,6 +95,18 @@ def test_null_removes_an_inherited_keyword_of_a_model(text, key_path, tmp_path):
 def test_null_removes_an_inherited_variant_and_the_comparison(tmp_path):
     assert list(load_recipe(child(tmp_path, "comparison: {variants: {a: null}}")).comparison.variants) == ["b"]
     assert load_recipe(child(tmp_path, "comparison: null")).comparison is None
+
+
+def test_null_on_the_command_line_acts_as_in_a_file():
+    recipe = load_recipe("quickstart", ["comparison.variants.twicing=null", "schedule.warmup_epochs=null"])
+    assert list(recipe.comparison.variants) == ["plain", "bilateral + twicing", "untied + twicing"]
+    assert recipe.schedule.warmup_epochs == type(recipe.schedule).model_fields["warmup_epochs"].default
+    for unknown in ("comparison.variants.twicng=null", "schedule.epoch=null"):
+        with pytest.raises(ValueError, match="twicng|epoch"):
+            load_recipe("quickstart", [unknown])
+
+
+def test_a_title_has_no_default(tmp_path):
     with pytest.raises(ValueError, match="title: Field required"):
         load_recipe(child(tmp_path, "title: null"))
 
