@@ -1,6 +1,6 @@
 """Public names of the package. Type checkers read this file, and `lazy_loader` loads the names on first use."""
 
-from . import core, diagnostics, evaluation, experiments, language, models, recipe, segmentation, tasks, training
+from . import core, diagnostics, evaluation, experiments, in_context, language, models, recipe, segmentation, tasks, training
 from .image_filters import bilateral_filter, non_local_means
 from .models import FilterVisionTransformer, LayerSpec, from_timm
 
@@ -16,6 +16,7 @@ __all__ = [
     "evaluation",
     "experiments",
     "from_timm",
+    "in_context",
     "language",
     "models",
     "non_local_means",

@@ -14,7 +14,12 @@ from types import ModuleType
 
 __all__ = ["register_after_timm"]
 
-REGISTERING = ("imgproc_attn.models", "imgproc_attn.segmentation.model", "imgproc_attn.language.timm_models")
+REGISTERING = (
+    "imgproc_attn.models",
+    "imgproc_attn.segmentation.model",
+    "imgproc_attn.language.timm_models",
+    "imgproc_attn.in_context.timm_models",
+)
 
 
 def register_after_timm() -> None:

@@ -14,6 +14,7 @@ PACKAGES = (
     ".image_filters",
     ".models",
     ".language",
+    ".in_context",
     ".data",
     ".tasks",
     ".recipe",

@@ -14,6 +14,7 @@ MODULES = {
     "imgproc_attn": "Models, conversion from timm, filters for images",
     "imgproc_attn.models": "Backbones and their components",
     "imgproc_attn.language": "Causal language models and generation",
+    "imgproc_attn.in_context": "In-context regression",
     "imgproc_attn.evaluation": "Evaluation, attacks, corruptions, sanity checks",
     "imgproc_attn.segmentation": "Segmentation models, inference, metrics",
     "imgproc_attn.training": "Training",
@@ -45,6 +46,7 @@ MODULES = {
 CONSTANTS = {
     "imgproc_attn.models.FAMILIES": "Families of models: per name, its default components and its docstring.",
     "imgproc_attn.language.LANGUAGE_FAMILIES": "Families of language models: per name, components and shapes of the sizes.",
+    "imgproc_attn.in_context.BASELINES": "Predictors that every comparison shows beside the models, by name.",
     "imgproc_attn.core.lifting.LONGEST_LINE": "Number of tokens up to which a spatial Gaussian on a line is exact.",
     "imgproc_attn.evaluation.COMMON": "Names of the 15 corruptions of ImageNet-C.",
     "imgproc_attn.evaluation.EXTRA": "Names of its 4 extra corruptions.",

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 
-__all__ = ["LABEL_MAPS", "TEXT", "check_columns", "check_reader", "reads_from_a_place"]
+__all__ = ["LABEL_MAPS", "REGRESSION", "TEXT", "check_columns", "check_reader", "reads_from_a_place"]
 
 READERS = ("folder", "npz", "digits")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm defines these.
 LABEL_MAPS = ("ade20k", "camvid", "labeled")  # Readers of images with label maps, in `imgproc_attn.segmentation.data`.
 
 TEXT = "text"  # Reader of text files, in `imgproc_attn.language.text`.
+REGRESSION = "regression"  # Random functions, drawn by `imgproc_attn.in_context`.
 
 
 def check_reader(name: str, beside: Iterable[str] = ()) -> None:
@@ -31,7 +32,7 @@ def check_reader(name: str, beside: Iterable[str] = ()) -> None:
 
 def reads_from_a_place(name: str) -> bool:
     """Return whether the reader needs a root folder or file."""
-    return name != "digits" and not name.startswith(("hfds/", "hfids/"))
+    return name not in ("digits", REGRESSION) and not name.startswith(("hfds/", "hfids/"))
 
 
 def check_columns(name: str, image_column: str | None, label_column: str | None) -> None:

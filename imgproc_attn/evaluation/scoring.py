@@ -434,6 +434,7 @@ TASKS: dict[str, Any] = {
     "classification": "imgproc_attn.tasks.classification:ClassificationTask",
     "segmentation": "imgproc_attn.tasks.segmentation:SegmentationTask",
     "language": "imgproc_attn.tasks.language:LanguageTask",
+    "in_context_regression": "imgproc_attn.tasks.in_context:InContextTask",
 }
 
 

@@ -239,7 +239,7 @@ def compare(recipe: Recipe, output: Path, device: str = "auto", restart: bool = 
 
 def _outputs(recipe: Recipe) -> list[str]:
     """Return the names of all files that a report may have."""
-    figures = ["learning", "curves", "bandwidths", "adversarial", "segmented"]
+    figures = ["learning", "curves", "bandwidths", "adversarial", "segmented", "errors"]
     figures += [f"kernel-rows-{slug(label)}" for label in _variants(recipe)]
     return ["results.json", "report.md", *(f"{name}.png" for name in figures)]
 

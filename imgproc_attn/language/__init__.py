@@ -15,6 +15,7 @@ from .tokenizers import (
     WordTokenizer,
     tokenizer_of,
 )
+from .transformer import TokenTransformer
 from .word_swap import SwappedText, WordSwap
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LanguageFamily",
     "SwappedText",
     "TextSplit",
+    "TokenTransformer",
     "Tokenizer",
     "TrainingWindows",
     "VocabularyLimits",

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.reader_names import LABEL_MAPS, TEXT, check_columns, check_reader, reads_from_a_place
+from ..data.reader_names import LABEL_MAPS, REGRESSION, TEXT, check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
@@ -26,6 +26,7 @@ __all__ = [
     "Comparison",
     "Data",
     "EvaluationSection",
+    "InContextRegression",
     "Language",
     "Model",
     "Optimizer",
@@ -116,21 +117,25 @@ class Data(_Section):
             - ``ade20k``, ``camvid``, ``labeled``: images with label maps, for segmentation.
             - ``text``: a folder with ``train.txt``, ``valid.txt`` and ``test.txt``, or one text file that is cut into 90, 5
               and 5 %, for language models.
+            - ``regression``: random functions of in-context regression. No key of this section is needed for them.
         root: Folder or file. A relative path that does not exist is searched in ``$IMGPROC_ATTN_DATA`` too.
         train_split: Training split: its name, or a subfolder of ``root``; empty for ``root`` itself.
-        validation_split: Split that selects the best checkpoint. Default: see ``validation_images``; ``valid`` for text.
-        test_split: Split of the final results. It selects nothing. Default: ``validation``; ``test`` for text.
+        validation_split: Split that selects the best checkpoint. Default: see ``validation_images``; ``valid`` for text,
+            ``validation`` for ``regression``.
+        test_split: Split of the final results. It selects nothing. Default: ``validation``; ``test`` for text and
+            ``regression``.
         validation_images: Number of random images of the training split that are held out for validation. With 0 and no
             ``validation_split``, no checkpoint is selected, and the last one is the result.
         train_images: Number of random images of the remaining training split to train on. Default: all.
         test_images: Number of random images of the test split. Default: all.
         seed: Seed of these random choices, equal for all models and training seeds; also of the split of ``digits``.
         download: Download missing data (``torch/…``, ``hfids/…`` and ``tfds/…``).
-        num_classes: Number of classes, at least 2. Labels are 0 to ``num_classes - 1``. Text has none.
+        num_classes: Number of classes, at least 2. Labels are 0 to ``num_classes - 1``. Text and functions have none.
         image_column: Image column of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
         label_column: Label column. Default: ``label``, or the only column of class labels. For ``wds/…``: field of the
             ``.json`` members that holds labels. Default: ``.cls`` members.
-        input_size: ``[channels, height, width]`` of the model input. Default for text: ``[1, 1, language.context]``.
+        input_size: ``[channels, height, width]`` of the model input. Default for text: ``[1, 1, language.context]``; for
+            ``regression``: one row per token.
         mean: Mean per channel, subtracted from images in [0, 1]. Default: that of the model's ``pretrained_cfg``.
         std: Standard deviation per channel, which images are divided by. Default: that of the model's ``pretrained_cfg``.
         interpolation: Interpolation of resizing. Default: that of the model's ``pretrained_cfg``.
@@ -170,12 +175,12 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, [*LABEL_MAPS, TEXT])
+        check_reader(name, [*LABEL_MAPS, TEXT, REGRESSION])
         return name
 
     @model_validator(mode="after")
     def _classes(self) -> "Data":
-        if self.name != TEXT and self.num_classes < 2:
+        if self.name not in (TEXT, REGRESSION) and self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}. Give the number of classes.")
         return self
 
@@ -361,6 +366,39 @@ class Language(_Section):
         return self
 
 
+class InContextRegression(_Section):
+    """Section ``in_context_regression``: random linear functions and their examples (arXiv 2208.01066).
+
+    Attributes:
+        dimensions: Number of coordinates of x.
+        points: Number of examples per function.
+        sparsity: Number of coordinates of w that are not zero. Default: all.
+        epoch_sequences: Number of functions per epoch. Each is drawn once.
+        evaluation_sequences: Number of functions of the validation set, and of the test set.
+        start_dimensions: Curriculum: number of coordinates of x in the first epoch. Each epoch has one more. Default: all.
+        start_points: Curriculum: number of examples in the first epoch. Each epoch has two more. Default: all.
+    """
+
+    dimensions: Count
+    points: Annotated[int, Field(ge=2)]
+    sparsity: Count | None = None
+    epoch_sequences: Count
+    evaluation_sequences: Count = 1280
+    start_dimensions: Count | None = None
+    start_points: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "InContextRegression":
+        for key, most in (("start_dimensions", self.dimensions), ("start_points", self.points)):
+            value = getattr(self, key)
+            if value is not None and value > most:
+                raise ValueError(f"{key} must be at most {key.removeprefix('start_')}, {most}, got {value}. Lower it.")
+        key = "dimensions" if self.start_dimensions is None else "start_dimensions"
+        if self.sparsity is not None and self.sparsity > getattr(self, key):
+            raise ValueError(f"sparsity must be at most {key}, {getattr(self, key)}, got {self.sparsity}. Lower it.")
+        return self
+
+
 class Optimizer(_Section):
     """Section ``optimizer``: one of timm's optimizers.
 
@@ -534,14 +572,15 @@ class Recipe(_Section):
 
     Attributes:
         title: Title of reports.
-        task: Name of the task. Default: ``segmentation`` or ``language`` with a section of that name, otherwise
-            ``classification``.
+        task: Name of the task. Default: ``segmentation``, ``language`` or ``in_context_regression`` with a section of that
+            name, otherwise ``classification``.
         model: Model to train.
         data: Data set, splits and preprocessing.
         augmentation: Augmentation of training images.
         adversarial: Adversarial training. Default: None, training on clean images.
         segmentation: Settings of segmentation. Default: None, no segmentation.
         language: Settings of language modeling. Default: None, no text.
+        in_context_regression: Settings of in-context regression. Default: None, no random functions.
         optimizer: Optimizer.
         schedule: Number of epochs and learning rate schedule.
         run: Seed, batches, loss and precision.
@@ -563,6 +602,7 @@ class Recipe(_Section):
     adversarial: Adversarial | None = None
     segmentation: Segmentation | None = None
     language: Language | None = None
+    in_context_regression: InContextRegression | None = None
     optimizer: Optimizer
     schedule: Schedule
     run: RunSection
@@ -572,10 +612,11 @@ class Recipe(_Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, content: Any) -> Any:
-        """Fill in the task and the data of text, so that they stand in the recipe of every run."""
+        """Fill in the task and the data of text and functions, so that they stand in the recipe of every run."""
         if not isinstance(content, dict):
             return content
-        named = next((name for name in ("segmentation", "language") if content.get(name)), "classification")
+        sections = ("segmentation", "language", "in_context_regression")
+        named = next((name for name in sections if content.get(name)), "classification")
         content = {"task": named, **content}
         language, data = content.get("language"), content.get("data")
         if isinstance(data, dict) and data.get("name") == TEXT:
@@ -583,6 +624,12 @@ class Recipe(_Section):
                 raise ValueError("a section language must come with data.name text, got none. Add one with tokens and context.")
             line = {"input_size": [1, 1, language.get("context")]} if "context" in language else {}
             content["data"] = {"validation_split": "valid", "test_split": "test", **line, **data}
+        functions = content.get("in_context_regression")
+        if isinstance(functions, dict) and isinstance(data, dict | None):
+            points, dimensions = functions.get("points"), functions.get("dimensions")
+            tokens = {"input_size": [1, 2 * points - 1, dimensions]} if isinstance(points, int) else {}
+            splits = {"validation_split": "validation", "test_split": "test"}
+            content["data"] = {"name": REGRESSION, **splits, **tokens, **(data or {})}
         return content
 
     @model_validator(mode="after")
@@ -612,8 +659,17 @@ class Recipe(_Section):
                 "a section language, data.name text and task language must come together, got "
                 f"{'no' if self.language is None else 'a'} section, {self.data.name!r} and {self.task!r}. Change one of them."
             )
+        functions = self.in_context_regression
+        if len({self.data.name == REGRESSION, self.task == "in_context_regression", functions is not None}) > 1:
+            raise ValueError(
+                "a section in_context_regression, data.name regression and task in_context_regression must come together, got "
+                f"{'no' if functions is None else 'a'} section, {self.data.name!r} and {self.task!r}. Change one of them."
+            )
+        if functions:
+            self._refuse_unused(functions.points * 2 - 1, functions.dimensions)
         if self.language:
-            self._reads()
+            used = ("data.root", "data.train_split", "run.label_smoothing", "evaluation.word_swap")
+            self._refuse_unused(1, self.language.context, *used)
         elif self.evaluation.word_swap:
             raise ValueError(
                 f"evaluation.word_swap must be empty for {self.task}, got {self.evaluation.word_swap}. Leave it out."
@@ -659,20 +715,32 @@ class Recipe(_Section):
                 f"data.input_size must have 3 channels for segmentation, got {self.data.input_size[0]}. Change it."
             )
 
-    def _reads(self) -> None:
-        """Refuse settings that language modeling would ignore."""
-        assert self.language is not None
-        run = self.run.model_dump(include={"loss", "channels_last", "grad_checkpointing"}, exclude_defaults=True)
-        evaluation = self.evaluation.model_dump(exclude={"word_swap"}, exclude_defaults=True)
-        used = {"name", "root", "train_split", "validation_split", "test_split", "seed", "input_size", "workers"}
-        data = self.data.model_dump(exclude=used, exclude_defaults=True)
-        changed = [*self.augmentation.model_dump(exclude_defaults=True), *run, *evaluation, *data]
+    def _refuse_unused(self, height: int, width: int, *used: str) -> None:
+        """Refuse settings that tasks without images would ignore.
+
+        Args:
+            height: Height of the input size, 1 for text.
+            width: Width of the input size.
+            *used: Used keys such as ``data.root``, beside those that all such tasks use.
+        """
+        images_only = {
+            "run": {"loss", "label_smoothing", "channels_last", "grad_checkpointing"},
+            "data": Data.model_fields.keys() - {"name", "validation_split", "test_split", "seed", "input_size", "workers"},
+            "evaluation": EvaluationSection.model_fields.keys(),
+            "augmentation": Augmentation.model_fields.keys(),
+        }
+        changed = [
+            key
+            for section, keys in images_only.items()
+            for key in getattr(self, section).model_dump(include=set(keys), exclude_defaults=True)
+            if f"{section}.{key}" not in used
+        ]
         changed += ["adversarial"] if self.adversarial else []
         if changed:
-            raise ValueError(f"language must not have the settings {', '.join(changed)}, got a value. Leave them out.")
-        if self.data.input_size != [1, 1, self.language.context]:
+            raise ValueError(f"{self.task} must not have the settings {', '.join(changed)}, got a value. Leave them out.")
+        if self.data.input_size != [1, height, width]:
             raise ValueError(
-                f"data.input_size must be [1, 1, {self.language.context}] for a context of {self.language.context} tokens, got "
+                f"data.input_size must be {[1, height, width]} for the sizes in the section {self.task}, got "
                 f"{self.data.input_size}. Leave it out."
             )
 

@@ -2,8 +2,19 @@
 
 from .base import Loading, Task, register_task, task_of
 from .classification import ClassificationTask
+from .in_context import InContextTask
 from .language import LanguageTask
 from .segmentation import SegmentationTask
 from .splits import Splits
 
-__all__ = ["ClassificationTask", "LanguageTask", "Loading", "SegmentationTask", "Splits", "Task", "register_task", "task_of"]
+__all__ = [
+    "ClassificationTask",
+    "InContextTask",
+    "LanguageTask",
+    "Loading",
+    "SegmentationTask",
+    "Splits",
+    "Task",
+    "register_task",
+    "task_of",
+]

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask as TimmClassification
 from timm.task import TrainingTask
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
 
 from ..core.bandwidths import at_least_float32
 from ..data import Preprocessing, Unreadable, find_root, random_subset
@@ -34,11 +33,15 @@ from ..utils.markdown import markdown_text
 from .base import Loading, Task, register_task
 from .splits import Splits
 from .text_samples import NOT_COUNTED, WindowSamples
+from .token_loader import token_loader
 
 __all__ = ["LanguageTask", "TokenCrossEntropy"]
 
-_IMAGE_OPTIONS = ("short_side", "scales", "flip", "classes", "crop_pct", "input_size", "real_labels")
-_READER_OPTIONS = ("image_column", "label_column", "skip_broken")
+# Options of the commands that mean nothing without images.
+IMAGE_OPTIONS = (
+    *("short_side", "scales", "flip", "classes", "crop_pct", "input_size", "real_labels"),
+    *("image_column", "label_column", "skip_broken"),
+)
 PERPLEXITY = Metric("perplexity", "perplexity", "", higher_is_better=False, digits=2)
 
 
@@ -65,7 +68,7 @@ class LanguageTask(Task):
     samples_are_images: ClassVar = False
     batch_limit: ClassVar = 8  # logits of large vocabularies need much memory
     bootstrapped: ClassVar = True
-    refused_options: ClassVar = _IMAGE_OPTIONS + _READER_OPTIONS
+    refused_options: ClassVar = IMAGE_OPTIONS
 
     context: int
     stride: int
@@ -153,18 +156,7 @@ class LanguageTask(Task):
 
     def training_loader(self, recipe: Recipe, images: Any, loading: Loading) -> Any:
         """Return a loader of shuffled windows ``[B, N]`` and of the tokens that follow."""
-        total = loading.batch_size * loading.world.size
-        if len(images) < total:
-            raise ValueError(
-                f"run.batch_size must be at most the number of windows, {len(images)}, got {total} over all processes. Lower "
-                "it."
-            )
-        sampler: Any = DistributedSampler(images, loading.world.size, loading.world.rank, drop_last=True)
-        pinned = loading.device.type == "cuda"
-        loader: Any = DataLoader(
-            images, loading.batch_size, sampler=sampler, num_workers=loading.workers, pin_memory=pinned, drop_last=True
-        )
-        return _OnDevice(loader, loading.device)
+        return token_loader(images, loading, "windows", "Lower it.")
 
     # model and loss
 
@@ -336,25 +328,6 @@ def token_losses(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
         at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED, reduction="none"
     )
     return flat.view(tokens.shape)
-
-
-class _OnDevice:
-    """Loader whose batches are on a device.
-
-    Args:
-        loader: torch's loader.
-        device: The device.
-    """
-
-    def __init__(self, loader: DataLoader, device: torch.device) -> None:
-        self.loader, self.device = loader, device
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Any:
-        for tokens, targets in self.loader:
-            yield tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
 
 def _section(recipe: Recipe) -> Any:

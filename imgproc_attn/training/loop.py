@@ -130,10 +130,11 @@ class Trainer:
 
     Args:
         task: timm's task: model, loss and optionally a moving average of the weights. If it has ``start_epoch``, this is
-            called before each epoch.
-        loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or timm's ``PrefetchLoader`` around one. If its
-            sampler or data set has ``set_epoch``, this is called before each epoch. If its data set has ``name``, errors
-            name the images.
+            called with the number of each epoch before it.
+        loader: Batches ``(input, target)`` on the device: a ``DataLoader``, or timm's ``PrefetchLoader`` around one. Before
+            each epoch, ``set_epoch`` of its sampler and data set is called with a random number, and ``start_epoch`` of its
+            data set with the number of the epoch, if they have these methods. If its data set has ``name``, errors name the
+            images.
         recipe: Recipe with optimizer, schedule and run.
         world: Rank of this process and number of processes.
         mixup: timm's mixup, applied to batches. Default: none.
@@ -190,7 +191,8 @@ class Trainer:
         run, start = self.recipe.run, time.perf_counter()
         seed_everything(run.seed, epoch, self.world.rank)
         set_epoch(self.loader, mix_seeds(run.seed, epoch) % 2**31)
-        getattr(self.task, "start_epoch", lambda epoch: None)(epoch)
+        for part in (self.task, _data_loader(self.loader).dataset):
+            getattr(part, "start_epoch", lambda epoch: None)(epoch)
         self.task.train()
         total, recent, seen = 0.0, [], 0
         batches = itertools.islice(self.loader, self.updates * run.grad_accum_steps)

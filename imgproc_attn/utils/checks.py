@@ -1,10 +1,10 @@
 """Type checks of settings. Without them, a text such as "false" would count as true."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_flag", "check_number", "check_statistics", "check_whole"]
+__all__ = ["check_flag", "check_number", "check_sizes", "check_statistics", "check_whole"]
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -35,6 +35,18 @@ def check_whole(name: str, value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}. Give an int.")
     return int(value)
+
+
+def check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Check sizes, ``{name: value}``, which must be whole numbers of at least 1.
+
+    Raises:
+        TypeError: A value is not an integer, or is a bool.
+        ValueError: A value is below 1.
+    """
+    for name, value in sizes.items():
+        if check_whole(name, value) < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}. Give a larger number.")
 
 
 def check_number(name: str, value: Any) -> float:

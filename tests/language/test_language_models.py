@@ -184,7 +184,7 @@ def test_initial_weights_are_those_of_gpt2():
 @pytest.mark.parametrize("name", ["plain", "untied", "relative table"])
 def test_input_longer_than_the_context_is_refused(name):
     model = small(**VARIANTS[name])
-    with pytest.raises(ValueError, match=r"at most 32 tokens, the context of the model, got 33\. Shorten them"):
+    with pytest.raises(ValueError, match=r"at most 32 tokens, the context of the model, got 33\. Shorten it"):
         model(torch.zeros(1, 33, dtype=torch.long))
 
 

@@ -241,7 +241,7 @@ BAD = [
     ),
     (
         lambda c: c["data"].update(input_size=[1, 1, 8]),
-        r"input_size must be \[1, 1, 16\] for a context of 16 tokens, got \[1, 1, 8",
+        r"input_size must be \[1, 1, 16\] for the sizes in the section language, got \[1, 1, 8",
     ),
     (lambda c: c.update(augmentation={"mixup": 0.1}), "must not have the settings mixup"),
     (lambda c: c.update(adversarial={"eps": 0.1}), "must not have the settings adversarial"),

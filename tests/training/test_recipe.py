@@ -95,6 +95,8 @@ def test_every_recipe_trains(path, shots, tmp_path):
         pytest.skip("label maps: tests/segmentation trains it")
     if recipe.language is not None:
         pytest.skip("text: tests/tasks/test_language.py trains it")
+    if recipe.in_context_regression is not None:
+        pytest.skip("functions: tests/tasks/test_in_context.py trains it")
     for single in singles(recipe).values():
         steps(single, shots, tmp_path)
 
