@@ -2,15 +2,16 @@
 An adversarial example and what changed in the filter
 =====================================================
 
-Attention weights depend on the image, so an attack on the image also changes the filter. This example trains a small bilateral
-ViT on scikit-learn's digits, attacks it with PGD, and compares filter rows before and after the attack.
+Attention weights are the filter of a layer. They depend on the image, so an attack on the image also changes the filter. This
+example trains a small bilateral ViT on scikit-learn's digits and attacks it with PGD. Then it compares rows of the filter
+before and after the attack.
 """
 
 # %%
 # Train a small model
 # -------------------
-# The recipe ``quickstart`` holds the settings. It is a comparison of four models, from which ``variant`` picks one. Two
-# overrides make the training short. All files go into a temporary folder.
+# The recipe ``quickstart`` holds the settings of four models, and ``variant`` picks one of them. Two changed keys make the
+# training short. All files go into a temporary folder.
 
 import tempfile
 from pathlib import Path
@@ -36,8 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 # Attack it
 # ---------
-# The test digits were not used for training. ``NormalizedModel`` takes images in [0, 1], so the radius of the attack is in
-# units of the image.
+# The test digits were not used for training. ``NormalizedModel`` takes images in [0, 1], so the radius of the attack, the
+# largest change of a pixel, is in the same units.
 
 EPS, STEPS = 0.1, 10
 digits = Digits("test", seed=recipe.data.seed)
@@ -54,8 +55,8 @@ print(f"clean accuracy {100 * right.double().mean():.1f} % of {len(labels)} digi
 print(f"accuracy under PGD, radius {EPS}, {STEPS} steps: {100 * (right & ~fooled).double().mean():.1f} %")
 
 # %%
-# These are the first digits that PGD fools. The upper titles are labels, the lower ones predictions. Differences are drawn
-# from black (minus the radius) to white (plus the radius).
+# These are the first digits that PGD fools. The titles above clean digits are labels. The titles above attacked digits are
+# predictions. Differences are drawn from black (minus the radius) to white (plus the radius).
 
 some = fooled.nonzero()[:6, 0]
 fig, axes = plt.subplots(3, len(some), figsize=(7.4, 4), layout="constrained")
@@ -67,8 +68,8 @@ plt.show()
 # Compare filter rows
 # -------------------
 # ``attention_weights`` returns the filter A of each layer, ``[images, heads, tokens, tokens]``. The distance of two rows is
-# the share of the weight that moves to other tokens, ``sum_j |a_j - b_j| / 2``. We draw the row that changes most in the last
-# layer of the first fooled digit, for each head. The grid has 4 x 4 patches. The cross marks the output patch.
+# the share of the weight that moves to other tokens, ``sum_j |a_j - b_j| / 2``. The figure shows the last layer for the first
+# fooled digit: the row that changes most, for each head. The grid has 4 x 4 patches. The cross marks the output patch.
 
 with torch.no_grad():
     clean_filters = model.attention_weights(classifier.normalize(images))
@@ -106,8 +107,8 @@ plt.show()
 # %%
 # Is that more than chance?
 # -------------------------
-# Random noise of the same radius is the control: each pixel changes by plus or minus the radius. Bars are the mean over the
-# digits that PGD fools, all heads and all rows. Lines show the standard deviation over digits.
+# For comparison, we change each pixel at random by plus or minus the radius. Bars are the mean over all heads, all rows and the
+# digits that PGD fools. Lines show the standard deviation over these digits.
 
 signs = torch.randint(2, images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 noisy = (images + EPS * signs).clamp(0, 1)
@@ -126,8 +127,8 @@ plt.show()
 print(f"PGD fools {100 * fooled.double().sum() / right.sum():.1f} % of the digits, random signs {100 * changed:.1f} %")
 
 # %%
-# Compare the bars with the last line. Random signs move about as much weight as PGD, and fool few digits. So the amount of
-# change in the filter does not tell an attack from noise. An attack also changes the values that the filter averages. This is
-# one seed of a small model and a short training.
+# Compare the bars with the last printed line. Random signs move about as much weight as PGD, but fool few digits. So you cannot
+# tell an attack from noise by how much the filter changes. An attack also changes the values that the filter averages. This
+# result is from one seed of a small model with a short training.
 #
-# To look at another model, change the name in ``variant`` or the radius ``EPS``.
+# To see more, change the name of the model in ``variant``, or the radius ``EPS``.

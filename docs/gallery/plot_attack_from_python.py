@@ -2,8 +2,9 @@
 Attack a model from Python
 ==========================
 
-``evaluate`` measures accuracy under attacks and corruptions of your choice. ``benchmark`` measures one number with a strong
-attack, and checks it. The last part shows a model whose gradients are masked, and what the checks report.
+``evaluate`` measures accuracy under attacks and corruptions of your choice. ``benchmark`` measures the
+accuracy under one strong attack, and runs sanity checks. The last part shows a model that looks robust only because its
+gradients are masked, and what the checks report about this model.
 """
 
 import textwrap
@@ -24,8 +25,8 @@ _ = torch.manual_seed(0)
 # %%
 # A model of digits
 # -----------------
-# The model is trained for some seconds on scikit-learn's digits of 8 x 8 pixels. Attacks take images in [0, 1]. So the
-# normalization belongs into the model, which :class:`~imgproc_attn.evaluation.NormalizedModel` does.
+# The model is trained for some seconds on scikit-learn's digits of 8 x 8 pixels. Attacks change images in [0, 1]. So the model
+# must normalize the images itself. :class:`~imgproc_attn.evaluation.NormalizedModel` adds the normalization.
 
 digits = load_digits()
 train_x, test_x, train_y, test_y = train_test_split(
@@ -60,7 +61,8 @@ _ = model.eval()
 # %%
 # Attacks and corruptions of your choice
 # --------------------------------------
-# The result has one flag per image and condition. All numbers are counted from them.
+# A condition is one attack or one corruption. The result records for each image and condition whether the model is correct. All
+# accuracies are computed from these records.
 
 images, labels = test_x[:128], test_y[:128]
 radii = [0.05, 0.1, 0.15, 0.2]
@@ -80,26 +82,26 @@ ax.grid(alpha=0.3)
 _ = ax.legend()
 
 # %%
-# One number, checked
-# -------------------
+# One attack, with sanity checks
+# ------------------------------
 # :func:`~imgproc_attn.evaluation.benchmark` returns clean and robust accuracy with 95 % intervals. Its default attack is an
-# ensemble of APGD-CE, targeted APGD and Square. This example uses APGD-CE only, to be short. The sanity checks run on a few
-# images.
+# ensemble of APGD-CE, targeted APGD and Square. To be fast, this example uses only APGD-CE, and the sanity checks use only
+# 24 images.
 
 scores = benchmark(model, (images[:64], labels[:64]), eps=0.1, attack="apgd-ce", num_checked=24, verbose=False)
 for line in str(scores).splitlines():
     print(textwrap.fill(line, 88))
 
 # %%
-# Per-sample results tell which image fell.
+# The results per image tell which images were fooled. This is the result of the first image.
 
 print(scores.per_sample[0])
 
 # %%
 # A model with masked gradients
 # -----------------------------
-# This model rounds its input to 8 gray levels. It is almost as accurate on clean images. Rounding has a gradient of zero, so
-# attacks that follow the gradient cannot move, and the model looks robust.
+# This model rounds its input to 8 gray levels. On clean images, it is almost as accurate as the model without rounding. The
+# gradient of rounding is zero, so attacks that follow the gradient cannot move, and the model looks robust.
 
 
 class Rounded(nn.Module):
@@ -121,8 +123,9 @@ for name, victim in {"model": model, "rounded": rounded}.items():
     print(f"{name:8}", ", ".join(f"{condition} {value:.1f} %" for condition, value in accuracies.items()))
 
 # %%
-# PGD finds nothing, while Square, which sees no gradient, still finds adversarial images. No attack should be beaten by one
-# that knows less. The sanity checks look for such signs. A finding has a name, an observation, and a remedy.
+# PGD fools no image of the rounded model. Square, which uses no gradient, still fools some images. This is a sign of masked
+# gradients: an attack that uses gradients should not be weaker than one that does not. The sanity checks look for such signs.
+# Each sign that they detect is a finding, with a name, an observation and a remedy.
 
 report = sanity_checks(rounded, few, few_labels, threat=0.15)
 for finding in report.findings:
@@ -131,8 +134,8 @@ for finding in report.findings:
 # %%
 # An attack that fits the model
 # -----------------------------
-# The remedy for this model is an adaptive attack. It computes the logits with rounding, and takes the gradient as if there
-# were none. The robust accuracy falls again. Report this number, not the first one.
+# The remedy for this model is an adaptive attack. It computes the logits with rounding, but computes the gradient as if there
+# were no rounding. The accuracy under this attack is low again. Report this accuracy, not that under plain PGD.
 
 
 class StraightThroughRounding(nn.Module):

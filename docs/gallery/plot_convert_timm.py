@@ -2,8 +2,9 @@
 Convert a timm model
 ====================
 
-``from_timm`` turns a vision transformer of timm into a filter backbone with the same weights. New parts start behind gates at
-zero, so the converted model gives the same outputs until you train it. This script checks that, and then trains the gates.
+``from_timm`` turns a vision transformer of timm into a model of this library with the same weights. The new parts are
+multiplied by learned gates that start at zero. So the converted model gives the same outputs until you train it. This script
+checks the outputs, and then trains the gates.
 """
 
 import copy
@@ -24,8 +25,8 @@ _ = torch.manual_seed(0)
 # %%
 # A trained source model
 # ----------------------
-# With access to the Hugging Face hub you would write ``timm.create_model("deit3_small_patch16_224", pretrained=True)``. Here
-# the source is a small ``vit_tiny_patch16_224``, trained for some seconds on scikit-learn's digits of 8 x 8 pixels.
+# With access to the Hugging Face hub, you would write ``timm.create_model("deit3_small_patch16_224", pretrained=True)``. This
+# example instead trains a small ``vit_tiny_patch16_224`` for some seconds on scikit-learn's digits of 8 x 8 pixels.
 
 digits = load_digits()
 inputs = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
@@ -71,8 +72,8 @@ print(f"source: accuracy {accuracy(source):.1f} %")
 # %%
 # Convert it
 # ----------
-# :func:`~imgproc_attn.from_timm` does not change the source. All names of its parameters stay, and new ones are added:
-# bandwidths and gates.
+# :func:`~imgproc_attn.from_timm` does not change the source model. The converted model has all parameters of the source, under
+# the same names, and new ones: bandwidths and gates.
 
 model = imgproc_attn.from_timm(source, positions="spatial_gaussian", residual="twicing")
 new = sorted(set(model.state_dict()) - set(source.state_dict()))
@@ -80,7 +81,8 @@ print(f"{type(source).__name__} -> {type(model).__name__}, {len(new)} new tensor
 print("\n".join(new))
 
 # %%
-# All gates are zero, so the outputs are those of the source. The small difference is rounding: it shrinks in float64.
+# All gates are zero, so the outputs are those of the source. The small difference is only rounding, because it is much smaller
+# in float64.
 
 with torch.no_grad():
     single = (model(test_x) - source(test_x)).abs().max()
@@ -89,7 +91,7 @@ double = (exact[0] - exact[1]).abs().max()
 print(f"logits up to {exact[1].abs().max():.0f}; largest difference {single:.1e} in float32, {double:.1e} in float64")
 
 # %%
-# Another kernel has no gate. It changes the outputs at once, and you have to train the model.
+# Kernels have no gates. Another kernel changes the outputs at once, so you have to train the model.
 
 gaussian = imgproc_attn.from_timm(source, kernel="gaussian_range")
 with torch.no_grad():
@@ -99,9 +101,9 @@ print(f"accuracy without training: {accuracy(source):.1f} % -> {accuracy(gaussia
 # %%
 # Train the new parts
 # -------------------
-# ``component_names`` lists the new parameters. Train only these, with a large learning rate, and leave the weights of the
-# source as they are. Then every change comes from the filters. This is one seed on 360 digits: it shows what moves, not how
-# much a larger model gains.
+# ``component_names`` lists the new parameters. We train only these, with a large learning rate, and keep the weights of the
+# source fixed. So every change comes from the new parts. One seed and 360 test digits show how the gates change. They do not
+# show how much accuracy a larger model gains.
 
 tuned = copy.deepcopy(model)
 names = component_names(tuned)
@@ -112,8 +114,8 @@ print(f"{sum(p.numel() for p in tuned.parameters() if p.requires_grad)} trained 
 print(f"accuracy {accuracy(model):.1f} % before, {accuracy(tuned):.1f} % after")
 
 # %%
-# The gates have left zero. A positive gate of ``spatial_gaussian`` prefers near patches, and a negative one prefers far
-# patches. The gate of ``twicing`` is the share of the residual that is given back.
+# After training, the gates differ from zero. A positive gate of ``spatial_gaussian`` gives near patches more weight, and a
+# negative gate gives far patches more weight. The gate of ``twicing`` is the share of the filtered residual that is added back.
 
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
 for ax, part in zip(axes, ("positions", "residual")):
@@ -126,8 +128,9 @@ for ax, part in zip(axes, ("positions", "residual")):
     ax.grid(alpha=0.3)
 
 # %%
-# What changed in the filters: rows of the first layer for one patch, before and after. Rows of the source are read from a
-# converted model too, because timm's attention does not return its weights.
+# The figure shows how training changed the filters: the attention weights of one patch in the first layer, before and after.
+# timm's attention does not return its weights. So the weights before training come from the converted model, which computes the
+# same function as the source.
 
 image = test_x[:1]
 with torch.no_grad():

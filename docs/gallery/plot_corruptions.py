@@ -2,15 +2,15 @@
 Corruptions of ImageNet-C on a photograph
 =========================================
 
-ImageNet-C corrupts photographs in 15 ways and 5 severities to measure robustness (arXiv 1903.12261). This library generates the
-same corruptions, and 4 extra ones, for any image. This example draws them.
+ImageNet-C (arXiv 1903.12261) measures robustness on photographs that are corrupted in 15 ways, each at 5 severities. This
+library generates these corruptions, and the 4 extra corruptions of ImageNet-C, for any image. This example draws them.
 """
 
 # %%
 # Prepare a photograph
 # --------------------
-# The photograph ships with scikit-image. Lengths in pixels, such as the width of a blur, are the published ones for images of
-# 224 x 224. Smaller images are corrupted more strongly, so use 224 x 224.
+# The photograph ships with scikit-image. Lengths in pixels, such as the width of a blur, are published for images of 224 x 224.
+# Smaller images would be corrupted more strongly, so we resize the photograph to 224 x 224.
 
 import matplotlib.pyplot as plt
 import torch
@@ -27,8 +27,8 @@ image = F.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(
 # %%
 # Corrupt it
 # ----------
-# ``frost`` needs photographs of frost that do not come with this package (see :doc:`/guides/corrupt`). The draws depend only on
-# the seed, the name, the severity and the number of the image. So every run gives the same result.
+# ``frost`` needs photographs of frost that do not come with this package (see :doc:`/guides/corrupt`). The random
+# numbers depend only on the seed, the corruption, the severity and the number of the image. So every run gives the same result.
 
 names = [name for name in (*COMMON, *EXTRA) if name != "frost"]
 corrupted = {name: {severity: ImageNetC(name, severity)(image)[0] for severity in (1, 3, 5)} for name in names}
@@ -36,7 +36,8 @@ corrupted = {name: {severity: ImageNetC(name, severity)(image)[0] for severity i
 # %%
 # Draw them by group
 # ------------------
-# Columns are severities. Each tile is the detail of 64 x 64 pixels that the frame marks.
+# The frame in the clean photograph marks a detail of 64 x 64 pixels. The figures below show this detail, with one corruption
+# per row and one severity per column.
 
 
 plt.rcParams["image.interpolation"] = "nearest"  # Draw pixels as squares.
@@ -75,8 +76,8 @@ draw("digital")
 # %%
 # Measure how much they change
 # ----------------------------
-# The peak signal-to-noise ratio is low where many pixels change much. It does not say how hard a corruption is for a model.
-# Severities are constants that the authors chose, so the ratio does not always fall with the severity.
+# The peak signal-to-noise ratio (PSNR) is low if many pixels change much. It does not say how hard a corruption is for a model.
+# The authors of ImageNet-C chose the settings of each severity, so the PSNR does not always fall as the severity grows.
 
 print(f"{'PSNR / dB':20}" + "".join(f"{f'severity {s}':>12}" for s in (1, 3, 5)))
 for name, by_severity in corrupted.items():
@@ -84,6 +85,7 @@ for name, by_severity in corrupted.items():
     print(f"{name:20}" + "".join(f"{value:12.1f}" for value in values))
 
 # %%
-# Images corrupted here are not compressed as the published files are. Report numbers from them as "generated".
+# The published files of ImageNet-C were compressed as JPEG after the corruption. Generated images are not. So report that your
+# numbers are from generated corruptions.
 #
 # To corrupt your own photograph, change ``pixels``. To measure a model, run ``imgproc-attn corrupt MODEL --root PATH``.

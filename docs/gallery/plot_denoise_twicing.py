@@ -2,16 +2,16 @@
 Denoise a photograph and see what twicing gives back
 ====================================================
 
-Non-local means removes noise, and some of the image with it. Twicing filters the removed part and adds the result. This example
-shows what comes back, for which bandwidths this helps, and when it is too much.
+Non-local means removes noise, but also some details of the image. Twicing filters the removed part and adds the result back.
+This example shows which details come back, for which bandwidths twicing helps, and when it returns too much noise.
 """
 
 # %%
 # Build the filter
 # ----------------
-# The photograph ships with scikit-image. Its noise has a standard deviation of 0.1 of the gray range. Each pixel has a patch
-# of 5 x 5 pixels as its query and key. ``WindowedFilter`` averages over 15 x 15 pixels. The same filter in one call is
-# :py:func:`imgproc_attn.non_local_means`, but here we need the operator A itself.
+# The photograph ships with scikit-image. We add noise with a standard deviation of 0.1, for gray values in [0, 1]. The query
+# and key of each pixel is the patch of 5 x 5 pixels around it. ``WindowedFilter`` averages over 15 x 15 pixels.
+# :py:func:`imgproc_attn.non_local_means` computes the same filter in one call. This example needs the filter as a matrix A.
 
 import matplotlib.pyplot as plt
 import torch
@@ -52,8 +52,8 @@ def psnr(u: torch.Tensor) -> float:
 # Filter the photograph and the noise
 # -----------------------------------
 # The weights of A stay the same in all steps, so A is a linear map. It can filter the clean photograph and the noise
-# separately, and the sum is the filtered noisy photograph. Thus we see exactly which part of a result is image and which is
-# noise. The three images are three channels of the values.
+# separately, and the sum of the two results is the filtered noisy photograph. So we see exactly which part of a result is
+# image and which part is noise. The noisy photograph, the clean one and the noise are three channels of the values.
 
 noise = noisy - clean
 values = torch.stack([noisy, clean, noise], dim=-1).reshape(1, 1, SIDE * SIDE, 3)
@@ -69,7 +69,7 @@ print(f"Largest difference to imgproc_attn.non_local_means: {(plain.reshape(SIDE
 # See what comes back
 # -------------------
 # The upper row shows images. The lower row shows differences, from black (-0.25) to white (0.25). Plain filtering removes
-# noise, but edges are visible in the removed part. Twicing gives edges back, and a little noise.
+# noise, but the removed part also shows edges. Twicing adds edges back, together with a little noise.
 
 v = values[..., 0]
 images = {"photograph": clean, "noisy": noisy, "plain, $u = Av$": plain, "twicing, $u + A(v - u)$": twicing}
@@ -95,9 +95,9 @@ plt.show()
 # %%
 # Find where it helps and where it hurts
 # --------------------------------------
-# The left panel shows the PSNR for each bandwidth. The right panel splits the error at one bandwidth: the bias is the error of
-# the filtered clean photograph, and the noise is what remains of the noise. Each step lowers the bias and lets more noise
-# through.
+# The left panel shows the peak signal-to-noise ratio (PSNR) for each bandwidth. The right panel splits the error at one
+# bandwidth into two parts. The bias is the error of the filtered clean photograph. The noise is the noise that remains after
+# the filter. Each step of twicing lowers the bias, but keeps more noise.
 
 best = {}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
@@ -124,7 +124,8 @@ for factor, name in ((narrow, "narrow"), (wide, "wide")):
     print(f"{name} kernel, h_r = {factor * unit:.2f}: one step of twicing changes the PSNR by {change:+.2f} dB")
 
 # %%
-# Twicing helps a wide kernel, which smooths too much. It hurts a narrow kernel, because it returns noise that the kernel had
-# removed. With the best bandwidth for each, the two are close. The numbers are from one photograph and one draw of noise.
+# Twicing raises the PSNR of a wide kernel, which smooths too much. It lowers the PSNR of a narrow kernel, because it adds noise
+# back that the kernel had removed. If plain filtering and twicing each use their best bandwidth, their PSNRs are close. The
+# numbers are from one photograph and one sample of noise.
 #
 # To try another photograph or stronger noise, change ``clean`` or ``SIGMA``.

@@ -2,8 +2,9 @@
 Fast attention against explicit distances
 =========================================
 
-A Gaussian kernel needs the distance of every query to every key. The library computes the same weights with fused attention,
-without storing a matrix of distances. This script measures errors and times on your machine.
+A Gaussian kernel needs the distance of every query to every key. This library computes the kernel with fused attention, and
+never stores a matrix of distances. This script compares errors and times of this method with explicit distances on your
+machine.
 """
 
 import time
@@ -40,15 +41,16 @@ def tokens(num_tokens, stride=8):
 # %%
 # Three forms of one filter
 # -------------------------
-# The explicit form follows the formula: differences, squares, softmax. The lifted form uses
+# The explicit form follows the formula: differences, squares, softmax. The lifted form, which the library uses, rewrites the
+# squared distance as
 #
 # .. math:: -|q_i - k_j|^2 / h^2 = 2 q_i \cdot k_j / h^2 - |k_j|^2 / h^2 - |q_i|^2 / h^2.
 #
-# The last term is constant in a row, so the softmax cancels it. The term before it becomes one more column of the keys. What
-# is left are inner products, which fused attention computes block by block.
+# The last term is constant in a row of the attention matrix, so the softmax cancels it. The second term becomes one more column
+# of the keys. What is left is an inner product, so fused attention can compute the filter block by block.
 #
-# The third form is what many would write first: ``torch.cdist`` with its default settings. It computes distances from inner
-# products too, but keeps the last term and stores the matrix.
+# The third form uses ``torch.cdist`` with its default settings. It also computes distances from inner products. But it keeps
+# the last term, and stores the matrix of distances.
 
 
 def explicit(q, k, v):
@@ -70,8 +72,9 @@ def lifted(q, k, v):
 # %%
 # Error
 # -----
-# The reference is the explicit form in float64. A common offset of all tokens changes no distance. It is a hard case for
-# inner products, because they become large numbers whose difference is small. The library subtracts a mean key first.
+# The reference is the explicit form in float64. A common offset of all tokens does not change distances. But it is a hard
+# case for inner products, because they become large numbers with small differences. To avoid this, the library first
+# subtracts a mean key.
 
 q, k, v = tokens(196)
 reference = explicit(q, k, v)
@@ -90,7 +93,8 @@ for offset in (0.0, 10.0, 100.0):
     print("\n".join(f"    {name:17} {error.abs().max():.1e}" for name, error in errors.items()))
 
 # %%
-# The same holds for a product with a spatial kernel, the bilateral filter. Positions become columns too.
+# The bilateral filter multiplies this kernel with a spatial kernel. The library lifts the positions of patches in the same way:
+# they become a few more columns.
 
 geometry = grid_geometry(14, 14, num_prefix_tokens=0, like=q)
 space = SpatialGaussian(num_heads, (14, 14), spatial_bandwidth=3.0, learned=False, dtype=q.dtype)
@@ -103,9 +107,9 @@ print(f"bilateral filter, float64: largest error {(bilateral - torch.softmax(log
 # %%
 # Time and memory
 # ---------------
-# The time of one application in float32, the shortest of several. Dot-product attention is the lower limit: the lifted form
-# adds a few columns to it. With a few hundred tokens on a CPU, ``torch.cdist`` may be as fast as the lifted form. It costs
-# the memory of the matrix, and the precision measured above.
+# The figure shows the time of one application of the filter in float32, the shortest of several runs. Dot-product attention
+# is the lower limit, because the lifted form adds a few columns to it. With a few hundred tokens on a CPU, ``torch.cdist``
+# may be as fast as the lifted form. But it needs the memory of the matrix, and is less precise, as measured above.
 
 
 def dot_product(q, k, v):
@@ -156,5 +160,5 @@ for i, n in enumerate(counts):
     print(f"{n:4} tokens: explicit / lifted {slow:4.1f}, cdist / lifted {cdist:4.1f}, matrix {megabytes:4.1f} MiB")
 
 # %%
-# To see more, change ``head_dim`` and ``counts``, or move the tensors to a GPU; ``imgproc-attn benchmark`` measures whole
-# models.
+# To see more, change ``head_dim`` and ``counts``, or move the tensors to a GPU. The command ``imgproc-attn benchmark`` measures
+# whole models.

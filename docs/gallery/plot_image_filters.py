@@ -2,14 +2,15 @@
 Image filters beside kornia and scikit-image
 ============================================
 
-The functions ``bilateral_filter`` and ``non_local_means`` run the kernels of the attention layers on pixels. This example runs
-them beside the functions of kornia and scikit-image, with converted bandwidths. It shows where and why results differ.
+The functions ``bilateral_filter`` and ``non_local_means`` apply the kernels of the attention layers to pixels. This example
+compares them with the functions of kornia and scikit-image, after converting the bandwidths. It shows where and why the results
+differ.
 """
 
 # %%
 # Prepare a noisy photograph
 # --------------------------
-# The photograph ships with scikit-image. Noise has a standard deviation of 0.08 in units of [0, 1].
+# The photograph ships with scikit-image. The added noise has a standard deviation of 0.08, for pixels in [0, 1].
 
 import math
 
@@ -38,9 +39,10 @@ def from_array(result: np.ndarray) -> torch.Tensor:
 # %%
 # Bilateral filter
 # ----------------
-# The function is :py:func:`imgproc_attn.bilateral_filter`. Its bandwidths are h = sqrt(2) sigma: ``h_r`` for colors, ``h_s``
-# for places. kornia needs ``color_distance_type="l2"``, because its default sums absolute differences of the channels.
-# scikit-image divides color distances by the number of channels, so its ``sigma_color`` counts as many times.
+# The function is :py:func:`imgproc_attn.bilateral_filter`. Its bandwidths are ``h_r`` for colors and ``h_s`` for places. A
+# bandwidth is h = sqrt(2) sigma. kornia needs ``color_distance_type="l2"``, because by default it sums absolute differences of
+# the channels. scikit-image divides color distances by the number of channels. So we divide its ``sigma_color`` by this number
+# too.
 
 WINDOW, SIGMA_COLOR, SIGMA_SPACE = 11, 0.2, 3.0
 h_r, h_s = math.sqrt(2) * SIGMA_COLOR, math.sqrt(2) * SIGMA_SPACE
@@ -55,10 +57,10 @@ bilateral = {
 # %%
 # Non-local means
 # ---------------
-# The function is :py:func:`imgproc_attn.non_local_means`. Its ``range_bandwidth`` is the bandwidth of the sum over all values
-# of a patch. scikit-image's ``h`` is that of their mean, so it is multiplied by the root of the number of values. Its slow
-# mode weights the pixels of a patch by a Gaussian. Its fast mode sums over one row and one column less, which a factor
-# corrects.
+# The function is :py:func:`imgproc_attn.non_local_means`. Its ``range_bandwidth`` refers to the sum of squared differences
+# over all values of a patch. The ``h`` of scikit-image refers to their mean. So we multiply ``h`` by the root of the number
+# of values. The slow mode of scikit-image weights the pixels of a patch by a Gaussian. The fast mode leaves out one row and
+# one column of each patch, which we correct by a factor.
 
 PATCH, REACH, H = 5, 5, 0.08
 h_nlm = H * math.sqrt(PATCH**2 * channels)
@@ -72,7 +74,8 @@ means = {
 # %%
 # Look at the results
 # -------------------
-# The lower row shows the largest difference over the channels to our result, in gray levels. The scale ends at 5.
+# The lower row shows the difference to the result of imgproc_attn: the largest over the three channels, in gray levels of 255.
+# The color scale ends at 5 gray levels.
 
 
 plt.rcParams["image.interpolation"] = "nearest"  # Draw pixels as squares.
@@ -106,8 +109,8 @@ draw(means, f"Non-local means, h_r = {h_nlm:.3f}, patches of {PATCH} x {PATCH}, 
 # %%
 # Count the differences
 # ---------------------
-# The inside leaves out the pixels whose window crosses the border. There, kornia mirrors the image, scikit-image's bilateral
-# filter continues it with zeros, and ours uses only pixels of the image.
+# The columns "inside" leave out pixels whose window crosses the border of the image. Beyond the border, kornia mirrors the
+# image, and the bilateral filter of scikit-image uses zeros. imgproc_attn averages only pixels of the image.
 
 
 def count(results: dict[str, torch.Tensor], margin: int) -> None:
@@ -126,8 +129,10 @@ print("non-local means")
 count(means, REACH + PATCH // 2)
 
 # %%
-# Inside, kornia's bilateral filter is ours up to rounding. scikit-image reads its table of places with rows of another length,
-# which shears the spatial kernel. It also rounds color distances to a table. In non-local means, the Gaussian inside patches
-# and the missing row and column remain. All conversions are in a table of :doc:`/concepts/image_filter`.
+# Inside, the bilateral filters of kornia and imgproc_attn are equal up to rounding. scikit-image reads its table of spatial
+# weights with another row length than it stores, which shears the spatial kernel. It also rounds color distances to the
+# entries of a table. In non-local means, the slow mode differs because of its Gaussian inside patches, and the fast mode
+# because of the missing row and column. :doc:`/concepts/image_filter` has a table of all conversions.
 #
-# To compare other settings, change ``SIGMA_COLOR``, ``SIGMA_SPACE`` or ``H``. The bandwidths follow.
+# To compare other settings, change ``SIGMA_COLOR``, ``SIGMA_SPACE`` or ``H``. The script computes the bandwidths from these
+# values.

@@ -2,15 +2,16 @@
 Rows of a range, a spatial and a bilateral kernel
 =================================================
 
-One row of attention holds the weights with which one output token averages all tokens. This example draws such rows over a
-photograph. The kernel modules are those of the attention layers. Tokens are pixels, and their colors are queries and keys.
+Each output token of attention is a weighted average of all tokens. Its weights are one row of the attention matrix. This
+example draws such rows over a photograph. The kernel modules are those of the attention layers. The tokens are pixels, and
+their colors are the queries and keys.
 """
 
 # %%
 # Prepare the tokens
 # ------------------
-# The photograph ships with scikit-image. Every third pixel of a crop gives a grid of 56 x 56 tokens. Kernels take tensors of
-# the shape ``[batch, heads, tokens, width]``.
+# The photograph ships with scikit-image. We take every third pixel of a crop, which gives a grid of 56 x 56 tokens. Kernels
+# take tensors of the shape ``[batch, heads, tokens, width]``.
 
 import matplotlib.pyplot as plt
 import torch
@@ -61,7 +62,7 @@ filters = {
 # %%
 # Draw one row per pixel and kernel
 # ---------------------------------
-# The cross marks the output pixel. Bright pixels have a large weight in its mean.
+# The cross marks the output pixel. Bright pixels have a large weight in the average that gives this pixel.
 
 
 def draw_row(ax, y: int, x: int, weights: torch.Tensor | None = None) -> None:
@@ -86,9 +87,9 @@ plt.show()
 
 # %%
 # The range kernel ignores places: it averages similar colors anywhere. The spatial kernel ignores colors: it averages across
-# edges. Only the product stays on one side of an edge and near the pixel. The table counts this. "Pixels" is the effective
-# number of averaged pixels, ``1 / sum_j A_ij^2``. "Distance" and "color" are the mean distances of the averaged pixels from
-# pixel i.
+# edges. Only their product averages pixels that are near and on the same side of an edge. The table below shows this in
+# numbers. "pixels" is the effective number of averaged pixels, ``1 / sum_j A_ij^2``. "distance" and "color" are weighted
+# means over the averaged pixels: of their distance from the output pixel i, and of their color difference to it.
 
 place, color = geometry.coordinates[0], colors[0, 0]
 print(f"{'pixel':12}{'kernel':18}{'pixels':>8}{'distance':>10}{'color':>8}")
@@ -102,8 +103,8 @@ for part, (y, x) in pixels.items():
 # %%
 # Change the bandwidths
 # ---------------------
-# A small range bandwidth makes the bilateral row follow edges. A large one makes it a Gaussian blur. A small spatial bandwidth
-# keeps it near the pixel.
+# With a small range bandwidth, the row of the bilateral kernel follows edges. With a large range bandwidth, it is nearly a
+# Gaussian blur. With a small spatial bandwidth, it stays near the output pixel.
 
 range_bandwidths, spatial_bandwidths = (0.15, 0.3, 1.0), (4.0, 9.0, 30.0)
 fig, axes = plt.subplots(3, 3, figsize=(6.2, 6.4), layout="constrained")

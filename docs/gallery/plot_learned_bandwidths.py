@@ -2,16 +2,16 @@
 Bandwidths that training learns
 ===============================
 
-Each head of a bilateral ViT learns a range bandwidth and a spatial bandwidth. They say how similar and how near
-tokens must be to be averaged. This example trains a small model on scikit-learn's digits and draws the bandwidths before and
-after.
+Each head of a bilateral ViT learns a range bandwidth and a spatial bandwidth. The two bandwidths say
+how similar and how near two tokens must be to be averaged. This example trains a small model on scikit-learn's digits and draws
+the bandwidths before and after training.
 """
 
 # %%
 # Train a small model
 # -------------------
-# The recipe ``quickstart`` holds the settings. It is a comparison of four models, from which ``variant`` picks one. Two
-# overrides make the training short. All files go into a temporary folder.
+# The recipe ``quickstart`` holds the settings of four models, and ``variant`` picks one of them. Changed keys make the training
+# short, and add one layer. All files go into a temporary folder.
 
 import tempfile
 from pathlib import Path
@@ -59,8 +59,9 @@ plt.show()
 # %%
 # Read them
 # ---------
-# A ratio above 1 is a wider kernel than at the start. The grid has 4 x 4 patches. A spatial bandwidth far above 4 makes a head
-# nearly independent of places, one of about 1 keeps it at the patch and its neighbors.
+# If the ratio is above 1, training made the kernel wider. The grid has 4 x 4 patches. With a spatial bandwidth far above 4,
+# the places of patches hardly matter for a head. With a spatial bandwidth of about 1, a head averages only a patch and its
+# neighbors.
 
 for name, layers in learned["after training"].items():
     print(f"{name}, ratio after / before per head")
@@ -69,6 +70,7 @@ for name, layers in learned["after training"].items():
         print(f"  layer {layer}: " + "  ".join(f"{b / a:.2f}" for a, b in zip(start, values)))
 
 # %%
-# This is one seed of a small model and a short training. Use it to learn to read the figure, not as a result about bandwidths.
+# The figure is from one seed of a small model with a short training. Use it to learn how to read such figures, not as a result
+# about bandwidths.
 #
-# To see more movement, raise ``schedule.epochs``, or change ``model.depth``.
+# To see larger changes, raise ``schedule.epochs``, or change ``model.depth``.

@@ -2,16 +2,16 @@
 Over-smoothing with depth
 =========================
 
-A filter that is applied many times makes all tokens alike. This example filters the patches of a photograph repeatedly, without
-the skip connections and MLPs of a transformer. It measures how fast plain filtering, twicing and NeuTRENO lose the differences
-between tokens. Then it measures the same in transformers with random weights.
+If a filter is applied many times, all tokens become alike. This example filters the patches of a photograph repeatedly, without
+the skip connections and MLPs of a transformer. It measures how fast the tokens become alike with plain filtering, twicing and
+NeuTRENO. Then it measures the same in transformers with random weights.
 """
 
 # %%
 # Prepare the tokens
 # ------------------
-# The photograph ships with scikit-image. Tokens are its 32 x 32 patches of 8 x 8 pixels, minus the mean color. The measure is
-# the mean cosine similarity of all pairs of tokens. It is 1 if all tokens point in one direction.
+# The photograph ships with scikit-image. The tokens are its 32 x 32 patches of 8 x 8 pixels, after the mean color is
+# subtracted. We measure the mean cosine similarity of all pairs of tokens. It is 1 if all tokens point in the same direction.
 
 import matplotlib.pyplot as plt
 import timm
@@ -37,9 +37,9 @@ def photograph(x: torch.Tensor) -> torch.Tensor:
 # %%
 # Filter again and again
 # ----------------------
-# Each layer computes the range kernel of its own tokens, as a transformer does. Twicing adds the filtered residual, ``u + A (v
-# - u)``. NeuTRENO adds a share of the difference to the tokens of the first layer, ``u + g (v_0 - v)``. Both rules are those
-# of the library.
+# Each layer computes the kernel from its own tokens v, as a transformer does. The filtered tokens are ``u = A v``. Twicing adds
+# the filtered residual: ``u + A (v - u)``. NeuTRENO adds a share g of the difference to the tokens v_0 of the first layer:
+# ``u + g (v_0 - v)``. The code of both rules is that of the library.
 
 rules = {"plain": Plain(), "twicing": Twicing(num_heads=1), "NeuTRENO": NeuTRENO(num_heads=1, gate=0.6)}
 
@@ -69,8 +69,9 @@ axes[0].legend(fontsize="small")
 plt.show()
 
 # %%
-# With a narrow kernel, no rule collapses. With a wider one, plain filtering does. Twicing delays the collapse. It does not
-# prevent it, as the widest kernel shows. NeuTRENO does not collapse, because each layer pulls back to the first one.
+# With the narrowest kernel, tokens stay different under every rule. With wider kernels, plain filtering makes them alike.
+# Twicing delays this, but does not prevent it, as the widest kernel shows. With NeuTRENO, tokens stay different, because each
+# layer pulls them back to the tokens of the first layer.
 
 for h, by_rule in layers.items():
     ends = ", ".join(f"{rule} {token_similarity(xs[-1]).mean().item():.2f}" for rule, xs in by_rule.items())
@@ -79,6 +80,7 @@ for h, by_rule in layers.items():
 # %%
 # Look at the tokens
 # ------------------
+# The figure shows the photograph that the tokens form after 1, 4 and 12 layers, for the middle bandwidth.
 
 shown, h = (1, 4, 12), bandwidths[1]
 fig, axes = plt.subplots(3, len(shown), figsize=(4.4, 4.6), layout="constrained")
@@ -95,9 +97,9 @@ plt.show()
 # %%
 # Transformers with random weights
 # --------------------------------
-# Skip connections and MLPs slow over-smoothing down. The models here are not trained. They have the size of DeiT-tiny and the
-# weight initialization ``jax`` of timm. The input is the same photograph. ``forward_intermediates`` returns the tokens after
-# each block. Lines show the mean over three seeds, bands show the range.
+# Skip connections and MLPs slow over-smoothing down. The models in this section are not trained. They have the size of
+# DeiT-tiny, and their weights are initialized by timm's scheme ``jax``. The input is the same photograph.
+# ``forward_intermediates`` returns the tokens after each block. Lines show the mean over three seeds, bands show the range.
 
 pixels = F.interpolate(image[None], (224, 224), mode="bilinear", antialias=True)
 seeds = (0, 1, 2)
@@ -120,6 +122,6 @@ ax.legend(fontsize="small")
 plt.show()
 
 # %%
-# Random weights say nothing about accuracy. Over-smoothing of a trained model can differ.
+# Models with random weights tell nothing about accuracy, and over-smoothing in trained models can differ.
 #
 # To measure your own model, replace ``timm.create_model(...)``, and normalize ``pixels`` as your model expects.

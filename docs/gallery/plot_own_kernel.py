@@ -2,8 +2,9 @@
 Write your own kernel
 =====================
 
-A kernel is a module that maps queries and keys to log-weights. You write it in your own file and pass it to a model; you do not
-edit this package. This script writes a kernel with long tails, uses it as an image filter, and trains a model with it.
+A kernel is a module that maps queries and keys to the logarithms of weights. You write it in your own file and pass it to a
+model. You do not edit this package. This script defines a kernel with long tails, uses it as an image filter, and trains a
+model with it.
 """
 
 import matplotlib.pyplot as plt
@@ -33,11 +34,12 @@ _ = torch.manual_seed(0)
 # %%
 # The kernel
 # ----------
-# The Cauchy kernel is :math:`1 / (1 + |q - k|^2 / h^2)`. Near zero it is like the Gaussian
-# :math:`\exp(-|q - k|^2 / h^2)`, but far away it falls much more slowly. Very different tokens keep some weight.
+# The Cauchy kernel is :math:`1 / (1 + |q - k|^2 / h^2)`. For small distances, it is like the Gaussian
+# :math:`\exp(-|q - k|^2 / h^2)`. For large distances, it falls much more slowly: very different tokens keep some weight.
 #
-# ``forward`` returns :class:`~imgproc_attn.core.terms.Terms`, the log-weights. This kernel has no form as inner products of
-# columns, so its log-weights are a dense tensor. Dense terms need columns beside them. One column of zeros is enough.
+# ``forward`` returns the log-weights as :class:`~imgproc_attn.core.terms.Terms`. The logarithm of this kernel is not an inner
+# product of queries and keys, so ``forward`` returns it as a dense tensor, a ``TensorBias``. ``Terms`` always needs columns for
+# queries and keys too. One column of zeros is enough.
 
 
 class Cauchy(nn.Module):
@@ -69,10 +71,10 @@ ax.grid(alpha=0.3)
 # %%
 # As an image filter
 # ------------------
-# The tokens of an image filter are pixels. Multiply the kernel with a spatial kernel, and you have a bilateral filter. The
-# photo is a part of scikit-image's cameraman with Gaussian noise. Each kernel gets its best bandwidth of a short list, chosen
-# with the clean image, so the comparison is between the kernels and not between bandwidths. In this example the Gaussian
-# kernel is better: long tails average across edges.
+# The tokens of an image filter are pixels. The product of our kernel with a spatial kernel is a bilateral filter. The image
+# is a part of scikit-image's cameraman with Gaussian noise. For each kernel, we choose the best bandwidth of a short list, by
+# the error to the clean image. So the comparison is between kernels and not between bandwidths. In this example, the Gaussian
+# kernel is better, because a kernel with long tails averages across edges.
 
 clean = torch.from_numpy(skimage.data.camera()[80:208:2, 190:318:2]).float() / 255
 noisy = clean + 0.1 * torch.randn(clean.shape)
@@ -112,8 +114,9 @@ for ax, (name, picture) in zip(axes, images.items()):
 # %%
 # In a model
 # ----------
-# A model takes a function from the layer (its depth, heads, widths and grid) to your module. Other components stay as they
-# are. The example trains on scikit-learn's digits of 8 x 8 pixels, which are 16 patches of 2 x 2.
+# You pass a function to the model. It gets a description of a layer (depth, heads, widths and grid) and returns your module.
+# Other components stay as they are. This example trains on scikit-learn's digits of 8 x 8 pixels, each cut into 16 patches of
+# 2 x 2.
 
 digits = load_digits()
 inputs = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
@@ -149,14 +152,15 @@ with torch.no_grad():
 print(f"{correct} of {len(test_y)} test digits are correct")
 
 # %%
-# The bandwidth is a :class:`~imgproc_attn.core.bandwidths.Bandwidth`, so the diagnostics of the package know it. So do the
-# optimizer (no weight decay) and the adaptive attack of the sanity checks, which finds it by the name ``range_bandwidth``.
+# Our kernel stores its bandwidth in a :class:`~imgproc_attn.core.bandwidths.Bandwidth`. So the diagnostics of the package find
+# it, and the optimizer applies no weight decay to it. The adaptive attack of the sanity checks finds it by the name
+# ``range_bandwidth``.
 
 for layer, values in bandwidths(model)["range_bandwidth"].items():
     print(f"layer {layer}: h =", ", ".join(f"{h:.2f}" for h in values))
 
 # %%
-# Filter rows of the trained model: what one patch of a digit averages.
+# The figure shows attention weights of the trained model: which patches one patch of a digit averages.
 
 weights = model.attention_weights(test_x[:1])
 fig, axes = plt.subplots(2, 5, figsize=(7, 3), layout="constrained")
@@ -172,5 +176,5 @@ for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
 
 # %%
-# To write another kernel, change the line that computes ``log_weights``; see the guide on extending for kernels that keep the
+# To write another kernel, change the line that computes ``log_weights``. :doc:`/guides/extending` shows kernels that keep the
 # speed of fused attention.

@@ -2,8 +2,8 @@
 What each position member sees
 ==============================
 
-A member of ``positions`` is a kernel on the places of two patches. It does not look at what the patches show. This script
-draws one row of each member on a grid: the weights of all patches in the output of one marked patch.
+Each member of ``positions`` is a kernel on the places of two patches. It ignores the content of the patches. For each member,
+this script draws one row of its weights on the grid of patches: how much each patch counts in the output of one marked patch.
 """
 
 import matplotlib.pyplot as plt
@@ -31,17 +31,17 @@ like = torch.empty(0)  # The dtype of this tensor is the dtype of the kernels.
 # Five members
 # ------------
 # A kernel on positions maps the places of queries and keys to log-weights. A filter turns log-weights into weights whose rows
-# sum to 1. You need no model and no image for this. In a model, a kernel on the content is multiplied with them. Here a
-# constant kernel takes its place.
+# sum to 1. In a model, the kernel on positions is multiplied with a kernel on the content. This script uses a constant kernel
+# instead, so it needs no model and no image.
 #
-# - ``spatial_gaussian`` has one bandwidth per head. By default the bandwidths are log-spaced, from 1.5 patches to twice the
-#   side of the grid.
+# - ``spatial_gaussian`` has one bandwidth per head. By default, the bandwidths are log-spaced over the heads, from 1.5
+#   patches to twice the side of the grid.
 # - ``alibi`` is a Laplace kernel. It has a sharp peak and long tails.
-# - ``relative_table`` learns one log-weight per offset of two patches. It starts at zero, where all rows are flat. Here it
-#   gets random values, in place of learned ones.
-# - ``untied`` compares learned position vectors with a dot product. Here the vectors and the projections are random.
-# - ``rotary`` turns queries and keys by angles that depend on their places. Its row depends on the content too. Here all
-#   patches have the same random query and key, so that only the places matter.
+# - ``relative_table`` learns one log-weight per offset between two patches. A new table is zero, so all rows are flat. This
+#   script fills the table with random values.
+# - ``untied`` compares learned position vectors with a dot product. In this script, the vectors and the projections are random.
+# - ``rotary`` rotates queries and keys by angles that depend on their places. Its weights also depend on the content. In this
+#   script, all patches have the same random content, so that only the places matter.
 
 spatial_gaussian = SpatialGaussian(num_heads, (height, width))
 alibi = Alibi(num_heads, spatial_bandwidth=[1.0, 2.0, 4.0, 8.0])
@@ -74,8 +74,9 @@ weights = {name: weights_of(term, height * width) for name, term in terms.items(
 print("shape of each:", {tuple(a.shape) for a in weights.values()})
 
 # %%
-# One row per member and head. The color scale of each panel begins at 0 and ends at the largest weight of its row. The number
-# above a panel is this largest weight. A flat row has 1 / 196 = 0.005 everywhere.
+# The figure shows one row of weights per member and head. The color scale of each panel begins at 0 and ends at the largest
+# weight of its row. The number above a panel is this largest weight. In a flat row, each of the 196 patches has the weight
+# 1 / 196 = 0.005.
 
 
 def draw_row(ax, kernel, row, column):
@@ -97,8 +98,8 @@ _ = fig.suptitle("One member per line, one head per column; the cross marks the 
 # %%
 # Does only the offset count?
 # ---------------------------
-# Move the patch, and the row moves with it, if the kernel depends on the offset of the two patches only. Then an object is
-# filtered in the same way everywhere in the image.
+# Some kernels depend only on the offset between the two patches. For such a kernel, the whole row moves when the marked patch
+# moves, so an object is filtered in the same way everywhere in the image. The figure compares the rows of two marked patches.
 
 fig, axes = plt.subplots(2, len(weights), figsize=(7.5, 3.6), layout="constrained")
 for line, place in zip(axes, [(4, 5), (9, 10)]):
@@ -109,9 +110,9 @@ for ax, name in zip(axes[1], weights):
 _ = fig.suptitle("Rows of two patches, second head", fontsize="medium")
 
 # %%
-# The same question in numbers: compare the log-weight of two neighbors in each place of the grid. It is measured from the
-# log-weight of the patch with itself. If only the offset counts, it is the same number everywhere, and its standard deviation
-# over the grid is 0 except for rounding.
+# The next lines answer the same question in numbers. For each patch, we take the log-weight of its right neighbor, minus the
+# log-weight of the patch itself. If only the offset counts, this difference is the same everywhere in the grid, and its
+# standard deviation is 0, except for rounding.
 
 for name, a in weights.items():
     log_a = a.log().reshape(num_heads, height, width, height, width)
@@ -120,11 +121,13 @@ for name, a in weights.items():
     print(f"{' '.join(name.split()):24} standard deviation {neighbor.std(dim=0).mean():.6f}")
 
 # %%
-# Only ``untied`` depends on the place itself. It can learn that the sky is at the top. The others see offsets only.
+# Only ``untied`` depends on the places themselves. For example, it can learn that the sky is at the top. All other members
+# depend only on offsets.
 #
 # Tokens without a place
 # ----------------------
-# A class token has no place. Its log-weight is 0 with every token. It therefore counts as much as the patch itself.
+# A class token has no place, so its log-weight with every token is 0. In ``spatial_gaussian``, 0 is also the log-weight of a
+# patch with itself. So each patch gives the class token the same weight as itself.
 
 with_class_token = grid_geometry(height, width, num_prefix_tokens=1, like=torch.empty(0))
 a = weights_of(spatial_gaussian(with_class_token, with_class_token, like), 1 + height * width)
@@ -132,5 +135,5 @@ print("weights of the class token and of the patch itself, per head:")
 print(torch.stack([a[:, 100, 0], a[:, 100, 100]], dim=1))
 
 # %%
-# To see more, change ``head_dim``, the bandwidths, or ``temperature`` of :class:`~imgproc_attn.core.positions.Rotary`; in a
-# model you name the members: ``timm.create_model("nlm_vit_tiny", positions=["absolute", "alibi"])``.
+# To see more, change ``head_dim``, the bandwidths, or ``temperature`` of :class:`~imgproc_attn.core.positions.Rotary`. In a
+# model, you choose members by name: ``timm.create_model("nlm_vit_tiny", positions=["absolute", "alibi"])``.

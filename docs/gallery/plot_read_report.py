@@ -2,8 +2,8 @@
 Read the results of an attack
 =============================
 
-Every evaluation writes a folder of results. This script trains two models briefly, attacks both, and reads the files. It counts
-each accuracy again from ``per_sample.csv``. Then it compares the two models on the same images.
+Every evaluation writes a folder of results. This script trains two models briefly, attacks both models, and reads the result
+files. It computes each accuracy again from ``per_sample.csv``. Then it compares the two models on the same images.
 """
 
 import csv
@@ -27,8 +27,8 @@ runs = Path(temporary.name)
 # %%
 # Two models
 # ----------
-# The recipe ``quickstart`` trains on scikit-learn's digits. Here it is cut to 6 epochs: a plain ViT, and one with untied
-# positions and twicing.
+# The recipe ``quickstart`` trains on scikit-learn's digits. This script trains two of its models for only 6 epochs: a plain
+# ViT, and a ViT with untied positions and twicing (see :doc:`/start/quickstart`).
 
 changes = ["schedule.epochs=6", "schedule.warmup_epochs=1", "run.batch_size=64", "optimizer.lr=4e-3", "model.embed_dim=48"]
 for name, variant in {"plain": "plain", "filter": "untied + twicing"}.items():
@@ -39,14 +39,14 @@ for name, variant in {"plain": "plain", "filter": "untied + twicing"}.items():
 # %%
 # Attack them
 # -----------
-# On the command line, which finds the test images in the folder of the run:
+# The first model is attacked on the command line. The command finds the test images through the folder of the run:
 
 command = f"attack {runs}/plain --attacks pgd --eps 0.1 --checks 8 --workers 0 --output {runs}/plain-pgd"
 print("imgproc-attn", command.replace(str(runs), "runs"))
 _ = subprocess.run([sys.executable, "-m", "imgproc_attn", *command.split()], check=True, capture_output=True)
 
 # %%
-# The same from Python, for the other model. ``output`` names the folder of the results.
+# The second model is attacked from Python, in the same way. ``output`` names the folder of the results.
 # :func:`~imgproc_attn.recipe.run_dataset` returns the images that the run held out.
 
 test_images = run_dataset(f"{runs}/filter")
@@ -56,16 +56,17 @@ print(f"{scores.attack}: {scores.robust_accuracy:.1f} %")
 print(*sorted(file.name for file in (runs / "filter-pgd").iterdir()), sep="\n")
 
 # %%
-# ``result.md`` is the table for people.
+# ``result.md`` is a table that is easy to read.
 
 print((runs / "plain-pgd" / "result.md").read_text())
 
 # %%
 # result.json and per_sample.csv
 # ------------------------------
-# ``result.json`` holds the numbers of each condition, with everything that they depend on: hashes of weights and images,
-# seeds, settings of the attack, versions. ``per_sample.csv`` has one row per image and one column per condition: 1 for
-# correct, 0 for wrong. Under attack, an image is correct if its clean image is correct and the attack failed.
+# A condition is "clean" or one attack. ``result.json`` holds the accuracy of each condition, and all that it depends on:
+# hashes of weights and images, seeds, settings of the attack and versions. ``per_sample.csv`` has one row per image and one
+# column per condition: 1 for correct, 0 for wrong. Under attack, an image counts as correct if the model is correct on the
+# clean image and the attack fails.
 
 results, correct = {}, {}
 for name in ("plain", "filter"):
@@ -79,8 +80,8 @@ condition = results["plain"]["conditions"][1]
 print("attack:", {key: condition[key] for key in ("name", "eps", "norm", "space", "n")})
 
 # %%
-# Count the accuracy and its 95 % interval again. Wilson's interval for k of n follows from
-# :math:`|p - k/n| \leq z \sqrt{p (1 - p) / n}`. SciPy has it too.
+# We compute the accuracy and its 95 % interval again from ``per_sample.csv``. For k correct images of n, Wilson's interval
+# holds all accuracies p with :math:`|p - k/n| \leq z \sqrt{p (1 - p) / n}`. SciPy gives the same interval.
 
 z = norm.ppf(0.975)
 for name, result in results.items():
@@ -100,8 +101,9 @@ for name, result in results.items():
 # %%
 # Compare two models on the same images
 # -------------------------------------
-# Both models saw the same images, so compare them image by image. Only images on which they differ say something about the
-# difference. Intervals that ignore the pairs are wider than necessary if the models tend to fail on the same images.
+# Both models were tested on the same images, so we can compare them image by image. Only images on which one model is correct
+# and the other is wrong count for the difference. If the models tend to fail on the same images, an interval that ignores the
+# pairs is wider than necessary.
 
 attack = results["plain"]["conditions"][1]["name"]
 names = sorted(correct["plain"][attack])
@@ -136,10 +138,10 @@ axes[1].set_yticks([0, 1], ["filter robust", "filter fooled"])
 _ = axes[1].set_title("number of images")
 
 # %%
-# The difference is of two models with one training seed each, and the plain ViT would need more epochs. It says which of
-# these two models withstands this attack more often, not which architecture is better. For that, train several seeds and let
-# ``imgproc-attn compare`` pair them. The command ``imgproc-attn report`` puts several folders on one page, with paired
-# differences and Newcombe's interval.
+# This difference compares two trained models, with one training seed each, and the plain ViT would need more epochs. It says
+# which of these two models withstands this attack more often, not which architecture is better. To compare architectures,
+# train several seeds with ``imgproc-attn compare``, which compares the models seed by seed. The command ``imgproc-attn
+# report`` puts the results of several folders on one page, with paired differences and Newcombe's interval.
 
 temporary.cleanup()
 

@@ -2,8 +2,9 @@
 Segment an image in sliding windows
 ===================================
 
-Sliding windows are for images that do not fit in memory at once, and for models that take one size only. Logits are averaged
-where windows overlap. This script shows the windows, the average, and how far the result differs from that of the whole image.
+Use sliding windows for images that do not fit in memory at once, and for models that accept only one image size. Where
+windows overlap, their logits are averaged. This script shows the windows, their average, and how far the result differs from
+the result on the whole image.
 """
 
 import matplotlib.pyplot as plt
@@ -21,10 +22,10 @@ _ = torch.manual_seed(0)
 # %%
 # A photograph and its labels
 # ---------------------------
-# The photograph shows coins of Pompeii. No person has labeled its pixels. The labels come from a classical method: a
-# watershed of the gradient, grown from the darkest and the brightest pixels. They are good enough to train a tiny model on
-# the upper half and to test it on the lower half. The image is cut to 288 rows, so that each window below begins at a whole
-# patch.
+# The photograph from scikit-image shows coins of Pompeii. No person has labeled its pixels. The labels come from a classical
+# method: a watershed of the gradient, which grows regions from the darkest and the brightest pixels. These labels are good
+# enough to train a tiny model on the upper half and to test it on the lower half. The image is cut to 288 rows, so that each
+# window below begins at the border of a patch.
 
 photograph = skimage.data.coins()[:288]
 gradient = skimage.filters.sobel(photograph)
@@ -39,9 +40,9 @@ print(f"{height} x {width} pixels, {100 * labels.double().mean():.0f} % of them 
 # %%
 # Train a tiny segmenter
 # ----------------------
-# It is trained on random crops of 96 x 96 pixels. Its patches have 8 x 8 pixels. Its attention is a bilateral filter with a
-# narrow spatial kernel and no absolute positions. So a patch sees mostly its neighbors, and the place in the window does not
-# matter.
+# The model is trained on random crops of 96 x 96 pixels. Its patches have 8 x 8 pixels. Its attention is a bilateral filter
+# with a narrow spatial kernel and no absolute positions. So a patch attends mostly to its neighbors, and its place in the
+# window does not matter.
 
 window, patch = 96, 8
 model = timm.create_model(
@@ -75,8 +76,8 @@ print(f"training loss of the last crops: {loss:.3f}")
 # %%
 # Windows and their overlap
 # -------------------------
-# Windows begin every ``stride`` pixels, and the last one ends at the end of the side. A small wrapper counts the windows that
-# the model gets.
+# Along each side, windows begin every ``stride`` pixels, and the last window ends at the border of the image. A small wrapper
+# counts the windows that the model gets.
 
 
 class Recorder(nn.Module):
@@ -123,8 +124,8 @@ for ax in axes:
 # %%
 # The average, by hand
 # --------------------
-# :class:`~imgproc_attn.segmentation.SlidingWindowModel` gives the logits, which :func:`~imgproc_attn.segmentation.segment`
-# turns into classes. They are the mean over the windows of a pixel.
+# :class:`~imgproc_attn.segmentation.SlidingWindowModel` returns logits, which :func:`~imgproc_attn.segmentation.segment` turns
+# into classes. The logits of a pixel are the mean over all windows that contain the pixel.
 
 with torch.no_grad():
     merged = SlidingWindowModel(model, window, stride)(image[None])[0]
@@ -140,12 +141,12 @@ print("same classes as segment:", torch.equal(merged.argmax(dim=0), prediction))
 # %%
 # Where it equals the whole image
 # -------------------------------
-# Three cases tell what to expect.
+# Three cases show when sliding windows give the same logits as the whole image.
 #
-# 1. A window that covers the image is the whole image.
-# 2. A model without context, such as a convolution of 1 x 1, gives the same logits in every window.
-# 3. A model with context differs near the borders of windows, where it misses neighbors. Here the spatial kernel is narrow,
-#    so the difference falls fast with the distance from the border.
+# 1. If one window covers the whole image, the logits are the same.
+# 2. If the model uses no context, such as a convolution of 1 x 1, the logits of a pixel are the same in every window.
+# 3. If the model uses context, the logits differ near the borders of windows, because neighbors outside the window are missing.
+#    In our model, the spatial kernel is narrow, so the difference is small at a short distance from the border.
 
 pointwise = nn.Conv2d(1, 2, 1).eval()
 with torch.no_grad():
@@ -157,8 +158,9 @@ print(f"window covers the image: {(covering - whole).abs().max():.1e}")
 print(f"model without context:   {without_context.abs().max():.1e}")
 
 # %%
-# The third case as a figure: the largest difference of a logit from that of the whole image, with windows that touch and with
-# windows that overlap by half. The curve is for windows that touch. Their borders are at multiples of 96 pixels.
+# The figure shows the third case: for each pixel, the largest difference of a logit from that of the whole image. With stride
+# 96, windows touch, and their borders are at multiples of 96 pixels. With stride 48, windows overlap by half. The curve is
+# for windows that touch.
 
 
 def distance_to_border(size):
@@ -183,10 +185,11 @@ axes[2].set(xlabel="pixels to the nearest border", ylabel="mean difference, stri
 axes[2].grid(alpha=0.3)
 
 # %%
-# Does overlap pay off?
-# ---------------------
-# Compare with the labels of the lower half, which was not used for training. A smaller stride costs more windows. In this
-# example the differences in mIoU are small, because the model needs few neighbors. It is one model on one image.
+# Does overlap improve the result?
+# --------------------------------
+# We compare the predictions with the labels of the lower half, which was not used for training. A smaller stride needs more
+# windows. In this example, the differences in mIoU are small, because the model needs few neighbors. This result is for one
+# model and one image.
 
 for name, (size, step) in {"whole": (None, None), "stride 96": (96, 96), "stride 48": (96, 48), "stride 24": (96, 24)}.items():
     recorder = Recorder(model).eval()
@@ -196,5 +199,5 @@ for name, (size, step) in {"whole": (None, None), "stride 96": (96, 96), "stride
     print(f"{name:10} {recorder.windows:4} windows, mIoU {metric.compute()['miou']:.1f} %")
 
 # %%
-# To see more, change ``spatial_bandwidth``, ``window`` and ``stride``: a wider kernel moves the difference deeper into the
-# windows.
+# To see more, change ``spatial_bandwidth``, ``window`` and ``stride``. With a wider kernel, the logits also differ farther
+# from the borders.

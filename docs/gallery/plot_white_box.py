@@ -2,17 +2,17 @@
 Look inside an attention-only model
 ===================================
 
-An attention-only transformer is derived as a denoiser: each layer moves tokens towards low-dimensional subspaces. This example
-first checks the theorem behind it on random tokens. Then it measures each layer of a small trained model.
+Attention-only transformers are derived as denoisers: each layer moves tokens towards low-dimensional subspaces. This example
+first tests the theorem behind these models on random tokens. Then it measures each layer of a small trained model.
 """
 
 # %%
 # Run the theorem
 # ---------------
-# Tokens come from a mixture of noisy low-rank Gaussians. The layers use the true subspaces. With a thresholded softmax, each
-# layer multiplies the signal-to-noise ratio by ``1 + step * tau`` (AoT, `arXiv 2506.03790
-# <https://arxiv.org/abs/2506.03790>`_).
-# The command ``imgproc-attn theorem`` does the same with more settings.
+# Tokens are drawn from a mixture of noisy low-rank Gaussians. The layers know the true subspaces. The theorem says: if the
+# softmax is thresholded at ``tau``, each layer multiplies the signal-to-noise ratio by ``1 + step * tau`` (AoT,
+# `arXiv 2506.03790 <https://arxiv.org/abs/2506.03790>`_).
+# The command ``imgproc-attn theorem`` runs the same experiment and has more settings.
 
 import tempfile
 from pathlib import Path
@@ -43,10 +43,10 @@ diagnostics.draw_denoising(ratios, 1 + step * tau, axes)
 plt.show()
 
 # %%
-# The law holds with the threshold **and** the factor ``1 / sqrt(p)`` on the scores, where p is the dimension of a subspace.
+# The theorem holds with the threshold **and** a factor ``1 / sqrt(p)`` on the scores, where p is the dimension of a subspace.
 # Without this factor, the noise parts of the tokens soon attend to the amplified tokens, and the ratio falls. With the plain
-# softmax, the ratio also falls in the end. Models compute the branch from normalized tokens. This makes the growth
-# arithmetic: a constant increment per layer. The published figure follows this law too.
+# softmax, the ratio also falls in the end. In models, a layer norm normalizes the tokens before attention. The growth is then
+# arithmetic: a constant increment per layer. The growth in the figure of the paper is arithmetic too.
 
 for noise, cases in ratios.items():
     for name, values in cases.items():
@@ -56,7 +56,8 @@ for noise, cases in ratios.items():
 # %%
 # Train a small model
 # -------------------
-# The model has eight attention-only layers with shared subspaces and twicing. It trains on the digits of scikit-learn.
+# The model has eight attention-only layers, which use one set of subspaces for queries, keys and values, and twicing. It is
+# trained on the digits of scikit-learn.
 
 short = ["schedule.epochs=12", "schedule.warmup_epochs=2"]
 variant = "comparison.variants.mine={name: aot_mssa_vit_tiny, residual: twicing, depth: 8}"
@@ -71,9 +72,10 @@ print(f"{result['parameters']:,} parameters, test accuracy {result['test']['accu
 # %%
 # Measure every layer
 # -------------------
-# Cosine similarity near 1 and an effective rank near 1 mean over-smoothing. The coding rate is the length of a code for the
-# tokens. The subspace coding rate is the length of codes for the projections of the tokens onto the layer's subspaces.
-# Attention is derived as a step that lowers it. In this model, it grows with depth, before and after training.
+# A cosine similarity near 1 and an effective rank near 1 mean that all tokens are alike (over-smoothing). The coding rate is
+# the length of a code for the tokens. The subspace coding rate is the length of codes for the projections of the tokens onto
+# the subspaces of the layer. Attention is derived as a step that lowers the subspace coding rate. In this model, this rate
+# grows with depth, before and after training.
 
 pixels = torch.from_numpy(load_digits().images[:64]).float()[:, None] / 16
 mean, std = trained.pretrained_cfg["mean"][0], trained.pretrained_cfg["std"][0]
@@ -89,9 +91,9 @@ plt.show()
 # %%
 # Spectrum and gains
 # ------------------
-# Twicing raises each eigenvalue a to ``1 - (1 - a)^2``, so the filter removes less. On noisy images, alpha is the
-# factor by which a filter shrinks the signal, and beta the factor for the noise. Where alpha is larger than beta, the residual
-# connection raises the signal-to-noise ratio.
+# Twicing raises each eigenvalue a of the filter to ``1 - (1 - a)^2``, so the filter removes less. On noisy images, the filter
+# multiplies the signal by the factor alpha, and the noise by the factor beta. Where alpha is larger than beta, the skip
+# connection around the filter raises the signal-to-noise ratio.
 
 plain, boosted = diagnostics.spectrum(trained, images, layer=4)
 noisy = (pixels + 0.2 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)) - mean) / std
@@ -107,8 +109,9 @@ for name, values in (("plain filter", gains), ("with twicing", boosted_gains)):
 # %%
 # Positions that are added to the tokens
 # --------------------------------------
-# Added positions put cross terms of content and position into each score. Their share of the variance depends on the image and
-# on the number of tokens. Here, the projections are random and the positions are sines and cosines.
+# If positions are added to the tokens, each attention score contains products of the content of one token and the position of
+# the other: cross terms. The share of these terms in the variance of the scores depends on the image and on the number of
+# tokens. In this model, the projections are random and the positions are sines and cosines.
 
 photograph = torch.from_numpy(data.astronaut()).movedim(-1, 0)[None] / 127.5 - 1
 torch.manual_seed(0)
