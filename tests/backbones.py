@@ -47,6 +47,9 @@ VARIANTS = {
     "threshold": {"filter": {"name": "threshold", "tau": 0.51}, "kernel": "gaussian_range"},
     "token statistics": {"projection": "subspaces", "filter": "token_statistics"},
     "representatives": {"projection": "subspaces", "filter": {"name": "representatives", "cells": 2}, "mlp": "ista"},
+    "random features": {"kernel": "gaussian_range", "filter": {"name": "random_features", "num_features": 12}},
+    "nystroem": {**BILATERAL, "filter": {"name": "nystroem", "num_landmarks": 5}, "residual": "twicing"},
+    "linformer": {"kernel": "gaussian_range", "filter": {"name": "linformer", "num_landmarks": 5}},
 }
 
 CARRIES = {"elliptical", "neutreno", "pid", "l2_boosting"}

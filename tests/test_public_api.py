@@ -23,8 +23,20 @@ PACKAGES = (
     ".segmentation",
     ".diagnostics",
 )
-CORE = ("attention", "bandwidths", "block", "components", "elementwise_filters", "filters", "gates", "geometry", "kernels")
+CORE = (
+    "attention",
+    "bandwidths",
+    "block",
+    "components",
+    "elementwise_filters",
+    "feature_filters",
+    "filters",
+    "gates",
+    "geometry",
+    "kernels",
+)
 CORE += (
+    "landmark_filters",
     "layer_cache",
     "layer_state",
     "lifting",

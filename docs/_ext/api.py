@@ -28,6 +28,8 @@ MODULES = {
     "imgproc_attn.core.filters": "Filters and operators",
     "imgproc_attn.core.elementwise_filters": "Filters without softmax",
     "imgproc_attn.core.linear_filters": "Filters of linear cost",
+    "imgproc_attn.core.feature_filters": "Filters of positive features",
+    "imgproc_attn.core.landmark_filters": "Filters through landmarks",
     "imgproc_attn.core.residuals": "Residuals and block residuals",
     "imgproc_attn.core.projections": "Projections",
     "imgproc_attn.core.pointwise": "Pointwise layers",

@@ -5,9 +5,11 @@ from .bandwidths import Bandwidth
 from .block import FilterBlock
 from .components import LayerSpec
 from .elementwise_filters import ReluFilter, ThresholdFilter
+from .feature_filters import RandomFeatures
 from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter, log_weights
 from .geometry import Geometry, grid_geometry, line_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
+from .landmark_filters import Linformer, Nystroem
 from .layer_state import LayerState
 from .linear_filters import Representatives, TokenStatistics
 from .pointwise import ISTA
@@ -36,12 +38,15 @@ __all__ = [
     "L2Boosting",
     "LayerSpec",
     "LayerState",
+    "Linformer",
     "NeuTRENO",
+    "Nystroem",
     "Operator",
     "Plain",
     "PositionDistance",
     "Projection",
     "QueryKeyValue",
+    "RandomFeatures",
     "RelativeBuckets",
     "RelativeTable",
     "ReluFilter",

@@ -21,8 +21,10 @@ from torch import nn
 
 from ..utils.checks import check_flag
 from .elementwise_filters import ReluFilter, ThresholdFilter
+from .feature_filters import RandomFeatures
 from .filters import DenseFilter, SoftmaxFilter
 from .kernels import DotProduct, Elliptical, GaussianRange
+from .landmark_filters import Linformer, Nystroem
 from .linear_filters import Representatives, TokenStatistics
 from .pointwise import ISTA
 from .positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, UntiedPositions
@@ -149,6 +151,9 @@ FILTERS: dict[str, Factory] = {
     "threshold": ThresholdFilter,
     "token_statistics": TokenStatistics,
     "representatives": Representatives,
+    "random_features": RandomFeatures,
+    "nystroem": Nystroem,
+    "linformer": Linformer,
 }
 RESIDUALS: dict[str, Factory] = {
     "plain": Plain,

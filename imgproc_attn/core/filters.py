@@ -251,7 +251,7 @@ def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
     return log_weights.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else log_weights + mask
 
 
-def _check_mask(mask: Tensor | None) -> None:
+def check_mask(mask: Tensor | None) -> None:
     if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool (True: visible) or floating point, got {mask.dtype}. Give mask.bool().")
 
@@ -272,7 +272,7 @@ def _merge(
     Raises:
         TypeError: ``mask`` is neither boolean nor floating point.
     """
-    _check_mask(mask)
+    check_mask(mask)
     if len(biases) > 0:
         bias = biases[0].dense()
         for other in biases[1:]:
@@ -288,7 +288,7 @@ def _merge(
     return _masked(mask, past), False
 
 
-def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def products(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Return the inner products of columns in float32 or float64, also under autocast.
 
     Columns of positions are large numbers, which lower precision would round too much. TF32 would round them too. It is off
@@ -307,7 +307,7 @@ def log_weights(terms: Terms) -> Tensor:
     Each row may differ from log K by a constant. The softmax over the row removes this constant.
     """
     q, k = lift(terms)
-    dense = _products(q, k, terms.scale)
+    dense = products(q, k, terms.scale)
     for bias in terms.biases:
         dense = dense + bias.dense()
     return dense
@@ -315,7 +315,7 @@ def log_weights(terms: Terms) -> Tensor:
 
 def _dense_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Return the softmax of dense log-weights, in float32 or float64."""
-    return hide(_products(q, k, scale), mask, is_causal).softmax(dim=-1)
+    return hide(products(q, k, scale), mask, is_causal).softmax(dim=-1)
 
 
 def hide(log_weights: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -324,7 +324,7 @@ def hide(log_weights: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     Raises:
         TypeError: ``mask`` is neither boolean nor floating point.
     """
-    _check_mask(mask)
+    check_mask(mask)
     if mask is not None:
         log_weights = _masked(log_weights, mask)
     if is_causal:

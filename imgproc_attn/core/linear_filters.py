@@ -54,7 +54,7 @@ class TokenStatistics(nn.Module):
         Raises:
             ValueError: ``terms`` are not one block of columns for queries and keys, or a mask is given.
         """
-        return _statistics(_one_block("token_statistics", terms, mask), self.temperature, is_causal)
+        return _statistics(terms, mask, is_causal, self.temperature)
 
 
 class StatisticsOperator(NamedTuple):
@@ -136,9 +136,7 @@ class Representatives(nn.Module):
             ValueError: ``terms`` are not one block of columns for queries and keys, a mask or causality is given, or the tokens
                 are not the prefix and all patches of the grid.
         """
-        _refuse_causality(is_causal)
-        w = _one_block("representatives", terms, mask)
-        return _representatives(w, terms.scale, geometry, self.cells, self.step_x, self.step_representatives)
+        return _representatives(terms, mask, is_causal, geometry, self.cells, self.step_x, self.step_representatives)
 
 
 class RepresentativesOperator(NamedTuple):
@@ -168,29 +166,48 @@ class RepresentativesOperator(NamedTuple):
         return self.step_x * (self.to_representatives.transpose(-2, -1) @ (self.among @ inner))
 
 
-def _one_block(name: str, terms: Terms, mask: Tensor | None) -> Tensor:
-    """Return the columns w of ``terms``, one block that queries and keys share."""
+def refuse_mask(name: str, mask: Tensor | None) -> None:
+    """Fail if the filter of this name gets a mask."""
     if mask is not None:
         raise ValueError(f"filter={name!r}: mask must be None, got a mask. Use filter='softmax' for masks.")
+
+
+def refuse_causality(name: str, is_causal: bool) -> None:
+    """Fail if the filter of this name must be causal."""
+    if is_causal:
+        raise ValueError(
+            f"filter={name!r}: is_causal must be False, because tokens attend through averages of all tokens, got True. Use "
+            "filter='softmax'."
+        )
+
+
+def check_all_patches(name: str, geometry: Geometry | None, tokens: int) -> Geometry:
+    """Return the geometry of the tokens if they are the prefix tokens and all tokens of its grid or line."""
+    if geometry is None:
+        raise ValueError(f"filter={name!r}: geometry must be that of the tokens, got None. Pass geometry=.")
+    (height, width), prefix = geometry.grid_size, geometry.num_prefix_tokens
+    if tokens != prefix + height * width:
+        raise ValueError(
+            f"filter={name!r}: tokens must be {prefix} prefix tokens and all patches of the grid {height} x {width}, got "
+            f"{tokens} tokens. Set patch_drop_rate=0, and give inputs of that length."
+        )
+    return geometry
+
+
+def _one_block(name: str, terms: Terms, mask: Tensor | None) -> Tensor:
+    """Return the columns w of ``terms``, one block that queries and keys share."""
+    refuse_mask(name, mask)
     others = (terms.distances, terms.position_distances, terms.biases)
     if len(terms.q) != 1 or terms.q[0] is not terms.k[0] or any(map(len, others)) or terms.key_bias is not None:
         raise ValueError(
             f"filter={name!r}: queries and keys must be one set of features without positions in the layer, got others. Use "
             "projection='subspaces', kernel='dot_product' and positions='absolute', 'sincos' or 'none'."
         )
-    return terms.q[0]
+    return at_least_float32(terms.q[0])
 
 
-def _refuse_causality(is_causal: bool) -> None:
-    if is_causal:
-        raise ValueError(
-            "filter='representatives': is_causal must be False, because tokens attend through averages of all tokens, got "
-            "True. Use filter='softmax'."
-        )
-
-
-def _statistics(w: Tensor, temperature: Tensor, is_causal: bool) -> StatisticsOperator:
-    w = at_least_float32(w)
+def _statistics(terms: Terms, mask: Tensor | None, is_causal: bool, temperature: Tensor) -> StatisticsOperator:
+    w = _one_block("token_statistics", terms, mask)
     squared, tiny = w.square(), 1e-8
     if is_causal:
         energy = (squared / squared.cumsum(dim=2).clamp(min=tiny**2)).sum(dim=-1)
@@ -205,17 +222,18 @@ def _statistics(w: Tensor, temperature: Tensor, is_causal: bool) -> StatisticsOp
 
 
 def _representatives(
-    w: Tensor, scale: float, geometry: Geometry | None, cells: int, step_x: Tensor, step_representatives: Tensor
+    terms: Terms,
+    mask: Tensor | None,
+    is_causal: bool,
+    geometry: Geometry | None,
+    cells: int,
+    step_x: Tensor,
+    step_representatives: Tensor,
 ) -> RepresentativesOperator:
-    if geometry is None:
-        raise ValueError("filter='representatives': geometry must be that of the tokens, got None. Pass geometry=.")
-    (height, width), prefix = geometry.grid_size, geometry.num_prefix_tokens
-    if w.shape[2] != prefix + height * width:
-        raise ValueError(
-            f"filter='representatives': tokens must be {prefix} prefix tokens and all patches of the grid {height} x {width}, "
-            f"got {w.shape[2]} tokens. Set patch_drop_rate=0."
-        )
-    w = at_least_float32(w)
+    refuse_causality("representatives", is_causal)
+    w = _one_block("representatives", terms, mask)
+    geometry = check_all_patches("representatives", geometry, w.shape[2])
+    (height, width), prefix, scale = geometry.grid_size, geometry.num_prefix_tokens, terms.scale
     cell = torch.eye(height * width, device=w.device, dtype=w.dtype).reshape(1, height * width, height, width)
     pool = F.pad(F.adaptive_avg_pool2d(cell, cells).flatten(2)[0].t(), (prefix, 0))
     a = (pool @ w @ w.transpose(-2, -1) * scale).softmax(dim=-1)
@@ -224,7 +242,5 @@ def _representatives(
     return RepresentativesOperator(a, b, pool, step_x.to(w.dtype), step_representatives.to(w.dtype))
 
 
-torch.fx.wrap("_one_block")
-torch.fx.wrap("_refuse_causality")
 torch.fx.wrap("_statistics")
 torch.fx.wrap("_representatives")

@@ -362,6 +362,13 @@ class Laplace(NamedTuple):
         q, k = torch.cat([along_i, ones_i], dim=-1), torch.cat([ones_j, along_j], dim=-1)
         return Terms([q], [k], key_bias=(self.slopes - leading) * p_j)
 
+    def causal_key_bias(self) -> Tensor | None:
+        """Return ``p_j / b`` on a line, ``[1 or B, H, M, 1]``, which differs from the log-weights by a constant per row."""
+        p_j = self.key.coordinates
+        if p_j.shape[-1] > 1 or self.key.num_prefix_tokens > 0:
+            return None
+        return self.slopes * (p_j - p_j[:, :1])[:, None].to(self.slopes.dtype)
+
 
 def _laplace(slopes: Tensor, query: Geometry, key: Geometry, like: Tensor) -> Tensor:
     offset, both = _offsets(query, key)

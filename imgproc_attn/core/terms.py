@@ -62,7 +62,8 @@ class DenseBias(Protocol):
     """Log-weights without a factored form. Once computed, they need memory for ``H x N x M`` values.
 
     A bias may have a method ``causal_form() -> Terms | None``. It returns columns with the same log-weights for keys up to the
-    query, up to a constant per row, or None if there are none. A causal filter then needs no dense bias.
+    query, up to a constant per row, or None if there are none. A causal filter then needs no dense bias. A method
+    ``causal_key_bias() -> Tensor | None`` returns the same as one log-weight per key, ``[1 or B, H, M, 1]``.
     """
 
     def dense(self) -> Tensor:
@@ -93,7 +94,8 @@ class Terms(NamedTuple):
         position_distances: Squared distances of coordinates.
         key_bias: ``[1 or B, H, M, 1]``, float32 or float64, or None.
         biases: Dense log-weights.
-        scale: Factor on the products of columns, applied in the precision of their sums. Must be 1 if there are other terms.
+        scale: Factor on the products of columns, applied in the precision of their sums. Must be 1 if there are other terms
+            than dense biases.
     """
 
     q: Sequence[Tensor] = ()
@@ -116,14 +118,23 @@ def product(first: Terms, second: Terms) -> Terms:
         >>> len(terms.q), len(terms.position_distances)
         (1, 1)
     """
+    biases = [*first.biases, *second.biases]
+    for one, other in ((first, second), (second, first)):
+        if _is_bias(one):
+            return other._replace(biases=biases)
     return Terms(
         [*_scaled(first), *_scaled(second)],
         [*first.k, *second.k],
         [*first.distances, *second.distances],
         [*first.position_distances, *second.position_distances],
         sum_of(first.key_bias, second.key_bias),
-        [*first.biases, *second.biases],
+        biases,
     )
+
+
+def _is_bias(terms: Terms) -> bool:
+    """Return whether there are no terms but dense biases."""
+    return terms.key_bias is None and not any(map(len, (terms.q, terms.distances, terms.position_distances)))
 
 
 def _scaled(terms: Terms) -> Sequence[Tensor]:

@@ -39,7 +39,8 @@ class TokenTransformer(nn.Module):
         num_heads: Number of heads.
         kernel: Kernel on features. Default: dot product.
         positions: One or several members, or ``"none"``. Default: ``"absolute"``, a learned table added to the tokens.
-        filter: Module that builds the operator. In causal models not ``"representatives"``.
+        filter: Module that builds the operator. In causal models not ``"representatives"``, ``"nystroem"`` or
+            ``"linformer"``.
         residual: Boosting of the filter. Default: plain.
         block_residual: Boosting of the attention branch of a block. Default: plain.
         projection: Input and output projection of attention. Default: queries, keys and values.

@@ -39,6 +39,8 @@ VARIANTS = {
     "relu": {"filter": "relu", "positions": ["absolute", "alibi"]},
     "threshold": {"filter": {"name": "threshold", "tau": 0.55}, "positions": ["absolute", "spatial_gaussian"]},
     "token statistics": {"filter": "token_statistics", "projection": "subspaces", "residual": "twicing"},
+    "random features": {"filter": "random_features", "kernel": "gaussian_range", "residual": "twicing"},
+    "random features, alibi": {"filter": "random_features", "positions": {"name": "alibi", "learned": True}},
     "everything": {**BILATERAL, "residual": "twicing", "block_residual": "sos", "projection": "subspaces"},
 }
 FILTERED = {  # each with the fused and the dense filter

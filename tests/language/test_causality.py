@@ -104,5 +104,6 @@ def test_a_cache_has_no_gradients():
 
 
 def test_filters_that_look_ahead_are_refused():
-    with pytest.raises(ValueError, match=r"filter must be causal .* in block 0, .* Use filter='softmax'"):
-        small(filter="representatives", projection="subspaces", positions="none")
+    for filter in ("representatives", "nystroem", "linformer"):
+        with pytest.raises(ValueError, match=r"filter must be causal .* in block 0, .* Use filter='softmax'"):
+            small(filter=filter, projection="subspaces", positions="none")

@@ -223,7 +223,9 @@ def test_bad_arguments(options, error, message):
         small(**options)
 
 
-@pytest.mark.parametrize("name", ["bilateral, softmax", "several positions, softmax", "pid, softmax"])
+@pytest.mark.parametrize(
+    "name", ["bilateral, softmax", "several positions, softmax", "pid, softmax", "random features, random_features"]
+)
 def test_models_export(name):
     model, ids = small(torch.float32, **FILTERED[name]), torch.randint(VOCABULARY, (2, 20))
     program = torch.export.export(model, (ids,))

@@ -171,8 +171,11 @@ def test_interleaved_forwards(name):
         assert torch.equal(model.norm(x), y)
 
 
-@pytest.mark.parametrize("name", CARRYING)
-def test_carried_state_compiled_and_exported(name):
+LINEAR = [pytest.param(name, marks=pytest.mark.slow) for name in ("random features", "nystroem", "linformer")]
+
+
+@pytest.mark.parametrize("name", [*CARRYING, *LINEAR])
+def test_variants_compiled_and_exported(name):
     """Values and gradients agree."""
     model = small(**VARIANTS[name]).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)

@@ -50,7 +50,7 @@ def perturbed(x):
     return y
 
 
-NO_MASKS = ("token statistics", "representatives")
+NO_MASKS = ("token statistics", "representatives", "nystroem", "linformer")
 CAUSAL = {k: v for k, v in VARIANTS.items() if "token" not in str(v.get("global_pool")) and k not in NO_MASKS}
 
 
