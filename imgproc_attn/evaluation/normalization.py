@@ -112,8 +112,8 @@ class InPrecision(nn.Module):
         self.model, self.autocast = model, autocast
         self.train(model.training)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, **inputs: Any) -> Tensor:
         with self.autocast():
-            logits = self.model(images)
+            logits = self.model(images, **inputs)
         floats = isinstance(logits, Tensor) and logits.is_floating_point()  # The caller checks other outputs.
         return logits.to(images.dtype if images.is_floating_point() else torch.float32) if floats else logits

@@ -5,6 +5,7 @@ from .families import LANGUAGE_FAMILIES, LanguageFamily, create_model, list_mode
 from .generation import sample
 from .gpt2_weights import load_gpt2_weights
 from .model import FilterLanguageModel
+from .output_layers import AdaptiveSoftmax, TiedLogits
 from .text import TextSplit, TrainingWindows, read_text
 from .tokenizers import (
     BytePairTokenizer,
@@ -20,6 +21,7 @@ from .word_swap import SwappedText, WordSwap
 
 __all__ = [
     "LANGUAGE_FAMILIES",
+    "AdaptiveSoftmax",
     "BytePairTokenizer",
     "ByteTokenizer",
     "Cache",
@@ -28,6 +30,7 @@ __all__ = [
     "LanguageFamily",
     "SwappedText",
     "TextSplit",
+    "TiedLogits",
     "TokenTransformer",
     "Tokenizer",
     "TrainingWindows",

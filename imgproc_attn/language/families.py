@@ -54,11 +54,12 @@ AOT_MHSA_LM = {
     "base": {"embed_dim": 896, "depth": 24, "num_heads": 14},
     "test": TEST,
 }
-# Word-level models of the twicing and elliptical papers, with an MLP of width 2,048. Here blocks normalize their input, and
-# words have one embedding table. In the papers they normalize their output, and rare words have narrower embeddings.
+# Word-level models of the twicing, elliptical and NeuTRENO papers, with an MLP of width 2,048 and an adaptive softmax. In their
+# code, blocks normalize their output, and scores of words have biases.
+WORDS103: dict[str, Any] = {"vocab_size": 267735, "cutoffs": (20000, 40000, 200000), "depth": 16, "num_heads": 8}
 WIKITEXT103 = {
-    "small": {"vocab_size": 267735, "context": 256, "embed_dim": 128, "depth": 16, "num_heads": 8, "mlp_ratio": 16},
-    "medium": {"vocab_size": 267735, "context": 384, "embed_dim": 256, "depth": 16, "num_heads": 8, "mlp_ratio": 8},
+    "small": {**WORDS103, "context": 256, "embed_dim": 128, "mlp_ratio": 16},
+    "medium": {**WORDS103, "context": 384, "embed_dim": 256, "mlp_ratio": 8},
     "test": TEST,
 }
 

@@ -1,15 +1,16 @@
 """Causal language model whose attention is a filter: the blocks of the vision models on a line of tokens."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.checks import check_sizes, check_whole
 from .cache import Cache
 from .generation import check_sampling, continue_tokens, sample
+from .output_layers import AdaptiveSoftmax, TiedLogits
 from .transformer import TokenTransformer, check_ids
 
 __all__ = ["FilterLanguageModel"]
@@ -29,6 +30,9 @@ class FilterLanguageModel(TokenTransformer):
         embed_dim: Width of the tokens, C.
         depth: Number of blocks.
         num_heads: Number of heads.
+        cutoffs: First token of each cluster of an adaptive softmax, for vocabularies of many words in the order of their
+            frequency (`imgproc_attn.language.AdaptiveSoftmax`). The output is then log-probabilities. Default: one softmax
+            over all tokens.
         **components: Components and further keywords of `TokenTransformer`.
 
     Raises:
@@ -52,6 +56,7 @@ class FilterLanguageModel(TokenTransformer):
         depth: int = 12,
         num_heads: int = 12,
         *,
+        cutoffs: Sequence[int] = (),
         device=None,
         dtype=None,
         **components: Any,
@@ -60,6 +65,7 @@ class FilterLanguageModel(TokenTransformer):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(nn.Embedding(vocab_size, embed_dim, **dd), context, embed_dim, depth, num_heads, **components, **dd)
         self.vocab_size = vocab_size
+        self.head = AdaptiveSoftmax(self.token_embed, cutoffs, **dd) if len(cutoffs) > 0 else TiedLogits(self.token_embed)
 
     def new_cache(self) -> Cache:
         """Return an empty cache for calls with new tokens only.
@@ -69,15 +75,17 @@ class FilterLanguageModel(TokenTransformer):
         """
         return Cache(self._blocks())
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the logits of the next token at each place.
+    def forward(self, ids: Tensor, cache: Cache | None = None, targets: Tensor | None = None) -> Tensor:
+        """Return the logits of the next token at each place, or the losses of given next tokens.
 
         Args:
             ids: Token indices ``[B, N]``, each from 0 to ``vocab_size - 1``.
             cache: Cache of the tokens before ``ids``, from `new_cache`. Default: ``ids`` is the beginning.
+            targets: Next tokens ``[B, N]``. -100 marks those that do not count. Default: none.
 
         Returns:
-            Logits ``[B, N, V]``. Those at place i depend on the tokens 0 to i.
+            Logits ``[B, N, V]``; log-probabilities with ``cutoffs``. With ``targets``, their log-losses ``[B, N]`` in nats,
+            which an adaptive softmax computes without scores of all tokens. Those at place i depend on the tokens 0 to i.
 
         Raises:
             TypeError: ``ids`` are not integers.
@@ -85,7 +93,8 @@ class FilterLanguageModel(TokenTransformer):
             RuntimeError: There is a cache, and gradients are on.
         """
         check_ids(ids)
-        return F.linear(self.forward_features(ids, cache), self.token_embed.weight)
+        features = self.forward_features(ids, cache)
+        return self.head(features) if targets is None else self.head.losses(features, targets)
 
     @torch.no_grad()
     def generate(
@@ -131,7 +140,7 @@ class FilterLanguageModel(TokenTransformer):
 
         def next_logits(ids: Tensor) -> Tensor:
             new = ids if cache is None else ids[:, cache.length :]
-            return F.linear(self.forward_features(new, cache)[:, -1], self.token_embed.weight)
+            return self.head(self.forward_features(new, cache)[:, -1])
 
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         return continue_tokens(ids, max_new_tokens, next_logits, draw, stop)

@@ -25,7 +25,16 @@ from ..evaluation.scorers import AnyAttack, Scorer
 from ..evaluation.scoring import Metric
 from ..evaluation.specs import DatasetSpec
 from ..evaluation.statistics import bootstrap_sums, normal_interval
-from ..language import FilterLanguageModel, TextSplit, TrainingWindows, VocabularyLimits, WordSwap, read_text, tokenizer_of
+from ..language import (
+    AdaptiveSoftmax,
+    FilterLanguageModel,
+    TextSplit,
+    TrainingWindows,
+    VocabularyLimits,
+    WordSwap,
+    read_text,
+    tokenizer_of,
+)
 from ..language.text import open_training_text
 from ..language.tokenizers import TOKENIZERS
 from ..recipe import Recipe
@@ -172,13 +181,20 @@ class LanguageTask(Task):
         return (self.context, len(_training_text(recipe).tokenizer))
 
     def check_model(self, recipe: Recipe, model: Any, device: str) -> None:
-        """Check that the model is a language model."""
+        """Check that the model is a language model, and has the loss of the recipe."""
         if not isinstance(model, FilterLanguageModel):
             raise ValueError(f"it must be a language model, got {type(model).__name__}. Choose one of language.list_models().")
+        if _is_adaptive(model) and recipe.run.label_smoothing > 0:
+            raise ValueError(
+                f"run.label_smoothing must be 0 with an adaptive softmax, got {recipe.run.label_smoothing}. Leave it out, or "
+                "set model.cutoffs=[]."
+            )
 
     def training_task(
         self, recipe: Recipe, model: nn.Module, preprocessing: Preprocessing, device: torch.device
     ) -> TrainingTask:
+        if _is_adaptive(model):
+            return LossTraining(model, torch.mean, device=device, verbose=False)
         return TimmClassification(model, TokenCrossEntropy(recipe.run.label_smoothing), device=device, verbose=False)
 
     # scorers
@@ -266,12 +282,13 @@ class LanguageTask(Task):
     ) -> SanityReport:
         """Check that two passes agree, and that no output depends on later tokens, which would make perplexity worthless."""
         findings: list[Finding] = []
-        for tokens, *_ in batches:
-            first = model(tokens)
-            findings += check_repeats(first, model(tokens))
+        for tokens, targets, *_ in batches:
+            inputs = {"targets": targets} if _is_adaptive(model) else {}
+            first = model(tokens, **inputs)
+            findings += check_repeats(first, model(tokens, **inputs))
             half = tokens.shape[1] // 2
-            changed = torch.cat([tokens[:, :half], (tokens[:, half:] + 1) % first.shape[-1]], dim=1)
-            if (model(changed)[:, :half] - first[:, :half]).abs().max() > 1e-4 * first.abs().max():
+            changed = torch.cat([tokens[:, :half], (tokens[:, half:] == 0).to(tokens.dtype)], dim=1)
+            if (model(changed, **inputs)[:, :half] - first[:, :half]).abs().max() > 1e-4 * first.abs().max():
                 message = "Outputs change with later tokens, which they must predict. Use components that are causal."
                 findings.append(Finding("outputs see later tokens", message))
         return SanityReport(["outputs and causality"], sum(len(batch[0]) for batch in batches), findings[:1])
@@ -287,6 +304,17 @@ class TokenModel(NormalizedModel):
 
     def normalize(self, images: Tensor) -> Tensor:
         return images
+
+    def forward(self, images: Tensor, **inputs: Any) -> Tensor:
+        return self.model(images, **inputs)
+
+
+class LossTraining(TimmClassification):
+    """Training of a model that computes the losses of its targets itself. The criterion reduces them to one number."""
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        losses = self.trainable_module(input, targets=target)
+        return {"loss": self.criterion(losses), "output": losses}
 
 
 class TokenCrossEntropy(nn.Module):
@@ -314,8 +342,13 @@ def token_losses(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ValueError: The model returns no logits per token.
-        FloatingPointError: Logits are not finite.
+        FloatingPointError: Logits or losses are not finite.
     """
+    if _is_adaptive(model):
+        losses: Tensor = model(tokens, targets=targets)
+        if not losses.isfinite().all():
+            raise FloatingPointError("Losses must be finite, got inf or nan. Check the weights and the precision of the model.")
+        return losses
     logits = model(tokens)
     if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
         raise ValueError(
@@ -328,6 +361,11 @@ def token_losses(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
         at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED, reduction="none"
     )
     return flat.view(tokens.shape)
+
+
+def _is_adaptive(model: nn.Module) -> bool:
+    """Return whether a model, or the one inside, computes losses without the scores of all tokens."""
+    return any(isinstance(module, AdaptiveSoftmax) for module in model.modules())
 
 
 def _section(recipe: Recipe) -> Any:

@@ -15,7 +15,7 @@ from imgproc_attn.data import SINGLE_PROCESS
 from imgproc_attn.evaluation.conditions import CLEAN, clean_condition, corruption_conditions
 from imgproc_attn.evaluation.session import EvaluationSession, Runtime
 from imgproc_attn.evaluation.specs import DatasetSpec, ModelSpec
-from imgproc_attn.language import ByteTokenizer, TextSplit, WordSwap, read_text, tokenizer_of
+from imgproc_attn.language import AdaptiveSoftmax, ByteTokenizer, TextSplit, WordSwap, read_text, tokenizer_of
 from imgproc_attn.recipe import load_recipe
 from imgproc_attn.recipe.loading import check_recipe
 from imgproc_attn.tasks import LanguageTask
@@ -99,6 +99,33 @@ def test_sliding_windows_equal_one_token_at_a_time(model, run, context, stride):
     numbers = task.count(session.run([clean_condition(samples, task)])[CLEAN])
     assert numbers["tokens"] == len(split) - 1
     assert numbers["perplexity"] == pytest.approx(naive(model, split.tokens.long(), context, stride), rel=1e-5)
+
+
+def test_adaptive_softmax_trains_and_is_evaluated(run, tmp_path, monkeypatch):
+    """Neither the training nor the evaluation computes scores of all words. Perplexity is that of the scores."""
+    recipe = recipe_of(run.parent / "corpus", model={**MODEL, "cutoffs": [20, 100]}, schedule={"epochs": 1})
+    scores, forward = [], AdaptiveSoftmax.forward
+    monkeypatch.setattr(AdaptiveSoftmax, "forward", lambda self, x: scores.append(x.device.type) or forward(self, x))
+    folder = train(tmp_path, recipe)
+    command("evaluate", folder, "--stride", 4, "--limit", 3, "--output", tmp_path / "out", "--device", "cpu")
+    assert set(scores) <= {"meta"}, "only the check of the recipe asks for their shape"
+    model = timm.create_model(f"local-dir:{folder / 'best'}", pretrained=True).eval()
+    split = TextSplit("test", read_text(str(run.parent / "corpus"), "test")[:900], tokenizer_of(model.tokenizer))
+    task = LanguageTask(16, 5)
+    session = EvaluationSession(task.wrap(model).eval(), task, None, Runtime(torch.device("cpu")), progress=lambda *_: None)
+    perplexity = task.count(session.run([clean_condition(task.samples_of(split), task)])[CLEAN])["perplexity"]
+    assert perplexity == pytest.approx(naive(model, split.tokens.long(), 16, 5), rel=1e-5)
+    assert perplexity < 0.5 * len(tokenizer_of(model.tokenizer)), "it has learned"
+    batches = [(*batch[:2], torch.arange(2)) for batch in task.samples_of(split).batches(None, 2, 0, torch.device("cpu"))][:1]
+    assert task.check(task.wrap(model).eval(), batches, [], {}).findings == []
+
+
+def test_adaptive_softmax_has_no_label_smoothing(run, tmp_path, capsys):
+    model = {**MODEL, "cutoffs": [20, 100]}
+    smoothed = {"batch_size": 16, "seed": seeding.number, "label_smoothing": 0.1}
+    with pytest.raises(SystemExit):
+        train(tmp_path, recipe_of(run.parent / "corpus", model=model, run=smoothed))
+    assert "label_smoothing must be 0 with an adaptive softmax, got 0.1. Leave it out" in capsys.readouterr().err
 
 
 def test_each_token_is_predicted_in_one_window():
