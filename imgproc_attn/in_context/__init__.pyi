@@ -1,6 +1,6 @@
 """In-context regression: sequences of examples of a random function, causal models that predict the next value, baselines."""
 
-from .baselines import BASELINES, averaging, lasso, least_squares, nearest_neighbors
+from .baselines import BASELINES, averaging, lasso, least_squares, nearest_neighbors, posterior_mean
 from .figures import draw_error_curves
 from .model import InContextRegressor
 from .problems import RegressionProblem, RegressionSequences, interleave, separate
@@ -16,5 +16,6 @@ __all__ = [
     "lasso",
     "least_squares",
     "nearest_neighbors",
+    "posterior_mean",
     "separate",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,6 +31,7 @@ from ..in_context import (
     RegressionSequences,
     draw_error_curves,
     lasso,
+    posterior_mean,
     separate,
 )
 from ..recipe import Recipe
@@ -279,7 +281,9 @@ class InContextTask(Task):
             for label, model in models.items()
         }
         x, _ = separate(sequences)
-        baselines = {**BASELINES, "Lasso": lasso} if self.sparsity else BASELINES
+        baselines = dict(BASELINES)
+        if self.sparsity is not None:
+            baselines |= {"Lasso": lasso, "best possible": partial(posterior_mean, sparsity=self.sparsity)}
         others = {name: in_units((predict(x, targets) - targets).square()) for name, predict in baselines.items()}
         return {"errors": draw_error_curves(trained, others)[0]}
 
