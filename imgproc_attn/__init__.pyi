@@ -1,6 +1,19 @@
 """Public names of the package. Type checkers read this file, and `lazy_loader` loads the names on first use."""
 
-from . import core, diagnostics, evaluation, experiments, in_context, language, models, recipe, segmentation, tasks, training
+from . import (
+    core,
+    diagnostics,
+    evaluation,
+    experiments,
+    in_context,
+    language,
+    models,
+    recipe,
+    segmentation,
+    sequences,
+    tasks,
+    training,
+)
 from .image_filters import bilateral_filter, non_local_means
 from .models import FilterVisionTransformer, LayerSpec, from_timm
 
@@ -22,6 +35,7 @@ __all__ = [
     "non_local_means",
     "recipe",
     "segmentation",
+    "sequences",
     "tasks",
     "training",
 ]

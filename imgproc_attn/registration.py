@@ -19,6 +19,7 @@ REGISTERING = (
     "imgproc_attn.segmentation.model",
     "imgproc_attn.language.timm_models",
     "imgproc_attn.in_context.timm_models",
+    "imgproc_attn.sequences.timm_models",
 )
 
 

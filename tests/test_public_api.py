@@ -15,6 +15,7 @@ PACKAGES = (
     ".models",
     ".language",
     ".in_context",
+    ".sequences",
     ".data",
     ".tasks",
     ".recipe",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..utils.errors import USER_ERRORS, one_line
 from ..utils.plugins import import_extension
-from . import benchmark, diagnostics, evaluation, training
+from . import benchmark, data, diagnostics, evaluation, training
 from .console import console, reader_left
 
 __all__ = ["main", "parser"]
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="imgproc-attn", description="Vision transformers whose attention is an image filter.")
     top.add_argument("--version", action="version", version=f"imgproc-attn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (training, evaluation, diagnostics, benchmark):
+    for group in (training, evaluation, diagnostics, data, benchmark):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument(

@@ -38,6 +38,7 @@ class TokenStatistics(nn.Module):
 
     rows_sum_to_one: ClassVar[bool] = False
     can_be_cached: ClassVar[bool] = False  # A cache would have to keep sums, not keys.
+    can_be_masked: ClassVar[bool] = False
 
     def __init__(self, num_heads: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -105,6 +106,7 @@ class Representatives(nn.Module):
 
     rows_sum_to_one: ClassVar[bool] = False
     can_be_causal: ClassVar[bool] = False
+    can_be_masked: ClassVar[bool] = False
     needs_geometry: ClassVar[bool] = True  # `FilterAttention` passes the geometry of the tokens.
 
     def __init__(self, num_heads: int, cells: int = 8, device=None, dtype=None) -> None:

@@ -3,6 +3,7 @@
 from .fingerprints import Fingerprint, fingerprint
 from .images import UNREADABLE_LABEL, Images, Unreadable, check_label, random_subset, readable
 from .loaders import SINGLE_PROCESS, Preprocessing, PreprocessingLike, World, evaluation_loader, training_loader
+from .pathfinder import Pathfinder
 from .readers import Digits, PackedImages, check_classes, find_root, open_images
 from .streams import StreamedImages
 
@@ -13,6 +14,7 @@ __all__ = [
     "Fingerprint",
     "Images",
     "PackedImages",
+    "Pathfinder",
     "Preprocessing",
     "PreprocessingLike",
     "StreamedImages",

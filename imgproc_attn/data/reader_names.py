@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
-__all__ = ["LABEL_MAPS", "REGRESSION", "TEXT", "check_columns", "check_reader", "reads_from_a_place"]
+__all__ = ["LABEL_MAPS", "REGRESSION", "SEQUENCES", "TEXT", "check_columns", "check_reader", "reads_from_a_place"]
 
-READERS = ("folder", "npz", "digits")
+READERS = ("folder", "npz", "digits", "pathfinder")
 PREFIXES = ("torch", "wds", "hfds", "hfids", "tfds")  # timm defines these.
 LABEL_MAPS = ("ade20k", "camvid", "labeled")  # Readers of images with label maps, in `imgproc_attn.segmentation.data`.
+
+SEQUENCES = ("listops", "reviews", "retrieval")  # Readers of labeled sequences, in `imgproc_attn.sequences.sources`.
 
 TEXT = "text"  # Reader of text files, in `imgproc_attn.language.text`.
 REGRESSION = "regression"  # Random functions, drawn by `imgproc_attn.in_context`.

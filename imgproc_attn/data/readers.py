@@ -15,6 +15,7 @@ from timm.data.readers.reader import Reader
 
 from .folders import ClassFolders, ClassTar, natural_order, some_names
 from .hugging_face import HuggingFaceImages, stream_images
+from .pathfinder import Pathfinder
 from .reader_names import check_columns, check_reader, reads_from_a_place
 from .streams import StreamedImages, stream_shards
 
@@ -206,7 +207,7 @@ def open_images(
         name: Name of the reader, as in `imgproc_attn.recipe.schema.Data`.
         root: Folder or file of the data. Unused for ``digits``.
         split: Name of the split. For folders it is a subfolder, and empty for ``root`` itself.
-        seed: Seed of the split of ``digits``, and of the shuffling of iterable data sets.
+        seed: Seed of the split of ``digits`` and ``pathfinder``, and of the shuffling of iterable data sets.
         training: Shuffle an iterable data set.
         batch_size: Batch size, a hint for iterable data sets.
         mode: Mode of the images of an iterable data set: ``L`` for gray, ``RGB`` for color.
@@ -235,6 +236,8 @@ def open_images(
         return Digits(split, seed)
     if name == "npz":
         return PackedImages(find_root(root), split)
+    if name == "pathfinder":
+        return Pathfinder(find_root(root), split, seed)
     if name == "folder":
         return _open_folder(find_root(root), split)
     if name in ("torch/folder", "torch/image_folder"):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -146,20 +146,20 @@ class Samples(SampleSet, Dataset):
         self._positions = range(len(images)) if positions is None else positions
         self.ids = torch.tensor([images.indices[i] for i in self._positions], dtype=torch.int64)
 
-    def without(self, ids: Tensor) -> "Samples":
+    def without(self, ids: Tensor) -> Self:
         kept = (~torch.isin(self.ids, ids)).nonzero()[:, 0].tolist()
-        return Samples(self.images, self.corruption, [self._positions[i] for i in kept])
+        return type(self)(self.images, self.corruption, [self._positions[i] for i in kept])
 
-    def corrupted(self, corruption: Any) -> "Samples":
-        samples = Samples(self.images, corruption, self._positions)
+    def corrupted(self, corruption: Any) -> Self:
+        samples = type(self)(self.images, corruption, self._positions)
         samples.__dict__ |= {"names": self.names, "identity": self.identity}  # read once for all corruptions
         return samples
 
     def none_readable(self) -> ValueError:
         return self.images.none_readable() if len(self) and isinstance(self.images, Images) else super().none_readable()
 
-    def share(self, rank: int, size: int) -> "Samples":
-        return Samples(self.images, self.corruption, self._positions[rank::size])
+    def share(self, rank: int, size: int) -> Self:
+        return type(self)(self.images, self.corruption, self._positions[rank::size])
 
     @cached_property
     def names(self) -> list[str]:
@@ -195,7 +195,7 @@ class Samples(SampleSet, Dataset):
     def transform(self, transform: Callable[..., Any]) -> None:
         self.images.transform = transform
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         pixels, label = self.images[self._positions[index]]
         pixels = np.asarray(pixels)
         if self.corruption is None:

@@ -435,6 +435,7 @@ TASKS: dict[str, Any] = {
     "segmentation": "imgproc_attn.tasks.segmentation:SegmentationTask",
     "language": "imgproc_attn.tasks.language:LanguageTask",
     "in_context_regression": "imgproc_attn.tasks.in_context:InContextTask",
+    "sequences": "imgproc_attn.tasks.sequences:SequenceTask",
 }
 
 

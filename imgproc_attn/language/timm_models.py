@@ -11,27 +11,43 @@ from .families import create_model, list_models
 __all__: list[str] = []  # register_model adds the entry points
 
 
-def _entry_point(name: str) -> Callable[..., Any]:
-    """Return the function that timm registers for a language model."""
+def entry_point(name: str, create: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """Return the function that timm registers for a model of tokens.
 
-    def create(
-        pretrained: bool = False, tokenizer: Mapping[str, Any] | None = None, pretrained_cfg: Any = None, **kwargs: Any
-    ) -> Any:
+    Args:
+        name: Name of the model.
+        create: Function of the name and keywords. Its models have ``num_classes`` and ``context``.
+        module: Name of the module that registers the function.
+    """
+
+    def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
         kwargs.pop("cache_dir", None)  # timm passes it; downloads of weights do not use it here
         own = own_config(pretrained_cfg, kwargs)
         if pretrained and own is None:
             raise ValueError(f"{name} has no published weights, got pretrained=True. Name the folder of a run instead.")
-        model: Any = create_model(name, **kwargs)
-        model.tokenizer, model.num_classes = tokenizer, model.vocab_size
+        model: Any = create(name, **kwargs)
         # Token indices are not normalized. A line of tokens is an image of height 1 to code that asks for a size.
         line = {"input_size": (1, 1, model.context), "mean": (0.0,), "std": (1.0,), "interpolation": "nearest", "crop_pct": 1.0}
-        model.pretrained_cfg = own or {"architecture": name, "num_classes": model.vocab_size, **line}
+        model.pretrained_cfg = own or {"architecture": name, "num_classes": model.num_classes, **line}
         if own is not None and pretrained:
             load_own_weights(model, own)
         return model
 
-    create.__name__ = create.__qualname__ = name  # timm registers a function under its name
-    create.__doc__ = f"""Language model ``{name}`` of `imgproc_attn.language.create_model`.
+    build.__name__ = build.__qualname__ = name  # timm registers a function under its name
+    build.__module__ = module
+    return build
+
+
+def _with_tokenizer(name: str, tokenizer: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    """Return a language model that carries the record of its tokenizer."""
+    model: Any = create_model(name, **kwargs)
+    model.tokenizer, model.num_classes = tokenizer, model.vocab_size
+    return model
+
+
+for _name in list_models():
+    _create = entry_point(_name, _with_tokenizer, __name__)
+    _create.__doc__ = f"""Language model ``{_name}`` of `imgproc_attn.language.create_model`.
 
 Args:
     pretrained: Load trained weights, from a folder (``local-dir:``) or the hub (``hf-hub:``). None are published yet.
@@ -39,8 +55,4 @@ Args:
     pretrained_cfg: Configuration that timm passes for a folder or the hub.
     **kwargs: Keywords of `imgproc_attn.language.FilterLanguageModel`.
 """
-    return create
-
-
-for _name in list_models():
-    globals()[_name] = register_model(_entry_point(_name))
+    globals()[_name] = register_model(_create)

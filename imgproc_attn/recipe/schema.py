@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.reader_names import LABEL_MAPS, REGRESSION, TEXT, check_columns, check_reader, reads_from_a_place
+from ..data.reader_names import LABEL_MAPS, REGRESSION, SEQUENCES, TEXT, check_columns, check_reader, reads_from_a_place
 from ..evaluation.corruption_names import COMMON, EXTRA
 from ..utils.checks import check_statistics
 from ..utils.serialization import SEEDS
@@ -34,6 +34,7 @@ __all__ = [
     "RunSection",
     "Schedule",
     "Segmentation",
+    "Sequences",
 ]
 
 
@@ -114,28 +115,32 @@ class Data(_Section):
             - ``digits``: the 1,797 scanned digits that ship with scikit-learn.
             - ``torch/…``, ``wds/…``, ``hfds/…``, ``hfids/…``, ``tfds/…``: timm's names of torchvision sets, WebDataset,
               Hugging Face sets (``hfids/…`` iterable), TensorFlow sets.
+            - ``pathfinder``: Pathfinder images of the Long Range Arena (`imgproc_attn.data.Pathfinder`).
             - ``ade20k``, ``camvid``, ``labeled``: images with label maps, for segmentation.
             - ``text``: a folder with ``train.txt``, ``valid.txt`` and ``test.txt``, or one text file that is cut into 90, 5
               and 5 %, for language models.
             - ``regression``: random functions of in-context regression. No key of this section is needed for them.
+            - ``listops``, ``reviews``, ``retrieval``: labeled sequences of the Long Range Arena, for sequence classification
+              (`imgproc_attn.sequences`).
         root: Folder or file. A relative path that does not exist is searched in ``$IMGPROC_ATTN_DATA`` too.
         train_split: Training split: its name, or a subfolder of ``root``; empty for ``root`` itself.
         validation_split: Split that selects the best checkpoint. Default: see ``validation_images``; ``valid`` for text,
-            ``validation`` for ``regression``.
-        test_split: Split of the final results. It selects nothing. Default: ``validation``; ``test`` for text and
+            ``val`` for sequences, ``validation`` for ``regression``.
+        test_split: Split of the final results. It selects nothing. Default: ``validation``; ``test`` for text, sequences and
             ``regression``.
         validation_images: Number of random images of the training split that are held out for validation. With 0 and no
             ``validation_split``, no checkpoint is selected, and the last one is the result.
         train_images: Number of random images of the remaining training split to train on. Default: all.
         test_images: Number of random images of the test split. Default: all.
-        seed: Seed of these random choices, equal for all models and training seeds; also of the split of ``digits``.
+        seed: Seed of these random choices, equal for all models and training seeds; also of the splits of ``digits``,
+            ``pathfinder`` and ``reviews``.
         download: Download missing data (``torch/…``, ``hfids/…`` and ``tfds/…``).
         num_classes: Number of classes, at least 2. Labels are 0 to ``num_classes - 1``. Text and functions have none.
         image_column: Image column of ``hfds/…`` and ``hfids/…``. Default: ``image``, or the only column of images.
         label_column: Label column. Default: ``label``, or the only column of class labels. For ``wds/…``: field of the
             ``.json`` members that holds labels. Default: ``.cls`` members.
         input_size: ``[channels, height, width]`` of the model input. Default for text: ``[1, 1, language.context]``; for
-            ``regression``: one row per token.
+            sequences: ``[1, 1, sequences.context]``; for ``regression``: one row per token.
         mean: Mean per channel, subtracted from images in [0, 1]. Default: that of the model's ``pretrained_cfg``.
         std: Standard deviation per channel, which images are divided by. Default: that of the model's ``pretrained_cfg``.
         interpolation: Interpolation of resizing. Default: that of the model's ``pretrained_cfg``.
@@ -175,7 +180,7 @@ class Data(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        check_reader(name, [*LABEL_MAPS, TEXT, REGRESSION])
+        check_reader(name, [*LABEL_MAPS, TEXT, REGRESSION, *SEQUENCES])
         return name
 
     @model_validator(mode="after")
@@ -399,6 +404,19 @@ class InContextRegression(_Section):
         return self
 
 
+class Sequences(_Section):
+    """Section ``sequences``: token sequences with one label each (Long Range Arena, arXiv 2011.04006).
+
+    With ``data.name`` ``listops``, ``reviews`` or ``retrieval``, tokens are those of the files. With images, tokens are their
+    gray values, row by row.
+
+    Attributes:
+        context: Number of tokens that are kept of a sequence, and context of the model. Of images, the number of pixels.
+    """
+
+    context: Count
+
+
 class Optimizer(_Section):
     """Section ``optimizer``: one of timm's optimizers.
 
@@ -502,7 +520,8 @@ class EvaluationSection(_Section):
         segpgd: Radii eps of SegPGD. Only for segmentation.
         maskedpgd: Radii eps of MaskedPGD, that is PGD on the pixels that are still correct. Only for segmentation.
         corruptions: Corruptions of ImageNet-C, name and severity, such as ``fog 3``.
-        word_swap: Shares of words that are replaced by ``AAA`` in the test text, such as ``0.015``. Only for language models.
+        word_swap: Shares of words that are replaced by ``AAA`` in the test text, such as ``0.015``. Only for language models
+            and reviews.
         num_perturbed: Number of random test images that are attacked and corrupted. Clean metrics use all test images.
             Default: all.
     """
@@ -572,8 +591,8 @@ class Recipe(_Section):
 
     Attributes:
         title: Title of reports.
-        task: Name of the task. Default: ``segmentation``, ``language`` or ``in_context_regression`` with a section of that
-            name, otherwise ``classification``.
+        task: Name of the task. Default: ``segmentation``, ``language``, ``in_context_regression`` or ``sequences`` with a
+            section of that name, otherwise ``classification``.
         model: Model to train.
         data: Data set, splits and preprocessing.
         augmentation: Augmentation of training images.
@@ -581,6 +600,7 @@ class Recipe(_Section):
         segmentation: Settings of segmentation. Default: None, no segmentation.
         language: Settings of language modeling. Default: None, no text.
         in_context_regression: Settings of in-context regression. Default: None, no random functions.
+        sequences: Settings of sequence classification. Default: None, no sequences.
         optimizer: Optimizer.
         schedule: Number of epochs and learning rate schedule.
         run: Seed, batches, loss and precision.
@@ -603,6 +623,7 @@ class Recipe(_Section):
     segmentation: Segmentation | None = None
     language: Language | None = None
     in_context_regression: InContextRegression | None = None
+    sequences: Sequences | None = None
     optimizer: Optimizer
     schedule: Schedule
     run: RunSection
@@ -615,7 +636,7 @@ class Recipe(_Section):
         """Fill in the task and the data of text and functions, so that they stand in the recipe of every run."""
         if not isinstance(content, dict):
             return content
-        sections = ("segmentation", "language", "in_context_regression")
+        sections = ("segmentation", "language", "in_context_regression", "sequences")
         named = next((name for name in sections if content.get(name)), "classification")
         content = {"task": named, **content}
         language, data = content.get("language"), content.get("data")
@@ -630,6 +651,15 @@ class Recipe(_Section):
             tokens = {"input_size": [1, 2 * points - 1, dimensions]} if isinstance(points, int) else {}
             splits = {"validation_split": "validation", "test_split": "test"}
             content["data"] = {"name": REGRESSION, **splits, **tokens, **(data or {})}
+        sequences = content.get("sequences")
+        if isinstance(data, dict) and data.get("name") in SEQUENCES:
+            if not isinstance(sequences, dict):
+                raise ValueError(
+                    f"a section sequences must come with data.name {data['name']}, got none. Add one with context."
+                )
+            held_out = {} if data.get("validation_images") else {"validation_split": "val"}
+            line = {"input_size": [1, 1, sequences.get("context")]} if "context" in sequences else {}
+            content["data"] = {**held_out, "test_split": "test", **line, **data}
         return content
 
     @model_validator(mode="after")
@@ -666,10 +696,17 @@ class Recipe(_Section):
                 f"{'no' if functions is None else 'a'} section, {self.data.name!r} and {self.task!r}. Change one of them."
             )
         if functions:
-            self._refuse_unused(functions.points * 2 - 1, functions.dimensions)
+            self._refuse_unused([1, functions.points * 2 - 1, functions.dimensions])
+        if (self.task == "sequences") != (self.sequences is not None):
+            raise ValueError(
+                f"task must be sequences if and only if there is a section of that name, got {self.task!r}. Leave out the key "
+                "task, or correct it."
+            )
         if self.language:
             used = ("data.root", "data.train_split", "run.label_smoothing", "evaluation.word_swap")
-            self._refuse_unused(1, self.language.context, *used)
+            self._refuse_unused([1, 1, self.language.context], *used)
+        elif self.sequences:
+            self._classifies_sequences(self.sequences.context)
         elif self.evaluation.word_swap:
             raise ValueError(
                 f"evaluation.word_swap must be empty for {self.task}, got {self.evaluation.word_swap}. Leave it out."
@@ -715,12 +752,11 @@ class Recipe(_Section):
                 f"data.input_size must have 3 channels for segmentation, got {self.data.input_size[0]}. Change it."
             )
 
-    def _refuse_unused(self, height: int, width: int, *used: str) -> None:
-        """Refuse settings that tasks without images would ignore.
+    def _refuse_unused(self, size: list[int], *used: str) -> None:
+        """Refuse settings that tasks of sequences would ignore.
 
         Args:
-            height: Height of the input size, 1 for text.
-            width: Width of the input size.
+            size: Size of the input, ``[channels, height, width]``.
             *used: Used keys such as ``data.root``, beside those that all such tasks use.
         """
         images_only = {
@@ -738,10 +774,26 @@ class Recipe(_Section):
         changed += ["adversarial"] if self.adversarial else []
         if changed:
             raise ValueError(f"{self.task} must not have the settings {', '.join(changed)}, got a value. Leave them out.")
-        if self.data.input_size != [1, height, width]:
+        if self.data.input_size != size:
             raise ValueError(
-                f"data.input_size must be {[1, height, width]} for the sizes in the section {self.task}, got "
+                f"data.input_size must be {size} for the sizes in the section {self.task}, got "
                 f"{self.data.input_size}. Leave it out."
+            )
+
+    def _classifies_sequences(self, context: int) -> None:
+        """Check settings of sequence classification."""
+        numbers = ("num_classes", "train_images", "validation_images", "test_images")
+        used = {f"data.{key}" for key in ("root", "train_split", *numbers, "download", "image_column", "label_column")}
+        used |= {"run.label_smoothing", "evaluation.num_perturbed"}
+        if self.data.name in SEQUENCES:
+            used |= {"evaluation.word_swap"} if self.data.name == "reviews" else set()
+            return self._refuse_unused([1, 1, context], *used)
+        self._refuse_unused(self.data.input_size, *used, "evaluation.corruptions")
+        channels, height, width = self.data.input_size
+        if height * width != context or channels not in (1, 3):
+            raise ValueError(
+                f"data.input_size must have 1 or 3 channels and as many pixels as sequences.context, {context}, got "
+                f"{self.data.input_size}. Change one of them."
             )
 
     def variant(self, label: str, seed: int) -> "Recipe":

@@ -5,6 +5,7 @@ from .classification import ClassificationTask
 from .in_context import InContextTask
 from .language import LanguageTask
 from .segmentation import SegmentationTask
+from .sequences import SequenceTask
 from .splits import Splits
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LanguageTask",
     "Loading",
     "SegmentationTask",
+    "SequenceTask",
     "Splits",
     "Task",
     "register_task",

@@ -73,7 +73,7 @@ class ClassificationTask(Task):
     metrics: ClassVar = (Metric("accuracy", "accuracy"),)
     attacks: ClassVar = ATTACKS
     presets: ClassVar = PRESETS
-    refused_options: ClassVar = ("short_side", "window", "stride", "scales", "flip")
+    refused_options: ClassVar[tuple[str, ...]] = ("short_side", "window", "stride", "scales", "flip")
     details: ClassVar = ("top", "loss")
 
     num_classes: int = field(default=0, metadata={"setting": False})

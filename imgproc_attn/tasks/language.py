@@ -38,10 +38,9 @@ from ..language import (
 from ..language.text import open_training_text
 from ..language.tokenizers import TOKENIZERS
 from ..recipe import Recipe
-from ..utils.markdown import markdown_text
 from .base import Loading, Task, register_task
 from .splits import Splits
-from .text_samples import NOT_COUNTED, WindowSamples
+from .text_samples import NOT_COUNTED, WindowSamples, swap_notes
 from .token_loader import token_loader
 
 __all__ = ["LanguageTask", "TokenCrossEntropy"]
@@ -263,12 +262,7 @@ class LanguageTask(Task):
 
     def notes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return how many words were replaced."""
-        notes = []
-        for row in (row for row in rows if "words" in row["images"]):
-            words, swapped, token = row["images"]["words"], row["images"]["swapped_words"], row["corruption"]["token"]
-            share = 100 * swapped / max(words, 1)
-            notes.append(f"{markdown_text(row['name'])}: {swapped} of {words} words ({share:.2f} %) are replaced by `{token}`.")
-        return notes
+        return swap_notes(rows)
 
     # trust
 

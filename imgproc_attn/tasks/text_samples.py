@@ -1,6 +1,6 @@
 """Windows of a text as samples of an evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,8 +11,9 @@ from ..data import PreprocessingLike
 from ..evaluation.samples import Batch, SampleSet, names_hash
 from ..language import TextSplit, WordSwap
 from ..language.word_swap import SwappedText
+from ..utils.markdown import markdown_text
 
-__all__ = ["NOT_COUNTED", "WindowSamples"]
+__all__ = ["NOT_COUNTED", "WindowSamples", "swap_notes"]
 
 NOT_COUNTED = -100  # target of tokens that another window predicts; torch's default ``ignore_index``
 
@@ -106,3 +107,13 @@ class WindowSamples(SampleSet):
         tokens[: last - start] = self.split.tokens[start:last]
         targets[first - start - 1 : last - start] = self.split.tokens[first : last + 1]
         return tokens, targets
+
+
+def swap_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on how many words were replaced in the conditions with swapped words."""
+    notes = []
+    for row in (row for row in rows if "words" in row["images"]):
+        words, swapped, token = row["images"]["words"], row["images"]["swapped_words"], row["corruption"]["token"]
+        share = 100 * swapped / max(words, 1)
+        notes.append(f"{markdown_text(row['name'])}: {swapped} of {words} words ({share:.2f} %) are replaced by `{token}`.")
+    return notes

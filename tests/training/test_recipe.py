@@ -97,6 +97,8 @@ def test_every_recipe_trains(path, shots, tmp_path):
         pytest.skip("text: tests/tasks/test_language.py trains it")
     if recipe.in_context_regression is not None:
         pytest.skip("functions: tests/tasks/test_in_context.py trains it")
+    if recipe.sequences is not None:
+        pytest.skip("sequences: tests/tasks/test_sequences.py trains it")
     for single in singles(recipe).values():
         steps(single, shots, tmp_path)
 
