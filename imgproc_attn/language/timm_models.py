@@ -12,7 +12,7 @@ __all__: list[str] = []  # register_model adds the entry points
 
 
 def entry_point(name: str, create: Callable[..., Any], module: str) -> Callable[..., Any]:
-    """Return the function that timm registers for a model of tokens.
+    """Return the function that timm registers for a model of sequences.
 
     Args:
         name: Name of the model.
