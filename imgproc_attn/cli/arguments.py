@@ -75,8 +75,9 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
     if where:
         parser.add_argument(
             "--data",
-            help="folder, npz, digits, torch/..., wds/..., hfds/..., hfids/..., tfds/...; for segmenters ade20k, camvid, "
-            "labeled; for language models text (default: that of the run, else folder)",
+            help="folder, npz, digits, pathfinder, torch/..., wds/..., hfds/..., hfids/..., tfds/...; for segmenters ade20k, "
+            "camvid, labeled; for language models text; for sequences listops, reviews, retrieval (default: that of the run, "
+            "else folder)",
         )
         parser.add_argument("--root", help="folder or file, also relative to $IMGPROC_ATTN_DATA (default: that of the run)")
         parser.add_argument(

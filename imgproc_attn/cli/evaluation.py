@@ -163,7 +163,7 @@ def _add_attack(commands: Any) -> None:
 
 
 def _add_corrupt(commands: Any) -> None:
-    names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}\nfor language models: word_swap"
+    names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}\nfor language models and reviews: word_swap"
     c = _add_robustness(
         commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly"
     )

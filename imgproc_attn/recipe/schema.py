@@ -788,6 +788,10 @@ class Recipe(_Section):
         if self.data.name in SEQUENCES:
             used |= {"evaluation.word_swap"} if self.data.name == "reviews" else set()
             return self._refuse_unused([1, 1, context], *used)
+        if self.data.iterates:
+            raise ValueError(
+                f"data.name must be a reader of images known by number for sequences, got {self.data.name!r}. Use another one."
+            )
         self._refuse_unused(self.data.input_size, *used, "evaluation.corruptions")
         channels, height, width = self.data.input_size
         if height * width != context or channels not in (1, 3):

@@ -1,6 +1,6 @@
 """Classification of long sequences: classifiers, and the data of the Long Range Arena (arXiv 2011.04006)."""
 
-from .classifier import PairClassifier, SequenceClassifier
+from .classifier import SequenceClassifier
 from .families import SEQUENCE_FAMILIES, create_classifier, list_classifiers
 from .listops import Expression, ListOps, write_listops
 from .sources import LabeledSequences, ListOpsFile, PixelSequences, RetrievalFile, Reviews, SequenceSource, luminance
@@ -11,7 +11,6 @@ __all__ = [
     "LabeledSequences",
     "ListOps",
     "ListOpsFile",
-    "PairClassifier",
     "PixelSequences",
     "RetrievalFile",
     "Reviews",

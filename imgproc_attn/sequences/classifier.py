@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..core.block import FilterBlock
 from ..language.transformer import TokenTransformer, check_ids
-from ..utils.checks import check_sizes, check_whole
+from ..utils.checks import check_flag, check_sizes, check_whole
 
-__all__ = ["PairClassifier", "SequenceClassifier"]
+__all__ = ["SequenceClassifier"]
 
 
 class SequenceClassifier(TokenTransformer):
@@ -28,6 +28,8 @@ class SequenceClassifier(TokenTransformer):
         num_classes: Number of classes.
         padding: Token that fills short sequences of a batch. No token sees it, and it is not pooled. Default: none, all tokens
             count.
+        pairs: Classify pairs of sequences. The same blocks summarize them as a and b, and the layer before the logits gets
+            ``[a, b, a * b, a - b]``, as in the retrieval task of the benchmark.
         mlp_ratio: Width of the MLPs and of the layer before the logits, in units of ``embed_dim``.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -46,7 +48,6 @@ class SequenceClassifier(TokenTransformer):
     """
 
     is_causal: ClassVar = False
-    num_summed: ClassVar = 1  # features per token that the layer before the logits gets, in units of ``embed_dim``
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class SequenceClassifier(TokenTransformer):
         *,
         num_classes: int = 10,
         padding: int | None = None,
+        pairs: bool = False,
         mlp_ratio: float = 2.0,
         device: Any = None,
         dtype: Any = None,
@@ -75,10 +77,9 @@ class SequenceClassifier(TokenTransformer):
             for i, block in enumerate(self._blocks()):
                 _check_takes_mask(i, block)
         self.vocab_size, self.num_classes, self.padding = vocab_size, num_classes, padding
-        width = int(embed_dim * mlp_ratio)
-        self.head = nn.Sequential(
-            nn.Linear(self.num_summed * embed_dim, width, **dd), nn.ReLU(), nn.Linear(width, num_classes, **dd)
-        )
+        self.pairs = check_flag("pairs", pairs)
+        width, summaries = int(embed_dim * mlp_ratio), 4 if pairs else 1
+        self.head = nn.Sequential(nn.Linear(summaries * embed_dim, width, **dd), nn.ReLU(), nn.Linear(width, num_classes, **dd))
 
     def summarize(self, ids: Tensor) -> Tensor:
         """Return the mean token of each sequence, without padding.
@@ -101,7 +102,8 @@ class SequenceClassifier(TokenTransformer):
         """Return the logits of sequences.
 
         Args:
-            ids: Token indices ``[B, N]``, each from 0 to ``vocab_size - 1``. Every row has a token that is not padding.
+            ids: Token indices ``[B, N]``, each from 0 to ``vocab_size - 1``; ``[B, 2, N]`` for pairs. Every sequence has a
+                token that is not padding.
 
         Returns:
             Logits ``[B, num_classes]``.
@@ -110,42 +112,15 @@ class SequenceClassifier(TokenTransformer):
             TypeError: ``ids`` are not integers.
             ValueError: ``ids`` have another shape, are empty or longer than the context.
         """
-        logits: Tensor = self.head(self.summarize(ids))
+        logits: Tensor = self.head(self._compared(ids) if self.pairs else self.summarize(ids))
         return logits
 
-
-class PairClassifier(SequenceClassifier):
-    """Classifier of pairs of sequences, as in the retrieval task of the Long Range Arena.
-
-    The same blocks summarize both sequences as a and b. The layer before the logits gets ``[a, b, a * b, a - b]``. Arguments
-    are those of `SequenceClassifier`.
-
-    Example:
-        >>> model = PairClassifier(vocab_size=257, context=32, num_classes=2, padding=0)
-        >>> model(torch.ones(3, 2, 32, dtype=torch.int64)).shape
-        torch.Size([3, 2])
-    """
-
-    num_summed: ClassVar = 4
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the logits of pairs.
-
-        Args:
-            ids: Token indices ``[B, 2, N]``.
-
-        Returns:
-            Logits ``[B, num_classes]``.
-
-        Raises:
-            TypeError: ``ids`` are not integers.
-            ValueError: ``ids`` have another shape, are empty or longer than the context.
-        """
+    def _compared(self, ids: Tensor) -> Tensor:
+        """Return ``[a, b, a * b, a - b]`` of the summaries a and b of pairs, ``[B, 4 C]``."""
         if ids.dim() != 3 or ids.shape[1] != 2:
             raise ValueError(f"ids must have the shape [batch, 2, tokens], got {list(ids.shape)}. Give pairs of sequences.")
         a, b = self.summarize(ids.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(dim=1)
-        logits: Tensor = self.head(torch.cat([a, b, a * b, a - b], dim=1))
-        return logits
+        return torch.cat([a, b, a * b, a - b], dim=1)
 
 
 def _check_takes_mask(index: int, block: FilterBlock) -> None:

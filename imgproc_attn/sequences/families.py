@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
 
-from .classifier import PairClassifier, SequenceClassifier
+from .classifier import SequenceClassifier
 
 __all__ = ["SEQUENCE_FAMILIES", "create_classifier", "list_classifiers"]
 
@@ -25,15 +25,13 @@ SEQUENCE_FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "aot_mhsa": {"mlp": "none", "depth": 4},
     "aot_mssa": {"projection": "subspaces", "mlp": "none", "depth": 8},
 }
-PREFIX, PAIRS = "lra_", "lra_pairs_"
+PREFIX = "lra_"
 DROPOUT = {"drop_rate": 0.1}
 
 
-def _models() -> dict[str, tuple[type[SequenceClassifier], dict[str, Any]]]:
-    """Return class and keywords of all models by name."""
-    single = {f"{PREFIX}{name}": (SequenceClassifier, {**DROPOUT, **family}) for name, family in SEQUENCE_FAMILIES.items()}
-    pairs = {f"{PAIRS}{name}": (PairClassifier, {**DROPOUT, **family}) for name, family in SEQUENCE_FAMILIES.items()}
-    return {**single, **pairs}
+def _models() -> dict[str, dict[str, Any]]:
+    """Return the keywords of all models by name."""
+    return {f"{PREFIX}{name}": {**DROPOUT, **family} for name, family in SEQUENCE_FAMILIES.items()}
 
 
 def list_classifiers(filter: str = "") -> list[str]:
@@ -51,8 +49,6 @@ def list_classifiers(filter: str = "") -> list[str]:
 
 def create_classifier(name: str, **components: Any) -> SequenceClassifier:
     """Create a sequence classifier with random weights.
-
-    Names are ``lra_<family>`` for sequences and ``lra_pairs_<family>`` for pairs of sequences.
 
     Args:
         name: Name from `list_classifiers`.
@@ -72,5 +68,4 @@ def create_classifier(name: str, **components: Any) -> SequenceClassifier:
         near = difflib.get_close_matches(str(name), models, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else "See imgproc_attn.sequences.list_classifiers()."
         raise ValueError(f"name must be that of a sequence classifier, got {name!r}. {hint}")
-    kind, keywords = models[name]
-    return kind(**{**keywords, **components})
+    return SequenceClassifier(**{**models[name], **components})

@@ -20,7 +20,7 @@ from ..evaluation.scorers import AnyAttack, Scorer
 from ..evaluation.specs import DatasetSpec
 from ..language import WordSwap
 from ..recipe import Recipe
-from ..sequences import LabeledSequences, PairClassifier, PixelSequences, SequenceClassifier, SequenceSource
+from ..sequences import LabeledSequences, PixelSequences, SequenceClassifier, SequenceSource
 from ..sequences.sources import SOURCES
 from .base import Loading, Task, register_task
 from .classification import ClassificationTask
@@ -151,22 +151,19 @@ class SequenceTask(ClassificationTask):
     # model
 
     def model_kwargs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the vocabulary, the padding, the context and the number of classes."""
-        kind = self.source
-        sizes = {"vocab_size": kind.vocab_size, "padding": kind.padding, "context": self.context}
-        return {**sizes, "num_classes": recipe.data.num_classes}
+        """Return the vocabulary, the padding, the context, the number of classes, and whether samples are pairs."""
+        kind, sizes = self.source, {"context": self.context, "num_classes": recipe.data.num_classes}
+        return {**sizes, "vocab_size": kind.vocab_size, "padding": kind.padding, "pairs": kind.pairs}
 
     def example_input(self, recipe: Recipe, device: str) -> Tensor:
         shape = (1, 2, self.context) if self.source.pairs else (1, self.context)
         return torch.ones(shape, dtype=torch.int64, device=device)
 
     def check_model(self, recipe: Recipe, model: Any, device: str) -> None:
-        """Check that the model classifies sequences, or pairs of them."""
-        if not isinstance(model, SequenceClassifier) or isinstance(model, PairClassifier) != self.source.pairs:
-            names = "lra_pairs_*" if self.source.pairs else "lra_*"
+        """Check that the model classifies sequences."""
+        if not isinstance(model, SequenceClassifier):
             raise ValueError(
-                f"it must be a classifier of {'pairs of ' * self.source.pairs}sequences, got {type(model).__name__}. Choose "
-                f"one of sequences.list_classifiers({names!r})."
+                f"it must be a classifier of sequences, got {type(model).__name__}. Choose one of sequences.list_classifiers()."
             )
 
     # scorers

@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 
-from imgproc_attn.sequences import PairClassifier, SequenceClassifier, create_classifier, list_classifiers
+from imgproc_attn.sequences import SequenceClassifier, create_classifier, list_classifiers
 
 SMALL = {"vocab_size": 17, "context": 24, "num_classes": 5, "padding": 0}
 VARIANTS = {
-    **{name: {"name": name} for name in list_classifiers() if "elliptical" not in name and "pairs" not in name},
+    **{name: {"name": name} for name in list_classifiers() if "elliptical" not in name},
     "dense": {"filter": "dense"},
     "relu": {"filter": {"name": "relu", "divide": True}},
     "alibi": {"positions": ["absolute", "alibi"]},
@@ -79,8 +79,7 @@ def test_tokens_see_later_ones():
 
 def test_pairs():
     """The head gets [a, b, a b, a - b], so exchanging the texts exchanges these."""
-    model = create_classifier("lra_pairs_plain", **SMALL, dtype=torch.float64).eval()
-    assert isinstance(model, PairClassifier)
+    model = create_classifier("lra_plain", **SMALL, pairs=True, dtype=torch.float64).eval()
     ids = padded(torch.randint(1, 17, (6, 9)), 12).view(3, 2, 12)
     a, b = model.summarize(ids[:, 0]), model.summarize(ids[:, 1])
     expected = model.head(torch.cat([a, b, a * b, a - b], dim=1))
@@ -131,7 +130,7 @@ BAD = [
     (lambda: create_classifier("lra_plain", **SMALL)(torch.ones(1, 0, dtype=torch.int64)), "with at least one token"),
     (lambda: create_classifier("lra_plain", **SMALL).check_tokens(torch.tensor([[3, 17]])), "from 0 to 16, .*got 17"),
     (lambda: create_classifier("lra_plain", **SMALL).check_tokens(torch.tensor([[-1, 3]])), "from 0 to 16, .*got -1"),
-    (lambda: create_classifier("lra_pairs_plain", **SMALL)(torch.ones(1, 9, dtype=torch.int64)), r"\[batch, 2, tokens\]"),
+    (lambda: create_classifier("lra_plain", **SMALL, pairs=True)(torch.ones(1, 9, dtype=torch.int64)), r"\[batch, 2, tokens\]"),
 ]
 
 

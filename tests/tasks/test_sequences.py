@@ -181,8 +181,7 @@ def test_pairs_train(tmp_path):
     rows = [f"{i % 2}.0\ta\tb\t{parts[i]}\t{parts[i if i % 2 else -i - 1]}" for i in range(32)]
     for split in ("train", "eval", "test"):
         (tmp_path / f"aan.{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    model = {**MODEL, "name": "lra_pairs_plain"}
-    run = train(tmp_path / "pairs", recipe_of(tmp_path, "retrieval", context=100, model=model, schedule={"epochs": 1}))
+    run = train(tmp_path / "pairs", recipe_of(tmp_path, "retrieval", context=100, schedule={"epochs": 1}))
     assert json.loads((run / "final.json").read_text())["test"]["n"] == 32
 
 
@@ -242,6 +241,10 @@ BAD = [
         r"must be \[1, 1, 40\] for the sizes in the section sequences, got \[1, 1, 8\]",
     ),
     (lambda c: c.update(data={**DIGITS}), r"as many pixels as sequences.context, 40, got \[1, 8, 8\]"),
+    (
+        lambda c: c["data"].update(name="wds/x", input_size=[1, 5, 8], on_broken_image="skip"),
+        "must be a reader of images known by number for sequences, got 'wds/x'",
+    ),
     (lambda c: c.update(augmentation={"hflip": 0.5}), "sequences must not have the settings hflip"),
     (lambda c: c.update(adversarial={"eps": 0.1}), "must not have the settings adversarial"),
     (lambda c: c.update(evaluation={"pgd": [0.1]}), "must not have the settings pgd"),
@@ -282,7 +285,7 @@ def test_models_and_data_that_do_not_fit(listops, tmp_path, capsys):
     data = good["data"]
     for recipe, message in (
         (recipe_of(listops, model={"name": "test_vit"}), "test_vit: "),
-        (recipe_of(listops, model={"name": "lra_pairs_plain"}), "lra_pairs_plain: ids must have the shape [batch, 2, tokens]"),
+        (recipe_of(listops, model={"name": "test_gpt2_lm"}), "test_gpt2_lm: "),
         (recipe_of(listops, model={"name": "lra_elliptical"}), "which cannot hide padding"),
         (
             recipe_of(listops, run={"batch_size": 10_000}),
