@@ -55,11 +55,6 @@ class SequenceSource(ABC):
     classes: Mapping[str, int] | None = None
     indices: Sequence[int]
 
-    @classmethod
-    @abstractmethod
-    def open(cls, root: str, split: str, seed: int) -> Self:
-        """Open a split of the files under ``root``."""
-
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -82,7 +77,26 @@ class SequenceSource(ABC):
             yield self.name(position), label, zlib.crc32(repr(content).encode("ascii", "backslashreplace"))
 
 
-class ListOpsFile(SequenceSource):
+class SequenceFiles(SequenceSource):
+    """Base class of sources that are files of their own format."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, root: str, split: str, seed: int) -> Self:
+        """Open a split of the files under ``root``.
+
+        Args:
+            root: Folder or file, also relative to ``$IMGPROC_ATTN_DATA``.
+            split: Name of the split.
+            seed: Seed of random splits.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: There is no such split, or a file has another format.
+        """
+
+
+class ListOpsFile(SequenceFiles):
     """Expressions of ListOps in a tab-separated file with the columns Source and Target.
 
     Parentheses are dropped, as in the published pipeline. Tokens are the digits, the four operators and the closing bracket.
@@ -134,7 +148,7 @@ class ListOpsFile(SequenceSource):
         return f"{self.file.name}, line {index + 2}"
 
 
-class Reviews(SequenceSource):
+class Reviews(SequenceFiles):
     """Film reviews as bytes: text files in the folders ``pos`` and ``neg``, in a folder or a zip file.
 
     With folders ``train`` and ``test`` around them, as in IMDB's published layout, these are the splits. Without, the files of
@@ -207,7 +221,7 @@ class Reviews(SequenceSource):
         return self._names[index]
 
 
-class RetrievalFile(SequenceSource):
+class RetrievalFile(SequenceFiles):
     """Pairs of documents in a tab-separated file without a header: label, two identifiers, two texts.
 
     This is the format of the Long Range Arena's retrieval task (ACL Anthology Network), ``<name>.train.tsv`` and so on. The
@@ -271,10 +285,6 @@ class PixelSequences(SequenceSource):
     def __init__(self, images: Images, size: tuple[int, int]) -> None:
         self.images, self.size, self.indices, self.classes = images, size, images.indices, images.classes
 
-    @classmethod
-    def open(cls, root: str, split: str, seed: int = 0) -> Self:
-        raise NotImplementedError("Images are opened by their own readers.")
-
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Return the pixels, ``[1 or 3, H, W]`` uint8, and the label."""
         image, label = self.images[index]
@@ -294,7 +304,7 @@ class PixelSequences(SequenceSource):
         return self.images.entries()  # These do not decode the images, which are used as a whole.
 
 
-SOURCES: Mapping[str, type[SequenceSource]] = {"listops": ListOpsFile, "reviews": Reviews, "retrieval": RetrievalFile}
+SOURCES: Mapping[str, type[SequenceFiles]] = {"listops": ListOpsFile, "reviews": Reviews, "retrieval": RetrievalFile}
 
 
 class LabeledSequences(Dataset):

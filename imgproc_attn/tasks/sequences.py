@@ -110,7 +110,7 @@ class SequenceTask(ClassificationTask):
         classes = self.source.num_classes
         if classes is not None and classes != self.num_classes:
             raise ValueError(f"data.num_classes must be {classes} for {self.reader}, got {self.num_classes}. Correct it.")
-        return self.source.open(root, split, seed)
+        return SOURCES[self.reader].open(root, split, seed)
 
     def _all(self, source: SequenceSource | None, positions: Sequence[int] | None = None) -> LabeledSequences | None:
         return None if source is None else LabeledSequences(source, self.context, positions)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import seeding
@@ -17,7 +18,7 @@ from imgproc_attn.evaluation.conditions import CLEAN, clean_condition
 from imgproc_attn.evaluation.session import EvaluationSession, Runtime
 from imgproc_attn.recipe import load_recipe
 from imgproc_attn.recipe.loading import check_recipe
-from imgproc_attn.sequences import LabeledSequences, ListOps, ListOpsFile, write_listops
+from imgproc_attn.sequences import LabeledSequences, ListOps, ListOpsFile, Reviews, write_listops
 from imgproc_attn.tasks import SequenceTask
 from imgproc_attn.tasks.sequence_samples import SequenceSamples
 from imgproc_attn.training import train as train_recipe
@@ -138,7 +139,7 @@ def test_reviews_with_swapped_words(reviews, tmp_path, capsys):
 
 def test_each_review_has_its_own_swap(reviews):
     task = SequenceTask(2, reader="reviews", context=4000, input_size=(1, 1, 4000))
-    samples = task.samples_of(LabeledSequences(task.source.open(str(reviews), "test", 0), 4000))
+    samples = task.samples_of(LabeledSequences(Reviews.open(str(reviews), "test"), 4000))
     (swap,) = task.corruptions(None, [0.3], seed=0)
     swapped = samples.corrupted(swap)
     texts = [bytes(t - 1 for t in swapped[i][0].tolist()) for i in range(len(samples))]
@@ -146,6 +147,21 @@ def test_each_review_has_its_own_swap(reviews):
     few = swapped.only(samples.ids[[3, 5]])
     assert [bytes(t - 1 for t in few[i][0].tolist()) for i in range(2)] == [texts[3], texts[5]]
     assert samples.identity != swapped.identity
+
+
+def test_validation_reviews_are_held_out_of_the_training_split(reviews, tmp_path):
+    """With IMDB's layout, which has no validation split."""
+    for split in ("train", "test"):
+        shutil.copytree(reviews, tmp_path / split)
+    data = {"name": "reviews", "root": str(tmp_path), "num_classes": 2, "validation_images": 30, "train_images": 50}
+    recipe = check_recipe(recipe_of(tmp_path, data={**data, "test_images": 20}), "recipe.yaml")
+    assert (recipe.data.validation_split, recipe.data.test_split) == (None, "test")
+    splits = SequenceTask.from_recipe(recipe).open_splits(recipe, Unreadable())
+    names = [{split.name(i) for i in range(len(split))} for split in (splits.train, splits.validation, splits.test)]
+    assert [len(part) for part in names] == [50, 30, 20]
+    assert not names[0] & names[1]
+    assert all(name.startswith("train/") for name in names[0] | names[1])
+    assert all(name.startswith("test/") for name in names[2])
 
 
 def test_pixels_train_and_are_corrupted(tmp_path):
