@@ -9,7 +9,6 @@ Only this module reads the names of members. You can give a component in three f
 The option ``layers`` restricts a member to some layers. The other layers get the default of the component.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,7 @@ from timm.layers import use_fused_attn
 from torch import nn
 
 from ..utils.checks import check_flag
+from ..utils.suggestions import did_you_mean
 from .elementwise_filters import ReluFilter, ThresholdFilter
 from .feature_filters import RandomFeatures
 from .filters import DenseFilter, SoftmaxFilter
@@ -192,9 +192,8 @@ MODEL_POSITIONS = ("absolute", "sincos", "untied")
 def _unknown(component: str, kind: str, name: str, known: Iterable[str]) -> ValueError:
     """Return the error for an unknown name, which suggests the nearest known one."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{component}: {kind} must be one of {', '.join(map(repr, known))}, got {name!r}.{hint}")
+    hint = did_you_mean(name, known, otherwise="Give one of them.")
+    return ValueError(f"{component}: {kind} must be one of {', '.join(map(repr, known))}, got {name!r}. {hint}")
 
 
 def _is_factory(component: str, spec: Any) -> bool:

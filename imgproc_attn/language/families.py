@@ -4,13 +4,13 @@ A family is a `FilterLanguageModel` with some of its keywords set. A model is na
 for quick tests. To add a family, add an entry.
 """
 
-import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..utils.suggestions import did_you_mean
 from .model import FilterLanguageModel
 
 __all__ = ["LANGUAGE_FAMILIES", "LanguageFamily", "create_model", "list_models"]
@@ -117,7 +117,6 @@ def create_model(name: str, **components: Any) -> FilterLanguageModel:
     """
     models = _models()
     if name not in models:
-        near = difflib.get_close_matches(str(name), models, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "See imgproc_attn.language.list_models()."
+        hint = did_you_mean(name, models, otherwise="See imgproc_attn.language.list_models().")
         raise ValueError(f"name must be that of a language model, got {name!r}. {hint}")
     return FilterLanguageModel(**{**models[name], **components})

@@ -1,7 +1,8 @@
 """Search for recipes: those of the package by name, and files by path."""
 
-import difflib
 from pathlib import Path
+
+from ..utils.suggestions import did_you_mean
 
 __all__ = ["find_recipe", "list_recipes", "packaged_files", "recipe_folders"]
 
@@ -40,7 +41,7 @@ def find_recipe(name: str | Path) -> Path:
         name: Path of a file, folder of a run, or name of a recipe of the package.
 
     Raises:
-        FileNotFoundError: There is no such recipe. The message lists recipes with similar names.
+        FileNotFoundError: There is no such recipe. The message suggests a similar name.
 
     Example:
         >>> find_recipe("quickstart").name
@@ -52,8 +53,9 @@ def find_recipe(name: str | Path) -> Path:
     known, short = list_recipes(), str(name).removesuffix(".yaml")
     if short in known:
         return known[short]
-    near = difflib.get_close_matches(short, known, n=3) or [k for k in known if short in k] or list(known)
+    parts = [recipe for recipe in known if short in recipe] or list(known)
+    hint = did_you_mean(short, known, otherwise=f"Give one such as {', '.join(parts[:8])}.")
     raise FileNotFoundError(
-        f"The recipe must be a file, a run folder or a recipe of the package, got {str(name)!r}. Did you mean one of "
-        f"{', '.join(near[:8])}? `imgproc-attn recipes` lists all {len(known)}."
+        f"The recipe must be a file, a run folder or a recipe of the package, got {str(name)!r}. {hint} `imgproc-attn recipes` "
+        f"lists all {len(known)}."
     )

@@ -1,6 +1,5 @@
 """Loading of recipes: find the YAML file, apply overrides, validate against the schema."""
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..utils.suggestions import did_you_mean
 from .inheritance import EXTENDS, read_recipe, section_at, takes_null, without_none
 from .library import find_recipe
 from .schema import Recipe
@@ -200,8 +200,7 @@ def _problem(error: Any) -> str:
         for part in error["loc"][:-1]:
             section = without_none(section.model_fields[part].annotation)
         known = list(section.model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys are {', '.join(known)}."
+        hint = did_you_mean(error["loc"][-1], known, otherwise=f"Known keys are {', '.join(known)}.")
         return f"{key}: unknown key. {hint}"
     if error["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message

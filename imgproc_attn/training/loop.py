@@ -1,6 +1,5 @@
 """Training loop over a task and a loader, with timm's optimizers and schedules. It is the same for all tasks."""
 
-import difflib
 import itertools
 import math
 import random
@@ -24,6 +23,7 @@ from torch.utils.data import IterableDataset
 from ..data import SINGLE_PROCESS, World
 from ..evaluation.per_sample_rng import mix_seeds
 from ..recipe.schema import Optimizer, Recipe, Schedule
+from ..utils.suggestions import did_you_mean
 
 __all__ = ["NotFinite", "Trainer", "autocast", "build_optimizer", "build_scheduler", "seed_everything", "set_epoch"]
 
@@ -63,9 +63,8 @@ def build_optimizer(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
         0.1
     """
     if o.name.lower() not in list_optimizers():
-        near = difflib.get_close_matches(o.name.lower(), list_optimizers(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else " Use 'adamw' or 'lion'."
-        raise ValueError(f"optimizer.name must be an optimizer of timm, got {o.name!r}.{hint}")
+        hint = did_you_mean(o.name.lower(), map(str, list_optimizers()), otherwise="Use 'adamw' or 'lion'.")
+        raise ValueError(f"optimizer.name must be an optimizer of timm, got {o.name!r}. {hint}")
     if o.betas is not None and not get_optimizer_info(o.name).has_betas:
         raise ValueError(f"optimizer.betas must be left out for {o.name}, which has none, got {o.betas}. Remove it.")
     given: dict[str, Any] = {} if o.betas is None else {"betas": tuple(o.betas)}

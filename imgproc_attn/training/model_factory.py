@@ -1,6 +1,5 @@
 """Build the model of a recipe, and check it without memory before a run starts."""
 
-import difflib
 import re
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from ..recipe import Recipe
 from ..tasks.base import task_of
 from ..utils import plugins
 from ..utils.io import UNFINISHED
+from ..utils.suggestions import did_you_mean
 from .checkpoints import save_weights
 from .loop import build_optimizer, seed_everything
 from .run_dir import BEST, LAST
@@ -205,6 +205,5 @@ def _hint(message: str, recipe: Recipe) -> str:
     else:
         missing = re.search(r"Unknown model \((\S+)\)", message)  # the model of the recipe or its backbone
         word, known = (missing[1], timm.list_models()) if missing else ("", [])
-    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
-    suggestion = f". Did you mean {', '.join(near)}?" if near else ""
-    return suggestion + plugins.hint(message)
+    suggestion = did_you_mean(word, known)
+    return f". {suggestion}" * bool(suggestion) + plugins.hint(message)

@@ -267,7 +267,7 @@ def test_commands_show_and_copy_whole_recipes(tmp_path, capsys):
     assert (tmp_path / "copy.yaml").read_text() == shown
     assert "imgproc-attn train" in capsys.readouterr().out
     for arguments, message in (
-        (["--show", "quikstart"], "Did you mean one of quickstart"),
+        (["--show", "quikstart"], "Did you mean 'quickstart'"),
         (["--show", str(child(tmp_path, "", "none.yaml"))], "extends must be a file relative to this one"),
         (["--show", name, "--copy", name], "not allowed with argument"),
         (["--show", name, "--to", "x.yaml"], "--to must come with --copy, got only --to x.yaml. Add --copy NAME."),
