@@ -97,7 +97,9 @@ def add_images(parser: argparse.ArgumentParser, where: bool = True) -> None:
             "--label-column", metavar="NAME", help=f"column of labels; in wds/..., field of .json members {usual[1]}"
         )
     parser.add_argument(
-        "--limit", type=at_least(1), help="number of images, drawn at random (default: all, or that of the run)"
+        "--limit",
+        type=at_least(1),
+        help="number of images or windows of text, drawn at random (default: all, or that of the run)",
     )
     parser.add_argument("--skip-broken", action="store_true", help="skip unreadable images and list them, instead of stopping")
 
@@ -150,14 +152,14 @@ def add_place(parser: argparse.ArgumentParser, output: str, precisions: list[str
         precisions: Allowed values of ``--amp``.
     """
     parser.add_argument(
-        "--batch-size", type=at_least(1), help="batch size per process (default: 64; 1 for images with label maps)"
+        "--batch-size", type=at_least(1), help="batch size per process (default: 64; 1 for images with label maps; 8 for text)"
     )
     parser.add_argument("--workers", type=at_least(0), default=2, help="number of processes that read images")
     parser.add_argument("--amp", choices=precisions, help="precision of autocast (default: float32)")
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"folder of the results (default: {output}/, the model's name, and a short hash of its path, options and images)",
+        help=f"folder of the results (default: {output}/, the model's name, and a short hash of its path, options and data)",
     )
     parser.set_defaults(usual_output=output)
     add_device(parser)

@@ -68,9 +68,10 @@ def add_commands(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
-        help="accuracy of any timm model or checkpoint on any images; mIoU of segmenters",
+        help="accuracy of any timm model or checkpoint on any images; mIoU of segmenters; perplexity of text",
         description="Measure top-1 and top-5 accuracy with confidence intervals, in total and per class, of any timm model or "
-        "checkpoint on any images. For segmenters, measure mIoU, pixel accuracy and mean accuracy.",
+        "checkpoint on any images. For segmenters, measure mIoU, pixel accuracy and mean accuracy. For language models, "
+        "measure perplexity, and bits per character or byte.",
         formatter_class=HelpFormatter,
     )
     add_model(e)
@@ -165,7 +166,7 @@ def _add_attack(commands: Any) -> None:
 def _add_corrupt(commands: Any) -> None:
     names = f"common: {', '.join(COMMON)}\nextra: {', '.join(EXTRA)}\nfor language models and reviews: word_swap"
     c = _add_robustness(
-        commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images: ImageNet-C, CIFAR-10-C, on the fly"
+        commands, "corrupt", CORRUPT_TEXT + names, "accuracy on corrupted images (ImageNet-C, CIFAR-10-C, on the fly) or text"
     )
     add_images(c)
     add_views(c, several=True)

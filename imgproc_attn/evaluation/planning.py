@@ -50,7 +50,7 @@ def plan(session: EvaluationSession, conditions: Sequence[Condition], checks: Se
     lines.append(
         f"estimated: at most {_duration(total)}"
         + (f", of which {_duration(share)} for the sanity checks" if checks else "")
-        + ", without reading and corrupting images"
+        + f", without reading and corrupting {session.task.sample_noun}"
     )
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -32,6 +32,7 @@ from .results import (
     read_draws,
     read_per_sample,
     read_result,
+    sample_noun,
     summary_values,
 )
 from .scoring import Metric
@@ -315,6 +316,12 @@ def _columns(models: Mapping[str, list[ModelRun]]) -> dict[str, list[Column]]:
     return {kind: list(columns) for kind, columns in by_kind.items()}
 
 
+def _noun(entries: Iterable[Entry]) -> str:
+    """Return what the samples of all results are called, or ``samples`` if they have different names."""
+    first, *others = {sample_noun(entry.result) for entry in entries}
+    return "samples" if others else first
+
+
 def _attacked(models: Mapping[str, list[ModelRun]]) -> list[Column]:
     """Return the columns of attacks and of the clean images in the same results."""
     by_kind = _columns(models)
@@ -417,6 +424,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     check_output_file(output, GENERATOR)
     entries = find_entries(folders)
     models = group(entries)
+    by_kind = tables(models)
     template = jinja2.Template(
         files("imgproc_attn.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8"),
         autoescape=True,
@@ -428,13 +436,16 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         generator=GENERATOR,
         version=__version__,
         labels=list(models),
-        tables=tables(models),
+        tables=by_kind,
+        noun=_noun(entries),
+        nouns={kind: _noun(entry for entry in entries if entry.result["kind"] == kind) for kind in by_kind},
         summary=summary_table(models),
         curves=[_embedded(figure) for figure in _curves(models)],
         entries=[
             {
                 "folder": entry.folder.name,
                 "result": entry.result,
+                "samples": sample_noun(entry.result),
                 "means": [*means(entry.result), *cautions(entry.result)],
                 "figures": {
                     name: _embedded(_figure_file(entry.folder, name))

@@ -160,6 +160,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT, ResultForm, remedy)
 
 
+def sample_noun(result: Mapping[str, Any]) -> str:
+    """Return what the samples of a result are called, such as ``images``."""
+    return str(result.get("samples", "images"))
+
+
 def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
     """Return the table of a result in Markdown, with its means, unreadable images and findings.
 
@@ -169,7 +174,7 @@ def markdown(result: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
     """
     attacked = any("eps" in r for r in result["conditions"])
     first, *others = (Metric(**metric) for metric in result["metrics"])
-    samples = result.get("samples", "images")
+    samples = sample_noun(result)
     heads = ["condition", first.label, "95 % interval", *(metric.label for metric in others), samples]
     rows = []
     for r in result["conditions"]:
@@ -216,7 +221,8 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     unreadable = sorted({name for r in result["conditions"] for name in r["unreadable"]})
     if unreadable:
         texts.append(
-            f"{len(unreadable)} unreadable images are left out: {', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}."
+            f"{len(unreadable)} unreadable {sample_noun(result)} are left out: {', '.join(unreadable[:5])}"
+            f"{', …' * (len(unreadable) > 5)}."
         )
     return texts
 

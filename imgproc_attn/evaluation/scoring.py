@@ -387,7 +387,7 @@ def check_chance_level(task: Scoring, row: Mapping[str, Any], results: SampleRes
             "chance level",
             f"The clean {metric.title} of {numbers} is not better than {constant:.1f} {metric.unit}, which the best constant "
             "prediction reaches, so numbers under attack or corruption say nothing about robustness. Check that the labels are "
-            "those of the model, train longer, or evaluate on more images of several classes.",
+            f"those of the model, train longer, or evaluate on more {task.sample_noun} of several classes.",
         )
     ]
 

@@ -166,7 +166,7 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         check_flag("skip_broken", self.skip_broken)
         if self.limit is not None and check_whole("limit", self.limit) < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}. Leave it out for all images.")
+            raise ValueError(f"limit must be at least 1, got {self.limit}. Leave it out to use all samples.")
 
     @property
     def record(self) -> dict[str, Any]:

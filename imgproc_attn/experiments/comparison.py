@@ -34,7 +34,7 @@ from ..utils.markdown import markdown_table, markdown_text
 from ..utils.progress import JobsProgress
 from ..utils.serialization import strength_text
 from .jobs import Job, run_jobs
-from .variants import CLEAN_PERTURBED, FOLDER, VariantEvaluation
+from .variants import FOLDER, VariantEvaluation
 
 __all__ = ["VariantRun", "check_comparison", "clean_accuracy_test", "compare", "devices_of", "table", "write_report"]
 
@@ -333,7 +333,8 @@ def write_report(
     """Write ``results.json``, figures and ``report.md`` to ``output``, and return the path of the report."""
     doubts = [f"{r.label}, seed {r.seed}: {finding}" for r in results for finding in r.findings]
     write_json(output / "results.json", {**protocol, "results": [asdict(r) for r in results], "findings": doubts})
-    figures = {**_figures(recipe, results, evaluation.task.metrics[0].label), **evaluation.figures(models)}
+    drawn = _figures(recipe, results, evaluation.task.metrics[0].label, evaluation.unperturbed)
+    figures = {**drawn, **evaluation.figures(models)}
     for name, figure in figures.items():
         write_atomically(output / f"{name}.png", partial(figure.savefig, dpi=120))
     seeds, e = sorted({r.seed for r in results}), recipe.evaluation
@@ -373,7 +374,7 @@ def _mean_seconds(results: list[VariantRun], label: str) -> float:
     return mean_and_std([r.train_seconds for r in results if r.label == label])[0]
 
 
-def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str, Figure]:
+def _figures(recipe: Recipe, results: list[VariantRun], label: str, unperturbed: str) -> dict[str, Figure]:
     labels = list(_variants(recipe))
     runs = {label: [r for r in results if r.label == label] for label in labels}
     figures = {"learning": draw_learning({label: [r.losses for r in runs[label]] for label in labels})[0]}
@@ -384,7 +385,7 @@ def _figures(recipe: Recipe, results: list[VariantRun], label: str) -> dict[str,
         if strengths:
             units[name] = unit
             curves[name] = {
-                label: {0.0: [r.first.get(CLEAN_PERTURBED, r.first["clean"]) for r in runs[label]]}
+                label: {0.0: [r.first[unperturbed] for r in runs[label]]}
                 | {s: [r.first[f"{name} {strength_text(s)}"] for r in runs[label]] for s in strengths}
                 for label in labels
             }

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import SINGLE_PROCESS, Preprocessing, Unreadable, random_subset
 from ..evaluation.attacks import WorstOf, apgd_attacks
-from ..evaluation.conditions import Condition, attack_conditions, clean_condition, corruption_conditions
+from ..evaluation.conditions import CLEAN, Condition, attack_conditions, clean_condition, corruption_conditions
 from ..evaluation.corruptions import GaussianBlur, GaussianNoise
 from ..evaluation.imagenet_c import ImageNetC
 from ..evaluation.normalization import NormalizedModel
@@ -33,7 +33,6 @@ __all__ = ["VariantEvaluation", "VariantResult"]
 
 FOLDER = "evaluation"  # of a variant's results, in the folder of its run
 NUM_CHECKED = 32  # images per model for the sanity checks
-CLEAN_PERTURBED = "clean, perturbed images"  # the condition of those images that are attacked and corrupted, if not all are
 ATTACK_KEYS = ("fgsm", "pgd", "segpgd", "maskedpgd")  # keys of the recipe's section evaluation, and of the tasks' attacks
 
 
@@ -63,12 +62,12 @@ class VariantEvaluation:
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device, self.task = recipe, torch.device(device), task_of(recipe)
         if recipe.data.test_split is None or recipe.data.iterates:
             raise ValueError(
-                f"data.test_split of a comparison must be a split of images known by number, got {recipe.data.test_split!r} of "
-                f"{recipe.data.name!r}. Name a test split, or use another reader."
+                f"data.test_split of a comparison must be a split of {self.task.sample_noun} known by number, got "
+                f"{recipe.data.test_split!r} of {recipe.data.name!r}. Name a test split, or use another reader."
             )
-        self.recipe, self.device, self.task = recipe, torch.device(device), task_of(recipe)
         self.model_preprocessing = _preprocessing(recipe)
         self.preprocessing = self.task.preprocess(self.model_preprocessing)
         test = self.task.open_splits(recipe, Unreadable()).test
@@ -76,6 +75,11 @@ class VariantEvaluation:
         self.samples = self.task.kept(images, self.preprocessing, recipe.data.workers, self.device)
         self.perturbed = _random(self.samples, recipe.evaluation.num_perturbed, recipe.data.seed)
         self.worst_case = _random(self.perturbed, recipe.evaluation.worst_case_images, recipe.data.seed)
+
+    @property
+    def unperturbed(self) -> str:
+        """Name of the clean condition of those samples that are attacked and corrupted. If all are, it is ``clean``."""
+        return CLEAN if len(self.perturbed) == len(self.samples) else f"{CLEAN}, perturbed {self.task.sample_noun}"
 
     @cached_property
     def attacks(self) -> dict[str, AnyAttack]:
@@ -121,7 +125,7 @@ class VariantEvaluation:
         named += [WordSwap(rate) for rate in e.word_swap]
         return [
             clean_condition(self.samples, task),
-            *([clean_condition(samples, task, CLEAN_PERTURBED)] if len(samples) < len(self.samples) else []),
+            *([] if self.unperturbed == CLEAN else [clean_condition(samples, task, self.unperturbed)]),
             *attack_conditions(samples, self.attacks, task),
             *(Condition(name, samples, CorruptedScorer(name, c, task.clean)) for name, c in corruptions.items()),
             *corruption_conditions(samples, named, task),

@@ -261,7 +261,7 @@ class Trainer:
                 names, update = self.batch_names(batch), batch // self.recipe.run.grad_accum_steps + 1
                 raise NotFinite(
                     f"The loss must be finite, got {value} in epoch {epoch + 1}, update {update}/{self.updates}; "
-                    f"images: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self.remedy}",
+                    f"samples: {', '.join(names[:8]) or 'not known'}{', …' if len(names) > 8 else ''}. {self.remedy}",
                     names,
                 )
         return sum(values)

@@ -82,8 +82,8 @@ class Run:
         few = [len(images) for images in evaluated if not recipe.data.iterates and len(images) < self.world.size]
         if few:
             raise ValueError(
-                f"The number of processes must be at most the number of images to evaluate, {few[0]}, got {self.world.size}. "
-                "Use fewer processes."
+                f"The number of processes must be at most the number of {self.task.sample_noun} to evaluate, {few[0]}, got "
+                f"{self.world.size}. Use fewer processes."
             )
         self.model = build_model(recipe)
         if recipe.model.checkpoint:
@@ -392,7 +392,7 @@ def _train(run: Run, records: list[dict[str, Any]], progress: Callable[[int], An
                 if error.images:
                     file = run.folder / not_finite(run.world.rank)
                     write_json(file, {"message": message, "images": error.images})
-                    message = f"{message} All images of the batch: {file}."
+                    message = f"{message} All samples of the batch: {file}."
                 raise FloatingPointError(message) from error
             records.append(record)
             if journal is not None:

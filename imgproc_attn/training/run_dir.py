@@ -97,7 +97,7 @@ def _difference(before: Fingerprint | None, now: Fingerprint | None) -> str:
     gone, come = ([name for name in a if name not in b] for a, b in ((old, new), (new, old)))
     if gone or come:
         return f"classes {_few(gone)} -> {_few(come)}"
-    return "the order of the classes" if old != new else "names, labels or sizes of some of its images"
+    return "the order of the classes" if old != new else "names, labels or sizes of some of its samples"
 
 
 _NO_IMAGES = Fingerprint(images=0, classes=None, sha256="")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import seeding
@@ -166,6 +167,11 @@ def test_losses_per_token_are_logged(run, tmp_path):
     assert math.exp(sum(losses) / len(losses)) == pytest.approx(row["perplexity"], rel=1e-5)
 
 
+def visible(page):
+    """The text and tags of a report, without its figures, style and the raw numbers."""
+    return re.sub(r'<(pre|style)>.*?</\1>|(src|title)="[^"]*"', "", page.read_text(), flags=re.DOTALL)
+
+
 def test_word_swap_resumes_and_reports_its_share(run, tmp_path, capsys):
     swap = ["corrupt", run, "--corruptions", "word_swap", "--severities", "0.05", "--device", "cpu", "--output"]
     command(*swap, tmp_path / "once")
@@ -183,7 +189,11 @@ def test_word_swap_resumes_and_reports_its_share(run, tmp_path, capsys):
     command("corrupt", run, "--severities", "0.05", "--seed", 1, "--limit", 9, "--device", "cpu", "--output", tmp_path / "few")
     assert [row["n"] for row in result(tmp_path / "few")["conditions"]] == [9, 9]
     command("report", tmp_path / "once", tmp_path / "few", "--output", tmp_path / "report.html")
-    assert "perplexity" in (tmp_path / "report.html").read_text()
+    page = visible(tmp_path / "report.html")
+    assert "perplexity" in page
+    assert "<th>windows</th>" in page
+    assert "image" not in page
+    assert "images" not in (tmp_path / "few" / "result.md").read_text()
 
 
 def test_a_swap_of_characters_changes_the_number_of_tokens():
@@ -229,7 +239,12 @@ def test_comparisons(run, tmp_path):
     assert "upper 95 % bound (one-sided) | not above 0.5" in text
     assert "word_swap 0.1 |" in text
     assert "PGD" not in text
+    assert "image" not in text
     command("report", tmp_path / "out", "--output", tmp_path / "report.html")
+    page = visible(tmp_path / "report.html")
+    assert "<th>windows</th>" in page
+    assert "image" not in page
+    assert "largest perturbation" not in page
 
 
 @pytest.mark.parametrize("name", ["shakespeare_characters", pytest.param("brown_words", marks=pytest.mark.slow)])

@@ -29,11 +29,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(tmp_path):
         return (images * float("nan") if broken[2] == 3 else images), targets
 
     run.trainer.mixup = poison
-    with pytest.raises(FloatingPointError, match=r"loss must be finite, got nan in epoch 1, update 3/4; images") as error:
+    with pytest.raises(FloatingPointError, match=r"loss must be finite, got nan in epoch 1, update 3/4; samples") as error:
         run.trainer.train_epoch(0)
     order = list(run.trainer.loader.sampler)[2 * 128 : 3 * 128]
     assert error.value.images == [run.splits.train.name(i) for i in order]
-    assert f"; images: {error.value.images[0]}, " in str(error.value)
+    assert f"; samples: {error.value.images[0]}, " in str(error.value)
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):

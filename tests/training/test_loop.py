@@ -200,7 +200,7 @@ def test_trainer_takes_any_task(tmp_path):
         losses = [trainer.train_epoch(epoch)["loss"] for epoch in range(3)]
         assert losses[-1] < losses[0]
     images.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="; images: not known"):
+    with pytest.raises(FloatingPointError, match="; samples: not known"):
         trainer.train_epoch(3)
 
 
