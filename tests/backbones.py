@@ -49,6 +49,7 @@ VARIANTS = {
     "representatives": {"projection": "subspaces", "filter": {"name": "representatives", "cells": 2}, "mlp": "ista"},
     "random features": {"kernel": "gaussian_range", "filter": {"name": "random_features", "num_features": 12}},
     "nystroem": {**BILATERAL, "filter": {"name": "nystroem", "num_landmarks": 5}, "residual": "twicing"},
+    "sliding window": {**BILATERAL, "filter": {"name": "sliding_window", "window": 6}},
     "linformer": {"kernel": "gaussian_range", "filter": {"name": "linformer", "num_landmarks": 5}},
 }
 

@@ -48,7 +48,7 @@ CORE += (
     "relative_buckets",
     "residuals",
 )
-CORE += ("terms",)
+CORE += ("sliding_window", "terms")
 MODULES = [*(f"imgproc_attn{package}" for package in PACKAGES), *(f"imgproc_attn.core.{module}" for module in CORE)]
 
 

@@ -31,6 +31,7 @@ MODULES = {
     "imgproc_attn.core.linear_filters": "Filters of linear cost",
     "imgproc_attn.core.feature_filters": "Filters of positive features",
     "imgproc_attn.core.landmark_filters": "Filters through landmarks",
+    "imgproc_attn.core.sliding_window": "Sliding window",
     "imgproc_attn.core.residuals": "Residuals and block residuals",
     "imgproc_attn.core.projections": "Projections",
     "imgproc_attn.core.pointwise": "Pointwise layers",

@@ -17,6 +17,7 @@ from .positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, Un
 from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
 from .relative_buckets import RelativeBuckets
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Residual, Twicing
+from .sliding_window import SlidingWindow
 from .terms import DenseBias, Distance, PositionDistance, TensorBias, Terms, product
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Rotary",
     "SharedSubspaces",
     "SinCos",
+    "SlidingWindow",
     "SoftmaxFilter",
     "SpatialGaussian",
     "TensorBias",

@@ -31,6 +31,7 @@ from .positions import Alibi, RelativeTable, Rotary, SinCos, SpatialGaussian, Un
 from .projections import Projection, QueryKeyValue, SharedSubspaces, TiedOutput
 from .relative_buckets import RelativeBuckets
 from .residuals import PID, SOS, Bregman, L2Boosting, NeuTRENO, Plain, Twicing
+from .sliding_window import SlidingWindow
 
 __all__ = ["Components", "LayerSpec", "Positions", "Spec"]
 
@@ -154,6 +155,7 @@ FILTERS: dict[str, Factory] = {
     "random_features": RandomFeatures,
     "nystroem": Nystroem,
     "linformer": Linformer,
+    "sliding_window": SlidingWindow,
 }
 RESIDUALS: dict[str, Factory] = {
     "plain": Plain,

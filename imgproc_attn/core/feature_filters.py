@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_whole
 from .bandwidths import at_least_float32
-from .filters import check_mask, hide, products
+from .filters import hide, key_log_weights, products
 from .terms import Terms, sum_of
 
 __all__ = ["FeatureOperator", "RandomFeatures"]
@@ -25,8 +25,6 @@ __all__ = ["FeatureOperator", "RandomFeatures"]
 CHUNK = 64
 # Added to each feature, so that all weights are positive.
 TINY = 1e-30
-# Log-weight of hidden keys. It is finite, because differences of infinities are not numbers.
-HIDDEN = -1e30
 
 
 class RandomFeatures(nn.Module):
@@ -176,7 +174,7 @@ def _balanced(terms: Terms, mask: Tensor | None, is_causal: bool) -> tuple[Tenso
             f"{len(terms.q)} blocks of columns, {len(terms.distances)} distances of features, {len(terms.position_distances)} "
             f"of positions and {len(biases)} dense biases. Use positions='absolute', 'sincos' or 'rotary', or filter='softmax'."
         )
-    key_bias = sum_of(terms.key_bias, _key_mask(mask))
+    key_bias = sum_of(terms.key_bias, key_log_weights("random_features", mask))
     for bias in biases:
         key_bias = sum_of(key_bias, bias)
     if len(terms.q) > 0:
@@ -187,20 +185,6 @@ def _balanced(terms: Terms, mask: Tensor | None, is_causal: bool) -> tuple[Tenso
     root = (2 * distance.scale).sqrt().to(x.dtype)
     x, y = root * x, root * y
     return x, y, sum_of(key_bias, y.square().sum(dim=-1, keepdim=True) / -2)
-
-
-def _key_mask(mask: Tensor | None) -> Tensor | None:
-    """Return a mask of the keys as log-weights, ``[1 or B, 1 or H, M, 1]``."""
-    if mask is None:
-        return None
-    check_mask(mask)
-    if mask.dim() != 4 or mask.shape[2] != 1:
-        raise ValueError(
-            "filter='random_features': mask must hide keys from all queries, with the shape [batch, heads, 1, keys], got "
-            f"{list(mask.shape)}. Use filter='softmax' for other masks, or is_causal=True."
-        )
-    mask = torch.where(mask, 0.0, HIDDEN) if mask.dtype == torch.bool else at_least_float32(mask).clamp(min=HIDDEN)
-    return mask.mT
 
 
 def _orthogonal(count: int, width: int, seed: int) -> Tensor:

@@ -18,6 +18,9 @@ from .terms import DenseBias, Distance, Terms, product
 
 __all__ = ["DenseFilter", "Operator", "SoftmaxFilter", "WindowedFilter", "log_weights"]
 
+# Log-weight of keys that a mask of keys hides.
+HIDDEN = -1e30
+
 
 class Operator(Protocol):
     """Linear operator A of a filter with frozen weights. Boosting applies it several times."""
@@ -224,13 +227,13 @@ class WindowedOperator(NamedTuple):
 
 def _fuse(terms: Terms, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> FusedSoftmax:
     """Lift ``terms`` to columns, and combine dense biases, mask and causality into one mask."""
-    terms = _in_causal_form(terms, is_causal)
+    terms = in_causal_form(terms, is_causal)
     q, k = lift(terms)
     mask, is_causal = _merge(terms.biases, mask, is_causal, q, k)
     return FusedSoftmax(q, k, terms.scale, mask, is_causal, dropout)
 
 
-def _in_causal_form(terms: Terms, is_causal: bool) -> Terms:
+def in_causal_form(terms: Terms, is_causal: bool) -> Terms:
     """Return terms in which dense biases that have a causal form are columns, if the filter is causal.
 
     These columns come first, because their sum is exact only before features join it. Distances of positions come first for
@@ -254,6 +257,41 @@ def _masked(log_weights: Tensor, mask: Tensor) -> Tensor:
 def check_mask(mask: Tensor | None) -> None:
     if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool (True: visible) or floating point, got {mask.dtype}. Give mask.bool().")
+
+
+def check_key_mask(name: str, mask: Tensor) -> None:
+    """Fail if the filter of this name gets a mask that is not one of keys, the same for all queries.
+
+    Raises:
+        TypeError: ``mask`` is neither boolean nor floating point.
+        ValueError: ``mask`` has another shape than ``[1 or B, 1 or H, 1, M]``.
+    """
+    check_mask(mask)
+    if mask.dim() != 4 or mask.shape[2] != 1:
+        raise ValueError(
+            f"filter={name!r}: mask must hide keys from all queries, with the shape [batch, heads, 1, keys], got "
+            f"{list(mask.shape)}. Use filter='softmax' for other masks."
+        )
+
+
+def key_log_weights(name: str, mask: Tensor | None) -> Tensor | None:
+    """Return a mask of keys as log-weights ``[1 or B, 1 or H, M, 1]``, or None. Errors are those of `check_key_mask`.
+
+    They are finite, because differences of infinities are not numbers.
+    """
+    if mask is None:
+        return None
+    check_key_mask(name, mask)
+    mask = torch.where(mask, 0.0, HIDDEN) if mask.dtype == torch.bool else at_least_float32(mask).clamp(min=HIDDEN)
+    return mask.mT
+
+
+def with_key_bias(terms: Terms, key_bias: Tensor | None) -> Terms:
+    """Return ``terms`` times a factor per key, the exponential of ``key_bias`` ``[1 or B, 1 or H, M, 1]``."""
+    if key_bias is None:
+        return terms
+    keys = [*terms.k, *(distance.k for distance in terms.distances)]
+    return product(Terms(key_bias=key_bias.expand(-1, keys[0].shape[1], -1, -1)), terms)
 
 
 def _past(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -357,7 +395,7 @@ def _fused_smooth(
     return smoothed[..., :width]
 
 
-torch.fx.wrap("_in_causal_form")
+torch.fx.wrap("in_causal_form")
 torch.fx.wrap("lift")
 torch.fx.wrap("_merge")
 torch.fx.wrap("_dense_weights")

@@ -1,6 +1,6 @@
 """Filters through a few landmarks, whose time and memory grow with the number of tokens: Nystroem and Linformer.
 
-Both see all tokens at once, so neither is causal, and neither takes masks.
+Both see all tokens at once, so neither is causal. Masks may hide tokens from all others.
 """
 
 import math
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from ..utils.checks import check_whole
 from .bandwidths import at_least_float32
-from .filters import log_weights
+from .filters import check_key_mask, key_log_weights, log_weights, with_key_bias
 from .geometry import Geometry
-from .linear_filters import check_all_patches, refuse_causality, refuse_mask
+from .linear_filters import check_all_patches, refuse_causality
 from .terms import Terms
 
 __all__ = ["Linformer", "Nystroem"]
+
+OnTokens = Callable[[Tensor], Tensor]  # of ``[..., tokens, columns]``
 
 
 class Nystroem(nn.Module):
@@ -57,8 +59,16 @@ class Nystroem(nn.Module):
     def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> "NystroemOperator":
         """Return the operator of ``terms``.
 
+        Args:
+            terms: Factored log-weights without dense biases.
+            mask: Boolean mask of the tokens (True: visible), ``[1 or B, 1, 1, N]``. Segments have visible tokens only, so the
+                result is that of a sequence without the others. Default: all are visible.
+            is_causal: Must be False.
+
         Raises:
-            ValueError: ``terms`` hold dense biases, or a mask or causality is given.
+            TypeError: ``mask`` is not boolean.
+            ValueError: ``terms`` hold dense biases, causality is given, or the mask has another shape or meets a spatial kernel
+                with prefix tokens.
         """
         return _nystroem(terms, mask, is_causal, self.num_landmarks, self.num_iterations)
 
@@ -135,13 +145,16 @@ class Linformer(nn.Module):
 
         Args:
             terms: Kernels on features.
-            mask: Must be None.
+            mask: Boolean mask of the tokens (True: visible), ``[1 or B, 1, 1, N]``. Hidden tokens are left out of the sums.
+                Default: all are visible.
             is_causal: Must be False.
-            geometry: Positions of the tokens: prefix tokens, then all tokens of a grid or line. It is required.
+            geometry: Positions of the tokens: prefix tokens, then all tokens of a grid, or the first tokens of a line. It is
+                required.
 
         Raises:
-            ValueError: ``terms`` hold positions, a mask or causality is given, or the tokens are not the prefix and all tokens
-                of the grid.
+            TypeError: ``mask`` is not boolean.
+            ValueError: ``terms`` hold positions, causality is given, the mask has another shape or meets prefix tokens, or
+                the tokens are not the prefix and all tokens of the grid.
         """
         return _linformer(terms, mask, is_causal, geometry, self.key_maps, self.value_maps)
 
@@ -154,7 +167,7 @@ class LinformerOperator(NamedTuple):
 
     Attributes:
         weights: ``softmax(K(q, E k))``, ``[B, H, N, m]``. Its rows sum to 1.
-        value_sums: F, ``[m, M]``.
+        value_sums: F, ``[m, M]``, or ``[B, 1, m, M]`` with a mask.
     """
 
     weights: Tensor
@@ -173,9 +186,19 @@ def _check_positive(name: str, value: int) -> int:
     return int(value)
 
 
+def _visible(name: str, mask: Tensor | None) -> Tensor | None:
+    """Return a boolean mask of tokens ``[1 or B, 1, 1, N]``, or None."""
+    if mask is None:
+        return None
+    check_key_mask(name, mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"filter={name!r}: mask must be bool (True: visible), got {mask.dtype}. Give mask == 0.")
+    return mask
+
+
 def _nystroem(terms: Terms, mask: Tensor | None, is_causal: bool, num_landmarks: int, num_iterations: int) -> NystroemOperator:
     refuse_causality("nystroem", is_causal)
-    refuse_mask("nystroem", mask)
+    visible = _visible("nystroem", mask)
     if len(terms.biases) > 0:
         raise ValueError(
             f"filter='nystroem': kernels must not be dense biases, which have no means, got {len(terms.biases)}. Use "
@@ -183,26 +206,47 @@ def _nystroem(terms: Terms, mask: Tensor | None, is_causal: bool, num_landmarks:
         )
 
     def means(x: Tensor) -> Tensor:
-        return _sums_of_tokens(_segments(x.shape[-2], num_landmarks, x), x)
+        return _sums_of_tokens(_segments(x.shape[-2], num_landmarks, x, visible), x)
 
-    left, middle, right = (
-        log_weights(_on_tokens(terms, on_q, on_k)).softmax(dim=-1)
-        for on_q, on_k in ((_same, means), (means, means), (means, _same))
-    )
+    def weights(on_q: OnTokens, on_k: OnTokens, there: Tensor | None) -> Tensor:
+        return log_weights(with_key_bias(_on_tokens(terms, on_q, on_k), key_log_weights("nystroem", there))).softmax(dim=-1)
+
+    if visible is None:
+        left, middle, right = weights(_same, means, None), weights(means, means, None), weights(means, _same, None)
+    else:
+        _refuse_prefix("nystroem", any(d.k_has_position is not None for d in terms.position_distances))
+        count = min(num_landmarks, visible.shape[-1])
+        filled = torch.arange(count, device=visible.device) < visible.sum(dim=-1, keepdim=True)
+        left, middle, right = weights(_same, means, filled), weights(means, means, filled), weights(means, _same, visible)
+        # A landmark without tokens is its own inverse, so it changes nothing.
+        middle = torch.where(filled.mT, middle, torch.eye(count, device=middle.device, dtype=middle.dtype))
     return NystroemOperator(left, pseudo_inverse(middle, num_iterations), right)
+
+
+def _refuse_prefix(name: str, has_prefix: bool) -> None:
+    if has_prefix:
+        raise ValueError(f"filter={name!r}: mask must be None beside prefix tokens, got a mask. Use filter='softmax'.")
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _segments(length: int, count: int, like: Tensor) -> Tensor:
-    """Return the weights of means over ``count`` segments, ``[count or length, length]``, whose sizes differ by at most 1."""
+def _segments(length: int, count: int, like: Tensor, visible: Tensor | None) -> Tensor:
+    """Return the weights of means over segments of visible tokens, ``[m, N]``, or ``[B, 1, m, N]`` with a mask.
+
+    m is ``count``, at most N. Sizes of segments differ by at most 1. With fewer than m visible tokens, the last segments are
+    empty.
+    """
     count = min(count, length)
-    segment = torch.arange(length, device=like.device) * count // length
-    member = segment == torch.arange(count, device=like.device)[:, None]
+    landmark = torch.arange(count, device=like.device)[:, None]
+    if visible is None:
+        member = torch.arange(length, device=like.device) * count // length == landmark
+    else:
+        total, rank = visible.sum(dim=-1, keepdim=True), visible.cumsum(dim=-1) - 1
+        member = visible & (rank * total.clamp(max=count) // total.clamp(min=1) == landmark)
     weights = member.to(torch.promote_types(like.dtype, torch.float32))
-    return weights / weights.sum(dim=1, keepdim=True)
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def pseudo_inverse(a: Tensor, num_iterations: int) -> Tensor:
@@ -231,7 +275,7 @@ def _linformer(
     value_maps: Tensor,
 ) -> LinformerOperator:
     refuse_causality("linformer", is_causal)
-    refuse_mask("linformer", mask)
+    visible = _visible("linformer", mask)
     if len(terms.position_distances) > 0 or len(terms.biases) > 0 or terms.key_bias is not None:
         raise ValueError(
             "filter='linformer': the layer must have kernels on features only, not distances of positions or dense biases, "
@@ -239,10 +283,20 @@ def _linformer(
             "positions='absolute', 'sincos' or 'rotary', or filter='softmax'."
         )
     keys = [*terms.k, *(distance.k for distance in terms.distances)]
-    geometry = check_all_patches("linformer", geometry, keys[0].shape[2])
-    key_sums, value_sums = (_with_prefix(maps, geometry) for maps in (key_maps, value_maps))
+    geometry, tokens = _grid_of("linformer", geometry, keys[0].shape[2]), keys[0].shape[2]
+    key_sums, value_sums = (_with_prefix(maps, geometry)[:, :tokens] for maps in (key_maps, value_maps))
+    if visible is not None:
+        _refuse_prefix("linformer", geometry.num_prefix_tokens > 0)
+        key_sums, value_sums = key_sums * visible, value_sums * visible
     few = _on_tokens(terms, _same, lambda k: _sums_of_tokens(key_sums, k))
     return LinformerOperator(log_weights(few).softmax(dim=-1), value_sums)
+
+
+def _grid_of(name: str, geometry: Geometry | None, tokens: int) -> Geometry:
+    """Return the geometry of the tokens if they are the first of a line, or the prefix tokens and all tokens of a grid."""
+    if geometry is not None and geometry.coordinates.shape[-1] == 1:
+        return geometry
+    return check_all_patches(name, geometry, tokens)
 
 
 def _with_prefix(maps: Tensor, geometry: Geometry) -> Tensor:
@@ -255,10 +309,10 @@ def _with_prefix(maps: Tensor, geometry: Geometry) -> Tensor:
     return torch.cat([alone, sums[:, prefix:]], dim=1)
 
 
-def _on_tokens(terms: Terms, on_q: Callable[[Tensor], Tensor], on_k: Callable[[Tensor], Tensor]) -> Terms:
-    """Return terms whose queries and keys are changed by functions of ``[..., tokens, columns]``."""
+def _on_tokens(terms: Terms, on_q: OnTokens, on_k: OnTokens) -> Terms:
+    """Return terms with other queries and keys."""
 
-    def flags(on: Callable[[Tensor], Tensor], has_position: Tensor | None) -> Tensor | None:
+    def flags(on: OnTokens, has_position: Tensor | None) -> Tensor | None:
         return None if has_position is None else on(has_position[:, None])[:, 0]
 
     return terms._replace(
@@ -281,6 +335,8 @@ def _on_tokens(terms: Terms, on_q: Callable[[Tensor], Tensor], on_k: Callable[[T
 def _sums_of_tokens(weights: Tensor, x: Tensor) -> Tensor:
     """Return ``weights @ x`` in the dtype of ``x``, summed in float32 or float64."""
     wide = at_least_float32(x)
+    if weights.dim() > x.dim():  # coordinates, which have no heads
+        weights = weights[:, 0]
     return (weights.to(wide.dtype) @ wide).to(x.dtype)
 
 

@@ -226,7 +226,9 @@ def test_positions_without_few_features_are_refused(positions, got):
 def test_bad_input():
     q, k, _ = operands()
     terms = DotProduct(DIM)(q, k)
-    with pytest.raises(ValueError, match=r"mask must hide keys from all queries, .* got \[2, 1, 9, 9\]\. Use filter='softmax'"):
+    with pytest.raises(
+        ValueError, match=r"mask must hide keys from all queries, .* got \[2, 1, 9, 9\]\. Use filter='softmax' for other"
+    ):
         features()(terms, torch.ones(2, 1, 9, 9, dtype=torch.bool))
     with pytest.raises(TypeError, match=r"mask must be bool .*, got torch\.int64"):
         features()(terms, torch.ones(2, 1, 1, 9, dtype=torch.int64))

@@ -89,6 +89,37 @@ def test_more_landmarks_come_closer_to_the_exact_filter():
     assert errors[2] < 0.1
 
 
+@kernels
+@pytest.mark.parametrize("landmarks", [4, 11])
+@pytest.mark.parametrize("spatial", [False, True])
+def test_hidden_tokens_are_as_good_as_absent(kernel, landmarks, spatial):
+    """Each sample has its own tokens, fewer than there may be landmarks."""
+    q, k, v = operands()
+    line, like = line_geometry(12, torch.empty(0)), torch.empty(0, **F64)
+    positions = SpatialGaussian(HEADS, (1, 12), [1.5, 9.0], **F64)
+    visible = torch.stack([torch.arange(12) < 9, torch.arange(12) % 2 == 0])
+
+    def terms(index):
+        place, some = take_tokens(line, index), kernel(q[:, :, index], k[:, :, index])
+        return product(positions(place, place, like), some) if spatial else some
+
+    found = Nystroem(landmarks, 30)(terms(torch.arange(12)), visible[:, None, None]).apply(v)
+    for sample, kept in enumerate(visible):
+        index = kept.nonzero()[:, 0]
+        expected = Nystroem(landmarks, 30)(terms(index)).apply(v[:, :, index])
+        torch.testing.assert_close(found[sample, :, index], expected[sample], rtol=1e-8, atol=1e-8)
+
+
+@kernels
+def test_hidden_tokens_are_in_no_sum(kernel):
+    """Short lines have the first columns of the maps."""
+    q, k, v = operands()
+    filter, visible = Linformer((1, 12), 5, **F64), torch.arange(12)[None, None, None] < 9
+    found = filter(kernel(q, k), visible, geometry=line_geometry(12, q)).apply(v)
+    expected = filter(kernel(q[:, :, :9], k[:, :, :9]), geometry=line_geometry(9, q, longest=12)).apply(v[:, :, :9])
+    torch.testing.assert_close(found[:, :, :9], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_pseudo_inverse_is_that_of_torch():
     """Of well-conditioned matrices, and of singular ones, whose rows sum to 1."""
     a = (3 * torch.eye(8, **F64) + torch.randn(5, 8, 8, **F64)).softmax(-1)
@@ -170,8 +201,14 @@ def test_what_they_refuse(name):
     place = grid_geometry(3, 4, 0, like=q)
     filter = Nystroem(4) if name == "nystroem" else Linformer((3, 4), 4, **F64)
     terms, where = DotProduct(DIM)(q, k), {} if name == "nystroem" else {"geometry": place}
-    with pytest.raises(ValueError, match=rf"filter='{name}': mask must be None"):
+    with pytest.raises(ValueError, match=rf"filter='{name}': mask must hide keys from all queries, .* got \[12, 12\]"):
         filter(terms, torch.ones(12, 12, dtype=torch.bool), **where)
+    with pytest.raises(TypeError, match=rf"filter='{name}': mask must be bool \(True: visible\), got torch\.float64"):
+        filter(terms, torch.zeros(1, 1, 1, 12, **F64), **where)
+    prefixed, mask = grid_geometry(3, 3, 3, like=q), torch.ones(1, 1, 1, 12, dtype=torch.bool)
+    spatial = product(SpatialGaussian(HEADS, (3, 3), **F64)(prefixed, prefixed, q), terms)
+    with pytest.raises(ValueError, match=rf"filter='{name}': mask must be None beside prefix tokens, got a mask"):
+        filter(*(spatial, mask) if name == "nystroem" else (terms, mask), **({"geometry": prefixed} if where else {}))
     with pytest.raises(ValueError, match=rf"filter='{name}': is_causal must be False, .* got True\. Use filter='softmax'"):
         filter(terms, is_causal=True, **where)
     with pytest.raises(ValueError, match=rf"filter='{name}': .* dense biases.*got .*1.* Use positions="):

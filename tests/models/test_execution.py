@@ -171,7 +171,7 @@ def test_interleaved_forwards(name):
         assert torch.equal(model.norm(x), y)
 
 
-LINEAR = [pytest.param(name, marks=pytest.mark.slow) for name in ("random features", "nystroem", "linformer")]
+LINEAR = [pytest.param(name, marks=pytest.mark.slow) for name in ("random features", "nystroem", "linformer", "sliding window")]
 
 
 @pytest.mark.parametrize("name", [*CARRYING, *LINEAR])
