@@ -28,7 +28,7 @@ from imgproc_attn.data import (
     training_loader,
 )
 from imgproc_attn.data.readers import TorchvisionImages
-from imgproc_attn.recipe.schema import Augmentation
+from imgproc_attn.recipe.sections import Augmentation
 from imgproc_attn.tasks.augmentation import mixup, training_transform
 
 CPU = torch.device("cpu")

@@ -204,7 +204,7 @@ def open_images(
     """Open one split of a data set.
 
     Args:
-        name: Name of the reader, as in `imgproc_attn.recipe.schema.Data`.
+        name: Name of the reader, as in `imgproc_attn.recipe.sections.Data`.
         root: Folder or file of the data. Unused for ``digits``.
         split: Name of the split. For folders it is a subfolder, and empty for ``root`` itself.
         seed: Seed of the split of ``digits`` and ``pathfinder``, and of the shuffling of iterable data sets.

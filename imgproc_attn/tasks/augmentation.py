@@ -10,7 +10,7 @@ from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, InterpolationMode, RandomAffine, RandomCrop, Resize
 
 from ..data import Preprocessing
-from ..recipe.schema import Augmentation
+from ..recipe.sections import Augmentation
 
 __all__ = ["mixup", "training_transform"]
 

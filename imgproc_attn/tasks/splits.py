@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ..data import Images, StreamedImages, Unreadable, check_classes, open_images, random_subset
-from ..recipe.schema import Data, Recipe
+from ..recipe import Recipe
+from ..recipe.sections import Data
 
 __all__ = ["Splits", "open_splits", "shares"]
 

@@ -22,7 +22,8 @@ from torch.utils.data import IterableDataset
 
 from ..data import SINGLE_PROCESS, World
 from ..evaluation.per_sample_rng import mix_seeds
-from ..recipe.schema import Optimizer, Recipe, Schedule
+from ..recipe import Recipe
+from ..recipe.sections import Optimizer, Schedule
 from ..utils.suggestions import did_you_mean
 
 __all__ = ["NotFinite", "Trainer", "autocast", "build_optimizer", "build_scheduler", "seed_everything", "set_epoch"]

@@ -9,7 +9,7 @@ from crops import crops
 from PIL import Image
 
 from imgproc_attn.data import Images, fingerprint, open_images
-from imgproc_attn.recipe.schema import Data
+from imgproc_attn.recipe.sections import Data
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["a", "b", "c"]

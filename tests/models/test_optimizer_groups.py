@@ -7,7 +7,7 @@ import torch
 from backbones import small
 
 import imgproc_attn
-from imgproc_attn.recipe.schema import Optimizer
+from imgproc_attn.recipe.sections import Optimizer
 from imgproc_attn.training.loop import build_optimizer
 
 
