@@ -48,6 +48,7 @@ VARIANTS = {
     "token statistics": {"projection": "subspaces", "filter": "token_statistics"},
     "representatives": {"projection": "subspaces", "filter": {"name": "representatives", "cells": 2}, "mlp": "ista"},
     "random features": {"kernel": "gaussian_range", "filter": {"name": "random_features", "num_features": 12}},
+    "elu features": {"filter": "elu_features", "class_token": False, "global_pool": "avg"},
     "nystroem": {**BILATERAL, "filter": {"name": "nystroem", "num_landmarks": 5}, "residual": "twicing"},
     "sliding window": {**BILATERAL, "filter": {"name": "sliding_window", "window": 6}},
     "linformer": {"kernel": "gaussian_range", "filter": {"name": "linformer", "num_landmarks": 5}},

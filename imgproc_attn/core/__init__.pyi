@@ -5,7 +5,7 @@ from .bandwidths import Bandwidth
 from .block import FilterBlock
 from .components import LayerSpec
 from .elementwise_filters import ReluFilter, ThresholdFilter
-from .feature_filters import RandomFeatures
+from .feature_filters import EluFeatures, RandomFeatures
 from .filters import DenseFilter, Operator, SoftmaxFilter, WindowedFilter, log_weights
 from .geometry import Geometry, grid_geometry, line_geometry
 from .kernels import DotProduct, Elliptical, GaussianRange
@@ -32,6 +32,7 @@ __all__ = [
     "Distance",
     "DotProduct",
     "Elliptical",
+    "EluFeatures",
     "FilterAttention",
     "FilterBlock",
     "GaussianRange",

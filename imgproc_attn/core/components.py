@@ -21,7 +21,7 @@ from torch import nn
 from ..utils.checks import check_flag
 from ..utils.suggestions import did_you_mean
 from .elementwise_filters import ReluFilter, ThresholdFilter
-from .feature_filters import RandomFeatures
+from .feature_filters import EluFeatures, RandomFeatures
 from .filters import DenseFilter, SoftmaxFilter
 from .kernels import DotProduct, Elliptical, GaussianRange
 from .landmark_filters import Linformer, Nystroem
@@ -153,6 +153,7 @@ FILTERS: dict[str, Factory] = {
     "token_statistics": TokenStatistics,
     "representatives": Representatives,
     "random_features": RandomFeatures,
+    "elu_features": EluFeatures,
     "nystroem": Nystroem,
     "linformer": Linformer,
     "sliding_window": SlidingWindow,

@@ -19,7 +19,7 @@ from .bandwidths import at_least_float32
 from .filters import hide, key_log_weights, products
 from .terms import Terms, sum_of
 
-__all__ = ["FeatureOperator", "RandomFeatures"]
+__all__ = ["EluFeatures", "FeatureOperator", "RandomFeatures"]
 
 # Number of tokens whose weights are computed pair by pair under causality.
 CHUNK = 64
@@ -94,6 +94,28 @@ class RandomFeatures(nn.Module):
         return f"num_features={self.directions.shape[0]}"
 
 
+class EluFeatures(nn.Module):
+    """Filter of linear transformers, ``A_ij = <f(q_i), f(k_j)>`` with ``f = elu + 1`` (arXiv 2006.16236). Rows of A sum to 1.
+
+    It is no estimate of the softmax, but a kernel of its own on the columns of a dot product, which it does not scale.
+
+    Example:
+        >>> from imgproc_attn.core import DotProduct
+        >>> x = torch.rand(1, 2, 100, 16)
+        >>> EluFeatures()(DotProduct(head_dim=16)(x, x), is_causal=True).apply(x).shape
+        torch.Size([1, 2, 100, 16])
+    """
+
+    def forward(self, terms: Terms, mask: Tensor | None = None, is_causal: bool = False) -> "FeatureOperator":
+        """Return the operator of ``terms``. Arguments and errors are those of `RandomFeatures`.
+
+        Raises:
+            TypeError: ``mask`` is neither boolean nor floating point.
+            ValueError: ``terms`` hold a distance or other terms, or the mask depends on the query.
+        """
+        return _elu_features(terms, mask, is_causal)
+
+
 class FeatureOperator(NamedTuple):
     """Operator ``A_ij = <q_i, k_j> exp(b_j)`` of positive features, divided by the sum over the row.
 
@@ -165,26 +187,43 @@ def _exponentials(x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     return (exponents - largest).exp() + TINY, largest - x.square().sum(dim=-1, keepdim=True) / 2
 
 
+def _elu_features(terms: Terms, mask: Tensor | None, is_causal: bool) -> FeatureOperator:
+    key_bias = _key_bias("elu_features", terms, mask, is_causal)
+    if len(terms.distances) > 0:
+        raise ValueError(
+            "filter='elu_features': kernels must be inner products, got a distance. Use kernel='dot_product', or "
+            "filter='random_features'."
+        )
+    q, k = (F.elu(at_least_float32(block)) + 1 + TINY for block in (terms.q[0], terms.k[0]))
+    zero = torch.zeros_like(k[..., :1])
+    return FeatureOperator(q, k, zero if key_bias is None else zero + key_bias, is_causal)
+
+
 def _balanced(terms: Terms, mask: Tensor | None, is_causal: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return columns x and y of equal scale and a key bias b, with the log-weights ``x.y + b`` up to a constant per row."""
-    biases = [bias.causal_key_bias() if is_causal and hasattr(bias, "causal_key_bias") else None for bias in terms.biases]
-    if len(terms.q) + len(terms.distances) != 1 or len(terms.position_distances) > 0 or any(b is None for b in biases):
-        raise ValueError(
-            "filter='random_features': the layer must have one kernel on features, and of positions only causal ALiBi, got "
-            f"{len(terms.q)} blocks of columns, {len(terms.distances)} distances of features, {len(terms.position_distances)} "
-            f"of positions and {len(biases)} dense biases. Use positions='absolute', 'sincos' or 'rotary', or filter='softmax'."
-        )
-    key_bias = sum_of(terms.key_bias, key_log_weights("random_features", mask))
-    for bias in biases:
-        key_bias = sum_of(key_bias, bias)
+    key_bias = _key_bias("random_features", terms, mask, is_causal)
     if len(terms.q) > 0:
         x, y = (at_least_float32(block) * terms.scale**0.5 for block in (terms.q[0], terms.k[0]))
         return x, y, key_bias
     (distance,) = terms.distances
-    x, y = (at_least_float32(block) for block in (distance.q, distance.k))
-    root = (2 * distance.scale).sqrt().to(x.dtype)
-    x, y = root * x, root * y
+    root = (2 * distance.scale).sqrt()
+    x, y = (at_least_float32(block) * root.to(at_least_float32(block).dtype) for block in (distance.q, distance.k))
     return x, y, sum_of(key_bias, y.square().sum(dim=-1, keepdim=True) / -2)
+
+
+def _key_bias(name: str, terms: Terms, mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """Return the log-weights per key of mask, ALiBi and ``terms``. Fail if there is not exactly one kernel on features."""
+    biases = [bias.causal_key_bias() if is_causal and hasattr(bias, "causal_key_bias") else None for bias in terms.biases]
+    if len(terms.q) + len(terms.distances) != 1 or len(terms.position_distances) > 0 or any(b is None for b in biases):
+        raise ValueError(
+            f"filter={name!r}: the layer must have one kernel on features, and of positions only causal ALiBi, got "
+            f"{len(terms.q)} blocks of columns, {len(terms.distances)} distances of features, {len(terms.position_distances)} "
+            f"of positions and {len(biases)} dense biases. Use positions='absolute', 'sincos' or 'rotary', or filter='softmax'."
+        )
+    key_bias = sum_of(terms.key_bias, key_log_weights(name, mask))
+    for bias in biases:
+        key_bias = sum_of(key_bias, bias)
+    return key_bias
 
 
 def _orthogonal(count: int, width: int, seed: int) -> Tensor:
@@ -197,3 +236,4 @@ def _orthogonal(count: int, width: int, seed: int) -> Tensor:
 
 
 torch.fx.wrap("_random_features")
+torch.fx.wrap("_elu_features")

@@ -42,7 +42,8 @@ class FilterVisionTransformer(VisionTransformer):
         filter: Module that builds the operator. ``"softmax"`` uses fused attention, unless timm's `set_fused_attn` or
             ``TIMM_FUSED_ATTN`` turns it off. ``"dense"`` computes a tensor of weights and is faster on a few dozen tokens.
             ``"random_features"``, ``"nystroem"`` and ``"linformer"`` approximate it in linear time. ``"sliding_window"`` cuts
-            it off. ``"relu"``, ``"threshold"``, ``"token_statistics"`` and ``"representatives"`` are other operators.
+            it off. ``"elu_features"``, ``"relu"``, ``"threshold"``, ``"token_statistics"`` and ``"representatives"`` are other
+            operators.
         residual: Boosting of the filter with frozen weights: ``"plain"``, ``"twicing"``, ``"bregman"``, ``"sos"``,
             ``"neutreno"`` or ``"pid"``.
         block_residual: Boosting of the attention branch of a block. Each step computes the filter again: ``"plain"``,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imgproc_attn.core.feature_filters import CHUNK, RandomFeatures
+from imgproc_attn.core.feature_filters import CHUNK, EluFeatures, RandomFeatures
 from imgproc_attn.core.filters import SoftmaxFilter
 from imgproc_attn.core.geometry import line_geometry
 from imgproc_attn.core.kernels import DotProduct, GaussianRange
@@ -171,6 +171,34 @@ def test_gradients(kernel, is_causal):
         return filter(kernel(q, k, is_causal), None, is_causal).apply(v)
 
     assert torch.autograd.gradcheck(smooth, (q, k, v))
+
+
+@pytest.mark.parametrize(("is_causal", "queries"), [(False, 70), (False, 7), (True, 70), (True, 7)])
+def test_elu_features_are_their_formula(is_causal, queries):
+    """With ALiBi and hidden keys too, and over more than one chunk."""
+    q, k, v = operands(70, queries)
+    terms, weights = DotProduct(DIM)(q, k), torch.where(q > 0, q + 1, q.exp()) @ torch.where(k > 0, k + 1, k.exp()).mT
+    visible = (torch.arange(70) % 3 > 0) | (torch.arange(70) < 2)
+    if is_causal and queries == 70:
+        positions, log_weights = alibi([2.0, 8.0], 70)
+        terms, weights = product(positions, terms), weights * log_weights.exp()
+    expected = weights * visible
+    if is_causal:
+        expected = expected.tril(70 - queries)
+    expected = expected / expected.sum(-1, keepdim=True)
+    found = EluFeatures()(terms, visible[None, None, None], is_causal)
+    torch.testing.assert_close(found.dense(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.apply(v), expected @ v, rtol=1e-12, atol=1e-12)
+
+
+def test_elu_features_refuse_distances():
+    q, k, _ = operands()
+    with pytest.raises(
+        ValueError, match=r"filter='elu_features': kernels must be inner products, got a distance\. Use kernel="
+    ):
+        EluFeatures()(KERNELS["gaussian"](q, k))
+    with pytest.raises(ValueError, match="filter='elu_features': the layer must have one kernel on features"):
+        EluFeatures()(Terms([q, q], [k, k]))
 
 
 def test_directions_are_orthogonal_in_groups_and_normal():

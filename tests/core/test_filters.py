@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from imgproc_attn.core.feature_filters import EluFeatures, RandomFeatures
 from imgproc_attn.core.filters import DenseFilter, SoftmaxFilter, log_weights
+from imgproc_attn.core.geometry import line_geometry
 from imgproc_attn.core.kernels import DotProduct, GaussianRange
+from imgproc_attn.core.landmark_filters import Linformer, Nystroem
+from imgproc_attn.core.sliding_window import SlidingWindow
 from imgproc_attn.core.terms import TensorBias, Terms, product
 
 
@@ -133,3 +137,36 @@ def test_a_mask_of_whole_numbers_is_refused():
     q, k, _ = operands()
     with pytest.raises(TypeError, match=r"mask must be .*, got torch.int64\. Give mask.bool\(\)"):
         SoftmaxFilter()(DotProduct(8)(q, k), torch.ones(9, 9, dtype=torch.long).tril())
+
+
+LINEAR = {
+    "random features": lambda tokens: RandomFeatures(8),
+    "elu features": lambda tokens: EluFeatures(),
+    "nystroem": lambda tokens: Nystroem(16),
+    "linformer": lambda tokens: Linformer((1, tokens), 16),
+    "sliding window": lambda tokens: SlidingWindow(16),
+}
+
+
+@pytest.mark.parametrize("name", [*LINEAR, "random features, causal", "sliding window, causal"])
+def test_memory_grows_with_the_number_of_tokens(name):
+    """Tensors that autograd keeps for the backward pass. Dense weights would need four times as much for twice the tokens."""
+    name, _, causal = name.partition(", ")
+
+    def kept(tokens):
+        held = []  # so that no storage is freed and its address used again
+
+        def pack(tensor):
+            held.append(tensor)
+            return tensor
+
+        q, k, v = (torch.randn(1, 1, tokens, 8, requires_grad=True) for _ in range(3))
+        filter = LINEAR[name](tokens)
+        place = {"geometry": line_geometry(tokens, q)} if name == "linformer" else {}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            u = filter(DotProduct(8)(q, k), None, bool(causal), **place).apply(v)
+        assert u.requires_grad
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+        return sum(storages.values())
+
+    assert kept(2048) < 2.1 * kept(1024)

@@ -41,6 +41,7 @@ VARIANTS = {
     "token statistics": {"filter": "token_statistics", "projection": "subspaces", "residual": "twicing"},
     "random features": {"filter": "random_features", "kernel": "gaussian_range", "residual": "twicing"},
     "random features, alibi": {"filter": "random_features", "positions": {"name": "alibi", "learned": True}},
+    "elu features": {"filter": "elu_features", "positions": ["absolute", "alibi"]},
     "sliding window": {**BILATERAL, "filter": {"name": "sliding_window", "window": 5}},
     "adaptive softmax": {"cutoffs": [10, 30, 31]},
     "everything": {**BILATERAL, "residual": "twicing", "block_residual": "sos", "projection": "subspaces"},

@@ -14,6 +14,7 @@ VARIANTS = {
     "dense": {"filter": "dense"},
     "relu": {"filter": {"name": "relu", "divide": True}},
     "random features": {"filter": "random_features", "kernel": "gaussian_range"},
+    "elu features": {"filter": "elu_features"},
     "nystroem": {"filter": {"name": "nystroem", "num_landmarks": 12}, "positions": ["absolute", "spatial_gaussian"]},
     "linformer": {"filter": {"name": "linformer", "num_landmarks": 6}},
     "sliding window": {"filter": {"name": "sliding_window", "window": 4}, "positions": ["absolute", "spatial_gaussian"]},
