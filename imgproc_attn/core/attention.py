@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..utils.named_tuples import changed
 from .filters import Operator
 from .geometry import Geometry
 from .layer_cache import LayerCache
@@ -171,7 +172,7 @@ def _position_terms(positions: nn.Module, query: Geometry, key: Geometry, like: 
         terms: Terms = positions(query, key, like)
         return terms
     terms = positions(query, query, like)
-    return terms._replace(k=cache.append_columns(positions, terms.k))
+    return changed(terms, k=cache.append_columns(positions, terms.k))
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:

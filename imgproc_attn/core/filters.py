@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.named_tuples import changed
 from .bandwidths import at_least_float32
 from .lifting import lift, zero_columns
 from .terms import DenseBias, Distance, Terms, product
@@ -242,7 +243,7 @@ def in_causal_form(terms: Terms, is_causal: bool) -> Terms:
     if not is_causal or len(terms.position_distances) > 0:
         return terms
     forms = [(bias, bias.causal_form() if hasattr(bias, "causal_form") else None) for bias in terms.biases]
-    terms = terms._replace(biases=[bias for bias, form in forms if form is None])
+    terms = changed(terms, biases=[bias for bias, form in forms if form is None])
     for _, form in forms:
         if form is not None:
             terms = product(form, terms)
@@ -333,7 +334,7 @@ def products(q: Tensor, k: Tensor, scale: float) -> Tensor:
     unless you turn it on in ``torch.backends.cuda.matmul``.
     """
     q, k = at_least_float32(q), at_least_float32(k).transpose(-2, -1)
-    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):  # the device meta has no autocast
         with torch.autocast(q.device.type, enabled=False):
             return (q @ k) * scale
     return (q @ k) * scale

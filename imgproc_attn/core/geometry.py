@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.named_tuples import changed
+
 __all__ = ["Geometry", "grid_geometry", "line_geometry"]
 
 
@@ -86,7 +88,8 @@ def take_tokens(geometry: Geometry, index: Tensor | slice) -> Geometry:
         index: ``[K]`` indices of tokens, or a slice.
     """
     embeddings = geometry.position_embeddings
-    return geometry._replace(
+    return changed(
+        geometry,
         coordinates=geometry.coordinates[:, index],
         is_patch=geometry.is_patch[index],
         position_embeddings=None if embeddings is None else embeddings[:, index],

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.checks import check_whole
+from ..utils.named_tuples import changed
 from .bandwidths import at_least_float32
 from .filters import check_key_mask, key_log_weights, log_weights, with_key_bias
 from .geometry import Geometry
@@ -315,12 +316,14 @@ def _on_tokens(terms: Terms, on_q: OnTokens, on_k: OnTokens) -> Terms:
     def flags(on: OnTokens, has_position: Tensor | None) -> Tensor | None:
         return None if has_position is None else on(has_position[:, None])[:, 0]
 
-    return terms._replace(
+    return changed(
+        terms,
         q=[on_q(q) for q in terms.q],
         k=[on_k(k) for k in terms.k],
-        distances=[d._replace(q=on_q(d.q), k=on_k(d.k)) for d in terms.distances],
+        distances=[changed(d, q=on_q(d.q), k=on_k(d.k)) for d in terms.distances],
         position_distances=[
-            d._replace(
+            changed(
+                d,
                 q=on_q(d.q),
                 k=on_k(d.k),
                 q_has_position=flags(on_q, d.q_has_position),

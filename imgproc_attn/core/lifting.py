@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..utils.named_tuples import changed
 from .bandwidths import at_least_float32
 from .terms import Distance, PositionDistance, Terms, sum_of
 
@@ -177,11 +178,12 @@ def _widened(terms: Terms) -> Terms:
     """Return terms in float32 if they are in half precision and hold a distance on a line, which has no columns there."""
     if not any(_is_line(distance) and is_half(distance.like.dtype) for distance in terms.position_distances):
         return terms
-    return terms._replace(
+    return changed(
+        terms,
         q=[at_least_float32(q) for q in terms.q],
         k=[at_least_float32(k) for k in terms.k],
-        distances=[d._replace(q=at_least_float32(d.q), k=at_least_float32(d.k)) for d in terms.distances],
-        position_distances=[d._replace(like=at_least_float32(d.like[:0])) for d in terms.position_distances],
+        distances=[changed(d, q=at_least_float32(d.q), k=at_least_float32(d.k)) for d in terms.distances],
+        position_distances=[changed(d, like=at_least_float32(d.like[:0])) for d in terms.position_distances],
     )
 
 

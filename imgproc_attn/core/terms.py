@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ..utils.named_tuples import changed
+
 __all__ = ["DenseBias", "Distance", "PositionDistance", "TensorBias", "Terms", "product"]
 
 
@@ -121,7 +123,7 @@ def product(first: Terms, second: Terms) -> Terms:
     biases = [*first.biases, *second.biases]
     for one, other in ((first, second), (second, first)):
         if _is_bias(one):
-            return other._replace(biases=biases)
+            return changed(other, biases=biases)
     return Terms(
         [*_scaled(first), *_scaled(second)],
         [*first.k, *second.k],

@@ -15,6 +15,7 @@ from ..core.layer_state import LayerState
 from ..core.positions import RelativeTable
 from ..models.filter_vit import build_block
 from ..utils.checks import check_number, check_sizes
+from ..utils.named_tuples import changed
 from .cache import Cache
 
 __all__ = ["TokenTransformer"]
@@ -214,7 +215,7 @@ class TokenTransformer(nn.Module):
         geometry = line_geometry(stop - start, like, start, self.context)
         if self.pos_embed is None or self.positions_are_added:
             return geometry
-        return geometry._replace(position_embeddings=self.pos_embed[:, start:stop])
+        return changed(geometry, position_embeddings=self.pos_embed[:, start:stop])
 
 
 def check_ids(ids: Tensor) -> None:

@@ -21,6 +21,7 @@ from ..core.components import Components, LayerSpec, Spec, layer_indices
 from ..core.geometry import Geometry, grid_geometry, keep_patches
 from ..core.layer_state import LayerState
 from ..utils.checks import check_flag, check_number, check_whole
+from ..utils.named_tuples import changed
 from .checkpoints import adapt_vit_checkpoint
 
 __all__ = ["FilterVisionTransformer"]
@@ -150,7 +151,7 @@ class FilterVisionTransformer(VisionTransformer):
             height, width = x.shape[1], x.shape[2]
         geometry = grid_geometry(height, width, self.num_prefix_tokens, x)
         if self.carry_positions:
-            geometry = geometry._replace(position_embeddings=self._position_embeddings(height, width))
+            geometry = changed(geometry, position_embeddings=self._position_embeddings(height, width))
             x = self.pos_drop(self._prepend_prefix(x.flatten(1, -2)))
         else:
             x = self._pos_embed(x)

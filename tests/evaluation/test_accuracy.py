@@ -268,7 +268,7 @@ def test_a_misspelt_reader_is_no_folder(shots, capsys, tmp_path):
     model = ["test_nlm_vit", "num_classes=2", "--checkpoint", tmp_path / "w.safetensors"]
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "fodler", "--root", shots / "photographs")
-    assert "The reader must be folder, npz, digits or begin with" in capsys.readouterr().err
+    assert "The reader must be folder, npz, digits, pathfinder or begin with" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate(*model, "--data", "torch/cifar10")
     assert "--data torch/cifar10 must have a --root, got none. Give --root PATH" in capsys.readouterr().err
