@@ -381,13 +381,15 @@ def check_chance_level(task: Scoring, row: Mapping[str, Any], results: SampleRes
     nearest = low if metric.higher_is_better else high
     if constant is None or metric.sign * (nearest - constant) > 0:
         return []
-    numbers = f"{row[metric.key]:.1f} {metric.unit} (95 % interval {low:.1f} to {high:.1f})"
+    number, best, *bounds = (f"{value:.{metric.digits}f}" for value in (row[metric.key], constant, low, high))
+    unit = f" {metric.unit}" if metric.unit else ""
     return [
         Finding(
             "chance level",
-            f"The clean {metric.title} of {numbers} is not better than {constant:.1f} {metric.unit}, which the best constant "
-            "prediction reaches, so numbers under attack or corruption say nothing about robustness. Check that the labels are "
-            f"those of the model, train longer, or evaluate on more {task.sample_noun} of several classes.",
+            f"The clean {metric.title} of {number}{unit} (95 % interval {' to '.join(bounds)}) is not better than "
+            f"{best}{unit}, which the best constant prediction reaches, so numbers under attack or corruption say nothing "
+            "about robustness. Check that the labels are those of the model, train longer, or evaluate on more "
+            f"{task.sample_noun} of several classes.",
         )
     ]
 

@@ -292,7 +292,7 @@ def table(recipe: Recipe, results: list[VariantRun], metric: str, digits: int = 
     return markdown_table(["model", *conditions], rows)
 
 
-def clean_accuracy_test(recipe: Recipe, results: list[VariantRun], sign: int = 1) -> str:
+def clean_accuracy_test(recipe: Recipe, results: list[VariantRun], sign: int = 1, digits: int = 1) -> str:
     """Return a Markdown table of paired differences of the clean metric to the baseline.
 
     A model trains as well as the baseline if the one-sided lower 95 % bound is not below ``-tolerance`` of the recipe. If
@@ -302,6 +302,7 @@ def clean_accuracy_test(recipe: Recipe, results: list[VariantRun], sign: int = 1
         recipe: Recipe of the comparison. Its first variant is the baseline.
         results: Results of all models.
         sign: 1 if larger values of the metric are better, else -1.
+        digits: Number of decimals of the differences.
     """
     assert recipe.comparison is not None
     least = -recipe.comparison.tolerance
@@ -311,9 +312,11 @@ def clean_accuracy_test(recipe: Recipe, results: list[VariantRun], sign: int = 1
     for label, values in by_label.items():
         if label != baseline:
             gain = paired_difference([sign * v for v in values], [sign * v for v in by_label[baseline]])
-            bound = "-" if math.isnan(gain.lower) else f"{sign * gain.lower:+.2f}"
+            bound = "-" if math.isnan(gain.lower) else f"{sign * gain.lower:+.{max(digits, 2)}f}"
             verdict = "-" if math.isnan(gain.lower) else "yes" if gain.lower >= least else "NO"
-            rows.append([markdown_text(f"{label} − {baseline}"), _plus_minus(sign * gain.mean, gain.std, "+"), bound, verdict])
+            rows.append(
+                [markdown_text(f"{label} − {baseline}"), _plus_minus(sign * gain.mean, gain.std, "+", digits), bound, verdict]
+            )
     side, limit = ("lower", f"not below {least:g}") if sign > 0 else ("upper", f"not above {-least:g}")
     return markdown_table(["model", "difference, clean", f"{side} 95 % bound (one-sided)", limit], rows)
 
@@ -349,7 +352,8 @@ def write_report(
         f"Values in {_units(metrics)}, on {evaluation.description}. Mean ± standard deviation over seeds {seeds}; differences "
         f"are paired by seed. {attacked if evaluation.task.attacks else ''}".rstrip(),
         *tables,
-        f"Clean {metrics[0].title} against the baseline:\n\n" + clean_accuracy_test(recipe, results, metrics[0].sign)
+        f"Clean {metrics[0].title} against the baseline:\n\n"
+        + clean_accuracy_test(recipe, results, metrics[0].sign, metrics[0].digits)
         if len(_variants(recipe)) > 1
         else "",
         f"Sanity checks on {evaluation.checked} per model: "

@@ -31,7 +31,7 @@ def draw_error_curves(
         >>> ax.get_xlabel()
         'number of examples'
     """
-    figure, ((ax,),) = panels(1, 1, (6, 4), ax)
+    figure, ((ax,),) = panels(1, 1, (7.5, 4), ax)
     ax.axhline(1, color="gray", linewidth=0.8)
     for i, (label, errors) in enumerate(models.items()):
         mean, half = _mean_and_half_width(errors)
@@ -41,7 +41,7 @@ def draw_error_curves(
         ax.plot(errors.mean(dim=0).numpy(), linestyle="--", linewidth=1.2, color=f"C{len(models) + i}", label=label)
     ax.set(xlabel="number of examples", ylabel="squared error / that of 0", ylim=(-0.03, 1.5))
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # Lines fill the axes.
     return figure, ax
 
 
