@@ -23,7 +23,7 @@ from ..models.checkpoints import WEIGHTS, start_from
 from ..recipe import Recipe
 from ..recipe.loading import check_one_model
 from ..tasks.augmentation import mixup
-from ..tasks.base import Loading, task_of
+from ..tasks.base import Loading, Task, task_of
 from ..utils.cores import OtherPrograms
 from ..utils.io import check_output_folder, write_json
 from ..utils.locks import locked
@@ -323,7 +323,7 @@ def _train_in(
     wait(world)  # All processes have checked the folder before one writes to it.
     if finished is not None:
         if first:
-            log(f"{output} is finished. {_summary(finished, output, task_of(recipe).metrics)}")
+            log(f"{output} is finished. {_summary(finished, output, task_of(recipe))}")
         return finished
     run = _build(folder, device, world, log)
     if first and not folder.begun:
@@ -347,7 +347,7 @@ def _train_in(
     result = run.conclude(records)
     if first:
         folder.finish(result, run.splits)
-    run.log(_summary(result, output, run.task.metrics))
+    run.log(_summary(result, output, run.task))
     return result
 
 
@@ -415,11 +415,12 @@ def _line(record: dict[str, Any], epochs: int, seconds_left: float, metrics: Seq
     return "  ".join([*parts, f"{record['images_per_second']:.0f} samples/s", f"left {timedelta(seconds=round(seconds_left))}"])
 
 
-def _summary(result: dict[str, Any], output: Path, metrics: Sequence[Metric]) -> str:
+def _summary(result: dict[str, Any], output: Path, task: Task) -> str:
     test, weights = result["test"], output / result["checkpoint"]
     message = "no test split"
     if test:
-        numbers = ", ".join(f"{metric.title} {metric.shown(test[metric.key])} {metric.unit}".rstrip() for metric in metrics)
-        count = next((f"{test[unit]} {unit}" for unit in ("pixels", "tokens") if unit in test), f"{test['n']} images")
+        numbers = ", ".join(f"{m.title} {m.shown(test[m.key])} {m.unit}".rstrip() for m in task.metrics)
+        samples = f"{test['n']} {task.sample_noun}"
+        count = next((f"{test[unit]} {unit}" for unit in ("pixels", "tokens") if unit in test), samples)
         message = f"{numbers} of {count}"
     return f'Test: {message}. Weights: import imgproc_attn; timm.create_model("local-dir:{weights}", pretrained=True)'
