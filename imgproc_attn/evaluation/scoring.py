@@ -388,8 +388,8 @@ def check_chance_level(task: Scoring, row: Mapping[str, Any], results: SampleRes
             "chance level",
             f"The clean {metric.title} of {number}{unit} (95 % interval {' to '.join(bounds)}) is not better than "
             f"{best}{unit}, which the best constant prediction reaches, so numbers under attack or corruption say nothing "
-            "about robustness. Check that the labels are those of the model, train longer, or evaluate on more "
-            f"{task.sample_noun} of several classes.",
+            "about robustness. Check that the targets are those of the model, train longer, or evaluate on more and other "
+            f"{task.sample_noun}.",
         )
     ]
 
