@@ -443,5 +443,6 @@ def _check_images(
 
 
 torch.fx.wrap("_check_images")
+torch.fx.wrap("changed")
 torch.fx.wrap("grid_geometry")
 torch.fx.wrap("keep_patches")

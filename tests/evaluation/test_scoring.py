@@ -34,7 +34,9 @@ def test_the_interval_must_lie_above_the_most_frequent_class(correct, doubted):
 
 @pytest.mark.parametrize(("interval", "doubted"), [([3.0, 4.9], False), ([3.0, 5.0], True), ([6.0, 7.0], True)])
 def test_lower_may_be_better(interval, doubted):
-    task = SimpleNamespace(metrics=(Metric("error", "error", "", False),), best_constant=lambda results: 5.0)
+    task = SimpleNamespace(
+        metrics=(Metric("error", "error", "", False),), best_constant=lambda results: 5.0, sample_noun="images"
+    )
     assert bool(check_chance_level(task, {"error": 4.0, "intervals": {"error": interval}}, None)) == doubted
 
 
