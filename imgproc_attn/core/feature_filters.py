@@ -206,8 +206,9 @@ def _balanced(terms: Terms, mask: Tensor | None, is_causal: bool) -> tuple[Tenso
         x, y = (at_least_float32(block) * terms.scale**0.5 for block in (terms.q[0], terms.k[0]))
         return x, y, key_bias
     (distance,) = terms.distances
-    root = (2 * distance.scale).sqrt()
-    x, y = (at_least_float32(block) * root.to(at_least_float32(block).dtype) for block in (distance.q, distance.k))
+    x, y = at_least_float32(distance.q), at_least_float32(distance.k)
+    root = (2 * distance.scale).sqrt().to(x.dtype)
+    x, y = root * x, root * y
     return x, y, sum_of(key_bias, y.square().sum(dim=-1, keepdim=True) / -2)
 
 

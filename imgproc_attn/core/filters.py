@@ -291,8 +291,12 @@ def with_key_bias(terms: Terms, key_bias: Tensor | None) -> Terms:
     """Return ``terms`` times a factor per key, the exponential of ``key_bias`` ``[1 or B, 1 or H, M, 1]``."""
     if key_bias is None:
         return terms
-    keys = [*terms.k, *(distance.k for distance in terms.distances)]
-    return product(Terms(key_bias=key_bias.expand(-1, keys[0].shape[1], -1, -1)), terms)
+    return product(Terms(key_bias=key_bias.expand(-1, first_keys(terms).shape[1], -1, -1)), terms)
+
+
+def first_keys(terms: Terms) -> Tensor:
+    """Return the keys ``[B, H, M, d]`` of the first kernel on features."""
+    return terms.k[0] if len(terms.k) > 0 else terms.distances[0].k
 
 
 def _past(queries: int, keys: int, device: torch.device) -> Tensor:

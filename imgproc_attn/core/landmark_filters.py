@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..utils.checks import check_whole
 from ..utils.named_tuples import changed
 from .bandwidths import at_least_float32
-from .filters import check_key_mask, key_log_weights, log_weights, with_key_bias
+from .filters import check_key_mask, first_keys, key_log_weights, log_weights, with_key_bias
 from .geometry import Geometry
 from .linear_filters import check_all_patches, refuse_causality
 from .terms import Terms
@@ -283,8 +283,8 @@ def _linformer(
             f"got {len(terms.position_distances)} and {len(terms.biases)}, because sums of tokens have no position. Use "
             "positions='absolute', 'sincos' or 'rotary', or filter='softmax'."
         )
-    keys = [*terms.k, *(distance.k for distance in terms.distances)]
-    geometry, tokens = _grid_of("linformer", geometry, keys[0].shape[2]), keys[0].shape[2]
+    tokens = first_keys(terms).shape[2]
+    geometry = _grid_of("linformer", geometry, tokens)
     key_sums, value_sums = (_with_prefix(maps, geometry)[:, :tokens] for maps in (key_maps, value_maps))
     if visible is not None:
         _refuse_prefix("linformer", geometry.num_prefix_tokens > 0)

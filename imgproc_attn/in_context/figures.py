@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..diagnostics.figures import panels
 
-__all__ = ["draw_error_curves"]
+__all__ = ["draw_error_curves", "mean_and_half_width"]
 
 
 def draw_error_curves(
@@ -34,7 +35,7 @@ def draw_error_curves(
     figure, ((ax,),) = panels(1, 1, (7.5, 4), ax)
     ax.axhline(1, color="gray", linewidth=0.8)
     for i, (label, errors) in enumerate(models.items()):
-        mean, half = _mean_and_half_width(errors)
+        mean, half = (part.numpy() for part in mean_and_half_width(errors))
         ax.plot(mean, marker="o", markersize=3, color=f"C{i}", label=label)
         ax.fill_between(range(len(mean)), mean - half, mean + half, color=f"C{i}", alpha=0.15)
     for i, (label, errors) in enumerate((baselines or {}).items()):
@@ -45,7 +46,13 @@ def draw_error_curves(
     return figure, ax
 
 
-def _mean_and_half_width(errors: Tensor) -> tuple:
-    """Return means over sequences and half the width of their 95 % intervals."""
-    half = 1.96 * errors.std(dim=0) / len(errors) ** 0.5
-    return errors.mean(dim=0).numpy(), half.numpy()
+def mean_and_half_width(errors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means ``[n]`` over sequences, and half the width of their normal 95 % intervals.
+
+    With one sequence, nothing is known of the spread, and the width is 0.
+
+    Args:
+        errors: ``[B, n]``.
+    """
+    spread = errors.std(dim=0) if len(errors) > 1 else torch.zeros_like(errors[0])
+    return errors.mean(dim=0), 1.96 * spread / len(errors) ** 0.5

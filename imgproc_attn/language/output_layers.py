@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..core.bandwidths import at_least_float32
 from ..utils.checks import check_whole
 
-__all__ = ["AdaptiveSoftmax", "TiedLogits"]
+__all__ = ["NOT_COUNTED", "AdaptiveSoftmax", "TiedLogits"]
+
+NOT_COUNTED = -100  # target of tokens that do not count; torch's default ``ignore_index``
 
 
 class TiedLogits(nn.Module):
@@ -37,7 +39,7 @@ class TiedLogits(nn.Module):
     def losses(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the log-losses of targets ``[...]`` in nats. They are 0 where the target is -100."""
         logits = at_least_float32(self(features)).flatten(0, -2)
-        return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=NOT_COUNTED, reduction="none").view(targets.shape)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -89,7 +91,7 @@ class AdaptiveSoftmax(nn.Module):
     def losses(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the log-losses of targets ``[...]`` in nats. They are 0 where the target is -100."""
         flat, wanted = at_least_float32(features).flatten(0, -2), targets.flatten()
-        counted = wanted != -100
+        counted = wanted != NOT_COUNTED
         losses = flat.new_zeros(len(wanted))
         losses[counted] = -self.parts(flat[counted], wanted[counted]).output
         return losses.view(targets.shape)

@@ -3,11 +3,11 @@
 A family is a `SequenceClassifier` of the Long Range Arena's shape with some of its keywords set. To add one, add an entry.
 """
 
-import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
 
+from ..utils.suggestions import did_you_mean
 from .classifier import SequenceClassifier
 
 __all__ = ["SEQUENCE_FAMILIES", "create_classifier", "list_classifiers"]
@@ -65,7 +65,6 @@ def create_classifier(name: str, **components: Any) -> SequenceClassifier:
     """
     models = _models()
     if name not in models:
-        near = difflib.get_close_matches(str(name), models, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "See imgproc_attn.sequences.list_classifiers()."
+        hint = did_you_mean(name, models, otherwise="See imgproc_attn.sequences.list_classifiers().")
         raise ValueError(f"name must be that of a sequence classifier, got {name!r}. {hint}")
     return SequenceClassifier(**{**models[name], **components})

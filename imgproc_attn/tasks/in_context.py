@@ -34,6 +34,7 @@ from ..in_context import (
     posterior_mean,
     separate,
 )
+from ..in_context.figures import mean_and_half_width
 from ..recipe import Recipe
 from .base import Loading, Task, register_task
 from .language import IMAGE_OPTIONS, TokenModel
@@ -158,7 +159,7 @@ class InContextTask(Task):
 
     def training_loader(self, recipe: Recipe, images: Any, loading: Loading) -> Any:
         """Return a loader of sequences ``[B, 2 n - 1, d]`` and of their values ``[B, n]``."""
-        return token_loader(images, loading, self.sample_noun, "Lower it.")
+        return token_loader(images, loading, self.sample_noun)
 
     # model and loss
 
@@ -309,9 +310,8 @@ def squared_errors(model: nn.Module, sequences: Tensor, targets: Tensor) -> Tens
 
 
 def _interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bounds of normal 95 % intervals of the means of columns. Of one row, nothing is known of the spread."""
-    mean, spread = values.mean(dim=0), values.std(dim=0) if len(values) > 1 else torch.zeros_like(values[0])
-    half = 1.96 * spread / len(values) ** 0.5
+    """Return the bounds of normal 95 % intervals of the means of columns."""
+    mean, half = mean_and_half_width(values)
     return mean - half, mean + half
 
 

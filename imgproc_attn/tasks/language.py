@@ -31,25 +31,23 @@ from ..language import (
     TextSplit,
     TrainingWindows,
     VocabularyLimits,
-    WordSwap,
     read_text,
     tokenizer_of,
 )
+from ..language.output_layers import NOT_COUNTED
 from ..language.text import open_training_text
 from ..language.tokenizers import TOKENIZERS
 from ..recipe import Recipe
 from .base import Loading, Task, register_task
 from .splits import Splits
-from .text_samples import NOT_COUNTED, WindowSamples, swap_notes
+from .text_samples import WindowSamples, swap_notes, word_swaps
 from .token_loader import token_loader
 
 __all__ = ["LanguageTask", "TokenCrossEntropy"]
 
-# Options of the commands that mean nothing without images.
-IMAGE_OPTIONS = (
-    *("short_side", "scales", "flip", "classes", "crop_pct", "input_size", "real_labels"),
-    *("image_column", "label_column", "skip_broken"),
-)
+# Options of the commands that mean nothing without images to look at, and without images to read.
+VIEW_OPTIONS = ("short_side", "scales", "flip", "classes", "crop_pct", "input_size", "real_labels", "skip_broken")
+IMAGE_OPTIONS = (*VIEW_OPTIONS, "image_column", "label_column")
 PERPLEXITY = Metric("perplexity", "perplexity", "", higher_is_better=False, digits=2)
 
 
@@ -164,7 +162,7 @@ class LanguageTask(Task):
 
     def training_loader(self, recipe: Recipe, images: Any, loading: Loading) -> Any:
         """Return a loader of shuffled windows ``[B, N]`` and of the tokens that follow."""
-        return token_loader(images, loading, "windows", "Lower it.")
+        return token_loader(images, loading, self.sample_noun)
 
     # model and loss
 
@@ -218,10 +216,7 @@ class LanguageTask(Task):
         self, names: Sequence[str] | None, severities: Sequence[float] | None, seed: int, frost_folder: Path | None = None
     ) -> list[Any]:
         """Return word swaps of the rates ``severities``."""
-        wrong = [name for name in names or () if name != WordSwap.name]
-        if wrong:
-            raise ValueError(f"--corruptions must be word_swap for language models, got {wrong[0]}. Images have others.")
-        return [WordSwap(rate, seed) for rate in severities or (WordSwap.rate,)]
+        return word_swaps(names, severities, seed, "language models")
 
     # numbers
 

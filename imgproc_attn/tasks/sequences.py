@@ -24,15 +24,14 @@ from ..sequences import LabeledSequences, PixelSequences, SequenceClassifier, Se
 from ..sequences.sources import SOURCES
 from .base import Loading, Task, register_task
 from .classification import ClassificationTask
-from .language import TokenModel
+from .language import VIEW_OPTIONS, TokenModel
 from .sequence_samples import SequenceSamples, pad_batch
 from .splits import Splits, shares
-from .text_samples import swap_notes
+from .text_samples import swap_notes, word_swaps
 from .token_loader import token_loader
 
 __all__ = ["SequenceTask"]
 
-_OPTIONS = ("short_side", "window", "stride", "scales", "flip", "classes", "crop_pct", "input_size", "real_labels")
 ROUNDING = 1e-3  # of the logits, in units of the largest one: other lengths of a batch may round differently
 
 
@@ -57,7 +56,7 @@ class SequenceTask(ClassificationTask):
     sample_noun: ClassVar = "sequences"
     samples_are_images: ClassVar = False
     batch_limit: ClassVar = 64
-    refused_options: ClassVar = (*_OPTIONS, "skip_broken")
+    refused_options: ClassVar = (*VIEW_OPTIONS, "window", "stride")
 
     reader: str = field(default="", metadata={"setting": False})
     context: int = 0
@@ -146,7 +145,7 @@ class SequenceTask(ClassificationTask):
 
     def training_loader(self, recipe: Recipe, images: Any, loading: Loading) -> Any:
         """Return a loader of shuffled sequences ``[B, N]``, padded to the longest of their batch, and of their labels."""
-        return token_loader(images, loading, "sequences", "Lower it.", pad_batch)
+        return token_loader(images, loading, self.sample_noun, pad_batch)
 
     # model
 
@@ -200,10 +199,7 @@ class SequenceTask(ClassificationTask):
                 f"The sequences to corrupt must be reviews or images, got {self.reader}, whose labels would change. Use "
                 "`imgproc-attn evaluate`."
             )
-        wrong = [name for name in names or () if name != WordSwap.name]
-        if wrong:
-            raise ValueError(f"--corruptions must be word_swap for reviews, got {wrong[0]}. Images have others.")
-        return [WordSwap(rate, seed) for rate in severities or (WordSwap.rate,)]
+        return word_swaps(names, severities, seed, "reviews")
 
     # numbers
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from ..data import PreprocessingLike
 from ..evaluation.samples import Batch, SampleSet, names_hash
 from ..language import TextSplit, WordSwap
+from ..language.output_layers import NOT_COUNTED
 from ..language.word_swap import SwappedText
 from ..utils.markdown import markdown_text
 
-__all__ = ["NOT_COUNTED", "WindowSamples", "swap_notes"]
-
-NOT_COUNTED = -100  # target of tokens that another window predicts; torch's default ``ignore_index``
+__all__ = ["WindowSamples", "swap_notes", "word_swaps"]
 
 
 class WindowSamples(SampleSet):
@@ -107,6 +106,24 @@ class WindowSamples(SampleSet):
         tokens[: last - start] = self.split.tokens[start:last]
         targets[first - start - 1 : last - start] = self.split.tokens[first : last + 1]
         return tokens, targets
+
+
+def word_swaps(names: Sequence[str] | None, rates: Sequence[float] | None, seed: int, data: str) -> list[WordSwap]:
+    """Return the word swaps of a command.
+
+    Args:
+        names: Names of corruptions. Default: word swap.
+        rates: Shares of the words to replace. Default: that of `WordSwap`.
+        seed: Seed of the draws.
+        data: What is corrupted, for the message.
+
+    Raises:
+        ValueError: A name is that of another corruption.
+    """
+    wrong = [name for name in names or () if name != WordSwap.name]
+    if wrong:
+        raise ValueError(f"--corruptions must be word_swap for {data}, got {wrong[0]}. Images have others.")
+    return [WordSwap(rate, seed) for rate in rates or (WordSwap.rate,)]
 
 
 def swap_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

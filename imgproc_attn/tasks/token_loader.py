@@ -12,16 +12,13 @@ from .base import Loading
 __all__ = ["token_loader"]
 
 
-def token_loader(
-    dataset: Dataset, loading: Loading, noun: str, remedy: str, collate: Callable[..., Any] | None = None
-) -> "_OnDevice":
+def token_loader(dataset: Dataset, loading: Loading, noun: str, collate: Callable[..., Any] | None = None) -> "_OnDevice":
     """Return a loader of shuffled batches of tokens and targets on the device.
 
     Args:
         dataset: Pairs of tokens and a target. Its length is known.
         loading: Batch size, processes and device.
         noun: Name of the samples, for the message.
-        remedy: What to do if there are too few.
         collate: Function from a list of samples to a batch. Default: torch's.
 
     Raises:
@@ -31,7 +28,7 @@ def token_loader(
     total = loading.batch_size * loading.world.size
     if count < total:
         raise ValueError(
-            f"run.batch_size must be at most the number of {noun}, {count}, got {total} over all processes. {remedy}"
+            f"run.batch_size must be at most the number of {noun}, {count}, got {total} over all processes. Lower it."
         )
     sampler: Any = DistributedSampler(dataset, loading.world.size, loading.world.rank, drop_last=True)
     loader: Any = DataLoader(

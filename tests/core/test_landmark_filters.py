@@ -121,7 +121,7 @@ def test_hidden_tokens_are_in_no_sum(kernel):
 
 
 def test_pseudo_inverse_is_that_of_torch():
-    """Of well-conditioned matrices, and of singular ones, whose rows sum to 1."""
+    """Compare well-conditioned matrices, and singular ones, whose rows sum to 1."""
     a = (3 * torch.eye(8, **F64) + torch.randn(5, 8, 8, **F64)).softmax(-1)
     torch.testing.assert_close(pseudo_inverse(a, 40), torch.linalg.pinv(a), rtol=1e-8, atol=1e-8)
     singular = a[:, [0, 1, 2, 3, 0, 1, 2, 3]]

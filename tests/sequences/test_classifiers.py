@@ -92,7 +92,7 @@ def test_pairs():
 
 
 def test_equal_parameters_in_blocks():
-    """Of plain, twicing and attention-only models, to one percent."""
+    """Compare plain, twicing and attention-only models, to one percent."""
     counts = {
         name: sum(p.numel() for p in create_classifier(f"lra_{name}", device="meta").blocks.parameters())
         for name in ("plain", "twicing", "aot_mhsa", "aot_mssa")

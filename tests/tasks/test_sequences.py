@@ -237,7 +237,7 @@ def test_sanity_checks_find_models_that_see_padding(run):
 
 
 def test_tokens_outside_the_vocabulary(listops):
-    """They would otherwise end with an error of torch that names neither."""
+    """The error names the limit and the token, which an error of torch would not."""
     task = SequenceTask(10, reader="listops", context=40, input_size=(1, 1, 40))
     model = timm.create_model("lra_plain", vocab_size=12, context=40, padding=0).eval()
     session = EvaluationSession(task.wrap(model).eval(), task, None, Runtime(torch.device("cpu")), progress=lambda *_: None)
