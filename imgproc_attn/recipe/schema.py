@@ -78,31 +78,23 @@ class Recipe(Section):
         sections = ("segmentation", "language", "in_context_regression", "sequences")
         named = next((name for name in sections if content.get(name)), "classification")
         content = {"task": named, **content}
-        language, data = content.get("language"), content.get("data")
-        if isinstance(data, dict) and data.get("name") == TEXT:
-            if not isinstance(language, dict):
-                raise ValueError("a section language must come with data.name text, got none. Add one with tokens and context.")
-            line = {"input_size": [1, 1, language.get("context")]} if "context" in language else {}
-            content["data"] = {"validation_split": "valid", "test_split": "test", **line, **data}
-        functions = content.get("in_context_regression")
-        if isinstance(functions, dict) and isinstance(data, dict | None):
-            points, dimensions = functions.get("points"), functions.get("dimensions")
-            tokens = {"input_size": [1, 2 * points - 1, dimensions]} if isinstance(points, int) else {}
-            splits = {"validation_split": "validation", "test_split": "test"}
-            content["data"] = {"name": REGRESSION, **splits, **tokens, **(data or {})}
-        sequences = content.get("sequences")
-        if isinstance(data, dict) and data.get("name") in SEQUENCES:
-            if not isinstance(sequences, dict):
-                raise ValueError(
-                    f"a section sequences must come with data.name {data['name']}, got none. Add one with context."
-                )
-            held_out = {} if data.get("validation_images") else {"validation_split": "val"}
-            line = {"input_size": [1, 1, sequences.get("context")]} if "context" in sequences else {}
-            content["data"] = {**held_out, "test_split": "test", **line, **data}
+        for complete in (_with_text, _with_functions, _with_sequences):
+            content = complete(content)
         return content
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
+        self._loads_batches()
+        self._agrees_on_the_task()
+        self._uses_its_settings()
+        self._trains_adversarially()
+        for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
+            if not (self.model.name or options.get("name")):
+                raise ValueError(f"{label}: the name of the model must be given, got ''. Give model.name.")
+        return self
+
+    def _loads_batches(self) -> None:
+        """Check that the data can be mixed and repeated as the augmentation asks."""
         batch = self.run.batch_size // self.run.grad_accum_steps
         if self.augmentation.mixes and batch % 2:
             raise ValueError(
@@ -113,6 +105,9 @@ class Recipe(Section):
                 f"augmentation.aug_repeats must be 1 for the iterable reader {self.data.name!r}, got "
                 f"{self.augmentation.aug_repeats}. Set it to 1."
             )
+
+    def _agrees_on_the_task(self) -> None:
+        """Check that task, section of the task and data belong together."""
         if (self.data.name in LABEL_MAPS) != (self.segmentation is not None):
             raise ValueError(
                 f"a section segmentation must be given if and only if data.name is one of {', '.join(LABEL_MAPS)}, got "
@@ -141,6 +136,9 @@ class Recipe(Section):
                 f"task must be sequences if and only if there is a section of that name, got {self.task!r}. Leave out the key "
                 "task, or correct it."
             )
+
+    def _uses_its_settings(self) -> None:
+        """Refuse settings that the task would ignore."""
         if self.language:
             used = ("data.root", "data.train_split", "run.label_smoothing", "evaluation.word_swap")
             self._refuse_unused([1, 1, self.language.context], *used)
@@ -156,6 +154,9 @@ class Recipe(Section):
             name = "segpgd" if self.evaluation.segpgd else "maskedpgd"
             value = getattr(self.evaluation, name)
             raise ValueError(f"evaluation.{name} must be empty for classification, got {value}. Leave it out.")
+
+    def _trains_adversarially(self) -> None:
+        """Check the settings of adversarial training."""
         if self.adversarial and self.augmentation.random_erasing:
             raise ValueError(
                 "augmentation.random_erasing must be 0 in adversarial training, because erased pixels leave [0, 1], got "
@@ -171,10 +172,6 @@ class Recipe(Section):
                 "run.amp must not be float16 in adversarial training, because the gradients of the attack would round to zero, "
                 "got 'float16'. Use bfloat16."
             )
-        for label, options in (self.comparison.variants if self.comparison else {"model": {}}).items():
-            if not (self.model.name or options.get("name")):
-                raise ValueError(f"{label}: the name of the model must be given, got ''. Give model.name.")
-        return self
 
     def _segments(self) -> None:
         """Refuse settings that segmentation would ignore."""
@@ -265,3 +262,40 @@ class Recipe(Section):
                 "comparison": None,
             }
         )
+
+
+def _with_text(content: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the splits and the size of text."""
+    language, data = content.get("language"), content.get("data")
+    if not (isinstance(data, dict) and data.get("name") == TEXT):
+        return content
+    if not isinstance(language, dict):
+        raise ValueError("a section language must come with data.name text, got none. Add one with tokens and context.")
+    return {**content, "data": {"validation_split": "valid", "test_split": "test", **_line(language), **data}}
+
+
+def _with_functions(content: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the data of in-context regression, which needs no section of data."""
+    functions, data = content.get("in_context_regression"), content.get("data")
+    if not (isinstance(functions, dict) and isinstance(data, dict | None)):
+        return content
+    points, dimensions = functions.get("points"), functions.get("dimensions")
+    tokens = {"input_size": [1, 2 * points - 1, dimensions]} if isinstance(points, int) else {}
+    splits = {"validation_split": "validation", "test_split": "test"}
+    return {**content, "data": {"name": REGRESSION, **splits, **tokens, **(data or {})}}
+
+
+def _with_sequences(content: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the splits and the size of sequences that are no images."""
+    sequences, data = content.get("sequences"), content.get("data")
+    if not (isinstance(data, dict) and data.get("name") in SEQUENCES):
+        return content
+    if not isinstance(sequences, dict):
+        raise ValueError(f"a section sequences must come with data.name {data['name']}, got none. Add one with context.")
+    held_out = {} if data.get("validation_images") else {"validation_split": "val"}
+    return {**content, "data": {**held_out, "test_split": "test", **_line(sequences), **data}}
+
+
+def _line(section: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the input size of a line of tokens."""
+    return {"input_size": [1, 1, section.get("context")]} if "context" in section else {}
